@@ -1,0 +1,67 @@
+// A fixed pool for data-parallel kernels.
+//
+// ParallelFor splits [0, n) into one contiguous range per thread: ranges are fixed by (n, threads,
+// grain), so that each thread reads one pure stream of weights, and a kernel whose arithmetic per
+// item does not depend on the split gives the same bits for every thread count. The calling thread
+// takes the first range.
+//
+// Workers wait for the next call by spinning for a few microseconds, then sleep: an idle pool burns
+// no CPU. Thread-safety: one ParallelFor at a time (the engine thread's); NIBBLE_CHECK enforces it.
+// Not re-entrant.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace nibble {
+
+class ThreadPool {
+ public:
+  // threads >= 1, the caller included: ThreadPool(1) starts none.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const { return threads_; }
+
+  // Calls fn(begin, end, thread) on disjoint ranges that cover [0, n); range borders are multiples
+  // of grain. A template, so that the hot path has no std::function.
+  template <typename Fn>
+  void ParallelFor(int64_t n, int64_t grain, Fn&& fn) {
+    if (n <= 0) return;
+    if (threads_ == 1 || n <= grain) {
+      fn(int64_t{0}, n, 0);
+      return;
+    }
+    Run(n, grain, &Trampoline<std::remove_reference_t<Fn>>, &fn);
+  }
+
+ private:
+  using Body = void (*)(void* context, int64_t begin, int64_t end, int thread);
+  template <typename Fn>
+  static void Trampoline(void* context, int64_t begin, int64_t end, int thread) {
+    (*static_cast<Fn*>(context))(begin, end, thread);
+  }
+  void Run(int64_t n, int64_t grain, Body body, void* context);
+  void WorkerLoop(int thread);
+  void RunRange(int thread) const;
+
+  const int threads_;
+  std::vector<std::thread> workers_;
+
+  // The job: written by Run before generation_ is released, read by workers after they acquire it.
+  int64_t n_ = 0;
+  int64_t grain_ = 1;
+  Body body_ = nullptr;
+  void* context_ = nullptr;
+  std::atomic<bool> busy_{false};
+  std::atomic<bool> stop_{false};
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<uint32_t> pending_{0};
+};
+
+}  // namespace nibble
