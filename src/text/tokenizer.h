@@ -1,0 +1,95 @@
+// The tokenizer: text to token ids and back, read from the bytes of a Hugging Face tokenizer.json.
+//
+// Pipeline (checkpoints.md of the format: added tokens, normalizer, pre-tokenizer, model,
+// post-processor, decoder) follows Hugging Face `tokenizers`, which is the oracle of the tests: ids
+// are equal to its ids. Thread-safety: after construction every method is const and may be called
+// from any thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+
+namespace nibble::text {
+
+// Bytes [begin, end) of a text.
+struct TextRange {
+  size_t begin = 0;
+  size_t end = 0;
+};
+
+struct EncodeOptions {
+  // Run the post-processor (BOS and the like). Rendered chat templates write their own: false
+  // there.
+  bool add_special_tokens = true;
+  // Parse added tokens such as <|im_end|> out of the text.
+  bool parse_special = true;
+  // Sorted, disjoint ranges in which added tokens marked special are not parsed: text that a caller
+  // typed never becomes a control token, while the rest of the split is unchanged.
+  std::span<const TextRange> untrusted;
+};
+
+struct TokenizerFiles {
+  std::string tokenizer_json;         // required
+  std::string tokenizer_config_json;  // may be empty
+};
+
+class Tokenizer {
+ public:
+  static Result<Tokenizer> Load(const TokenizerFiles& files);
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  // kInvalidArgument when text is not valid UTF-8.
+  Result<std::vector<int32_t>> Encode(std::string_view text,
+                                      const EncodeOptions& options = {}) const;
+
+  // Ids outside the vocabulary (the model's padding rows) decode to nothing.
+  std::string Decode(std::span<const int32_t> ids, bool skip_special_tokens = true) const;
+
+  // One past the largest id, added tokens included.
+  int32_t vocab_size() const;
+  // The bytes that this token stands for in byte-level models ("Ġthe" → " the"), "" if unknown.
+  std::string TokenBytes(int32_t id) const;
+  // As written in tokenizer.json ("Ġthe"), "" if unknown.
+  std::string TokenText(int32_t id) const;
+  std::optional<int32_t> TokenId(std::string_view token_text) const;
+  bool IsSpecial(int32_t id) const;
+
+  // From tokenizer_config.json (or the post-processor); nullopt where the files name none.
+  std::optional<int32_t> bos_id() const;
+  std::optional<int32_t> eos_id() const;
+
+  struct Impl;
+
+ private:
+  explicit Tokenizer(std::unique_ptr<Impl> impl);
+  friend class Detokenizer;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Incremental decoding of one stream. Never emits part of a code point: incomplete UTF-8 is held
+// back; bytes that can never become valid turn into U+FFFD (maximal subparts, as Python does).
+// Joined pieces equal Tokenizer::Decode of all ids.
+class Detokenizer {
+ public:
+  explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens = true);
+  std::string Push(
+      int32_t id);       // text that is now certain, often one token behind for partial UTF-8
+  std::string Finish();  // what was held back
+
+ private:
+  const Tokenizer* tokenizer_;
+  bool skip_special_tokens_;
+  std::string pending_;
+  bool first_ = true;
+};
+
+}  // namespace nibble::text
