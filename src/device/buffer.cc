@@ -1,0 +1,52 @@
+#include "device/buffer.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+
+#include "base/progress.h"
+
+namespace nibble {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kPage = 4096;
+
+size_t RoundUp(size_t value, size_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+}  // namespace
+
+Result<Buffer> Buffer::Allocate(size_t bytes) {
+  Buffer buffer;
+  if (bytes == 0) return buffer;
+  const bool huge = bytes >= kHugePage;
+  const size_t size = RoundUp(bytes, huge ? kHugePage : kPage);
+  // For huge pages map one page more than needed and give the unaligned ends back.
+  const size_t reserve = huge ? size + kHugePage : size;
+  void* raw = ::mmap(nullptr, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) {
+    return Fail(Code::kResourceExhausted, "cannot allocate {}: the system has not enough memory",
+                FormatBytes(static_cast<double>(bytes)));
+  }
+  auto* begin = static_cast<std::byte*>(raw);
+  if (huge) {
+    const auto address = reinterpret_cast<uintptr_t>(begin);
+    const size_t skip = RoundUp(address, kHugePage) - address;
+    if (skip > 0) ::munmap(begin, skip);
+    if (skip < kHugePage) ::munmap(begin + skip + size, kHugePage - skip);
+    begin += skip;
+    ::madvise(begin, size, MADV_HUGEPAGE);
+  }
+  buffer.data_ = begin;
+  buffer.size_ = bytes;
+  buffer.mapped_ = size;
+  return buffer;
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) ::munmap(data_, mapped_);
+}
+
+}  // namespace nibble

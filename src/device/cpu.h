@@ -1,0 +1,43 @@
+// What this machine is: processor, instruction sets, usable cores, memory. Facts only; read once,
+// at start.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+
+namespace nibble {
+
+struct CpuFeatures {
+  bool avx2 = false;    // with FMA and F16C
+  bool avx512 = false;  // F, BW, VL, DQ, VNNI and VBMI
+  bool avx512_bf16 = false;
+  bool amx_int8 = false;
+  bool neon_dotprod = false;
+  bool neon_i8mm = false;
+  bool neon_bf16 = false;
+};
+
+struct CpuInfo {
+  std::string model;      // "AMD EPYC 9755 128-Core Processor"
+  int logical_cores = 1;  // of the machine
+  int usable_cores = 1;   // affinity mask and cgroup quota applied: the default of --threads
+  CpuFeatures features;
+};
+
+const CpuInfo& GetCpuInfo();
+
+struct MemoryInfo {
+  int64_t total_bytes = 0;  // of the machine, or of the cgroup if that is less
+  int64_t available_bytes =
+      0;  // what can be allocated now without swapping, page cache counted as free
+};
+
+MemoryInfo GetMemoryInfo();
+
+// Read bandwidth in bytes per second over a buffer larger than the caches: the ceiling of decoding.
+double MeasureReadBandwidth(ThreadPool& pool, int64_t buffer_bytes = int64_t{1} << 29);
+
+}  // namespace nibble

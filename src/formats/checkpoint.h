@@ -1,0 +1,100 @@
+// A checkpoint as published: a Hugging Face folder or a GGUF file, seen through one interface.
+//
+// Tensors carry Hugging Face names and row-major shapes whatever the source; a GGUF importer
+// renames, un-permutes and, for block types that no kernel reads, dequantises on Read. What is
+// stored decides a linear's format (ReadLinear looks at dtypes and companion tensors), never a name
+// pattern or the config alone. Thread-safety: after Open every method is const and may be called
+// from any thread.
+#pragma once
+
+#include <boost/json.hpp>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "tensor/quant_view.h"
+#include "tensor/tensor.h"
+
+namespace nibble::formats {
+
+struct TensorEntry {
+  std::string name;  // Hugging Face name
+  DType dtype;       // as Read gives it
+  Shape shape;
+  int64_t stored_bytes;   // in the file
+  std::string stored_as;  // "BF16", "Q4_1", ...: what the file holds
+};
+
+// A tensor's bytes and what keeps them alive (the file's mapping, or a buffer made by an importer).
+struct TensorData {
+  TensorView view;
+  std::shared_ptr<const void> owner;
+};
+
+// A linear's weight and what keeps it alive.
+struct LinearData {
+  QuantView view;
+  std::shared_ptr<const void> owner;
+};
+
+class Checkpoint {
+ public:
+  virtual ~Checkpoint() = default;
+
+  // The argument as given: a folder or a file.
+  const std::string& path() const { return path_; }
+  const boost::json::object& config() const { return config_; }
+
+  // config.json, tokenizer.json, tokenizer_config.json, generation_config.json,
+  // chat_template.jinja, hf_quant_config.json, ...: bytes as stored, or as the importer makes them.
+  // kNotFound if there is none.
+  virtual Result<std::string> ReadText(std::string_view name) const = 0;
+
+  // Sorted by name.
+  std::span<const TensorEntry> tensors() const { return tensors_; }
+  const TensorEntry* Find(std::string_view name) const;
+
+  // Errors name file, tensor, value and what was expected.
+  virtual Result<TensorData> Read(const TensorEntry& entry) const = 0;
+  Result<TensorData> Read(std::string_view name) const;  // kNotFound if absent
+
+  // The linear whose tensors start with `prefix` ("model.layers.0.mlp.up_proj"): classified by what
+  // is stored. n, k: the shape that the architecture expects; 0 accepts any. Names, shapes and
+  // dtypes are checked here; scale values are checked too when `check_values` is set (they are read
+  // then).
+  Result<LinearData> ReadLinear(std::string_view prefix, int64_t n, int64_t k,
+                                bool check_values = true) const;
+
+  // Format of that linear from names and dtypes alone, or why it is none.
+  Result<WeightFormat> LinearFormat(std::string_view prefix) const;
+
+  // Names of all tensors that ReadLinear(prefix) uses (weight, scales, input scales, ...): for
+  // "nothing left over" checks.
+  std::vector<std::string> LinearTensors(std::string_view prefix) const;
+
+ protected:
+  std::string path_;
+  boost::json::object config_;
+  std::vector<TensorEntry> tensors_;  // sorted by name
+};
+
+struct OpenOptions {
+  // A cross-check, "" for none: an error when the stored tensors are of another format.
+  std::string quantization;
+};
+
+// path: a folder with config.json, or a .gguf file.
+Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path,
+                                                   const OpenOptions& options = {});
+
+// Token ids that end an answer: generation_config.json's eos_token_id (int or list), else
+// config.json's.
+std::vector<int32_t> StopTokenIds(const Checkpoint& checkpoint);
+
+}  // namespace nibble::formats

@@ -1,0 +1,133 @@
+#include "tensor/quant_view.h"
+
+#include <cstring>
+
+#include "base/check.h"
+#include "numerics/bf16.h"
+#include "numerics/e4m3.h"
+#include "numerics/f16.h"
+#include "numerics/mxfp4.h"
+#include "numerics/nvfp4.h"
+
+namespace nibble {
+namespace {
+
+template <typename T>
+T LoadUnaligned(const std::byte* data, int64_t index) {
+  T value;
+  std::memcpy(&value, data + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+float LoadFloat(const std::byte* data, DType dtype, int64_t index) {
+  switch (dtype) {
+    case DType::kF32:
+      return LoadUnaligned<float>(data, index);
+    case DType::kBF16:
+      return Bf16ToFloat(LoadUnaligned<uint16_t>(data, index));
+    case DType::kF16:
+      return F16ToFloat(LoadUnaligned<uint16_t>(data, index));
+    case DType::kF8E4M3:
+      return E4M3ToFloat(LoadUnaligned<uint8_t>(data, index));
+    case DType::kU8:
+    case DType::kF8E8M0:
+      return E8M0ToFloat(LoadUnaligned<uint8_t>(data, index));
+    default:
+      break;
+  }
+  NIBBLE_CHECK(false, "dtype {} is not a float", DTypeName(dtype));
+  return 0;
+}
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+uint8_t CodeAt(const QuantView& view, int64_t row, int64_t column) {
+  return UnpackE2M1(reinterpret_cast<const uint8_t*>(view.data) + row * (view.k / 2), column);
+}
+
+}  // namespace
+
+std::string_view WeightFormatName(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kF32:
+      return "f32";
+    case WeightFormat::kF16:
+      return "f16";
+    case WeightFormat::kBf16:
+      return "bf16";
+    case WeightFormat::kFp8:
+      return "fp8";
+    case WeightFormat::kNvfp4:
+      return "nvfp4";
+    case WeightFormat::kMxfp4:
+      return "mxfp4";
+  }
+  return "?";
+}
+
+int64_t QuantView::data_bytes() const {
+  switch (format) {
+    case WeightFormat::kF32:
+      return n * k * 4;
+    case WeightFormat::kF16:
+    case WeightFormat::kBf16:
+      return n * k * 2;
+    case WeightFormat::kFp8:
+      return n * k;
+    case WeightFormat::kNvfp4:
+    case WeightFormat::kMxfp4:
+      return n * (k / 2);
+  }
+  return 0;
+}
+
+int64_t QuantView::scale_bytes() const {
+  switch (format) {
+    case WeightFormat::kNvfp4:
+      return n * (k / kNvfp4Block);
+    case WeightFormat::kMxfp4:
+      return n * (k / kMxfp4Block);
+    case WeightFormat::kFp8:
+      return CeilDiv(n, scale_block_n) * CeilDiv(k, scale_block_k) * DTypeBits(scale_dtype) / 8;
+    default:
+      return 0;
+  }
+}
+
+float DequantizeElement(const QuantView& view, int64_t row, int64_t column) {
+  const int64_t at = row * view.k + column;
+  switch (view.format) {
+    case WeightFormat::kF32:
+      return LoadFloat(view.data, DType::kF32, at);
+    case WeightFormat::kF16:
+      return LoadFloat(view.data, DType::kF16, at);
+    case WeightFormat::kBf16:
+      return LoadFloat(view.data, DType::kBF16, at);
+    case WeightFormat::kFp8: {
+      const int64_t columns = CeilDiv(view.k, view.scale_block_k);
+      const int64_t scale_at = row / view.scale_block_n * columns + column / view.scale_block_k;
+      return LoadFloat(view.data, DType::kF8E4M3, at) *
+             LoadFloat(view.scales, view.scale_dtype, scale_at);
+    }
+    case WeightFormat::kNvfp4: {
+      const auto scale =
+          LoadUnaligned<uint8_t>(view.scales, row * (view.k / kNvfp4Block) + column / kNvfp4Block);
+      // Some exporters wrote NaN as the scale of all-zero blocks; the loader has checked the codes.
+      if (E4M3IsNan(scale)) return 0.0f;
+      return Nvfp4Dequantize(CodeAt(view, row, column), scale, view.global_scale);
+    }
+    case WeightFormat::kMxfp4: {
+      const auto scale =
+          LoadUnaligned<uint8_t>(view.scales, row * (view.k / kMxfp4Block) + column / kMxfp4Block);
+      return Mxfp4Dequantize(CodeAt(view, row, column), scale);
+    }
+  }
+  return 0;
+}
+
+void DequantizeRow(const QuantView& view, int64_t row, float* out) {
+  for (int64_t column = 0; column < view.k; ++column)
+    out[column] = DequantizeElement(view, row, column);
+}
+
+}  // namespace nibble

@@ -1,0 +1,50 @@
+// QuantView: one linear weight W (N, K) as it is stored, whatever its format. What y = x Wᵀ needs
+// to know, and the input of every backend's repacking. Nothing is owned; bytes may be unaligned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "tensor/dtype.h"
+
+namespace nibble {
+
+enum class WeightFormat : uint8_t { kF32, kF16, kBf16, kFp8, kNvfp4, kMxfp4 };
+
+std::string_view WeightFormatName(WeightFormat format);  // "nvfp4"
+
+struct QuantView {
+  WeightFormat format = WeightFormat::kBf16;
+  int64_t n = 0;
+  int64_t k = 0;
+
+  // NVFP4, MXFP4: E2M1 pairs (N, K/2), low nibble first. FP8: E4M3 (N, K). Others: (N, K).
+  const std::byte* data = nullptr;
+
+  // NVFP4: E4M3 (N, K/16). MXFP4: E8M0 (N, K/32). FP8: (⌈N/scale_block_n⌉, ⌈K/scale_block_k⌉) of
+  // scale_dtype.
+  const std::byte* scales = nullptr;
+  DType scale_dtype = DType::kF8E4M3;
+  int64_t scale_block_n = 1;
+  int64_t scale_block_k = 1;
+
+  // NVFP4: the per-tensor multiplier (already inverted where the checkpoint stores a divisor). 1
+  // elsewhere.
+  float global_scale = 1.0f;
+
+  // Activation multiplier of W4A4 and static FP8 checkpoints; 0 when absent. Weight-only kernels
+  // ignore it.
+  float input_scale = 0.0f;
+
+  int64_t data_bytes() const;   // of `data`
+  int64_t scale_bytes() const;  // of `scales`
+};
+
+// Element (row, column) in FP32: the definition that every kernel is checked against.
+float DequantizeElement(const QuantView& view, int64_t row, int64_t column);
+
+// A whole row, K floats.
+void DequantizeRow(const QuantView& view, int64_t row, float* out);
+
+}  // namespace nibble
