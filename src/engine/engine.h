@@ -1,0 +1,205 @@
+// The engine: requests in, events out. One thread owns the scheduler, the cache and the model;
+// everybody else talks to it through Reserve, Submit and Cancel, and hears from it through an
+// EventSink.
+//
+// Continuous batching with chunked prefill over paged KV, automatic prefix reuse, pre-emption by
+// recompute. Tokens and logits of a request do not depend on what runs beside it, on page or chunk
+// size, or on the prefix cache.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "kernels/ops.h"
+#include "models/model.h"
+#include "text/tokenizer.h"
+
+namespace nibble::engine {
+
+// ---- A request
+// -------------------------------------------------------------------------------------------------------
+
+struct SamplingParams {
+  float temperature = 1.0f;  // 0: greedy
+  int32_t top_k = 0;         // 0: off
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  std::optional<uint64_t> seed;  // absent: one is drawn when the request is submitted
+  int32_t n = 1;                 // choices
+
+  int64_t max_tokens = -1;  // -1: up to the context; 0: score the prompt only
+  int64_t min_tokens = 0;
+  bool ignore_eos = false;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  bool include_stop_string = false;
+  bool skip_special_tokens = true;
+
+  int32_t logprobs = -1;         // -1: none; n: the sampled token's and the n best
+  int32_t prompt_logprobs = -1;  // the same for the prompt's tokens
+};
+
+struct TokenLogprob {
+  int32_t token = 0;
+  float logprob = 0.0f;
+  int32_t rank = 0;                            // 1 = the largest raw logit
+  std::vector<std::pair<int32_t, float>> top;  // best first
+};
+
+enum class FinishReason { kStop, kLength, kAbort, kError };
+
+// What a request's sink hears, in this order for each choice: Prompt (once), Delta..., Done. After
+// Error nothing more follows for the whole request.
+struct PromptEvent {
+  int64_t cached_tokens = 0;  // of the prompt, taken from the prefix cache
+  std::vector<std::optional<TokenLogprob>>
+      logprobs;  // one per prompt token, the first empty; only when asked
+};
+struct DeltaEvent {
+  int32_t choice = 0;
+  std::string text;  // certain text: whole code points, no part of a possible stop string
+  std::vector<int32_t> tokens;         // ids generated since the last delta, stop tokens included
+  std::vector<TokenLogprob> logprobs;  // one per id, only when asked
+};
+struct DoneEvent {
+  int32_t choice = 0;
+  FinishReason reason = FinishReason::kStop;
+  std::string stop_string;            // which one ended it, or empty
+  std::optional<int32_t> stop_token;  // a stop_token_ids entry ended it; absent for EOS
+  int64_t completion_tokens = 0;
+};
+struct ErrorEvent {
+  Error error;
+};
+struct StreamEvent {
+  enum class Kind { kPrompt, kDelta, kDone, kError } kind;
+  PromptEvent prompt;
+  DeltaEvent delta;
+  DoneEvent done;
+  std::optional<Error> error;
+};
+
+// Post is called on the engine thread; it must not block and must not call back into the engine.
+class EventSink {
+ public:
+  virtual ~EventSink() = default;
+  virtual void Post(StreamEvent event) noexcept = 0;
+};
+
+struct Request {
+  std::string id;  // for logs
+  std::vector<int32_t> tokens;
+  SamplingParams sampling;
+  std::string cache_salt;  // prompts with different salts share no cache
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  std::shared_ptr<EventSink> sink;
+};
+
+// ---- The engine
+// ------------------------------------------------------------------------------------------------------
+
+struct EngineOptions {
+  int64_t max_model_len = 0;      // 0: the model's, or what the memory allows
+  int32_t max_sequences = 64;     // running at once (--max-num-seqs)
+  int32_t max_step_tokens = 512;  // --max-num-batched-tokens: the chunk of prefill
+  int32_t max_queued = -1;        // --max-num-queued-reqs; -1: 4 * max_sequences
+  int32_t page_size = 16;
+  kernels::KvFormat kv_format = kernels::KvFormat::kBf16;
+  int64_t kv_bytes = 0;          // 0: from the memory plan
+  double memory_fraction = 0.9;  // --gpu-memory-utilization: of what is available
+  bool prefix_cache = true;
+  std::vector<int32_t> eos_token_ids;
+};
+
+// Where the memory goes: made before anything is allocated, printed, and held.
+struct MemoryPlan {
+  int64_t available_bytes = 0;
+  int64_t weight_bytes = 0;
+  int64_t activation_bytes = 0;
+  int64_t kv_bytes = 0;
+  int64_t kv_tokens = 0;  // capacity
+  int64_t max_model_len = 0;
+  std::string ToString() const;  // a table for people
+};
+
+// Space for one request, counted from Reserve until the request ends or the ticket is destroyed
+// unused.
+class Ticket {
+ public:
+  Ticket() = default;
+  Ticket(Ticket&& other) noexcept : release_(std::move(other.release_)) {
+    other.release_ = nullptr;
+  }
+  Ticket& operator=(Ticket&& other) noexcept {
+    std::swap(release_, other.release_);
+    return *this;
+  }
+  ~Ticket() {
+    if (release_) release_();
+  }
+  explicit Ticket(std::function<void()> release) : release_(std::move(release)) {}
+  explicit operator bool() const { return release_ != nullptr; }
+
+ private:
+  std::function<void()> release_;
+};
+
+// Counters and gauges for /metrics: a consistent copy. Names follow vLLM's (serving metrics table).
+struct EngineStats {
+  int64_t running = 0;
+  int64_t waiting = 0;
+  double kv_usage = 0.0;  // 0..1
+  int64_t prompt_tokens = 0;
+  int64_t generation_tokens = 0;
+  int64_t preemptions = 0;
+  int64_t prefix_queries = 0;                   // tokens looked up
+  int64_t prefix_hits = 0;                      // tokens found
+  int64_t requests_finished[4] = {0, 0, 0, 0};  // by FinishReason
+};
+
+using RequestId = uint64_t;
+
+class Engine {
+ public:
+  // Plans memory, prepares the model, starts the engine thread. Errors say how many bytes are
+  // missing and which option would make it fit.
+  static Result<std::unique_ptr<Engine>> Create(std::unique_ptr<models::Model> model,
+                                                std::shared_ptr<const text::Tokenizer> tokenizer,
+                                                const EngineOptions& options);
+  virtual ~Engine() = default;  // stops at once: running requests end with an error
+
+  // A place in the bounded counter (running + queued), or kResourceExhausted. Any thread.
+  virtual Result<Ticket> Reserve() = 0;
+
+  // Checks the request (length, ids, ranges) and queues it. With a ticket it is never refused as
+  // full. Any thread.
+  virtual Result<RequestId> Submit(Request request, Ticket ticket) = 0;
+
+  // Idempotent; unknown ids are ignored. No event follows for the request but those already posted.
+  // Any thread.
+  virtual void Cancel(RequestId id) = 0;
+
+  // Refuses new reservations; returns when nothing runs or the timeout is over (true: all done).
+  // Any thread.
+  virtual bool Drain(std::chrono::milliseconds timeout) = 0;
+
+  virtual EngineStats stats() const = 0;
+  virtual const MemoryPlan& memory_plan() const = 0;
+  virtual const models::ModelInfo& model_info() const = 0;
+  virtual const text::Tokenizer& tokenizer() const = 0;
+  virtual int64_t max_model_len() const = 0;
+};
+
+}  // namespace nibble::engine
