@@ -2,9 +2,10 @@
 // at start.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
-#include <vector>
 
 #include "base/thread_pool.h"
 
@@ -38,6 +39,11 @@ struct MemoryInfo {
 MemoryInfo GetMemoryInfo();
 
 // Read bandwidth in bytes per second over a buffer larger than the caches: the ceiling of decoding.
+// The best of several passes with one and four streams per thread; 0 when the buffer cannot be
+// allocated. Two buffers of one machine can differ by half (their physical pages decide), so a
+// kernel's rate is compared with the probe over the very buffer that it reads: the second form,
+// whose bytes must be 64-byte aligned.
 double MeasureReadBandwidth(ThreadPool& pool, int64_t buffer_bytes = int64_t{1} << 29);
+double MeasureReadBandwidth(ThreadPool& pool, std::span<const std::byte> buffer);
 
 }  // namespace nibble
