@@ -193,8 +193,16 @@ struct TokenBias {
 };
 
 // One row of logits. Order of application: logprobs are taken from the raw logits; then bias,
-// banned tokens, penalties, temperature, top-k, top-p, min-p (over the distribution left by the
-// step before); then one draw.
+// banned and disallowed tokens, penalties (repetition, then frequency and presence), temperature,
+// top-k, top-p, min-p (each over the distribution left by the step before); then one draw.
+//
+// Among equal logits the smaller id is the better one, everywhere. top-k keeps exactly k tokens,
+// top-p the fewest best ones whose mass reaches top_p, min-p those with at least min_p times the
+// best one's probability; the best token always stays. The draw walks the kept tokens in order of
+// id and takes the first whose cumulative mass exceeds uniform. A NaN logit counts as -inf, +inf as
+// the largest finite value. If bias, bans and mask leave no token, the result is the best raw
+// token that the mask allows (of all, if it allows none). Token ids in counts, bias and banned are
+// in [0, V).
 struct SampleRow {
   float temperature = 1.0f;  // 0: the largest logit, the smallest id on ties
   int32_t top_k = 0;         // 0: off
@@ -215,7 +223,7 @@ struct SampleRow {
 struct SampledToken {
   int32_t token = 0;
   float logprob = 0.0f;  // of the raw logits
-  int32_t rank = 0;      // 1 = the largest raw logit
+  int32_t rank = 0;      // 1 = the best raw token
 };
 
 struct SampleParams {
@@ -224,8 +232,8 @@ struct SampleParams {
   int64_t vocab = 0;                // V
   std::span<const SampleRow> rows;  // (R)
   SampledToken* out = nullptr;      // (R)
-  // (R, max_top_logprobs) best raw tokens, descending, smaller id first on ties; null if no row
-  // wants them.
+  // (R, max_top_logprobs) best raw tokens, best first; null if no row wants them. Places that a row
+  // does not want, or has no token above -inf for, hold token -1 and logprob -inf.
   int32_t* top_tokens = nullptr;
   float* top_logprobs = nullptr;
   int64_t max_top_logprobs = 0;

@@ -1,0 +1,71 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "kernels/ref/ref.h"
+#include "numerics/bf16.h"
+#include "numerics/e4m3.h"
+
+namespace nibble::kernels::ref {
+namespace {
+
+// Element d of the key or value at `position` of a sequence.
+float CacheElement(const KvLayerView& cache, const std::byte* base, float scale,
+                   const int32_t* pages, int32_t position, int32_t kv_head, int32_t d) {
+  const int64_t page = pages[position / cache.page_size];
+  const int64_t row =
+      (page * cache.kv_heads + kv_head) * cache.page_size + position % cache.page_size;
+  const int64_t at = row * cache.head_dim + d;
+  if (cache.format == KvFormat::kFp8) return E4M3ToFloat(static_cast<uint8_t>(base[at])) * scale;
+  uint16_t bits;
+  std::memcpy(&bits, base + at * 2, 2);
+  return Bf16ToFloat(bits);
+}
+
+// One head of one query token: softmax over the visible positions, then the weighted sum of values.
+void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position, int32_t head,
+                const uint16_t* q, uint16_t* out) {
+  const KvLayerView& cache = p.cache;
+  const int32_t kv_head = head / (p.q_heads / cache.kv_heads);
+  const int32_t first = p.window > 0 ? std::max(0, position - p.window + 1) : 0;
+  std::vector<double> weights;
+  double largest = p.sinks != nullptr ? p.sinks[head] : -INFINITY;
+  for (int32_t j = first; j <= position; ++j) {
+    double score = 0;
+    for (int32_t d = 0; d < cache.head_dim; ++d)
+      score += double{Bf16ToFloat(q[d])} *
+               CacheElement(cache, cache.k, cache.k_scale, pages, j, kv_head, d);
+    weights.push_back(score * p.scale);
+    largest = std::max(largest, weights.back());
+  }
+  double sum = p.sinks != nullptr ? std::exp(p.sinks[head] - largest) : 0.0;
+  for (double& weight : weights) {
+    weight = std::exp(weight - largest);
+    sum += weight;
+  }
+  for (int32_t d = 0; d < cache.head_dim; ++d) {
+    double value = 0;
+    for (int32_t j = first; j <= position; ++j)
+      value +=
+          weights[j - first] * CacheElement(cache, cache.v, cache.v_scale, pages, j, kv_head, d);
+    out[d] = Bf16FromFloat(static_cast<float>(value / sum));
+  }
+}
+
+}  // namespace
+
+void Attention(const OpContext&, const AttentionParams& p) {
+  const int64_t width = int64_t{p.q_heads} * p.cache.head_dim;
+  for (int64_t b = 0; b < p.sequences; ++b) {
+    for (int32_t i = p.q_start[b]; i < p.q_start[b + 1]; ++i) {
+      const int32_t position = p.kv_len[b] - (p.q_start[b + 1] - i);
+      for (int32_t h = 0; h < p.q_heads; ++h) {
+        const int64_t at = i * width + h * p.cache.head_dim;
+        AttendHead(p, p.page_table + b * p.max_pages, position, h, p.q + at, p.out + at);
+      }
+    }
+  }
+}
+
+}  // namespace nibble::kernels::ref

@@ -1,0 +1,23 @@
+// The reference backend: every op as a few obvious scalar loops, the oracle of parity_test.cc.
+//
+// Values are rounded to BF16 exactly where ops.h says so; sums run in double, so that the oracle's
+// own rounding error stays far below what it judges. Single-threaded, needs no workspace,
+// stateless.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace nibble::kernels::ref {
+
+void RmsNorm(const OpContext&, const RmsNormParams& params);
+void Add(const OpContext&, const AddParams& params);
+void SwiGlu(const OpContext&, const SwiGluParams& params);
+void RopeAndCache(const OpContext&, const RopeAndCacheParams& params);
+void Attention(const OpContext&, const AttentionParams& params);
+void Sample(const OpContext&, const SampleParams& params);
+
+// x (Dh or D) normalised and scaled as `style` says; shared by the residual norm and the q/k norm.
+void NormalizeRow(const uint16_t* x, const float* weight, int64_t d, float eps, NormStyle style,
+                  uint16_t* out);
+
+}  // namespace nibble::kernels::ref

@@ -1,0 +1,28 @@
+#include "kernels/ops.h"
+#include "kernels/ref/ref.h"
+
+namespace nibble::kernels {
+namespace {
+
+size_t NoAttentionWorkspace(int, int64_t, int32_t, int32_t) { return 0; }
+size_t NoSampleWorkspace(int, int64_t, int64_t) { return 0; }
+
+}  // namespace
+
+const OpTable& RefOps() {
+  static const OpTable table = {
+      .backend = "ref",
+      .variant = "scalar",
+      .rms_norm = ref::RmsNorm,
+      .add = ref::Add,
+      .swiglu = ref::SwiGlu,
+      .rope_and_cache = ref::RopeAndCache,
+      .attention_workspace = NoAttentionWorkspace,
+      .attention = ref::Attention,
+      .sample_workspace = NoSampleWorkspace,
+      .sample = ref::Sample,
+  };
+  return table;
+}
+
+}  // namespace nibble::kernels

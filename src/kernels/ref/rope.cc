@@ -1,0 +1,65 @@
+#include <cstring>
+#include <vector>
+
+#include "kernels/ref/ref.h"
+#include "numerics/bf16.h"
+#include "numerics/e4m3.h"
+
+namespace nibble::kernels::ref {
+namespace {
+
+// One head (Dh): pairs (i, i + rotary/2) turn by the angle of the token's position; the rest stays.
+void RotateHead(const float* cos, const float* sin, int32_t rotary_dim, uint16_t* head) {
+  const int32_t half = rotary_dim / 2;
+  for (int32_t i = 0; i < half; ++i) {
+    const float a = Bf16ToFloat(head[i]);
+    const float b = Bf16ToFloat(head[i + half]);
+    head[i] = Bf16FromFloat(RoundToBf16(a * cos[i]) + RoundToBf16(-b * sin[i]));
+    head[i + half] = Bf16FromFloat(RoundToBf16(b * cos[i]) + RoundToBf16(a * sin[i]));
+  }
+}
+
+// head (Dh) to its place in the cache: slot = page * page_size + offset.
+void StoreHead(const KvLayerView& cache, std::byte* base, float scale, int64_t slot,
+               int32_t kv_head, const uint16_t* head) {
+  const int64_t page = slot / cache.page_size;
+  const int64_t offset = slot % cache.page_size;
+  const int64_t at =
+      ((page * cache.kv_heads + kv_head) * cache.page_size + offset) * cache.head_dim;
+  if (cache.format == KvFormat::kBf16) {
+    std::memcpy(base + at * 2, head, static_cast<size_t>(cache.head_dim) * 2);
+    return;
+  }
+  for (int32_t i = 0; i < cache.head_dim; ++i)
+    base[at + i] = static_cast<std::byte>(E4M3FromFloat(Bf16ToFloat(head[i]) / scale));
+}
+
+}  // namespace
+
+void RopeAndCache(const OpContext&, const RopeAndCacheParams& p) {
+  const int32_t head_dim = p.cache.head_dim;
+  const int32_t kv_heads = p.cache.kv_heads;
+  std::vector<uint16_t> head(head_dim);
+  for (int64_t t = 0; t < p.t; ++t) {
+    const uint16_t* q = p.qkv + t * (p.q_heads + 2 * kv_heads) * head_dim;
+    const uint16_t* k = q + p.q_heads * head_dim;
+    const uint16_t* v = k + kv_heads * head_dim;
+    const int64_t angle = int64_t{p.positions[t]} * (p.rotary_dim / 2);
+    const auto transform = [&](const uint16_t* in, const float* norm) {
+      std::copy(in, in + head_dim, head.begin());
+      if (norm != nullptr) NormalizeRow(in, norm, head_dim, p.eps, p.norm_style, head.data());
+      RotateHead(p.cos + angle, p.sin + angle, p.rotary_dim, head.data());
+    };
+    for (int32_t h = 0; h < p.q_heads; ++h) {
+      transform(q + h * head_dim, p.q_norm);
+      std::copy(head.begin(), head.end(), p.q_out + (t * p.q_heads + h) * head_dim);
+    }
+    for (int32_t h = 0; h < kv_heads; ++h) {
+      transform(k + h * head_dim, p.k_norm);
+      StoreHead(p.cache, p.cache.k, p.cache.k_scale, p.slots[t], h, head.data());
+      StoreHead(p.cache, p.cache.v, p.cache.v_scale, p.slots[t], h, v + h * head_dim);
+    }
+  }
+}
+
+}  // namespace nibble::kernels::ref

@@ -1,0 +1,132 @@
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "kernels/ref/ref.h"
+
+namespace nibble::kernels::ref {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// NaN counts as -inf and +inf as the largest finite value, so that every row has a defined result.
+std::vector<float> ReadRow(const float* logits, int64_t vocab) {
+  std::vector<float> row(logits, logits + vocab);
+  for (float& logit : row) logit = std::isnan(logit) ? kMinusInfinity : std::min(logit, FLT_MAX);
+  return row;
+}
+
+bool IsAllowed(const SampleRow& row, int64_t token) {
+  return row.allowed_mask == nullptr || ((row.allowed_mask[token / 32] >> (token % 32)) & 1u) != 0;
+}
+
+// Bias, banned and disallowed tokens, penalties.
+std::vector<float> Process(const SampleRow& row, std::vector<float> logits) {
+  for (const TokenBias& bias : row.bias) logits[bias.token] += bias.bias;
+  for (int32_t token : row.banned) logits[token] = kMinusInfinity;
+  for (size_t token = 0; token < logits.size(); ++token)
+    if (!IsAllowed(row, static_cast<int64_t>(token))) logits[token] = kMinusInfinity;
+  for (const TokenCount& seen : row.counts) {
+    float& logit = logits[seen.token];
+    logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
+    if (seen.count > 0)
+      logit -= row.frequency_penalty * static_cast<float>(seen.count) + row.presence_penalty;
+  }
+  return ReadRow(logits.data(), static_cast<int64_t>(logits.size()));
+}
+
+// Ids with a logit above -inf, the largest first, the smaller id first on ties.
+std::vector<int32_t> Ranked(const std::vector<float>& logits) {
+  std::vector<int32_t> order;
+  for (size_t token = 0; token < logits.size(); ++token)
+    if (logits[token] > kMinusInfinity) order.push_back(static_cast<int32_t>(token));
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  return order;
+}
+
+// When every token is ruled out: the best raw token that the mask allows, else the best of all.
+int32_t Fallback(const SampleRow& row, const std::vector<float>& raw) {
+  const std::vector<int32_t> order = Ranked(raw);
+  for (int32_t token : order)
+    if (IsAllowed(row, token)) return token;
+  for (size_t token = 0; token < raw.size(); ++token)
+    if (row.allowed_mask != nullptr && IsAllowed(row, static_cast<int64_t>(token)))
+      return static_cast<int32_t>(token);
+  return order.empty() ? 0 : order.front();
+}
+
+int32_t Draw(const SampleRow& row, const std::vector<float>& raw) {
+  const std::vector<float> logits = Process(row, raw);
+  std::vector<int32_t> kept = Ranked(logits);
+  if (kept.empty()) return Fallback(row, raw);
+  if (row.temperature == 0.0f) return kept.front();
+  if (row.top_k > 0 && kept.size() > static_cast<size_t>(row.top_k)) kept.resize(row.top_k);
+
+  const double largest = logits[kept.front()];
+  const auto weight = [&](int32_t token) {
+    return std::exp((logits[token] - largest) / row.temperature);
+  };
+  const auto total = [&] {
+    return std::accumulate(kept.begin(), kept.end(), 0.0,
+                           [&](double sum, int32_t token) { return sum + weight(token); });
+  };
+  if (row.top_p < 1.0f) {
+    const double wanted = row.top_p * total();
+    double sum = 0;
+    size_t n = 0;
+    while (n < kept.size() && (n == 0 || sum < wanted)) sum += weight(kept[n++]);
+    kept.resize(n);
+  }
+  if (row.min_p > 0.0f)
+    std::erase_if(kept, [&](int32_t token) { return weight(token) < row.min_p; });
+  if (kept.empty()) return Ranked(logits).front();
+
+  std::sort(kept.begin(), kept.end());
+  const double target = row.uniform * total();
+  double sum = 0;
+  for (int32_t token : kept) {
+    sum += weight(token);
+    if (sum > target) return token;
+  }
+  return kept.back();
+}
+
+}  // namespace
+
+void Sample(const OpContext&, const SampleParams& p) {
+  for (size_t r = 0; r < p.rows.size(); ++r) {
+    const SampleRow& row = p.rows[r];
+    const std::vector<float> raw =
+        ReadRow(p.logits + static_cast<int64_t>(r) * p.logits_stride, p.vocab);
+    const std::vector<int32_t> order = Ranked(raw);
+    double largest = order.empty() ? 0.0 : raw[order.front()];
+    double sum = 0;
+    for (int32_t token : order) sum += std::exp(raw[token] - largest);
+    const auto logprob = [&](int32_t token) {
+      return order.empty() ? kMinusInfinity
+                           : static_cast<float>(raw[token] - largest - std::log(sum));
+    };
+
+    SampledToken& out = p.out[r];
+    out.token = Draw(row, raw);
+    out.logprob = logprob(out.token);
+    out.rank = 1;
+    for (int64_t token = 0; token < p.vocab; ++token) {
+      const bool before =
+          raw[token] > raw[out.token] || (raw[token] == raw[out.token] && token < out.token);
+      if (before) ++out.rank;
+    }
+    for (int64_t i = 0; p.top_tokens != nullptr && i < p.max_top_logprobs; ++i) {
+      const int64_t at = static_cast<int64_t>(r) * p.max_top_logprobs + i;
+      const bool wanted = i < row.top_logprobs && i < static_cast<int64_t>(order.size());
+      p.top_tokens[at] = wanted ? order[i] : -1;
+      p.top_logprobs[at] = wanted ? logprob(order[i]) : kMinusInfinity;
+    }
+  }
+}
+
+}  // namespace nibble::kernels::ref
