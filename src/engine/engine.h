@@ -18,6 +18,8 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
+#include "engine/stats.h"
 #include "kernels/ops.h"
 #include "models/model.h"
 #include "text/tokenizer.h"
@@ -121,6 +123,8 @@ struct EngineOptions {
   double memory_fraction = 0.9;  // --gpu-memory-utilization: of what is available
   bool prefix_cache = true;
   std::vector<int32_t> eos_token_ids;
+  int32_t max_logprobs = 20;   // the most that a request may ask for (--max-logprobs)
+  ThreadPool* pool = nullptr;  // for sampling: the model's; outlives the engine. Null: one thread
 };
 
 // Where the memory goes: made before anything is allocated, printed, and held.
@@ -156,25 +160,13 @@ class Ticket {
   std::function<void()> release_;
 };
 
-// Counters and gauges for /metrics: a consistent copy. Names follow vLLM's (serving metrics table).
-struct EngineStats {
-  int64_t running = 0;
-  int64_t waiting = 0;
-  double kv_usage = 0.0;  // 0..1
-  int64_t prompt_tokens = 0;
-  int64_t generation_tokens = 0;
-  int64_t preemptions = 0;
-  int64_t prefix_queries = 0;                   // tokens looked up
-  int64_t prefix_hits = 0;                      // tokens found
-  int64_t requests_finished[4] = {0, 0, 0, 0};  // by FinishReason
-};
-
 using RequestId = uint64_t;
 
 class Engine {
  public:
   // Plans memory, prepares the model, starts the engine thread. Errors say how many bytes are
-  // missing and which option would make it fit.
+  // missing and which option would make it fit. Without a tokenizer deltas carry ids alone, and
+  // stop strings are refused.
   static Result<std::unique_ptr<Engine>> Create(std::unique_ptr<models::Model> model,
                                                 std::shared_ptr<const text::Tokenizer> tokenizer,
                                                 const EngineOptions& options);
@@ -184,16 +176,20 @@ class Engine {
   virtual Result<Ticket> Reserve() = 0;
 
   // Checks the request (length, ids, ranges) and queues it. With a ticket it is never refused as
-  // full. Any thread.
+  // full; with an empty one it reserves its own. Any thread.
   virtual Result<RequestId> Submit(Request request, Ticket ticket) = 0;
 
-  // Idempotent; unknown ids are ignored. No event follows for the request but those already posted.
-  // Any thread.
+  // Idempotent; unknown ids are ignored. No event follows but one whose Post has already begun; the
+  // pages are free at the next step border. Any thread, sinks excepted.
   virtual void Cancel(RequestId id) = 0;
 
   // Refuses new reservations; returns when nothing runs or the timeout is over (true: all done).
   // Any thread.
   virtual bool Drain(std::chrono::milliseconds timeout) = 0;
+
+  // An error (kUnavailable, with the reason) once the engine thread has failed: every request has
+  // then ended with kInternal and none is taken any more. Any thread.
+  virtual Status Health() const { return {}; }
 
   virtual EngineStats stats() const = 0;
   virtual const MemoryPlan& memory_plan() const = 0;
