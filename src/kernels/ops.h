@@ -109,6 +109,15 @@ struct AddParams {
   int64_t d = 0;
 };
 
+// out (R, D) = the given rows of x.
+struct GatherRowsParams {
+  const uint16_t* x = nullptr;    // (T, D)
+  const int32_t* rows = nullptr;  // (R), each in [0, T)
+  uint16_t* out = nullptr;        // (R, D)
+  int64_t r = 0;
+  int64_t d = 0;
+};
+
 // out (T, F) = silu(gate) * up; silu is rounded to BF16 before the product, as the references do.
 struct SwiGluParams {
   const uint16_t* gate_up = nullptr;  // (T, 2F): gate in [0, F), up in [F, 2F)
@@ -255,6 +264,7 @@ struct OpTable {
   void (*embed)(const OpContext&, const EmbedParams&) = nullptr;
   void (*rms_norm)(const OpContext&, const RmsNormParams&) = nullptr;
   void (*add)(const OpContext&, const AddParams&) = nullptr;
+  void (*gather_rows)(const OpContext&, const GatherRowsParams&) = nullptr;
   void (*swiglu)(const OpContext&, const SwiGluParams&) = nullptr;
   void (*rope_and_cache)(const OpContext&, const RopeAndCacheParams&) = nullptr;
   size_t (*attention_workspace)(int threads, int64_t max_t, int32_t q_heads,

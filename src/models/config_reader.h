@@ -1,0 +1,50 @@
+// Reads the fields of a config.json: each with its name, its range and, where published files
+// differ, its default. The first problem is kept, with field, value and allowed range; later fields
+// are still read, so that a model's Config is one list of calls and one check at the end.
+#pragma once
+
+#include <boost/json.hpp>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+
+namespace nibble::models {
+
+class ConfigReader {
+ public:
+  // where: what to call the object in errors ("config.json", "config.json text_config").
+  ConfigReader(const boost::json::object& object, std::string where);
+
+  // Absent and null mean the same.
+  bool Has(std::string_view name) const;
+
+  int64_t Int(std::string_view name, int64_t min, int64_t max);
+  int64_t Int(std::string_view name, int64_t min, int64_t max, int64_t fallback);
+  double Float(std::string_view name, double min, double max);
+  double Float(std::string_view name, double min, double max, double fallback);
+  bool Bool(std::string_view name, bool fallback);
+  std::string String(std::string_view name, std::string_view fallback);
+  std::vector<std::string> Strings(std::string_view name);    // empty when absent
+  std::optional<ConfigReader> Object(std::string_view name);  // nullopt when absent
+
+  // A check that spans fields.
+  void Require(bool condition, std::string message);
+
+  const Status& status() const { return status_; }
+  void Adopt(const ConfigReader& inner);  // takes over its problem, if this has none
+
+ private:
+  const boost::json::value* Find(std::string_view name) const;
+  void Problem(std::string message);
+
+  const boost::json::object* object_;
+  std::string where_;
+  Status status_;
+};
+
+}  // namespace nibble::models

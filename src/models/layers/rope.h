@@ -1,0 +1,53 @@
+// Rotary position embedding: the inverse frequencies of every scaling type that the registered
+// models use, and the table of cosines and sines over positions.
+//
+// Sources: the transformers library's rope utilities for types and defaults; YaRN (Peng et al.
+// 2023); Llama 3.1's scaling.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/error.h"
+#include "models/config_reader.h"
+
+namespace nibble::models {
+
+enum class RopeType : uint8_t { kDefault, kLinear, kLlama3, kYarn };
+
+struct RopeConfig {
+  RopeType type = RopeType::kDefault;
+  double theta = 10000.0;
+  int64_t rotary_dim = 0;  // d: even
+  double factor = 1.0;
+  int64_t original_max_positions = 0;  // N0
+  double low_freq_factor = 1.0;        // llama3
+  double high_freq_factor = 4.0;       // llama3
+  double beta_fast = 32.0;             // yarn
+  double beta_slow = 1.0;              // yarn
+  double mscale = 0.0;                 // yarn, 0: absent
+  double mscale_all_dim = 0.0;         // yarn, 0: absent
+  double attention_factor = 0.0;       // yarn, 0: computed
+  bool truncate = true;                // yarn
+};
+
+// Reads rope_theta and rope_scaling, or the newer rope_parameters, of a config. Unknown types are
+// an error by name.
+RopeConfig ReadRopeConfig(ConfigReader& config, int64_t rotary_dim, int64_t max_positions,
+                          double default_theta);
+
+// (d / 2) inverse frequencies, in double.
+std::vector<double> RopeInverseFrequencies(const RopeConfig& config);
+
+// What cosines and sines are multiplied by.
+double RopeAttentionFactor(const RopeConfig& config);
+
+struct RopeTable {
+  std::vector<float> cos;  // (positions, d / 2)
+  std::vector<float> sin;
+  int32_t rotary_dim = 0;
+};
+
+RopeTable MakeRopeTable(const RopeConfig& config, int64_t positions);
+
+}  // namespace nibble::models
