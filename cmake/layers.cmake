@@ -71,6 +71,15 @@ function(nibble_isa_flags SOURCES_VAR)
   set(${SOURCES_VAR} ${kept} PARENT_SCOPE)
 endfunction()
 
+# Files that register themselves (models) must survive the linker, which drops unreferenced archive members silently.
+function(nibble_keep_registrations TARGET)
+  get_property(layers GLOBAL PROPERTY NIBBLE_WHOLE_ARCHIVE)
+  if(layers)
+    list(JOIN layers "," layers)
+    set_property(TARGET ${TARGET} PROPERTY LINK_LIBRARY_OVERRIDE "WHOLE_ARCHIVE,${layers}")
+  endif()
+endfunction()
+
 function(nibble_layer NAME)
   cmake_parse_arguments(L "HEADER_ONLY;WHOLE_ARCHIVE" "EXECUTABLE" "DEPS;LIBS" ${ARGN})
   set(dir ${CMAKE_SOURCE_DIR}/src/${NAME})
@@ -99,26 +108,21 @@ function(nibble_layer NAME)
   else()
     return()  # the folder holds only its README so far
   endif()
-  set(library ${NAME})
   if(L_WHOLE_ARCHIVE)
-    # Files that register themselves must survive the linker. Static archives drop them silently otherwise.
-    set(library "$<LINK_LIBRARY:WHOLE_ARCHIVE,${NAME}>")
-    set_target_properties(${NAME} PROPERTIES NIBBLE_WHOLE_ARCHIVE ON)
+    set_property(GLOBAL APPEND PROPERTY NIBBLE_WHOLE_ARCHIVE ${NAME})
   endif()
 
   if(L_EXECUTABLE AND EXISTS ${dir}/main.cc)
     add_executable(${L_EXECUTABLE} ${dir}/main.cc)
-    target_link_libraries(${L_EXECUTABLE} PRIVATE ${NAME} "$<LINK_LIBRARY:WHOLE_ARCHIVE,models>")
+    target_link_libraries(${L_EXECUTABLE} PRIVATE ${NAME})
+    nibble_keep_registrations(${L_EXECUTABLE})
     set_target_properties(${L_EXECUTABLE} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
   endif()
 
   if(NIBBLE_TESTS AND tests)
     add_executable(${NAME}_tests ${tests})
     target_link_libraries(${NAME}_tests PRIVATE ${NAME} testing GTest::gtest_main)
-    nibble_level(${NAME} level)
-    if(level GREATER_EQUAL 5 AND TARGET models)
-      target_link_libraries(${NAME}_tests PRIVATE "$<LINK_LIBRARY:WHOLE_ARCHIVE,models>")
-    endif()
+    nibble_keep_registrations(${NAME}_tests)
     target_compile_definitions(${NAME}_tests PRIVATE NIBBLE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
     add_test(NAME ${NAME} COMMAND ${NAME}_tests)
     set_tests_properties(${NAME} PROPERTIES LABELS unit TIMEOUT 900)
@@ -137,9 +141,6 @@ function(nibble_layer NAME)
     endforeach()
   endif()
 endfunction()
-
-define_property(TARGET PROPERTY NIBBLE_WHOLE_ARCHIVE BRIEF_DOCS "Link every object of this layer"
-                FULL_DOCS "Set on layers whose files register themselves")
 
 # Test-only layer: fixtures, matchers, golden loader. Linked by tests, never by the product.
 if(NIBBLE_TESTS)
