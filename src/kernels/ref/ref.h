@@ -11,6 +11,7 @@ namespace nibble::kernels::ref {
 
 void RmsNorm(const OpContext&, const RmsNormParams& params);
 void Add(const OpContext&, const AddParams& params);
+void GatherRows(const OpContext&, const GatherRowsParams& params);
 void SwiGlu(const OpContext&, const SwiGluParams& params);
 void RopeAndCache(const OpContext&, const RopeAndCacheParams& params);
 void Attention(const OpContext&, const AttentionParams& params);

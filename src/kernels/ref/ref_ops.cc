@@ -15,6 +15,7 @@ const OpTable& RefOps() {
       .variant = "scalar",
       .rms_norm = ref::RmsNorm,
       .add = ref::Add,
+      .gather_rows = ref::GatherRows,
       .swiglu = ref::SwiGlu,
       .rope_and_cache = ref::RopeAndCache,
       .attention_workspace = NoAttentionWorkspace,
