@@ -1,0 +1,267 @@
+// The generic suite: what every registered architecture must do, on its tiny configs.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "models/dummy_checkpoint.h"
+#include "models/registry.h"
+#include "testing/model_runner.h"
+
+namespace nibble::models {
+namespace {
+
+using kernels::ActivationFormat;
+using kernels::KvFormat;
+using nibble::testing::ModelRunner;
+using nibble::testing::RunnerSequence;
+
+constexpr int64_t kTokens = 90;  // beyond every tiny config's window
+constexpr int64_t kMaxStep = 256;
+
+struct Case {
+  std::string name;
+  boost::json::object config;
+  WeightFormat weights;
+  ActivationFormat activations;
+};
+
+std::vector<Case> AllCases() {
+  std::vector<Case> cases;
+  for (const Architecture& architecture : RegisteredArchitectures()) {
+    int number = 0;
+    for (const std::string& text : architecture.tiny_configs) {
+      for (const WeightFormat weights : {WeightFormat::kBf16, WeightFormat::kNvfp4}) {
+        for (const ActivationFormat activations :
+             {ActivationFormat::kBf16, ActivationFormat::kInt8}) {
+          if (weights == WeightFormat::kBf16 && activations == ActivationFormat::kInt8) continue;
+          cases.push_back({fmt::format("{}_{}_{}_{}", architecture.architectures.front(), number,
+                                       WeightFormatName(weights),
+                                       activations == ActivationFormat::kBf16 ? "a16" : "a8"),
+                           boost::json::parse(text).as_object(), weights, activations});
+        }
+      }
+      ++number;
+    }
+  }
+  return cases;
+}
+
+class ModelsTest : public ::testing::TestWithParam<Case> {
+ protected:
+  std::unique_ptr<formats::Checkpoint> Checkpoint() const {
+    auto checkpoint = MakeDummyCheckpoint(GetParam().config, {.linear_format = GetParam().weights});
+    EXPECT_TRUE(checkpoint) << checkpoint.error().message();
+    return std::move(*checkpoint);
+  }
+
+  std::unique_ptr<Model> Load(const kernels::OpTable& ops, ThreadPool* pool) const {
+    auto model = LoadModel(*Checkpoint(),
+                           {.ops = &ops, .pool = pool, .activations = GetParam().activations});
+    EXPECT_TRUE(model) << model.error().message();
+    EXPECT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+    return std::move(*model);
+  }
+
+  std::vector<int32_t> Tokens(int64_t count, uint32_t seed) const {
+    std::vector<int32_t> tokens(count);
+    const auto vocab = static_cast<uint32_t>(GetParam().config.at("vocab_size").as_int64());
+    for (int32_t& token : tokens) {
+      seed = seed * 1664525u + 1013904223u;
+      token = static_cast<int32_t>((seed >> 8) % vocab);
+    }
+    return tokens;
+  }
+
+  static RunnerSequence Sequence(std::vector<int32_t> tokens, std::vector<int32_t> pages) {
+    return {.tokens = std::move(tokens), .pages = std::move(pages)};
+  }
+
+  static KvPool Pool(const Model& model, KvFormat format, int32_t page_size, int64_t pages) {
+    auto pool = KvPool::Create(model.info(), format, page_size, pages);
+    EXPECT_TRUE(pool);
+    return std::move(*pool);
+  }
+
+  ThreadPool pool_{2};
+};
+
+// Same bits, row by row; reports the first difference.
+void ExpectSameLogits(const RunnerSequence& a, const RunnerSequence& b, const std::string& what) {
+  ASSERT_EQ(a.logits.size(), b.logits.size());
+  for (size_t row = 0; row < a.logits.size(); ++row) {
+    for (size_t v = 0; v < a.logits[row].size(); ++v) {
+      ASSERT_EQ(std::bit_cast<uint32_t>(a.logits[row][v]),
+                std::bit_cast<uint32_t>(b.logits[row][v]))
+          << what << ": token " << row << ", vocabulary entry " << v << ": " << a.logits[row][v]
+          << " and " << b.logits[row][v];
+    }
+  }
+}
+
+TEST_P(ModelsTest, EveryTensorIsUsedAndMissingOnesAreNamed) {
+  const auto checkpoint = Checkpoint();
+  auto info = DescribeModel(*checkpoint);
+  ASSERT_TRUE(info) << info.error().message();
+  EXPECT_GT(info->weight_bytes, 0);
+  EXPECT_GT(info->bytes_per_token, 0);
+  EXPECT_LE(info->bytes_per_token, info->weight_bytes);
+
+  // Drop one tensor at a time: loading and describing must fail and say which.
+  class Without final : public formats::Checkpoint {
+   public:
+    Without(const formats::Checkpoint& inner, const std::string& dropped) : inner_(inner) {
+      path_ = inner.path();
+      config_ = inner.config();
+      for (const formats::TensorEntry& entry : inner.tensors()) {
+        if (entry.name != dropped) tensors_.push_back(entry);
+      }
+    }
+    Result<std::string> ReadText(std::string_view name) const override {
+      return inner_.ReadText(name);
+    }
+    Result<formats::TensorData> Read(const formats::TensorEntry& entry) const override {
+      return inner_.Read(entry);
+    }
+
+   private:
+    const formats::Checkpoint& inner_;
+  };
+  for (const formats::TensorEntry& entry : checkpoint->tensors()) {
+    const Without damaged(*checkpoint, entry.name);
+    auto model = LoadModel(damaged, {.ops = &kernels::RefOps(), .pool = &pool_});
+    ASSERT_FALSE(model) << "loads without " << entry.name;
+    // NVFP4 companions are reported under their linear's name.
+    const std::string stem = entry.name.substr(0, entry.name.find(".weight"));
+    EXPECT_NE(model.error().message().find(stem), std::string::npos) << model.error().message();
+  }
+}
+
+TEST_P(ModelsTest, CpuMatchesReference) {
+  const auto reference = Load(kernels::RefOps(), &pool_);
+  const auto cpu = Load(kernels::CpuOps(), &pool_);
+  RunnerSequence expected = Sequence(Tokens(kTokens, 7), {0, 1, 2, 3, 4, 5});
+  RunnerSequence actual = expected;
+  KvPool expected_pool = Pool(*reference, KvFormat::kBf16, 16, 6);
+  KvPool actual_pool = Pool(*cpu, KvFormat::kBf16, 16, 6);
+  ModelRunner(*reference, expected_pool).Run(expected, kMaxStep);
+  ModelRunner(*cpu, actual_pool).Run(actual, kMaxStep);
+  // Both round activations to BF16 at the same points, so they differ by roundings that fell the
+  // other way. The distance is judged against the spread of the logits themselves.
+  double error = 0, power = 0;
+  for (size_t row = 0; row < expected.logits.size(); ++row) {
+    for (size_t v = 0; v < expected.logits[row].size(); ++v) {
+      const double difference = actual.logits[row][v] - expected.logits[row][v];
+      error += difference * difference;
+      power += double{expected.logits[row][v]} * expected.logits[row][v];
+    }
+  }
+  EXPECT_LT(std::sqrt(error / power), 0.02);
+}
+
+TEST_P(ModelsTest, PrefillEqualsTokenByToken) {
+  const auto model = Load(kernels::CpuOps(), &pool_);
+  RunnerSequence whole = Sequence(Tokens(kTokens, 11), {0, 1, 2, 3, 4, 5});
+  const RunnerSequence start = whole;
+  KvPool kv = Pool(*model, KvFormat::kBf16, 16, 6);
+  ModelRunner(*model, kv).Run(whole, kMaxStep);
+  for (const int64_t chunk : {1, 5, 16, 33}) {
+    RunnerSequence chunked = start;
+    KvPool other = Pool(*model, KvFormat::kBf16, 16, 6);
+    ModelRunner(*model, other).Run(chunked, chunk);
+    ExpectSameLogits(whole, chunked, fmt::format("chunks of {}", chunk));
+  }
+}
+
+TEST_P(ModelsTest, BatchAndPagesDoNotMatter) {
+  const auto model = Load(kernels::CpuOps(), &pool_);
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {
+    RunnerSequence alone = Sequence(Tokens(kTokens, 13), {0, 1, 2, 3, 4, 5});
+    const RunnerSequence start = alone;
+    KvPool kv = Pool(*model, format, 16, 6);
+    ModelRunner(*model, kv).Run(alone, kMaxStep);
+    for (const int32_t page_size : {16, 32, 128}) {
+      RunnerSequence watched = start;
+      watched.pages = {7, 2, 9, 4, 11, 0};
+      RunnerSequence second = Sequence(Tokens(kTokens, 17), {1, 3, 5, 6, 8, 10});
+      RunnerSequence third = Sequence(Tokens(kTokens, 19), {12, 13, 14, 15, 16, 17});
+      KvPool shared = Pool(*model, format, page_size, 18);
+      ModelRunner runner(*model, shared);
+      runner.Step({&second, &watched}, {40, 7});
+      runner.Step({&watched, &third, &second}, {1, 60, 1});
+      runner.Step({&second, &third, &watched}, {1, 1, 50});
+      while (watched.done < kTokens) runner.Step({&third, &watched}, {0 + 1, 1});
+      ExpectSameLogits(alone, watched, fmt::format("page size {}", page_size));
+    }
+  }
+}
+
+TEST_P(ModelsTest, PagesCanBeSavedAndRestored) {
+  const auto model = Load(kernels::CpuOps(), &pool_);
+  RunnerSequence straight = Sequence(Tokens(kTokens, 23), {0, 1, 2, 3, 4, 5});
+  RunnerSequence moved = straight;
+  KvPool kv = Pool(*model, KvFormat::kBf16, 16, 6);
+  ModelRunner(*model, kv).Run(straight, kMaxStep);
+
+  KvPool first = Pool(*model, KvFormat::kBf16, 16, 6);
+  ModelRunner(*model, first).Step({&moved}, {50});
+  KvPool second = Pool(*model, KvFormat::kBf16, 16, 12);
+  std::vector<std::byte> page(first.page_bytes());
+  for (int32_t i = 0; i < 4; ++i) {
+    first.SavePage(i, page.data());
+    second.LoadPage(11 - i, page.data());
+  }
+  moved.pages = {11, 10, 9, 8, 0, 1};
+  ModelRunner(*model, second).Run(moved, 3);
+  ExpectSameLogits(straight, moved, "after the move");
+}
+
+TEST_P(ModelsTest, ThreadsDoNotMatter) {
+  ThreadPool one(1), three(3);
+  const auto single = Load(kernels::CpuOps(), &one);
+  const auto triple = Load(kernels::CpuOps(), &three);
+  RunnerSequence a = Sequence(Tokens(40, 29), {0, 1, 2});
+  RunnerSequence b = a;
+  KvPool kv_a = Pool(*single, KvFormat::kBf16, 16, 3), kv_b = Pool(*triple, KvFormat::kBf16, 16, 3);
+  ModelRunner(*single, kv_a).Run(a, 40);
+  ModelRunner(*triple, kv_b).Run(b, 40);
+  ExpectSameLogits(a, b, "3 threads");
+}
+
+INSTANTIATE_TEST_SUITE_P(Registry, ModelsTest, ::testing::ValuesIn(AllCases()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(Registry, UnknownArchitectureListsTheKnown) {
+  const auto config = boost::json::parse(R"({"architectures": ["GrueForCausalLM"]})").as_object();
+  auto found = FindArchitecture(config);
+  ASSERT_FALSE(found);
+  EXPECT_EQ(found.error().code(), Code::kUnsupported);
+  EXPECT_NE(found.error().message().find("GrueForCausalLM"), std::string::npos);
+  EXPECT_NE(found.error().message().find("LlamaForCausalLM"), std::string::npos);
+}
+
+TEST(Registry, ConfigErrorsNameFieldValueAndRange) {
+  for (
+      const auto& [text, expected] : std::vector<std::pair<const char*, const char*>>{
+          {R"({"architectures": ["LlamaForCausalLM"]})", "num_hidden_layers is missing"},
+          {R"({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": -3})",
+           "num_hidden_layers is -3"},
+          {R"({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": "two"})",
+           "num_hidden_layers is \"two\""},
+          {R"({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 9,
+                "max_position_embeddings": 64, "hidden_size": 64, "num_attention_heads": 6, "num_key_value_heads": 4,
+                "head_dim": 16})",
+           "num_attention_heads 6 is not a multiple"},
+      }) {
+    const auto config = boost::json::parse(text).as_object();
+    auto checkpoint = MakeDummyCheckpoint(config);
+    ASSERT_FALSE(checkpoint) << text;
+    EXPECT_NE(checkpoint.error().message().find(expected), std::string::npos)
+        << checkpoint.error().message();
+  }
+}
+
+}  // namespace
+}  // namespace nibble::models
