@@ -9,12 +9,11 @@
 
 #include <boost/json.hpp>
 
-#include <functional>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "base/error.h"
@@ -43,6 +42,10 @@ struct LinearData {
   std::shared_ptr<const void> owner;
 };
 
+// The name that a plain text model gives a tensor or module, wrappers' prefixes taken off:
+// "model.language_model.layers.0" → "model.layers.0".
+std::string PlainName(std::string_view stored);
+
 class Checkpoint {
  public:
   virtual ~Checkpoint() = default;
@@ -58,11 +61,17 @@ class Checkpoint {
 
   // Sorted by name.
   std::span<const TensorEntry> tensors() const { return tensors_; }
+  // By its stored name; else by the name that a plain text model would give it: the prefixes
+  // "model.language_model.", "language_model.model.", "language_model." and a missing "model." are
+  // seen through. Null if absent, or if two tensors answer to it. The entry has the stored name.
   const TensorEntry* Find(std::string_view name) const;
 
   // Errors name file, tensor, value and what was expected.
   virtual Result<TensorData> Read(const TensorEntry& entry) const = 0;
   Result<TensorData> Read(std::string_view name) const;  // kNotFound if absent
+
+  // A float tensor of one element, [] or [1]. Its value is not judged.
+  Result<float> ReadScalar(const TensorEntry& entry) const;
 
   // The linear whose tensors start with `prefix` ("model.layers.0.mlp.up_proj"): classified by what
   // is stored. n, k: the shape that the architecture expects; 0 accepts any. Names, shapes and
@@ -74,22 +83,33 @@ class Checkpoint {
   // Format of that linear from names and dtypes alone, or why it is none.
   Result<WeightFormat> LinearFormat(std::string_view prefix) const;
 
-  // Names of all tensors that ReadLinear(prefix) uses (weight, scales, input scales, ...): for
-  // "nothing left over" checks.
+  // Stored names of all tensors that ReadLinear(prefix) uses (weight, scales, input scales, ...):
+  // for "nothing left over" checks. Empty where LinearFormat fails.
   std::vector<std::string> LinearTensors(std::string_view prefix) const;
 
  protected:
+  // Takes the tensors, sorted by name, and indexes the names they also answer to.
+  void SetTensors(std::vector<TensorEntry> sorted);
+
   std::string path_;
   boost::json::object config_;
   std::vector<TensorEntry> tensors_;  // sorted by name
+
+ private:
+  // Name as a plain text model gives it → index into tensors_, where it differs from the stored
+  // one.
+  std::unordered_map<std::string, size_t> aliases_;
 };
 
 struct OpenOptions {
-  // A cross-check, "" for none: an error when the stored tensors are of another format.
+  // A cross-check, "" for none: an error when the stored tensors are of another format. Names:
+  // KnownQuantizationNames() in formats/stored_formats.h.
   std::string quantization;
 };
 
-// path: a folder with config.json, or a .gguf file.
+// path: a folder with config.json, or a .gguf file. Names, shapes and dtypes of every file are
+// checked, and the stored formats against what config and options say (formats/stored_formats.h);
+// no tensor data is read.
 Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path,
                                                    const OpenOptions& options = {});
 

@@ -1,0 +1,246 @@
+#include "formats/hf_checkpoint.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+#include <system_error>
+#include <unordered_map>
+#include <utility>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "formats/json_file.h"
+#include "formats/safetensors.h"
+
+namespace nibble::formats {
+namespace {
+
+namespace json = boost::json;
+
+constexpr const char* kIndexFile = "model.safetensors.index.json";
+constexpr const char* kSingleFile = "model.safetensors";
+constexpr size_t kMaxConfigBytes = size_t{16} << 20;
+constexpr size_t kMaxTextBytes = size_t{256} << 20;
+
+using Shard = std::shared_ptr<const SafetensorsFile>;
+
+// Tensor name → shard file name, as the index claims; empty without an index.
+using WeightMap = std::unordered_map<std::string, std::string>;
+
+struct ShardList {
+  std::vector<std::string> names;  // below the folder, sorted
+  WeightMap index;
+};
+
+// A tensor and where it lies.
+struct Located {
+  TensorEntry entry;
+  size_t shard = 0;
+  int64_t offset = 0;
+};
+
+class HfCheckpoint : public Checkpoint {
+ public:
+  HfCheckpoint(std::string folder, json::object config, std::vector<Shard> shards,
+               std::vector<Located> sorted)
+      : shards_(std::move(shards)) {
+    path_ = std::move(folder);
+    config_ = std::move(config);
+    std::vector<TensorEntry> entries;
+    entries.reserve(sorted.size());
+    places_.reserve(sorted.size());
+    for (Located& located : sorted) {
+      places_.push_back({located.shard, located.offset});
+      entries.push_back(std::move(located.entry));
+    }
+    SetTensors(std::move(entries));
+  }
+
+  Result<std::string> ReadText(std::string_view name) const override {
+    if (name.empty() || name.front() == '/' || name.find("..") != name.npos) {
+      return Fail(Code::kInvalidArgument, "{}: not a file name below {}", Quoted(name), path_);
+    }
+    return ReadFile(path_ + "/" + std::string(name), kMaxTextBytes);
+  }
+
+  using Checkpoint::Read;
+  Result<TensorData> Read(const TensorEntry& entry) const override {
+    const TensorEntry* known = Find(entry.name);
+    if (known == nullptr) {
+      return Fail(Code::kNotFound, "{}: no tensor {}", path_, Quoted(entry.name));
+    }
+    const Place& place = places_[static_cast<size_t>(known - tensors_.data())];
+    const Shard& shard = shards_[place.shard];
+    TensorData data;
+    data.view = {shard->mapping.bytes().data() + place.offset, known->dtype, known->shape};
+    data.owner = shard;
+    return data;
+  }
+
+ private:
+  struct Place {
+    size_t shard;
+    int64_t offset;
+  };
+
+  std::vector<Shard> shards_;
+  std::vector<Place> places_;  // parallel to tensors_
+};
+
+Result<ShardList> ShardsFromIndex(const std::string& folder) {
+  const std::string path = folder + "/" + kIndexFile;
+  NIBBLE_ASSIGN(const std::string text, ReadFile(path, kMaxTextBytes));
+  NIBBLE_ASSIGN(const json::object index, ParseJsonObject(text, path));
+  const json::value* map = index.if_contains("weight_map");
+  if (map == nullptr || !map->is_object()) {
+    return Fail(Code::kCorruption, "{}: no object \"weight_map\"", path);
+  }
+  ShardList list;
+  std::set<std::string> names;
+  for (const auto& [tensor, shard] : map->get_object()) {
+    if (!shard.is_string()) {
+      return Fail(Code::kCorruption, "{}: weight_map entry {} is not a file name", path,
+                  Quoted(tensor));
+    }
+    std::string name(shard.get_string());
+    NIBBLE_TRY(CheckShardName(name, path));
+    names.insert(name);
+    list.index.emplace(std::string(tensor), std::move(name));
+  }
+  for (const std::string& name : names) {
+    if (FileExists(folder + "/" + name)) continue;
+    return Fail(Code::kNotFound,
+                "{}: names the shard {}, which is not in the folder; is the "
+                "download incomplete?",
+                path, Quoted(name));
+  }
+  list.names.assign(names.begin(), names.end());
+  return list;
+}
+
+Result<ShardList> ShardsFromListing(const std::string& folder) {
+  ShardList list;
+  std::error_code error;
+  bool has_pickle = false;
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end;
+       it.increment(error)) {
+    std::string name = it->path().filename().string();
+    has_pickle = has_pickle || name.ends_with(".bin") || name.ends_with(".pt");
+    if (!name.ends_with(".safetensors")) continue;
+    if (name.starts_with("consolidated") || name.starts_with("adapter")) continue;
+    list.names.push_back(std::move(name));
+  }
+  if (error) return Fail(Code::kUnavailable, "{}: cannot list: {}", folder, error.message());
+  if (list.names.empty()) {
+    return Fail(Code::kNotFound, "{}: no {}, {} or other *.safetensors{}", folder, kIndexFile,
+                kSingleFile,
+                has_pickle ? "; .bin and .pt files are not read, convert them to safetensors" : "");
+  }
+  std::sort(list.names.begin(), list.names.end());
+  return list;
+}
+
+Result<ShardList> FindShards(const std::string& folder) {
+  if (FileExists(folder + "/" + kIndexFile)) return ShardsFromIndex(folder);
+  if (FileExists(folder + "/" + kSingleFile)) return ShardList{{kSingleFile}, {}};
+  return ShardsFromListing(folder);
+}
+
+Result<json::object> ReadConfig(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  auto text = ReadFile(path, kMaxConfigBytes);
+  if (!text && text.error().code() == Code::kNotFound) {
+    return Fail(Code::kNotFound,
+                "{}: no config.json; give a folder as Hugging Face publishes it, "
+                "or a .gguf file",
+                folder);
+  }
+  NIBBLE_TRY(text);
+  return ParseJsonObject(*text, path);
+}
+
+// All tensors of all shards by name. Of a name in two shards the index's choice stays.
+Result<std::vector<Located>> Merge(const std::string& folder, const ShardList& list,
+                                   const std::vector<Shard>& shards) {
+  std::vector<Located> all;
+  for (size_t shard = 0; shard < shards.size(); ++shard) {
+    for (const SafetensorsEntry& entry : shards[shard]->header.tensors) {
+      all.push_back({{entry.name, entry.dtype, entry.shape, entry.end - entry.begin,
+                      std::string(DTypeName(entry.dtype))},
+                     shard,
+                     entry.begin});
+    }
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Located& a, const Located& b) { return a.entry.name < b.entry.name; });
+  std::vector<Located> merged;
+  merged.reserve(all.size());
+  for (Located& located : all) {
+    if (merged.empty() || merged.back().entry.name != located.entry.name) {
+      merged.push_back(std::move(located));
+      continue;
+    }
+    const std::string& name = located.entry.name;
+    const auto choice = list.index.find(name);
+    const std::string& first = list.names[merged.back().shard];
+    const std::string& second = list.names[located.shard];
+    if (choice != list.index.end() && choice->second == second) {
+      merged.back() = std::move(located);
+    } else if (choice == list.index.end() || choice->second != first) {
+      return Fail(Code::kCorruption,
+                  "{}: tensor {} is in {} and in {}, and no index says which "
+                  "one counts",
+                  folder, Quoted(name), first, second);
+    }
+  }
+  return merged;
+}
+
+void ReportAbsentTensors(const std::string& folder, const WeightMap& index,
+                         const std::vector<Located>& tensors) {
+  std::vector<std::string_view> absent;
+  for (const auto& [name, shard] : index) {
+    const auto at = std::lower_bound(tensors.begin(), tensors.end(), name,
+                                     [](const Located& located, const std::string& wanted) {
+                                       return located.entry.name < wanted;
+                                     });
+    if (at == tensors.end() || at->entry.name != name) absent.push_back(name);
+  }
+  if (absent.empty()) return;
+  LogWarning("{}: {} lists {} tensors that no shard holds (one is {})", folder, kIndexFile,
+             absent.size(), Quoted(*std::min_element(absent.begin(), absent.end())));
+}
+
+}  // namespace
+
+Status CheckShardName(std::string_view name, std::string_view index_file) {
+  const char* why = nullptr;
+  if (name.empty() || name.size() > 1024) why = "its length is not between 1 and 1024";
+  if (name.starts_with('/')) why = "it is absolute";
+  if (name.find('\\') != name.npos) why = "it holds a backslash";
+  if (name.find('\0') != name.npos) why = "it holds a NUL";
+  if (!name.ends_with(".safetensors")) why = "it does not end in .safetensors";
+  for (size_t at = 0; at <= name.size();) {
+    const size_t slash = std::min(name.find('/', at), name.size());
+    if (name.substr(at, slash - at) == "..") why = "it leaves the folder";
+    at = slash + 1;
+  }
+  if (why == nullptr) return {};
+  return Fail(Code::kCorruption, "{}: shard name {} is refused: {}", index_file, Quoted(name), why);
+}
+
+Result<std::unique_ptr<Checkpoint>> OpenHfFolder(const std::string& folder) {
+  NIBBLE_ASSIGN(json::object config, ReadConfig(folder));
+  NIBBLE_ASSIGN(const ShardList list, FindShards(folder));
+  std::vector<Shard> shards;
+  for (const std::string& name : list.names) {
+    NIBBLE_ASSIGN(Shard shard, OpenSafetensors(folder + "/" + name));
+    shards.push_back(std::move(shard));
+  }
+  NIBBLE_ASSIGN(std::vector<Located> tensors, Merge(folder, list, shards));
+  ReportAbsentTensors(folder, list.index, tensors);
+  return std::unique_ptr<Checkpoint>(std::make_unique<HfCheckpoint>(
+      folder, std::move(config), std::move(shards), std::move(tensors)));
+}
+
+}  // namespace nibble::formats
