@@ -9,6 +9,11 @@
 
 namespace nibble::kernels::ref {
 
+// Keeps a copy of the stored weight. The activation format is int8 only for NVFP4 and MXFP4, as in
+// every backend.
+Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params);
+void Linear(const OpContext&, const LinearParams& params);
+void Embed(const OpContext&, const EmbedParams& params);
 void RmsNorm(const OpContext&, const RmsNormParams& params);
 void Add(const OpContext&, const AddParams& params);
 void GatherRows(const OpContext&, const GatherRowsParams& params);

@@ -4,6 +4,7 @@
 namespace nibble::kernels {
 namespace {
 
+size_t NoLinearWorkspace(int64_t, int64_t) { return 0; }
 size_t NoAttentionWorkspace(int, int64_t, int32_t, int32_t) { return 0; }
 size_t NoSampleWorkspace(int, int64_t, int64_t) { return 0; }
 
@@ -13,6 +14,10 @@ const OpTable& RefOps() {
   static const OpTable table = {
       .backend = "ref",
       .variant = "scalar",
+      .pack_weight = ref::PackWeight,
+      .linear_workspace = NoLinearWorkspace,
+      .linear = ref::Linear,
+      .embed = ref::Embed,
       .rms_norm = ref::RmsNorm,
       .add = ref::Add,
       .gather_rows = ref::GatherRows,

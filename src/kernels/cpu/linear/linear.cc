@@ -1,0 +1,158 @@
+#include "kernels/cpu/linear/linear.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "kernels/cpu/linear/layout.h"
+#include "kernels/cpu/linear/packed_weight.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+// Tokens per pass over the weights: their prepared activations stay in the second-level cache while
+// panels stream by. Weights are read once per pass, which 192 tokens of arithmetic hide.
+constexpr int64_t kPassTokens = 192;
+
+// Below this many elements preparing on one thread is faster than waking the others.
+constexpr int64_t kParallelPrepare = 32768;
+
+// The longest prepared form of 32 activations.
+constexpr int64_t kMaxBlockBytes = sizeof(F32Block);
+
+// K in whole groups of any format.
+constexpr int64_t kMaxGroupK = 128;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How one weight wants its activations, and what multiplies them.
+struct Plan {
+  PanelKernel kernel;
+  void (*prepare)(const PrepareJob&);
+  int64_t block_bytes;
+};
+
+Plan PlanFor(const CpuPackedWeight& weight) {
+  const LinearKernels& kernels = weight.kernels();
+  const bool int8 = weight.activations() == ActivationFormat::kInt8;
+  const auto with_int8 = [&](const PanelKernel& kernel) {
+    return Plan{kernel, kernels.prepare_int8, sizeof(Int8Block)};
+  };
+  const auto with_bf16 = [&](const PanelKernel& kernel) {
+    return Plan{kernel, kernels.prepare_bf16, sizeof(Bf16Block)};
+  };
+  const auto with_f32 = [&](const PanelKernel& kernel) {
+    return Plan{kernel, kernels.prepare_f32, sizeof(F32Block)};
+  };
+  switch (weight.format()) {
+    case WeightFormat::kNvfp4:
+      return int8 ? with_int8(kernels.nvfp4_int8) : with_bf16(kernels.nvfp4_bf16);
+    case WeightFormat::kMxfp4:
+      return int8 ? with_int8(kernels.mxfp4_int8) : with_bf16(kernels.mxfp4_bf16);
+    case WeightFormat::kBf16:
+      return with_bf16(kernels.bf16);
+    case WeightFormat::kFp8:
+      return with_bf16(kernels.fp8);
+    case WeightFormat::kF16:
+      return with_f32(kernels.f16);
+    case WeightFormat::kF32:
+      return with_f32(kernels.f32);
+  }
+  NIBBLE_CHECK(false, "weight format {}", static_cast<int>(weight.format()));
+  return {};
+}
+
+// Tokens of one pass, split into tiles whose sizes differ by at most one.
+struct Tiling {
+  int64_t m;
+  int64_t tiles;
+  int64_t First(int64_t tile) const { return tile * m / tiles; }
+};
+
+// Prepares tokens [begin, end) of the pass, each into its tile: [block of 32 k][token].
+void PrepareTokens(const LinearParams& params, const Plan& plan, Tiling tiling, int64_t blocks,
+                   int64_t first_token, int64_t begin, int64_t end, std::byte* workspace) {
+  int64_t tile = 0;
+  for (int64_t token = begin; token < end; ++token) {
+    while (tiling.First(tile + 1) <= token) ++tile;
+    const int64_t first = tiling.First(tile);
+    const int64_t tokens = tiling.First(tile + 1) - first;
+    std::byte* tile_data = workspace + first * blocks * plan.block_bytes;
+    plan.prepare({.x = params.x + (first_token + token) * params.x_stride,
+                  .k = params.weight->k(),
+                  .blocks = blocks,
+                  .out = tile_data + (token - first) * plan.block_bytes,
+                  .block_stride = tokens * plan.block_bytes});
+  }
+}
+
+void LinearPass(const OpContext& context, const LinearParams& params, const Plan& plan,
+                int64_t first_token, int64_t m) {
+  const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
+  const int64_t blocks = weight.padded_k() / kBlockK;
+  const Tiling tiling = {.m = m, .tiles = CeilDiv(m, plan.kernel.max_tile)};
+  auto prepare = [&](int64_t begin, int64_t end, int) {
+    PrepareTokens(params, plan, tiling, blocks, first_token, begin, end, context.workspace);
+  };
+  if (m * weight.k() < kParallelPrepare) {
+    prepare(0, m, 0);
+  } else {
+    context.pool->ParallelFor(m, 1, prepare);
+  }
+
+  const int64_t out = first_token * params.y_stride;
+  const PanelJob job = {
+      .weights = weight.panel(0),
+      .panel_bytes = weight.panel_bytes(),
+      .groups = weight.groups(),
+      .row_scales = weight.row_scales(),
+      .block_scales = weight.block_scales(),
+      .scale_columns = weight.scale_columns(),
+      .blocks_per_scale = weight.blocks_per_scale(),
+      .activations = context.workspace,
+      .token_bytes = blocks * plan.block_bytes,
+      .m = m,
+      .tiles = tiling.tiles,
+      .bias = params.bias,
+      .y = params.y == nullptr ? nullptr : params.y + out,
+      .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + out,
+      .y_stride = params.y_stride,
+      .n = weight.n(),
+  };
+  context.pool->ParallelFor(weight.panels(), 1, [&](int64_t begin, int64_t end, int) {
+    plan.kernel.run(job, begin, end);
+  });
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params,
+                                                 const LinearKernels& kernels) {
+  NIBBLE_ASSIGN(std::unique_ptr<CpuPackedWeight> weight, CpuPackedWeight::Pack(params, kernels));
+  return std::unique_ptr<PackedWeight>(std::move(weight));
+}
+
+size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
+  const int64_t padded_k = CeilDiv(max_k, kMaxGroupK) * kMaxGroupK;
+  return static_cast<size_t>(std::min(max_m, kPassTokens) * (padded_k / kBlockK) * kMaxBlockBytes);
+}
+
+void Linear(const OpContext& context, const LinearParams& params) {
+  NIBBLE_CHECK(LinearWorkspace(params.m, params.weight->k()) <= context.workspace_bytes,
+               "linear of {} tokens: workspace of {} bytes", params.m, context.workspace_bytes);
+  const Plan plan = PlanFor(static_cast<const CpuPackedWeight&>(*params.weight));
+  for (int64_t token = 0; token < params.m; token += kPassTokens) {
+    LinearPass(context, params, plan, token, std::min(kPassTokens, params.m - token));
+  }
+}
+
+void Embed(const OpContext& context, const EmbedParams& params) {
+  const auto& table = static_cast<const CpuPackedWeight&>(*params.table);
+  const int64_t d = table.k();
+  context.pool->ParallelFor(params.t, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t token = begin; token < end; ++token) {
+      table.GatherRow(params.ids[token], params.out + token * d);
+    }
+  });
+}
+
+}  // namespace nibble::kernels::cpu

@@ -1,0 +1,217 @@
+// Linear in plain C++, for processors without an instruction set of ours; also the readable form of
+// what the others do.
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/linear/layout.h"
+#include "kernels/cpu/linear/linear_kernels.h"
+
+namespace nibble::kernels::cpu {
+namespace generic {
+namespace {
+
+struct Row {
+  float v[kPanelRows];
+};
+
+inline Row ZeroRow() { return {}; }
+inline Row LoadRow(const float* p) {
+  Row row;
+  __builtin_memcpy(row.v, p, sizeof(row.v));
+  return row;
+}
+inline void StoreRow(const Row& row, float* p) { __builtin_memcpy(p, row.v, sizeof(row.v)); }
+inline Row AddRows(const Row& a, const Row& b) {
+  Row sum;
+  for (int i = 0; i < kPanelRows; ++i) sum.v[i] = a.v[i] + b.v[i];
+  return sum;
+}
+inline Row FmaRows(const Row& a, const Row& b, const Row& c) {
+  Row sum;
+  for (int i = 0; i < kPanelRows; ++i) sum.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
+  return sum;
+}
+inline Row FmaSplat(const Row& a, float b, const Row& c) {
+  Row sum;
+  for (int i = 0; i < kPanelRows; ++i) sum.v[i] = __builtin_fmaf(a.v[i], b, c.v[i]);
+  return sum;
+}
+
+inline float FloatOfBits(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+inline float WidenHalf(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t exponent = (bits >> 10) & 0x1Fu;
+  const uint32_t mantissa = bits & 0x3FFu;
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  if (exponent == 0x1F) return FloatOfBits(sign | 0x7F800000u | (mantissa << 13));
+  return FloatOfBits(sign | ((exponent + 112u) << 23) | (mantissa << 13));
+}
+
+// 2 * E2M1 by code.
+constexpr int8_t kDoubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+// Member `member` (0 or 1) of pair `pair` for row `row` of 32 k.
+inline uint8_t CodeAt(const std::byte* codes, int k, int row) {
+  const auto byte = static_cast<uint8_t>(codes[k / 8 * 64 + row * 4 + k % 4]);
+  return k % 8 < 4 ? byte & 0xFu : byte >> 4;
+}
+
+struct Codes {
+  int8_t w[kBlockK][kPanelRows];
+};
+inline Codes DecodeCodes(const std::byte* p) {
+  Codes codes;
+  for (int k = 0; k < kBlockK; ++k) {
+    for (int row = 0; row < kPanelRows; ++row) codes.w[k][row] = kDoubled[CodeAt(p, k, row)];
+  }
+  return codes;
+}
+
+struct Pairs {
+  Row low;
+  Row high;
+};
+
+inline Row PairDot(const Pairs& w, const uint16_t* x, const Row& c) {
+  const float low = FloatOfBits(static_cast<uint32_t>(x[0]) << 16);
+  const float high = FloatOfBits(static_cast<uint32_t>(x[1]) << 16);
+  return FmaSplat(w.low, low, FmaSplat(w.high, high, c));
+}
+
+template <int P>
+Pairs CodePair(const std::byte* p) {
+  constexpr int kLow = P / 4 * 8 + kPairLow[P % 4];
+  Pairs pairs;
+  for (int row = 0; row < kPanelRows; ++row) {
+    pairs.low.v[row] = kDoubled[CodeAt(p, kLow, row)];
+    pairs.high.v[row] = kDoubled[CodeAt(p, kLow + 2, row)];
+  }
+  return pairs;
+}
+
+template <int P>
+Pairs Bf16Pair(const std::byte* p) {
+  Pairs pairs;
+  for (int row = 0; row < kPanelRows; ++row) {
+    uint32_t both;
+    __builtin_memcpy(&both, p + P * 64 + row * 4, 4);
+    pairs.low.v[row] = FloatOfBits(both << 16);
+    pairs.high.v[row] = FloatOfBits(both & 0xFFFF0000u);
+  }
+  return pairs;
+}
+
+inline float WidenFp8(uint8_t code) {
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
+  const uint32_t magnitude = code & 0x7Fu;
+  if (magnitude == 0x7F) return FloatOfBits(sign | 0x7FC00000u);
+  if (magnitude < 8) {
+    const float value = static_cast<float>(magnitude) * 0x1p-9f;
+    return sign != 0 ? -value : value;
+  }
+  return FloatOfBits(sign | ((magnitude << 20) + (120u << 23)));
+}
+
+template <int P>
+Pairs Fp8Pair(const std::byte* p) {
+  Pairs pairs;
+  const std::byte* vector = p + P / 2 * 64 + P % 2 * 8;
+  for (int row = 0; row < kPanelRows; ++row) {
+    const std::byte* both = vector + row / 4 * 16 + row % 4 * 2;
+    pairs.low.v[row] = WidenFp8(static_cast<uint8_t>(both[0]));
+    pairs.high.v[row] = WidenFp8(static_cast<uint8_t>(both[1]));
+  }
+  return pairs;
+}
+
+inline Row WidenHalfs(const std::byte* p) {
+  Row row;
+  for (int i = 0; i < kPanelRows; ++i) {
+    uint16_t bits;
+    __builtin_memcpy(&bits, p + 2 * i, 2);
+    row.v[i] = WidenHalf(bits);
+  }
+  return row;
+}
+
+template <CodeFormat F>
+Row ScaleRow(const std::byte* group, int index) {
+  Row scales;
+  for (int row = 0; row < kPanelRows; ++row) {
+    const auto byte = static_cast<uint8_t>(group[row * 4 + index]);
+    scales.v[row] = FloatOfBits(static_cast<uint32_t>(byte) << (F == CodeFormat::kNvfp4 ? 20 : 23));
+  }
+  return scales;
+}
+
+struct Scales {
+  Row first;
+  Row second;  // NVFP4 only
+};
+template <CodeFormat F>
+Scales LoadScales(const std::byte* group, int block) {
+  if constexpr (F == CodeFormat::kNvfp4) {
+    return {ScaleRow<F>(group, 2 * block), ScaleRow<F>(group, 2 * block + 1)};
+  } else {
+    return {ScaleRow<F>(group, block), ZeroRow()};
+  }
+}
+
+// Integer dot of k [begin, end) as floats: below 2^24, so the conversion is exact.
+inline Row Dot(const Codes& codes, const Int8Block& x, int begin, int end) {
+  int32_t sums[kPanelRows] = {};
+  for (int k = begin; k < end; ++k) {
+    for (int row = 0; row < kPanelRows; ++row) {
+      sums[row] += static_cast<int16_t>(codes.w[k][row]) * static_cast<int16_t>(x.q[k]);
+    }
+  }
+  Row dot;
+  for (int row = 0; row < kPanelRows; ++row) dot.v[row] = static_cast<float>(sums[row]);
+  return dot;
+}
+
+// d * s has at most 20 significant bits: exact, so a fused product and sum rounds as this does.
+template <CodeFormat F>
+Row BlockSum(const Codes& codes, const Scales& scales, const Int8Block& x) {
+  if constexpr (F == CodeFormat::kNvfp4) {
+    return FmaRows(Dot(codes, x, 16, 32), scales.second,
+                   FmaRows(Dot(codes, x, 0, 16), scales.first, ZeroRow()));
+  } else {
+    return FmaRows(Dot(codes, x, 0, 32), scales.first, ZeroRow());
+  }
+}
+
+#include "kernels/cpu/linear/panel_loops.inc"
+
+constexpr int kTile = 4;
+
+}  // namespace
+}  // namespace generic
+
+const LinearKernels& GenericLinear() {
+  using namespace generic;
+  static constexpr LinearKernels kKernels = {
+      .name = "generic",
+      .prepare_int8 = PrepareInt8,
+      .prepare_bf16 = PrepareBf16,
+      .prepare_f32 = PrepareF32,
+      .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, kTile>(),
+      .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, kTile>(),
+      .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, kTile>(),
+      .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, kTile>(),
+      .bf16 = MakeKernel<DenseBf16, kTile>(),
+      .fp8 = MakeKernel<DenseFp8, kTile>(),
+      .f16 = MakeKernel<DenseFloat<WidenF16>, kTile>(),
+      .f32 = MakeKernel<DenseFloat<WidenF32>, kTile>(),
+  };
+  return kKernels;
+}
+
+}  // namespace nibble::kernels::cpu

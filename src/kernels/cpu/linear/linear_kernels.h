@@ -1,0 +1,77 @@
+// What an instruction set offers to linear: one table of functions, filled by one translation unit.
+//
+// This header is seen by files compiled for AVX-512 and the like, so it holds plain structs alone:
+// no inline function that the linker could pick for an older processor.
+//
+// Bits: every kernel computes a (row, token) in the order that panel_loops.inc spells out, with one
+// rounding per fused multiply-add, so all instruction sets agree bit for bit (AMD's vdpbf16ps is
+// untested in that respect).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nibble::kernels::cpu {
+
+// A linear over M prepared tokens. Panels are independent; Run handles a range of them.
+struct PanelJob {
+  const std::byte* weights = nullptr;  // panel 0
+  int64_t panel_bytes = 0;
+  int64_t groups = 0;                   // per panel
+  const float* row_scales = nullptr;    // (panels * 16): output multiplier of a row
+  const float* block_scales = nullptr;  // FP8: (panels, scale columns, 16)
+  int64_t scale_columns = 0;
+  int64_t blocks_per_scale = 0;  // blocks of 32 k that share a scale column
+
+  const std::byte* activations = nullptr;  // tile after tile
+  int64_t token_bytes = 0;                 // prepared bytes per token
+  int64_t m = 0;
+  int64_t tiles = 0;  // tile i holds tokens [i * m / tiles, (i + 1) * m / tiles)
+
+  const float* bias = nullptr;  // (N) or null
+  uint16_t* y = nullptr;        // (M, N) BF16, or
+  float* y_f32 = nullptr;       // (M, N)
+  int64_t y_stride = 0;
+  int64_t n = 0;
+};
+
+// One token's activations into its places of a tile: block b goes to out + b * block_stride.
+struct PrepareJob {
+  const uint16_t* x = nullptr;  // (K) BF16
+  int64_t k = 0;
+  int64_t blocks = 0;  // of 32, zero-padded beyond K
+  std::byte* out = nullptr;
+  int64_t block_stride = 0;
+};
+
+struct PanelKernel {
+  void (*run)(const PanelJob& job, int64_t panel_begin, int64_t panel_end) = nullptr;
+  int max_tile = 1;  // tokens that share one decoding of the weights
+};
+
+struct LinearKernels {
+  const char* name = "";
+  void (*prepare_int8)(const PrepareJob&) = nullptr;
+  void (*prepare_bf16)(const PrepareJob&) = nullptr;
+  void (*prepare_f32)(const PrepareJob&) = nullptr;
+  PanelKernel nvfp4_int8;
+  PanelKernel nvfp4_bf16;
+  PanelKernel mxfp4_int8;
+  PanelKernel mxfp4_bf16;
+  PanelKernel bf16;
+  PanelKernel fp8;
+  PanelKernel f16;
+  PanelKernel f32;
+};
+
+const LinearKernels& GenericLinear();
+#if defined(__x86_64__)
+const LinearKernels& Avx2Linear();
+const LinearKernels& Avx512Linear();      // with AVX512_BF16
+const LinearKernels& Avx512VnniLinear();  // without: bf16 products from AVX2
+#elif defined(__aarch64__)
+const LinearKernels& NeonLinear();
+const LinearKernels& I8mmLinear();
+#endif
+
+}  // namespace nibble::kernels::cpu

@@ -1,0 +1,503 @@
+// Linear, packing and embedding of every variant that this processor runs, against ref/.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "device/buffer.h"
+#include "kernels/ops.h"
+#include "kernels/tolerance.h"
+#include "numerics/bf16.h"
+#include "numerics/e4m3.h"
+#include "numerics/f16.h"
+
+namespace nibble::kernels {
+namespace {
+
+// A stored weight with random content.
+struct Stored {
+  std::vector<std::byte> data;
+  std::vector<std::byte> scales;
+  QuantView view;
+};
+
+template <typename T>
+void Append(std::vector<std::byte>& bytes, T value) {
+  const auto* begin = reinterpret_cast<const std::byte*>(&value);
+  bytes.insert(bytes.end(), begin, begin + sizeof(T));
+}
+
+struct Fp8Scales {
+  DType dtype = DType::kF32;
+  int64_t block_n = 1;
+  int64_t block_k = int64_t{1} << 40;
+};
+
+Stored MakeWeight(WeightFormat format, int64_t n, int64_t k, uint32_t seed, float global_scale = 1,
+                  Fp8Scales fp8 = {}) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  Stored stored;
+  QuantView& view = stored.view;
+  view = {.format = format, .n = n, .k = k, .global_scale = global_scale};
+  if (format == WeightFormat::kFp8) {
+    view.scale_dtype = fp8.dtype;
+    view.scale_block_n = fp8.block_n;
+    view.scale_block_k = std::min(fp8.block_k, k);
+  }
+  const bool codes = format == WeightFormat::kNvfp4 || format == WeightFormat::kMxfp4;
+  for (int64_t i = 0; i < n * k; ++i) {
+    const float value = normal(random) * 0.05f;
+    if (codes) {
+      if (i % 2 == 0) Append(stored.data, static_cast<uint8_t>(random()));
+    } else if (format == WeightFormat::kF32) {
+      Append(stored.data, value);
+    } else if (format == WeightFormat::kF16) {
+      Append(stored.data, F16FromFloat(value));
+    } else if (format == WeightFormat::kBf16) {
+      Append(stored.data, Bf16FromFloat(value));
+    } else {
+      Append(stored.data, E4M3FromFloat(value * 100.0f));  // subnormals included
+    }
+  }
+  view.data = stored.data.data();
+  if (codes) {
+    for (int64_t i = 0; i < view.scale_bytes(); ++i) {
+      const auto byte = format == WeightFormat::kNvfp4 ? random() % 0x7F : 115 + random() % 12;
+      stored.scales.push_back(std::byte(byte));
+    }
+  } else {
+    for (int64_t i = 0; i < view.scale_bytes() * 8 / DTypeBits(view.scale_dtype); ++i) {
+      const float scale = 0.01f + 0.02f * static_cast<float>(random() % 100);
+      if (fp8.dtype == DType::kF32) {
+        Append(stored.scales, scale);
+      } else {
+        Append(stored.scales, Bf16FromFloat(scale));
+      }
+    }
+  }
+  view.scales = stored.scales.data();
+  return stored;
+}
+
+std::vector<uint16_t> MakeActivations(int64_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<uint16_t> x(count);
+  for (uint16_t& value : x) value = Bf16FromFloat(normal(random));
+  return x;
+}
+
+// A linear with its scratch: runs one table's ops.
+class Runner {
+ public:
+  Runner(const OpTable& ops, int threads = 1) : ops_(ops), pool_(threads) {}
+
+  std::unique_ptr<PackedWeight> Pack(std::span<const QuantView> parts,
+                                     ActivationFormat activations) {
+    auto packed = ops_.pack_weight({.parts = parts, .activations = activations, .pool = &pool_});
+    EXPECT_TRUE(packed.has_value()) << packed.error().message();
+    return std::move(*packed);
+  }
+
+  std::vector<float> Linear(const PackedWeight& weight, const std::vector<uint16_t>& x,
+                            const std::vector<float>& bias = {}) {
+    const int64_t m = static_cast<int64_t>(x.size()) / weight.k();
+    std::vector<float> y(m * weight.n());
+    Call(weight, x, bias, nullptr, y.data());
+    return y;
+  }
+
+  std::vector<uint16_t> LinearBf16(const PackedWeight& weight, const std::vector<uint16_t>& x,
+                                   const std::vector<float>& bias = {}) {
+    const int64_t m = static_cast<int64_t>(x.size()) / weight.k();
+    std::vector<uint16_t> y(m * weight.n());
+    Call(weight, x, bias, y.data(), nullptr);
+    return y;
+  }
+
+  std::vector<uint16_t> Embed(const PackedWeight& table, const std::vector<int32_t>& ids) {
+    std::vector<uint16_t> out(ids.size() * table.k());
+    ops_.embed({.pool = &pool_}, {.ids = ids.data(),
+                                  .table = &table,
+                                  .out = out.data(),
+                                  .t = static_cast<int64_t>(ids.size())});
+    return out;
+  }
+
+ private:
+  void Call(const PackedWeight& weight, const std::vector<uint16_t>& x,
+            const std::vector<float>& bias, uint16_t* y, float* y_f32) {
+    const int64_t m = static_cast<int64_t>(x.size()) / weight.k();
+    const size_t bytes = ops_.linear_workspace(m, weight.k());
+    Buffer workspace = std::move(*Buffer::Allocate(bytes));
+    ops_.linear({.pool = &pool_, .workspace = workspace.data(), .workspace_bytes = bytes},
+                {.x = x.data(),
+                 .x_stride = weight.k(),
+                 .weight = &weight,
+                 .bias = bias.empty() ? nullptr : bias.data(),
+                 .y = y,
+                 .y_f32 = y_f32,
+                 .y_stride = weight.n(),
+                 .m = m});
+  }
+
+  const OpTable& ops_;
+  ThreadPool pool_;
+};
+
+// Sum over K of |x * w|, per (token, row).
+std::vector<float> Magnitudes(std::span<const QuantView> parts, const std::vector<uint16_t>& x) {
+  const int64_t k = parts[0].k;
+  const int64_t m = static_cast<int64_t>(x.size()) / k;
+  int64_t n = 0;
+  for (const QuantView& part : parts) n += part.n;
+  std::vector<float> sums(m * n);
+  std::vector<float> w(k);
+  int64_t row = 0;
+  for (const QuantView& part : parts) {
+    for (int64_t r = 0; r < part.n; ++r, ++row) {
+      DequantizeRow(part, r, w.data());
+      for (int64_t token = 0; token < m; ++token) {
+        float sum = 0;
+        for (int64_t i = 0; i < k; ++i) sum += std::fabs(Bf16ToFloat(x[token * k + i]) * w[i]);
+        sums[token * n + row] = sum;
+      }
+    }
+  }
+  return sums;
+}
+
+void ExpectClose(const std::vector<float>& y, const std::vector<float>& ref,
+                 const std::vector<float>& magnitudes) {
+  ASSERT_EQ(y.size(), ref.size());
+  for (size_t i = 0; i < y.size(); ++i) {
+    // Two percent more: int8 activations may be larger than what they stand for.
+    ASSERT_LE(std::fabs(y[i] - ref[i]), 1.02f * kLinearTolerance * magnitudes[i])
+        << "at " << i << ": " << y[i] << " instead of " << ref[i];
+  }
+}
+
+constexpr WeightFormat kFormats[] = {WeightFormat::kNvfp4, WeightFormat::kMxfp4,
+                                     WeightFormat::kBf16,  WeightFormat::kFp8,
+                                     WeightFormat::kF16,   WeightFormat::kF32};
+constexpr ActivationFormat kActivations[] = {ActivationFormat::kInt8, ActivationFormat::kBf16};
+
+int64_t BlockOf(WeightFormat format) {
+  if (format == WeightFormat::kNvfp4) return 16;
+  return format == WeightFormat::kMxfp4 ? 32 : 1;
+}
+
+std::vector<std::string> Variants() {
+  std::vector<std::string> names;
+  for (const char* name : {"generic", "avx2", "avx512", "neon", "i8mm"}) {
+    if (CpuOpsVariant(name)) names.push_back(name);
+  }
+  return names;
+}
+
+class LinearVariant : public testing::TestWithParam<std::string> {
+ protected:
+  const OpTable& ops() const { return **CpuOpsVariant(GetParam()); }
+};
+
+TEST_P(LinearVariant, MatchesRefOverAwkwardShapes) {
+  Runner cpu(ops(), 2);
+  Runner ref(RefOps());
+  uint32_t seed = 1;
+  for (const WeightFormat format : kFormats) {
+    for (const ActivationFormat activations : kActivations) {
+      if (activations == ActivationFormat::kInt8 && BlockOf(format) == 1) continue;
+      for (const int64_t n : {1, 15, 17, 96}) {
+        for (const int64_t k : {16, 32, 64, 80, 100, 576, 1536}) {
+          if (k % BlockOf(format) != 0) continue;
+          SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " N=" << n << " K=" << k
+                                          << " int8=" << (activations == ActivationFormat::kInt8));
+          const Stored stored = MakeWeight(format, n, k, ++seed, 0.003f);
+          const auto x = MakeActivations(3 * k, ++seed);
+          std::vector<float> bias(n);
+          for (int64_t i = 0; i < n; ++i) bias[i] = static_cast<float>(i) * 0.01f;
+          const auto weight = cpu.Pack({&stored.view, 1}, activations);
+          const auto ref_weight = ref.Pack({&stored.view, 1}, activations);
+          EXPECT_EQ(weight->activations(), ref_weight->activations());
+          ExpectClose(cpu.Linear(*weight, x), ref.Linear(*ref_weight, x),
+                      Magnitudes({&stored.view, 1}, x));
+          // With a bias the output has one more rounding, relative to the bias.
+          auto magnitudes = Magnitudes({&stored.view, 1}, x);
+          for (size_t i = 0; i < magnitudes.size(); ++i) magnitudes[i] += bias[i % n];
+          ExpectClose(cpu.Linear(*weight, x, bias), ref.Linear(*ref_weight, x, bias), magnitudes);
+        }
+      }
+    }
+  }
+}
+
+// The largest N that a test can afford, so that many panels and threads take part.
+TEST_P(LinearVariant, MatchesRefOverManyPanels) {
+  Runner cpu(ops(), 3);
+  Runner ref(RefOps());
+  for (const ActivationFormat activations : kActivations) {
+    const Stored stored = MakeWeight(WeightFormat::kNvfp4, 576, 576, 5, 0.01f);
+    const auto x = MakeActivations(5 * 576, 6);
+    ExpectClose(cpu.Linear(*cpu.Pack({&stored.view, 1}, activations), x),
+                ref.Linear(*ref.Pack({&stored.view, 1}, activations), x),
+                Magnitudes({&stored.view, 1}, x));
+  }
+}
+
+TEST_P(LinearVariant, Fp8ScalesPerTensorChannelAndBlock) {
+  Runner cpu(ops());
+  Runner ref(RefOps());
+  constexpr int64_t kWhole = int64_t{1} << 40;
+  const Fp8Scales kinds[] = {{DType::kF32, kWhole, kWhole},
+                             {DType::kBF16, 1, kWhole},
+                             {DType::kF32, 128, 128},
+                             {DType::kF32, 16, 32}};
+  for (const Fp8Scales& kind : kinds) {
+    for (const int64_t k : {96, 128, 320, 416}) {
+      SCOPED_TRACE(testing::Message() << kind.block_n << " x " << kind.block_k << " K=" << k);
+      const Stored stored = MakeWeight(WeightFormat::kFp8, 150, k, 9, 1, kind);
+      const auto x = MakeActivations(2 * k, 10);
+      ExpectClose(cpu.Linear(*cpu.Pack({&stored.view, 1}, ActivationFormat::kBf16), x),
+                  ref.Linear(*ref.Pack({&stored.view, 1}, ActivationFormat::kBf16), x),
+                  Magnitudes({&stored.view, 1}, x));
+    }
+  }
+}
+
+TEST_P(LinearVariant, StackedPartsGiveTheBitsOfEachAlone) {
+  Runner cpu(ops(), 2);
+  for (const WeightFormat format : kFormats) {
+    for (const ActivationFormat activations : kActivations) {
+      SCOPED_TRACE(WeightFormatName(format));
+      const int64_t k = 192;
+      const Fp8Scales fp8[] = {{DType::kF32, 1, 64}, {DType::kF32, 1, 96}, {}};
+      const Stored parts[] = {MakeWeight(format, 37, k, 1, 0.5f, fp8[0]),
+                              MakeWeight(format, 5, k, 2, 3e-4f, fp8[1]),
+                              MakeWeight(format, 64, k, 3, 7.0f, fp8[2])};
+      const QuantView views[] = {parts[0].view, parts[1].view, parts[2].view};
+      const auto x = MakeActivations(4 * k, 4);
+      const auto stacked = cpu.Linear(*cpu.Pack(views, activations), x);
+      int64_t row = 0;
+      for (const QuantView& view : views) {
+        const auto alone = cpu.Linear(*cpu.Pack({&view, 1}, activations), x);
+        for (int64_t token = 0; token < 4; ++token) {
+          for (int64_t i = 0; i < view.n; ++i) {
+            ASSERT_EQ(stacked[token * 106 + row + i], alone[token * view.n + i]);
+          }
+        }
+        row += view.n;
+      }
+    }
+  }
+}
+
+TEST_P(LinearVariant, BitsDependOnNeitherTokensNorThreads) {
+  const int64_t n = 40;
+  const int64_t k = 320;
+  const int64_t m = 200;  // more than one pass over the weights
+  for (const WeightFormat format : kFormats) {
+    for (const ActivationFormat activations : kActivations) {
+      SCOPED_TRACE(WeightFormatName(format));
+      const Stored stored = MakeWeight(format, n, k, 11, 0.02f);
+      const auto x = MakeActivations(m * k, 12);
+      Runner one(ops(), 1);
+      const auto weight = one.Pack({&stored.view, 1}, activations);
+      const auto all = one.LinearBf16(*weight, x);
+      const auto all_f32 = one.Linear(*weight, x);
+      for (size_t i = 0; i < all.size(); ++i) ASSERT_EQ(all[i], Bf16FromFloat(all_f32[i]));
+      EXPECT_EQ(Runner(ops(), 3).Linear(*weight, x), all_f32);
+      for (int64_t count = 1; count < 30; ++count) {
+        const int64_t first = (count * 7) % (m - 30);
+        const std::vector<uint16_t> some(x.begin() + first * k, x.begin() + (first + count) * k);
+        const auto y = one.Linear(*weight, some);
+        ASSERT_EQ(std::memcmp(y.data(), &all_f32[first * n], y.size() * sizeof(float)), 0)
+            << count << " tokens from " << first;
+      }
+    }
+  }
+}
+
+// One arithmetic for all instruction sets: what generic C++ computes, bit for bit.
+TEST_P(LinearVariant, BitsEqualTheGenericVariant) {
+  Runner cpu(ops());
+  Runner generic(**CpuOpsVariant("generic"));
+  for (const WeightFormat format : kFormats) {
+    for (const ActivationFormat activations : kActivations) {
+      SCOPED_TRACE(testing::Message() << WeightFormatName(format)
+                                      << " int8=" << (activations == ActivationFormat::kInt8));
+      for (const int64_t k : {64, 352, 576}) {
+        const Stored stored = MakeWeight(format, 33, k, 21, 0.7f);
+        auto x = MakeActivations(5 * k, 22);
+        for (int64_t i = 0; i < k; ++i) x[i] = Bf16FromFloat(Bf16ToFloat(x[i]) * 1e-9f);
+        for (int64_t i = k; i < 2 * k; ++i) x[i] = Bf16FromFloat(Bf16ToFloat(x[i]) * 1e9f);
+        EXPECT_EQ(cpu.Linear(*cpu.Pack({&stored.view, 1}, activations), x),
+                  generic.Linear(*generic.Pack({&stored.view, 1}, activations), x));
+      }
+    }
+  }
+}
+
+TEST_P(LinearVariant, ZeroScalesAndZeroActivationsGiveZero) {
+  Runner cpu(ops());
+  for (const ActivationFormat activations : kActivations) {
+    Stored stored = MakeWeight(WeightFormat::kNvfp4, 16, 128, 31);
+    for (std::byte& scale : stored.scales) scale = std::byte{0};
+    const auto x = MakeActivations(128, 32);
+    for (float y : cpu.Linear(*cpu.Pack({&stored.view, 1}, activations), x)) EXPECT_EQ(y, 0.0f);
+
+    const Stored other = MakeWeight(WeightFormat::kNvfp4, 16, 128, 33);
+    const std::vector<uint16_t> zeros(128, 0);
+    for (float y : cpu.Linear(*cpu.Pack({&other.view, 1}, activations), zeros)) EXPECT_EQ(y, 0.0f);
+  }
+}
+
+TEST_P(LinearVariant, NanScaleOverZerosIsAZeroBlock) {
+  Runner cpu(ops());
+  Runner ref(RefOps());
+  Stored stored = MakeWeight(WeightFormat::kNvfp4, 16, 128, 41);
+  stored.scales[3] = std::byte{0x7F};
+  for (int i = 0; i < 8; ++i) stored.data[3 * 8 + i] = std::byte{0x80};  // zeros, one negative
+  const auto x = MakeActivations(128, 42);
+  for (const ActivationFormat activations : kActivations) {
+    ExpectClose(cpu.Linear(*cpu.Pack({&stored.view, 1}, activations), x),
+                ref.Linear(*ref.Pack({&stored.view, 1}, activations), x),
+                Magnitudes({&stored.view, 1}, x));
+  }
+}
+
+TEST_P(LinearVariant, ExtremeScalesKeepTheirPrecision) {
+  Runner cpu(ops());
+  Runner ref(RefOps());
+  for (const float global_scale : {1e-12f, 1e-5f, 300.0f}) {
+    for (const float magnitude : {1e-8f, 1.0f, 3e6f}) {
+      for (const uint8_t code : {uint8_t{0x01}, uint8_t{0x07}, uint8_t{0x7E}}) {
+        SCOPED_TRACE(testing::Message() << global_scale << " " << magnitude << " " << int{code});
+        Stored stored = MakeWeight(WeightFormat::kNvfp4, 16, 128, 51, global_scale);
+        for (std::byte& scale : stored.scales) scale = std::byte{code};
+        auto x = MakeActivations(128, 52);
+        for (uint16_t& value : x) value = Bf16FromFloat(Bf16ToFloat(value) * magnitude);
+        for (const ActivationFormat activations : kActivations) {
+          ExpectClose(cpu.Linear(*cpu.Pack({&stored.view, 1}, activations), x),
+                      ref.Linear(*ref.Pack({&stored.view, 1}, activations), x),
+                      Magnitudes({&stored.view, 1}, x));
+        }
+      }
+    }
+  }
+}
+
+// Every scale byte at least once, one per row.
+TEST_P(LinearVariant, EveryScaleByte) {
+  Runner cpu(ops());
+  Runner ref(RefOps());
+  for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kMxfp4}) {
+    const bool nvfp4 = format == WeightFormat::kNvfp4;
+    // MXFP4 codes 40..180: within what FP32 sums of these activations can hold.
+    const int first = nvfp4 ? 0 : 40;
+    const int count = nvfp4 ? 0x7F : 141;
+    Stored stored = MakeWeight(format, count, 64, 61);
+    const int64_t blocks = stored.view.scale_bytes() / count;
+    for (int64_t i = 0; i < stored.view.scale_bytes(); ++i) {
+      stored.scales[i] = std::byte(first + static_cast<int>(i / blocks));
+    }
+    const auto x = MakeActivations(64, 62);
+    for (const ActivationFormat activations : kActivations) {
+      ExpectClose(cpu.Linear(*cpu.Pack({&stored.view, 1}, activations), x),
+                  ref.Linear(*ref.Pack({&stored.view, 1}, activations), x),
+                  Magnitudes({&stored.view, 1}, x));
+    }
+  }
+}
+
+TEST_P(LinearVariant, NonFiniteActivationsDoNotHide) {
+  Runner cpu(ops());
+  const Stored stored = MakeWeight(WeightFormat::kNvfp4, 16, 128, 71);
+  for (const float bad : {INFINITY, -INFINITY, NAN}) {
+    for (const ActivationFormat activations : kActivations) {
+      auto x = MakeActivations(2 * 128, 72);
+      x[77] = Bf16FromFloat(bad);
+      const auto y = cpu.Linear(*cpu.Pack({&stored.view, 1}, activations), x);
+      int finite = 0;
+      for (int i = 0; i < 16; ++i) finite += std::isfinite(y[i]) ? 1 : 0;
+      // In BF16 a zero code times infinity is NaN, any other is infinite.
+      EXPECT_EQ(finite, 0);
+      for (int i = 16; i < 32; ++i) EXPECT_TRUE(std::isfinite(y[i])) << "the other token";
+    }
+  }
+}
+
+TEST_P(LinearVariant, EmbedEqualsTheStoredValues) {
+  Runner cpu(ops(), 2);
+  Runner ref(RefOps());
+  for (const WeightFormat format : kFormats) {
+    for (const int64_t k : {32, 96, 576}) {
+      SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " K=" << k);
+      const Stored parts[] = {
+          MakeWeight(format, 50, k, 81, 0.37f, {DType::kF32, 1, 32}),
+          MakeWeight(format, 30, k, 82, 0.011f, {DType::kF32, 1, 96}),
+      };
+      const QuantView views[] = {parts[0].view, parts[1].view};
+      const std::vector<int32_t> ids = {0, 79, 49, 50, 17, 17, 3};
+      EXPECT_EQ(cpu.Embed(*cpu.Pack(views, ActivationFormat::kInt8), ids),
+                ref.Embed(*ref.Pack(views, ActivationFormat::kInt8), ids));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, LinearVariant, testing::ValuesIn(Variants()),
+                         [](const auto& info) { return info.param; });
+
+// Errors are the same for every backend.
+class PackErrors : public testing::TestWithParam<const OpTable*> {
+ protected:
+  std::string Message(std::span<const QuantView> parts) {
+    ThreadPool pool(2);
+    auto packed = GetParam()->pack_weight({.parts = parts, .pool = &pool});
+    return packed.has_value() ? "packed" : packed.error().message();
+  }
+};
+
+TEST_P(PackErrors, NameRowBlockAndValue) {
+  Stored stored = MakeWeight(WeightFormat::kNvfp4, 20, 64, 91);
+  stored.scales[18 * 4 + 2] = std::byte{0xB8};
+  stored.scales[19 * 4] = std::byte{0xB9};
+  EXPECT_EQ(Message({&stored.view, 1}),
+            "row 18, block 2: the NVFP4 scale 0xB8 has its sign bit set; legal scales are "
+            "0x00..0x7E");
+  stored.scales[18 * 4 + 2] = std::byte{0x7F};
+  EXPECT_NE(Message({&stored.view, 1}).find("row 18, block 2: the NVFP4 scale 0x7F is NaN"),
+            std::string::npos);
+
+  Stored mx = MakeWeight(WeightFormat::kMxfp4, 3, 64, 92);
+  mx.scales[5] = std::byte{0xFF};
+  EXPECT_EQ(Message({&mx.view, 1}), "row 2, block 1: the MXFP4 scale 0xFF is NaN");
+
+  Stored infinite = MakeWeight(WeightFormat::kNvfp4, 3, 64, 93, INFINITY);
+  const Stored finite = MakeWeight(WeightFormat::kNvfp4, 3, 64, 93);
+  const QuantView parts[] = {finite.view, infinite.view};
+  EXPECT_EQ(Message(parts), "part 1: tensor scale inf: must be finite and not negative");
+}
+
+TEST_P(PackErrors, PartsMustAgree) {
+  const Stored a = MakeWeight(WeightFormat::kNvfp4, 3, 64, 94);
+  const Stored b = MakeWeight(WeightFormat::kNvfp4, 3, 128, 95);
+  const QuantView parts[] = {a.view, b.view};
+  EXPECT_EQ(Message(parts),
+            "part 1: stacked weights differ: nvfp4 with K = 128, the first is nvfp4 with K = 64");
+  EXPECT_EQ(Message({}), "a weight without parts");
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, PackErrors, testing::Values(&RefOps(), &CpuOps()),
+                         [](const auto& info) { return std::string(info.param->backend); });
+
+TEST(CpuOpsVariant, UnknownNamesWhatThereIs) {
+  const auto missing = CpuOpsVariant("sse9");
+  ASSERT_FALSE(missing.has_value());
+  EXPECT_NE(missing.error().message().find("generic"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace nibble::kernels

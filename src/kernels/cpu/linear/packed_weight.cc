@@ -1,0 +1,371 @@
+#include "kernels/cpu/linear/packed_weight.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <mutex>
+#include <numeric>
+#include <optional>
+
+#include "kernels/cpu/linear/layout.h"
+#include "kernels/weight_check.h"
+#include "numerics/bf16.h"
+#include "numerics/e2m1.h"
+#include "numerics/e4m3.h"
+#include "numerics/e8m0.h"
+#include "numerics/f16.h"
+#include "numerics/nvfp4.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+constexpr int64_t kVectorBytes = 64;
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kMaxGroupK = 128;
+
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+CpuPackedWeight::Group GroupOf(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kNvfp4:
+      return {.k = 64, .bytes = kScaleBytes + 2 * kCodeBytes};
+    case WeightFormat::kMxfp4:
+      return {.k = 128, .bytes = kScaleBytes + 4 * kCodeBytes};
+    case WeightFormat::kFp8:
+      return {.k = 64, .bytes = kPanelRows * 64};
+    case WeightFormat::kBf16:
+    case WeightFormat::kF16:
+      return {.k = 64, .bytes = kPanelRows * 64 * 2};
+    case WeightFormat::kF32:
+      return {.k = 64, .bytes = kPanelRows * 64 * 4};
+  }
+  return {};
+}
+
+// E4M3 without sign -> UE5M3: same value with an exponent bias of 23 and no subnormals.
+constexpr uint8_t Ue5m3FromE4M3(uint8_t code) {
+  if (code == 0) return 0;
+  if (code >= 8) return static_cast<uint8_t>(code + (16 << 3));  // bias 7 -> 23
+  // Subnormal m * 2^-9 = 1.xxx * 2^(top - 9).
+  const int top = std::bit_width(static_cast<unsigned>(code)) - 1;
+  const int exponent = top - 9 + 23;
+  const int mantissa = (code << (3 - top)) & 7;
+  return static_cast<uint8_t>(exponent << 3 | mantissa);
+}
+
+float FloatFromUe5m3(uint8_t code) {
+  return std::bit_cast<float>(static_cast<uint32_t>(code) << 20) * 0x1p104f;
+}
+static_assert(kUe5m3Shift == 104);
+
+// Where element (row, k) of a group's codes lies: byte and bits to shift.
+struct CodePlace {
+  int64_t byte;
+  int shift;
+};
+CodePlace PlaceOfCode(int64_t row, int64_t k) {
+  return {k / kBlockK * kCodeBytes + k % kBlockK / 8 * kVectorBytes + row * 4 + k % 4,
+          k % 8 < 4 ? 0 : 4};
+}
+
+// Position of k within its block of 32 once pairs (0,2) (4,6) (1,3) (5,7) stand in order.
+constexpr int64_t PairPosition(int64_t k) {
+  constexpr int kPositionIn8[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+  return k / 8 * 8 + kPositionIn8[k % 8];
+}
+
+constexpr bool PairPositionsMatch() {
+  for (int pair = 0; pair < kPairsPerBlock; ++pair) {
+    const int low = 8 * (pair / 4) + kPairLow[pair % 4];
+    if (PairPosition(low) != 2 * pair || PairPosition(low + 2) != 2 * pair + 1) return false;
+  }
+  return true;
+}
+static_assert(PairPositionsMatch());
+
+// Offset in bytes of element (row, k) of a 64-k group of a format without codes.
+int64_t PlaceOfElement(WeightFormat format, int64_t row, int64_t k) {
+  const int64_t position = k / kBlockK * kBlockK + PairPosition(k % kBlockK);
+  const int64_t pair = position / 2;
+  const int64_t member = position % 2;
+  switch (format) {
+    case WeightFormat::kBf16:
+      return pair * kVectorBytes + row * 4 + member * 2;
+    case WeightFormat::kFp8:
+      return pair / 2 * kVectorBytes + row / 4 * 16 + pair % 2 * 8 + row % 4 * 2 + member;
+    case WeightFormat::kF16:
+      return (position * kPanelRows + row) * 2;
+    default:
+      return (position * kPanelRows + row) * 4;
+  }
+}
+
+int64_t ElementBytes(WeightFormat format) {
+  if (format == WeightFormat::kFp8) return 1;
+  return format == WeightFormat::kF32 ? 4 : 2;
+}
+
+// Eight nibbles -> four bytes: byte j gets nibble j low and nibble 4 + j high.
+uint32_t InterleaveNibbles(uint32_t codes) {
+  const auto spread = [](uint32_t half) {
+    half = (half | half << 8) & 0x00FF00FFu;
+    return (half | half << 4) & 0x0F0F0F0Fu;
+  };
+  return spread(codes & 0xFFFFu) | spread(codes >> 16) << 4;
+}
+
+// The codes of one row's k [0, k_count): 8 k at a time, one dword of the panel each.
+void PackCodes(const std::byte* codes, int64_t k_count, int64_t row, CpuPackedWeight::Group group,
+               std::byte* panel) {
+  for (int64_t k = 0; k < k_count; k += 8) {
+    uint32_t word;
+    std::memcpy(&word, codes + k / 2, sizeof(word));
+    word = InterleaveNibbles(word);
+    const int64_t in_group = k % group.k;
+    std::memcpy(panel + k / group.k * group.bytes + kScaleBytes + PlaceOfCode(row, in_group).byte,
+                &word, sizeof(word));
+  }
+}
+
+std::byte* ScalePlace(std::byte* panel, CpuPackedWeight::Group group, int64_t row, int64_t k,
+                      int64_t scale_block) {
+  return panel + k / group.k * group.bytes + row * 4 + k % group.k / scale_block;
+}
+
+// A block without a legal scale holds zeros only (CheckBlockScales): its signs stay, scale 0.
+void PackNvfp4Scales(const std::byte* scales, int64_t k_count, int64_t row,
+                     CpuPackedWeight::Group group, std::byte* panel) {
+  for (int64_t k = 0; k < k_count; k += kNvfp4Block) {
+    const auto code = std::to_integer<uint8_t>(scales[k / kNvfp4Block]);
+    *ScalePlace(panel, group, row, k, kNvfp4Block) =
+        std::byte{E4M3IsNan(code) ? uint8_t{0} : Ue5m3FromE4M3(code)};
+  }
+}
+
+void PackMxfp4Scales(const std::byte* scales, int64_t k_count, int64_t row,
+                     CpuPackedWeight::Group group, std::byte* panel) {
+  constexpr uint8_t kLargest = 227;  // 2^100; above it CheckBlockScales lets zero blocks through
+  for (int64_t k = 0; k < k_count; k += kBlockK) {
+    const auto code = std::to_integer<uint8_t>(scales[k / kBlockK]);
+    *ScalePlace(panel, group, row, k, kBlockK) = std::byte{std::min(code, kLargest)};
+  }
+}
+
+// The scale that belongs to an FP8 element, whatever type it is stored in: the value of a weight of
+// one element, 1.0, under that scale.
+float Fp8Scale(const QuantView& view, int64_t row, int64_t column) {
+  constexpr std::byte kOne{0x38};
+  const int64_t columns = CeilDiv(view.k, view.scale_block_k);
+  const int64_t index = row / view.scale_block_n * columns + column / view.scale_block_k;
+  const QuantView one = {.format = WeightFormat::kFp8,
+                         .n = 1,
+                         .k = 1,
+                         .data = &kOne,
+                         .scales = view.scales + index * DTypeBits(view.scale_dtype) / 8,
+                         .scale_dtype = view.scale_dtype};
+  return DequantizeElement(one, 0, 0);
+}
+
+// What brings an accumulator back to the product of the stored values (layout.h).
+float RowScale(const QuantView& view) {
+  switch (view.format) {
+    case WeightFormat::kNvfp4:  // codes are doubled
+      return view.global_scale * 0x1p43f;
+    case WeightFormat::kMxfp4:
+      return 0x1p-61f;
+    case WeightFormat::kBf16:
+    case WeightFormat::kFp8:
+      return 0x1p-60f;
+    default:
+      return 1.0f;
+  }
+}
+static_assert(kUe5m3Shift - kActivationShift - 1 == 43 && kActivationShift == 60);
+
+// The first error of several threads: the one of the lowest row, so that messages do not depend on
+// timing.
+class FirstError {
+ public:
+  void Set(int64_t row, const Error& error) {
+    const std::lock_guard lock(mutex_);
+    if (!error_ || row < row_) {
+      row_ = row;
+      error_ = error;
+    }
+  }
+  Status Take() {
+    if (error_) return tl::unexpected<Error>(std::move(*error_));
+    return {};
+  }
+
+ private:
+  std::mutex mutex_;
+  int64_t row_ = 0;
+  std::optional<Error> error_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<CpuPackedWeight>> CpuPackedWeight::Pack(const PackParams& params,
+                                                               const LinearKernels& kernels) {
+  NIBBLE_TRY(CheckWeight(params.parts));
+  const QuantView& first = params.parts[0];
+  std::unique_ptr<CpuPackedWeight> weight(new CpuPackedWeight());
+  weight->format_ = first.format;
+  weight->activations_ = EffectiveActivations(first.format, params.activations);
+  weight->kernels_ = &kernels;
+  weight->k_ = first.k;
+  for (const QuantView& part : params.parts) {
+    weight->parts_.push_back({.row_begin = weight->n_, .tensor_scale = part.global_scale});
+    weight->n_ += part.n;
+  }
+  weight->group_ = GroupOf(first.format);
+  weight->groups_ = CeilDiv(first.k, weight->group_.k);
+  weight->panels_ = CeilDiv(weight->n_, kPanelRows);
+  const int64_t padded_rows = weight->panels_ * kPanelRows;
+  if (first.format == WeightFormat::kFp8) {
+    // Parts may differ in their scale columns: the finest one serves all.
+    int64_t column = weight->padded_k();
+    for (const QuantView& part : params.parts) {
+      if (part.scale_block_k < part.k) column = std::gcd(column, part.scale_block_k);
+    }
+    weight->blocks_per_scale_ = column / kBlockK;
+    weight->scale_columns_ = CeilDiv(weight->padded_k(), column);
+  }
+  const int64_t panel_bytes = weight->panels_ * weight->panel_bytes();
+  const int64_t row_scale_bytes = RoundUp(padded_rows * sizeof(float), kAlignment);
+  const int64_t block_scale_bytes = padded_rows * weight->scale_columns_ * sizeof(float);
+  NIBBLE_ASSIGN(weight->buffer_,
+                Buffer::Allocate(panel_bytes + row_scale_bytes + block_scale_bytes));
+  std::byte* base = weight->buffer_.data();
+  weight->row_scales_ = reinterpret_cast<float*>(base + panel_bytes);
+  if (block_scale_bytes > 0) {
+    weight->block_scales_ = reinterpret_cast<float*>(base + panel_bytes + row_scale_bytes);
+  }
+  NIBBLE_TRY(weight->PackPanels(params));
+  return weight;
+}
+
+Status CpuPackedWeight::PackPanels(const PackParams& params) {
+  FirstError first_error;
+  // By panels, as linear reads them: each thread first touches the pages that it will read.
+  auto pack = [&](int64_t panel_begin, int64_t panel_end, int) {
+    const int64_t row_end = std::min(panel_end * kPanelRows, n_);
+    size_t part = 0;
+    for (int64_t row = panel_begin * kPanelRows; row < row_end; ++row) {
+      while (part + 1 < parts_.size() && parts_[part + 1].row_begin <= row) ++part;
+      const int64_t view_row = row - parts_[part].row_begin;
+      if (Status status = PackRow(params.parts[part], view_row, row); !status) {
+        first_error.Set(row, parts_.size() == 1
+                                 ? status.error()
+                                 : status.error().Context(fmt::format("part {}", part)));
+        return;
+      }
+    }
+  };
+  if (params.pool != nullptr) {
+    params.pool->ParallelFor(panels_, 1, pack);
+  } else {
+    pack(0, panels_, 0);
+  }
+  return first_error.Take();
+}
+
+Status CpuPackedWeight::PackRow(const QuantView& view, int64_t view_row, int64_t row) {
+  NIBBLE_TRY(CheckBlockScales(view, view_row, view_row + 1));
+  const int64_t panel_index = row / kPanelRows;
+  const int64_t in_panel = row % kPanelRows;
+  std::byte* panel = buffer_.data() + panel_index * panel_bytes();
+  row_scales_[row] = RowScale(view);
+  if (format_ == WeightFormat::kNvfp4 || format_ == WeightFormat::kMxfp4) {
+    PackCodes(view.data + view_row * (k_ / 2), k_, in_panel, group_, panel);
+    if (format_ == WeightFormat::kNvfp4) {
+      PackNvfp4Scales(view.scales + view_row * (k_ / kNvfp4Block), k_, in_panel, group_, panel);
+    } else {
+      PackMxfp4Scales(view.scales + view_row * (k_ / kBlockK), k_, in_panel, group_, panel);
+    }
+    return {};
+  }
+  PackElements(view.data + view_row * k_ * ElementBytes(format_), in_panel, panel);
+  for (int64_t column = 0; column < scale_columns_; ++column) {
+    const int64_t k = column * blocks_per_scale_ * kBlockK;
+    if (k >= k_) break;
+    block_scales_[(panel_index * scale_columns_ + column) * kPanelRows + in_panel] =
+        Fp8Scale(view, view_row, k);
+  }
+  return {};
+}
+
+void CpuPackedWeight::PackElements(const std::byte* elements, int64_t in_panel, std::byte* panel) {
+  const int64_t size = ElementBytes(format_);
+  int64_t places[kMaxGroupK];
+  for (int64_t k = 0; k < group_.k; ++k) places[k] = PlaceOfElement(format_, in_panel, k);
+  for (int64_t begin = 0; begin < k_; begin += group_.k, panel += group_.bytes) {
+    const int64_t count = std::min(group_.k, k_ - begin);
+    for (int64_t k = 0; k < count; ++k) {
+      const std::byte* from = elements + (begin + k) * size;
+      std::byte* to = panel + places[k];
+      // A constant size each: a copy of one register.
+      if (size == 2) {
+        std::memcpy(to, from, 2);
+      } else if (size == 1) {
+        *to = *from;
+      } else {
+        std::memcpy(to, from, 4);
+      }
+    }
+  }
+}
+
+void CpuPackedWeight::GatherRow(int64_t row, uint16_t* out) const {
+  if (format_ == WeightFormat::kNvfp4 || format_ == WeightFormat::kMxfp4) {
+    GatherCodes(row, out);
+    return;
+  }
+  const std::byte* row_panel = panel(row / kPanelRows);
+  const int64_t in_panel = row % kPanelRows;
+  for (int64_t k = 0; k < k_; ++k) {
+    const std::byte* element =
+        row_panel + k / group_.k * group_.bytes + PlaceOfElement(format_, in_panel, k % group_.k);
+    if (format_ == WeightFormat::kFp8) {
+      const int64_t column = k / kBlockK / blocks_per_scale_;
+      const float scale =
+          block_scales_[(row / kPanelRows * scale_columns_ + column) * kPanelRows + in_panel];
+      out[k] = Bf16FromFloat(E4M3ToFloat(std::to_integer<uint8_t>(*element)) * scale);
+    } else if (format_ == WeightFormat::kF32) {
+      float value;
+      std::memcpy(&value, element, sizeof(value));
+      out[k] = Bf16FromFloat(value);
+    } else {
+      uint16_t bits;
+      std::memcpy(&bits, element, sizeof(bits));
+      out[k] = format_ == WeightFormat::kF16 ? Bf16FromFloat(F16ToFloat(bits)) : bits;
+    }
+  }
+}
+
+void CpuPackedWeight::GatherCodes(int64_t row, uint16_t* out) const {
+  const std::byte* row_panel = panel(row / kPanelRows);
+  const int64_t in_panel = row % kPanelRows;
+  size_t part = parts_.size() - 1;
+  while (parts_[part].row_begin > row) --part;
+  const int64_t scale_block = format_ == WeightFormat::kNvfp4 ? kNvfp4Block : kBlockK;
+  for (int64_t begin = 0; begin < k_; begin += scale_block) {
+    const std::byte* group = row_panel + begin / group_.k * group_.bytes;
+    const auto code =
+        std::to_integer<uint8_t>(group[in_panel * 4 + begin % group_.k / scale_block]);
+    const float scale = format_ == WeightFormat::kNvfp4
+                            ? FloatFromUe5m3(code) * parts_[part].tensor_scale
+                            : E8M0ToFloat(code);
+    for (int64_t k = begin; k < begin + scale_block; ++k) {
+      const CodePlace place = PlaceOfCode(in_panel, k % group_.k);
+      const auto byte = std::to_integer<uint8_t>(group[kScaleBytes + place.byte]);
+      out[k] = Bf16FromFloat(E2M1ToFloat((byte >> place.shift) & 0xFu) * scale);
+    }
+  }
+}
+
+}  // namespace nibble::kernels::cpu

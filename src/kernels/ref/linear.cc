@@ -1,0 +1,138 @@
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/ref/ref.h"
+#include "kernels/weight_check.h"
+#include "numerics/bf16.h"
+
+namespace nibble::kernels::ref {
+namespace {
+
+constexpr int64_t kInt8Block = 32;
+
+// A copy of the stored weight, as it was stored.
+class RefWeight final : public PackedWeight {
+ public:
+  struct Part {
+    std::vector<std::byte> data;
+    std::vector<std::byte> scales;
+    QuantView view;
+  };
+
+  RefWeight(std::span<const QuantView> parts, ActivationFormat activations)
+      : parts_(parts.size()), activations_(activations) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      Part& part = parts_[i];
+      part.view = parts[i];
+      part.data.assign(parts[i].data, parts[i].data + parts[i].data_bytes());
+      part.view.data = part.data.data();
+      if (const int64_t bytes = parts[i].scale_bytes(); bytes > 0) {
+        part.scales.assign(parts[i].scales, parts[i].scales + bytes);
+        part.view.scales = part.scales.data();
+      }
+      n_ += parts[i].n;
+      bytes_ += static_cast<int64_t>(part.data.size() + part.scales.size());
+    }
+  }
+
+  WeightFormat format() const override { return parts_[0].view.format; }
+  ActivationFormat activations() const override { return activations_; }
+  int64_t n() const override { return n_; }
+  int64_t k() const override { return parts_[0].view.k; }
+  int64_t bytes() const override { return bytes_; }
+
+  // Row `row` of the stack, in FP32.
+  void Row(int64_t row, float* out) const {
+    size_t part = 0;
+    while (row >= parts_[part].view.n) row -= parts_[part++].view.n;
+    DequantizeRow(parts_[part].view, row, out);
+  }
+
+ private:
+  std::vector<Part> parts_;
+  ActivationFormat activations_;
+  int64_t n_ = 0;
+  int64_t bytes_ = 0;
+};
+
+// 32 values as int8 and back: the scale is amax / 127, values round to nearest, ties to even.
+// Blocks below 2^-100 count as zero; one that holds infinity or NaN becomes NaN.
+void RoundToInt8(const uint16_t* x, int64_t count, double* out) {
+  float amax = 0.0f;
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const float magnitude = std::fabs(Bf16ToFloat(x[i]));
+    if (!std::isfinite(magnitude)) finite = false;
+    if (magnitude > amax) amax = magnitude;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (!finite) {
+      out[i] = std::numeric_limits<double>::quiet_NaN();
+    } else if (amax < 0x1p-100f) {
+      out[i] = 0.0;
+    } else {
+      const float inverse = 127.0f / amax;
+      const float scale = amax / 127.0f;
+      const float q = std::nearbyint(Bf16ToFloat(x[i]) * inverse);
+      out[i] = static_cast<double>(q) * static_cast<double>(scale);
+    }
+  }
+}
+
+void PrepareToken(const uint16_t* x, int64_t k, ActivationFormat format, double* out) {
+  if (format == ActivationFormat::kBf16) {
+    for (int64_t i = 0; i < k; ++i) out[i] = static_cast<double>(Bf16ToFloat(x[i]));
+    return;
+  }
+  for (int64_t i = 0; i < k; i += kInt8Block) {
+    RoundToInt8(x + i, std::min(kInt8Block, k - i), out + i);
+  }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params) {
+  NIBBLE_TRY(CheckWeight(params.parts));
+  for (const QuantView& part : params.parts) NIBBLE_TRY(CheckBlockScales(part, 0, part.n));
+  return std::make_unique<RefWeight>(
+      params.parts, EffectiveActivations(params.parts[0].format, params.activations));
+}
+
+void Linear(const OpContext&, const LinearParams& params) {
+  const auto& weight = static_cast<const RefWeight&>(*params.weight);
+  const int64_t n = weight.n();
+  const int64_t k = weight.k();
+  std::vector<double> x(params.m * k);
+  for (int64_t token = 0; token < params.m; ++token) {
+    PrepareToken(params.x + token * params.x_stride, k, weight.activations(), &x[token * k]);
+  }
+  std::vector<float> w(k);
+  for (int64_t row = 0; row < n; ++row) {
+    weight.Row(row, w.data());
+    for (int64_t token = 0; token < params.m; ++token) {
+      double sum = 0.0;
+      for (int64_t i = 0; i < k; ++i) sum += x[token * k + i] * static_cast<double>(w[i]);
+      if (params.bias != nullptr) sum += static_cast<double>(params.bias[row]);
+      const int64_t at = token * params.y_stride + row;
+      if (params.y_f32 != nullptr) {
+        params.y_f32[at] = static_cast<float>(sum);
+      } else {
+        params.y[at] = Bf16FromFloat(static_cast<float>(sum));
+      }
+    }
+  }
+}
+
+void Embed(const OpContext&, const EmbedParams& params) {
+  const auto& table = static_cast<const RefWeight&>(*params.table);
+  std::vector<float> row(table.k());
+  for (int64_t token = 0; token < params.t; ++token) {
+    table.Row(params.ids[token], row.data());
+    for (int64_t i = 0; i < table.k(); ++i) {
+      params.out[token * table.k() + i] = Bf16FromFloat(row[i]);
+    }
+  }
+}
+
+}  // namespace nibble::kernels::ref
