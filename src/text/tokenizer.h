@@ -28,10 +28,11 @@ struct EncodeOptions {
   // Run the post-processor (BOS and the like). Rendered chat templates write their own: false
   // there.
   bool add_special_tokens = true;
-  // Parse added tokens such as <|im_end|> out of the text.
+  // Parse added tokens marked special, such as <|im_end|>, out of the text. False is the same as
+  // `untrusted` over the whole text.
   bool parse_special = true;
-  // Sorted, disjoint ranges in which added tokens marked special are not parsed: text that a caller
-  // typed never becomes a control token, while the rest of the split is unchanged.
+  // Ranges in which added tokens marked special are not parsed, not even in part: text that a
+  // caller typed never becomes a control token, while the rest of the split is unchanged.
   std::span<const TextRange> untrusted;
 };
 
@@ -63,7 +64,8 @@ class Tokenizer {
   std::optional<int32_t> TokenId(std::string_view token_text) const;
   bool IsSpecial(int32_t id) const;
 
-  // From tokenizer_config.json (or the post-processor); nullopt where the files name none.
+  // From tokenizer_config.json, or, where it does not mention them, from the post-processor;
+  // nullopt where the files name none.
   std::optional<int32_t> bos_id() const;
   std::optional<int32_t> eos_id() const;
 
@@ -77,19 +79,24 @@ class Tokenizer {
 
 // Incremental decoding of one stream. Never emits part of a code point: incomplete UTF-8 is held
 // back; bytes that can never become valid turn into U+FFFD (maximal subparts, as Python does).
-// Joined pieces equal Tokenizer::Decode of all ids.
+// Joined pieces equal Tokenizer::Decode of all ids. The tokenizer must outlive it; one thread.
 class Detokenizer {
  public:
   explicit Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens = true);
-  std::string Push(
-      int32_t id);       // text that is now certain, often one token behind for partial UTF-8
-  std::string Finish();  // what was held back
+  Detokenizer(Detokenizer&&) noexcept;
+  Detokenizer& operator=(Detokenizer&&) noexcept;
+  ~Detokenizer();
+
+  // The text that is certain now; often one token behind for partial UTF-8.
+  std::string Push(int32_t id);
+  // What was held back. The detokenizer is as new afterwards.
+  std::string Finish();
 
  private:
+  struct State;
   const Tokenizer* tokenizer_;
   bool skip_special_tokens_;
-  std::string pending_;
-  bool first_ = true;
+  std::unique_ptr<State> state_;
 };
 
 }  // namespace nibble::text
