@@ -11,14 +11,18 @@ namespace nibble::text {
 namespace internal {
 
 TwoLevelTable::TwoLevelTable(const uint32_t* runs, size_t count) {
-  std::map<std::vector<uint8_t>, uint16_t> block_numbers;
-  std::vector<uint8_t> block(256);
+  std::map<std::string, uint16_t> block_numbers;
+  std::string block(256, '\0');
   size_t run = 0;
   for (uint32_t high = 0; high < block_of_.size(); ++high) {
-    for (uint32_t low = 0; low < 256; ++low) {
-      const uint32_t c = high << 8 | low;
+    const uint32_t next_block = (high + 1) << 8;
+    for (uint32_t c = high << 8; c < next_block;) {
       while (run + 1 < count && (runs[run + 1] >> 8) <= c) ++run;
-      block[low] = static_cast<uint8_t>(runs[run] & 0xFF);
+      const uint32_t run_end = run + 1 < count ? runs[run + 1] >> 8 : next_block;
+      const uint32_t end = std::min(run_end, next_block);
+      std::fill(block.begin() + (c & 0xFF), block.begin() + (c & 0xFF) + (end - c),
+                static_cast<char>(runs[run] & 0xFF));
+      c = end;
     }
     const auto number = static_cast<uint16_t>(block_numbers.size());
     const auto [it, is_new] = block_numbers.try_emplace(block, number);
