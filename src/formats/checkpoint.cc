@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "formats/gguf.h"
 #include "formats/hf_checkpoint.h"
 #include "formats/json_file.h"
 #include "formats/stored_formats.h"
@@ -121,7 +122,7 @@ Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path,
   if (IsDirectory(path)) {
     NIBBLE_ASSIGN(checkpoint, OpenHfFolder(path));
   } else if (FileExists(path) && path.ends_with(".gguf")) {
-    return Fail(Code::kUnsupported, "{}: GGUF files are not read yet", path);
+    NIBBLE_ASSIGN(checkpoint, OpenGguf(path));
   } else if (FileExists(path)) {
     return Fail(Code::kInvalidArgument,
                 "{}: not a model; give a folder with config.json or a .gguf file", path);

@@ -1,5 +1,5 @@
-// The writer's files: what our reader and (in tools/make_formats_goldens.py --check) the reference
-// reader see, sharding, and that nothing half-written appears under its name.
+// The writer's files: equal to the reference writer's, readable, sharded, and never half-written
+// under their name.
 #include "formats/safetensors_writer.h"
 
 #include <gtest/gtest.h>
@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "formats/checkpoint.h"
 #include "formats/safetensors.h"
+#include "testing/golden.h"
 #include "testing/temp_folder.h"
 
 namespace nibble::formats {
@@ -65,6 +66,29 @@ TEST(SafetensorsWriterTest, SortsByElementSizeThenNameAndAlignsTheData) {
     }
   }
   EXPECT_EQ(FilesIn(folder.path()), 1);
+}
+
+TEST(SafetensorsWriterTest, WritesTheBytesThatTheReferenceWriterWrites) {
+  TempFolder folder;
+  for (const char* shard : {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
+                            "model-00003-of-00003.safetensors"}) {
+    const std::string golden = GoldenPath("formats/sharded_bf16/") + shard;
+    const auto file = OpenSafetensors(golden);
+    ASSERT_TRUE(file) << file.error().message();
+    std::vector<TensorSpec> specs;
+    for (const auto& tensor : (*file)->header.tensors) {
+      specs.insert(specs.begin(), {tensor.name, tensor.dtype, tensor.shape});
+    }
+    const std::string path = folder.path() + "/" + shard;
+    auto writer = SafetensorsWriter::Create(path, specs, (*file)->header.metadata);
+    ASSERT_TRUE(writer) << writer.error().message();
+    for (const auto& tensor : (*file)->header.tensors) {
+      ASSERT_TRUE(writer->Write(
+          tensor.name, (*file)->mapping.bytes().subspan(tensor.begin, tensor.end - tensor.begin)));
+    }
+    ASSERT_TRUE(writer->Finish());
+    EXPECT_TRUE(*ReadFile(path) == *ReadFile(golden)) << shard;
+  }
 }
 
 TEST(SafetensorsWriterTest, RefusesWhatWouldNotBeAFile) {

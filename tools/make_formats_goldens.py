@@ -1,0 +1,349 @@
+#!/usr/bin/env python3
+"""Makes tests/golden/formats: checkpoints as their producers write them, and what they mean.
+
+    tools/make_formats_goldens.py [PART...]     parts: cases, modelopt, compressed, formats, sharded
+
+Needs safetensors; for the checkpoints also torch, transformers, nvidia-modelopt and
+compressed-tensors. Weights are random and tiny; every folder holds, beside the checkpoint, an
+expected.safetensors with the weights dequantised to FP32 by the producer's own code ("<module>";
+of large ones only the rows in "<module>.rows").
+"""
+
+import json
+import os
+import struct
+import sys
+from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+ROOT = Path(__file__).resolve().parent.parent / "tests" / "golden" / "formats"
+
+
+# --- safetensors files, sound and broken, with the verdict of the reference reader ---
+
+
+def file_bytes(header, data=b"", pad=False):
+    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    if pad:
+        text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype, shape, begin, end, **extra):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end], **extra}
+
+
+def cases():
+    one = entry("U8", [2], 0, 2)
+    yield "sound", file_bytes({"a": one}, b"ab")
+    yield "sound, padded", file_bytes({"a": one}, b"ab", pad=True)
+    yield "no tensors", file_bytes({}, pad=True)
+    yield "metadata", file_bytes({"__metadata__": {"format": "pt", "x": ""}, "a": one}, b"ab")
+    yield "metadata null", file_bytes({"__metadata__": None, "a": one}, b"ab")
+    yield "metadata number", file_bytes({"__metadata__": {"x": 1}, "a": one}, b"ab")
+    yield "metadata nested", file_bytes({"__metadata__": {"x": {"y": "z"}}, "a": one}, b"ab")
+    yield "metadata list", file_bytes({"__metadata__": ["x"], "a": one}, b"ab")
+    yield "metadata string", file_bytes({"__metadata__": "x", "a": one}, b"ab")
+    for dtype, bits in [("BOOL", 8), ("U8", 8), ("I8", 8), ("F8_E5M2", 8), ("F8_E4M3", 8),
+                        ("F8_E8M0", 8), ("U16", 16), ("I16", 16), ("F16", 16), ("BF16", 16),
+                        ("U32", 32), ("I32", 32), ("F32", 32), ("F64", 64), ("I64", 64),
+                        ("U64", 64), ("C64", 64), ("F8_E4M3FNUZ", 8), ("F8_E5M2FNUZ", 8)]:
+        size = 3 * bits // 8
+        yield f"dtype {dtype}", file_bytes({"a": entry(dtype, [3], 0, size)}, bytes(size))
+    yield "dtype F4", file_bytes({"a": entry("F4", [2, 2], 0, 2)}, b"ab")
+    yield "dtype F4, half a byte", file_bytes({"a": entry("F4", [3], 0, 2)}, b"ab")
+    yield "dtype F6_E2M3", file_bytes({"a": entry("F6_E2M3", [4], 0, 3)}, b"abc")
+    yield "dtype unknown", file_bytes({"a": entry("F7", [2], 0, 2)}, b"ab")
+    yield "dtype lower case", file_bytes({"a": entry("u8", [2], 0, 2)}, b"ab")
+    yield "dtype number", file_bytes({"a": entry(8, [2], 0, 2)}, b"ab")
+    yield "scalar", file_bytes({"a": entry("F32", [], 0, 4)}, bytes(4))
+    yield "empty tensor", file_bytes({"a": entry("F32", [0, 7], 0, 0)})
+    yield "empty tensor between", file_bytes(
+        {"a": one, "b": entry("F32", [0], 2, 2), "c": entry("U8", [1], 2, 3)}, b"abc")
+    yield "order of names differs", file_bytes(
+        {"b": entry("U8", [2], 1, 3), "a": entry("U8", [1], 0, 1)}, b"abc")
+    yield "unknown key", file_bytes({"a": entry("U8", [2], 0, 2, x=[{"y": [1]}, 2.5])}, b"ab")
+    yield "repeated field", file_bytes(
+        b'{"a":{"dtype":"U8","dtype":"U8","shape":[2],"data_offsets":[0,2]}}', b"ab")
+    yield "repeated name, same bytes", file_bytes(
+        b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},'
+        b'"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}', b"ab")
+    yield "repeated name, own bytes", file_bytes(
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+        b'"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"ab")
+    for missing in ["dtype", "shape", "data_offsets"]:
+        yield f"no {missing}", file_bytes({"a": {k: v for k, v in one.items() if k != missing}}, b"ab")
+    yield "entry is a list", file_bytes({"a": [1]}, b"ab")
+    yield "entry is null", file_bytes({"a": None}, b"ab")
+    yield "header is a list", file_bytes(b"[]")
+    yield "header is null", file_bytes(b"null")
+    yield "header is empty", file_bytes(b"")
+    yield "header starts with a space", file_bytes(b' {"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}', b"ab")
+    yield "header ends in a newline", file_bytes(b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}\n', b"ab")
+    yield "header ends in NUL", file_bytes(b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}\0', b"ab")
+    yield "header ends in a letter", file_bytes(b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}x', b"ab")
+    yield "header is cut", file_bytes(b'{"a":{"dtype":"U8","shape":[2]', b"ab")
+    yield "trailing comma", file_bytes(b'{"a":{"dtype":"U8","shape":[2,],"data_offsets":[0,2]}}', b"ab")
+    yield "comment", file_bytes(b'{/**/"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}', b"ab")
+    yield "name not UTF-8", file_bytes(b'{"\xff":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}', b"ab")
+    yield "name with escapes", file_bytes(b'{"a\\u00e9\\n\\u0000":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}', b"ab")
+    yield "name with half a surrogate", file_bytes(b'{"\\ud800":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}', b"ab")
+    yield "name empty", file_bytes({"": one}, b"ab")
+    yield "shape negative", file_bytes({"a": entry("U8", [-2], 0, 2)}, b"ab")
+    yield "shape fraction", file_bytes({"a": entry("U8", [2.5], 0, 2)}, b"ab")
+    yield "shape 2.0", file_bytes({"a": entry("U8", [2.0], 0, 2)}, b"ab")
+    yield "shape string", file_bytes({"a": entry("U8", ["2"], 0, 2)}, b"ab")
+    yield "shape is a number", file_bytes({"a": entry("U8", 2, 0, 2)}, b"ab")
+    yield "shape nested", file_bytes({"a": entry("U8", [[2]], 0, 2)}, b"ab")
+    yield "shape too large for 64 bits", file_bytes({"a": entry("U8", [1 << 64], 0, 2)}, b"ab")
+    yield "shape overflows", file_bytes({"a": entry("U8", [1 << 33, 1 << 33], 0, 2)}, b"ab")
+    yield "shape times size overflows", file_bytes({"a": entry("F64", [1 << 61], 0, 0)})
+    yield "shape overflows before a zero", file_bytes({"a": entry("U8", [1 << 33, 1 << 33, 0], 0, 0)})
+    yield "offsets one", file_bytes({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0]}}, b"ab")
+    yield "offsets three", file_bytes({"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2, 2]}}, b"ab")
+    yield "offsets negative", file_bytes({"a": entry("U8", [2], -1, 1)}, b"ab")
+    yield "offsets fraction", file_bytes({"a": entry("U8", [2], 0, 2.5)}, b"ab")
+    yield "offsets reversed", file_bytes({"a": entry("U8", [2], 2, 0)}, b"ab")
+    yield "offsets begin late", file_bytes({"a": entry("U8", [1], 1, 2)}, b"ab")
+    yield "offsets too large for 64 bits", file_bytes({"a": entry("U8", [2], 0, 1 << 64)}, b"ab")
+    yield "offsets near 2^64", file_bytes({"a": entry("U8", [2], (1 << 64) - 2, (1 << 64) - 1)}, b"ab")
+    yield "hole", file_bytes({"a": entry("U8", [1], 0, 1), "b": entry("U8", [1], 2, 3)}, b"abc")
+    yield "overlap", file_bytes({"a": one, "b": entry("U8", [2], 1, 3)}, b"abc")
+    yield "same bytes", file_bytes({"a": one, "b": one}, b"ab")
+    yield "size too small", file_bytes({"a": entry("U8", [3], 0, 2)}, b"ab")
+    yield "size too large", file_bytes({"a": entry("U8", [1], 0, 2)}, b"ab")
+    yield "data cut", file_bytes({"a": one}, b"a")
+    yield "data missing", file_bytes({"a": one})
+    yield "data trailing", file_bytes({"a": one}, b"abc")
+    yield "only trailing data", file_bytes({}, b"a")
+    yield "file empty", b""
+    yield "file of 7 bytes", b"\x02\0\0\0\0\0\0"
+    yield "length beyond the file", struct.pack("<Q", 100) + b"{}"
+    yield "length beyond the limit", struct.pack("<Q", 100_000_001) + b"{}"
+    yield "length of 64 ones", b"\xff" * 8 + b"{}"
+    yield "nested 30 deep", file_bytes(
+        b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2],"x":' + b"[" * 28 + b"]" * 28 + b"}}", b"ab")
+
+
+def make_cases():
+    from safetensors import deserialize
+
+    out = []
+    for name, data in cases():
+        try:
+            deserialize(data)
+            verdict = ""
+        except Exception as error:  # the reference raises one type for all
+            verdict = str(error)
+        out.append({"name": name, "hex": data.hex(), "reference": verdict})
+    ROOT.mkdir(parents=True, exist_ok=True)
+    (ROOT / "safetensors_cases.json").write_text(json.dumps(out, indent=0, ensure_ascii=True) + "\n")
+    print(f"{len(out)} cases, {sum(not case['reference'] for case in out)} accepted")
+
+
+# --- checkpoints ---
+
+
+def tiny_llama():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+                         num_key_value_heads=1, head_dim=16, vocab_size=40, max_position_embeddings=128,
+                         architectures=["LlamaForCausalLM"], dtype="bfloat16")
+    return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def fresh(name):
+    folder = ROOT / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        file.unlink()
+    return folder
+
+
+def load(folder):
+    from safetensors.torch import load_file
+
+    tensors = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        tensors.update(load_file(file))
+    return tensors
+
+
+def save_expected(folder, expected):
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in expected.items()}, folder / "expected.safetensors")
+    total = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder.name}: {len(expected)} expected tensors, {total} bytes")
+
+
+def make_modelopt():
+    """NVFP4 (W4A4) as ModelOpt exports it, with its FP8 KV cache scales."""
+    import copy
+
+    import modelopt.torch.quantization as mtq
+    import torch
+    from modelopt.torch.export import export_hf_checkpoint
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    model = tiny_llama()
+    config = mtq.update_quant_cfg_with_kv_cache_quant(copy.deepcopy(mtq.NVFP4_DEFAULT_CFG),
+                                                      copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"]))
+    ids = torch.arange(24).reshape(1, 24)
+    model = mtq.quantize(model, config, lambda calibrated: calibrated(ids))
+    folder = fresh("modelopt_nvfp4")
+    with torch.no_grad():
+        export_hf_checkpoint(model, export_dir=str(folder))
+    tensors = load(folder)
+    expected = {}
+    for name, codes in tensors.items():
+        if codes.dtype != torch.uint8:
+            continue
+        shape = torch.Size((codes.shape[0], codes.shape[1] * 2))
+        quantized = NVFP4QTensor(shape, torch.float32, codes)
+        expected[name.removesuffix(".weight")] = quantized.dequantize(
+            dtype=torch.float32, scale=tensors[name + "_scale"], double_scale=tensors[name + "_scale_2"],
+            block_sizes={-1: 16})
+    save_expected(folder, expected)
+
+
+def calibrate(module, scheme, input_amax):
+    """Sets a module's scales as compressed-tensors' own helpers compute them from the extremes."""
+    import torch
+    from compressed_tensors.quantization.utils.helpers import calculate_qparams, generate_gparam
+
+    args = scheme.weights
+    weight = module.weight.detach().float()
+    rows, columns = weight.shape
+    if args.strategy in ("tensor_group", "group"):
+        parts = weight.reshape(rows, columns // args.group_size, args.group_size)
+        low, high = parts.amin(-1), parts.amax(-1)
+    elif args.strategy == "channel":
+        low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    elif args.strategy == "block":
+        height, width = args.block_structure
+        grid = (-(-rows // height), -(-columns // width))
+        low, high = torch.zeros(grid), torch.zeros(grid)
+        for i in range(grid[0]):
+            for j in range(grid[1]):
+                block = weight[i * height:(i + 1) * height, j * width:(j + 1) * width]
+                low[i, j], high[i, j] = block.min(), block.max()
+    else:
+        low, high = weight.min(), weight.max()
+    global_scale = None
+    if args.strategy == "tensor_group":
+        global_scale = generate_gparam(weight.min(), weight.max())
+        module.weight_global_scale.data = global_scale
+        if scheme.input_activations is not None:
+            module.input_global_scale.data = generate_gparam(torch.tensor(-input_amax), torch.tensor(input_amax))
+    scale, _ = calculate_qparams(low, high, args, global_scale)
+    module.weight_scale.data = scale.to(module.weight_scale.dtype).reshape(module.weight_scale.shape)
+    if hasattr(module, "input_scale"):
+        module.input_scale.data.fill_(input_amax / 448)
+
+
+def dequantized(state, scheme):
+    """The FP32 weight of a compressed module, by compressed-tensors' own functions."""
+    import torch
+    from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
+
+    scale = state["weight_scale"]
+    if "weight_packed" in state:
+        rows, half = state["weight_packed"].shape
+        codes = unpack_fp4_from_uint8(state["weight_packed"], rows, half * 2, dtype=torch.float32)
+    else:
+        codes = state["weight"].float()
+    if scale.dtype == torch.uint8:
+        scale = MXFP4PackedCompressor._decompress_scale(scale, torch.float32)
+    return dequantize(x_q=codes, scale=scale.float(), args=scheme.weights,
+                      global_scale=state.get("weight_global_scale"), dtype=torch.float32)
+
+
+def make_compressed():
+    """NVFP4 (W4A4) as compressed-tensors writes it."""
+    import torch
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
+
+    model = tiny_llama()
+    scheme = preset_name_to_scheme("NVFP4", ["Linear"])
+    apply_quantization_config(model, QuantizationConfig(config_groups={"group_0": scheme}, ignore=["lm_head"]))
+    for _, module in model.named_modules():
+        if getattr(module, "quantization_scheme", None) is not None and hasattr(module, "weight"):
+            calibrate(module, module.quantization_scheme, 3.5)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    folder = fresh("compressed_tensors_nvfp4")
+    model.save_pretrained(folder)
+    compressor.update_config(str(folder))
+    tensors = load(folder)
+    expected = {}
+    for name in tensors:
+        if name.endswith(".weight_packed"):
+            module = name.removesuffix(".weight_packed")
+            state = {key.removeprefix(module + "."): value for key, value in tensors.items()
+                     if key.startswith(module + ".")}
+            expected[module] = dequantized(state, scheme)
+    save_expected(folder, expected)
+
+
+def make_formats():
+    """One linear in every other format of compressed-tensors that is read, in one file."""
+    import torch
+    from compressed_tensors.compressors.base import compress_module
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config, preset_name_to_scheme
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    shapes = {"NVFP4A16": (24, 48), "MXFP4A16": (24, 64), "FP8": (24, 40), "FP8_DYNAMIC": (24, 40),
+              "FP8_BLOCK": (136, 144), "MXFP8A16": (24, 64)}
+    layers = torch.nn.Module()
+    for name, (rows, columns) in shapes.items():
+        linear = torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16)
+        layers.add_module(name.lower(), linear)
+    groups = {f"group_{i}": preset_name_to_scheme(name, [name.lower()]) for i, name in enumerate(shapes)}
+    config = QuantizationConfig(config_groups=groups, ignore=[])
+    apply_quantization_config(layers, config)
+    tensors, expected = {}, {}
+    for name, module in layers.named_children():
+        scheme = module.quantization_scheme
+        calibrate(module, scheme, 3.5)
+        compress_module(module)
+        state = {key: value.detach().contiguous() for key, value in module.state_dict().items()}
+        tensors.update({f"{name}.{key}": value for key, value in state.items()})
+        expected[name] = dequantized(state, scheme)
+    rows = torch.tensor([0, 127, 128, 135])
+    expected["fp8_block.rows"] = rows
+    expected["fp8_block"] = expected["fp8_block"][rows]
+    tensors["bf16.weight"] = torch.randn(5, 7, dtype=torch.bfloat16)
+    tensors["f16.weight"] = torch.randn(5, 7, dtype=torch.float16)
+    tensors["f32.weight"] = torch.randn(5, 7)
+    for name in ["bf16", "f16", "f32"]:
+        expected[name] = tensors[f"{name}.weight"].float()
+    folder = fresh("compressed_tensors_formats")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    quantization = json.loads(config.model_dump_json())
+    quantization["format"] = "mixed-precision"
+    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}, indent=1) + "\n")
+    save_expected(folder, expected)
+
+
+def make_sharded():
+    """BF16 in shards with an index, as transformers writes it."""
+    model = tiny_llama()
+    folder = fresh("sharded_bf16")
+    model.save_pretrained(folder, max_shard_size="10KB")
+    save_expected(folder, {"model.layers.0.mlp.up_proj": model.model.layers[0].mlp.up_proj.weight.detach().float()})
+
+
+PARTS = {"cases": make_cases, "modelopt": make_modelopt, "compressed": make_compressed,
+         "formats": make_formats, "sharded": make_sharded}
+
+if __name__ == "__main__":
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()
