@@ -23,9 +23,9 @@ const Registration kRegistration({.architectures = {"LlamaForCausalLM"},
                                   .make = &MakeLlama,
                                   .tiny_configs = {
                                       // Odd sizes, grouped heads, llama3 frequencies, untied head.
-                                      R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 80,
+                                      R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 96,
     "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
-    "head_dim": 16, "vocab_size": 307, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+    "head_dim": 24, "vocab_size": 307, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
     "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                      "original_max_position_embeddings": 64}, "tie_word_embeddings": false})",
                                       // Tied head, one KV head per query head, biases.

@@ -25,7 +25,7 @@ Result<std::unique_ptr<LoadableModel>> MakeQwen3(const boost::json::object& json
 const Registration kRegistration({.architectures = {"Qwen3ForCausalLM"},
                                   .make = &MakeQwen3,
                                   .tiny_configs = {
-                                      R"({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 80,
+                                      R"({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 96,
     "intermediate_size": 144, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
     "head_dim": 48, "vocab_size": 293, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
     "tie_word_embeddings": true})"}});

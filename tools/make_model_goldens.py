@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""Makes tests/golden/<model>/: tiny random checkpoints and what transformers computes for them.
+
+For every tiny config a checkpoint in BF16 and one with NVFP4 linears (ModelOpt's names) are written, and a golden.json
+with log-probabilities of the original implementation in FP32 and, as the yardstick, in BF16: at every position the prompt's
+next token and the original's five best, plus a greedy continuation. --smollm2 FILE.gguf does the same for the real
+SmolLM2, whose weights are not committed.
+
+Needs torch, transformers, safetensors, numpy (and gguf for --smollm2). Run from the repository root:
+  tools/make_model_goldens.py [--only llama_0] [--smollm2 path.gguf]
+"""
+import argparse
+import json
+import pathlib
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+PROMPT_LENGTHS = (5, 40, 200)
+GREEDY = 16
+
+# Awkward sizes; windows and original contexts below 200 tokens. All linears have K % 16 == 0.
+CONFIGS = {
+    "llama_0": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 96, "intermediate_size": 112,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 24, "vocab_size": 307,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "rope_theta": 500000.0,
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 64}},
+    "llama_1": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 176,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 259,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention_bias": True},
+    "mistral_0": {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 96, "intermediate_size": 144,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 331,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "sliding_window": 37,
+        "tie_word_embeddings": False},
+    "qwen2_0": {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 112, "intermediate_size": 160,
+        "num_hidden_layers": 3, "num_attention_heads": 7, "num_key_value_heads": 1, "vocab_size": 283,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "use_sliding_window": True,
+        "sliding_window": 41, "max_window_layers": 1, "tie_word_embeddings": True},
+    "qwen3_0": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 96, "intermediate_size": 144,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 48, "vocab_size": 293,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True},
+}
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+MIDPOINTS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)
+
+
+def e2m1_codes(x):
+    """Nearest E2M1 code, ties to the even code."""
+    magnitude = np.abs(x)
+    low = np.searchsorted(MIDPOINTS, magnitude, side="left")  # a tie goes to the lower code ...
+    high = np.searchsorted(MIDPOINTS, magnitude, side="right")  # ... or to the upper
+    code = np.where(low == high, low, np.where(low % 2 == 0, low, high))
+    return (code | np.where(np.signbit(x) & (x != 0), 8, 0)).astype(np.uint8)
+
+
+def quantize_nvfp4(weight):
+    """weight (N, K) FP32 → ModelOpt's three tensors and the dequantised weight (N, K) FP32."""
+    n, k = weight.shape
+    amax = np.abs(weight).max()
+    scale_2 = np.float32(amax / 2688.0)
+    blocks = weight.reshape(n, k // 16, 16)
+    scale = np.abs(blocks).max(-1) / (np.float32(6.0) * scale_2)
+    scale = np.clip(np.where(scale == 0, 1.0, scale), 2.0**-9, 448.0).astype(np.float32)
+    fp8 = torch.from_numpy(scale).to(torch.float8_e4m3fn)
+    step = fp8.to(torch.float32).numpy() * scale_2
+    codes = e2m1_codes(blocks / step[..., None])
+    values = np.where(codes & 8, -1, 1).astype(np.float32) * E2M1[codes & 7] * step[..., None]
+    packed = (codes[..., 0::2] | (codes[..., 1::2] << 4)).reshape(n, k // 2)
+    return torch.from_numpy(packed), fp8, torch.tensor(scale_2), torch.from_numpy(values.reshape(n, k))
+
+
+def is_linear(name):
+    return name.endswith("_proj.weight")
+
+
+def make_weights(model, seed):
+    """Random BF16-valued weights with lively logits."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, parameter in model.state_dict().items():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("norm.weight"):
+            value = 1 + 0.2 * noise
+        elif name.endswith(".bias"):
+            value = 0.3 * noise
+        elif "embed_tokens" in name:
+            value = noise
+        elif "lm_head" in name:
+            value = noise * 2 / parameter.shape[1] ** 0.5
+        else:
+            value = noise * 1.5 / parameter.shape[1] ** 0.5
+        weights[name] = value.to(torch.bfloat16)
+    return weights
+
+
+@torch.no_grad()
+def log_probabilities(model, tokens):
+    return torch.log_softmax(model(torch.tensor([tokens])).logits[0].float(), -1)
+
+
+@torch.no_grad()
+def greedy(model, tokens, count):
+    """Continuation and, per token, by how much the best log-probability leads the second."""
+    tokens, out, leads = list(tokens), [], []
+    for _ in range(count):
+        best = log_probabilities(model, tokens)[-1].topk(2)
+        out.append(best.indices[0].item())
+        leads.append(round((best.values[0] - best.values[1]).item(), 6))
+        tokens.append(out[-1])
+    return out, leads
+
+
+def rounded(values):
+    return [round(float(v), 6) for v in values]
+
+
+def golden_of(full, half, prompts, greedy_count):
+    """full: the original in FP32; half: in BF16; both already loaded."""
+    entries = []
+    for tokens in prompts:
+        reference, yardstick = log_probabilities(full, tokens), log_probabilities(half, tokens)
+        positions = []
+        for i in range(len(tokens)):
+            ids = reference[i].topk(5).indices.tolist()
+            if i + 1 < len(tokens):
+                ids = [tokens[i + 1]] + ids
+            positions.append({"ids": ids, "fp32": rounded(reference[i, ids]), "bf16": rounded(yardstick[i, ids])})
+        continuation, leads = greedy(full, tokens, greedy_count)
+        entries.append({"tokens": tokens, "positions": positions, "greedy": continuation, "leads": leads})
+    return {"prompts": entries}
+
+
+def build(config, weights, dtype):
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+    model.load_state_dict({k: v.to(dtype) for k, v in weights.items()})
+    return model.eval()
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, separators=(",", ":")) + "\n")
+
+
+def make_tiny(name):
+    config_json = CONFIGS[name]
+    fields = {k: v for k, v in config_json.items() if k != "model_type"}
+    config = AutoConfig.for_model(config_json["model_type"], **fields)
+    seed = sum(map(ord, name))
+    weights = make_weights(AutoModelForCausalLM.from_config(config), seed)
+    generator = np.random.default_rng(seed)
+    prompts = [generator.integers(0, config_json["vocab_size"], length).tolist() for length in PROMPT_LENGTHS]
+    tied = config_json.get("tie_word_embeddings", False)
+    stored = {k: v for k, v in weights.items() if not (tied and k == "lm_head.weight")}
+    if tied:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+
+    folder = GOLDEN / name / "bf16"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config_json)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    golden = golden_of(build(config, weights, torch.float32), build(config, weights, torch.bfloat16), prompts, GREEDY)
+    write_json(folder / "golden.json", golden)
+
+    tensors, dequantised = {}, dict(weights)
+    for key, value in stored.items():
+        if not is_linear(key):
+            tensors[key] = value
+            continue
+        packed, scale, scale_2, values = quantize_nvfp4(value.float().numpy())
+        tensors |= {key: packed, key + "_scale": scale, key + "_scale_2": scale_2}
+        dequantised[key] = values
+    folder = GOLDEN / name / "nvfp4"
+    folder.mkdir(parents=True, exist_ok=True)
+    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
+    write_json(folder / "config.json", config_json | {"quantization_config": quantization})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    golden = golden_of(build(config, dequantised, torch.float32), build(config, dequantised, torch.bfloat16), prompts,
+                       GREEDY)
+    write_json(folder / "golden.json", golden)
+    print(name, "done")
+
+
+SMOLLM2_PROMPTS = [
+    "The capital of France is", "Gravity is the force that", "Once upon a time, in a small village by the sea,",
+    "def fibonacci(n):\n    ", "The three primary colours are", "Water boils at a temperature of",
+    "In 1969, the first humans walked on the", "To bake bread you need flour, water, salt and",
+    "The opposite of hot is", "Dear Sir or Madam,\n\nI am writing to",
+]
+
+
+def make_smollm2(path):
+    path = pathlib.Path(path)
+    load = dict(gguf_file=path.name, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    full = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **load).eval()
+    half = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **load).to(torch.bfloat16).eval()
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in SMOLLM2_PROMPTS]
+    golden = golden_of(full, half, prompts, 32)
+    for entry, text in zip(golden["prompts"], SMOLLM2_PROMPTS):
+        entry["text"] = text
+    folder = GOLDEN / "smollm2"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "golden.json", golden)
+    print("smollm2 done")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="one tiny config by name")
+    parser.add_argument("--smollm2", help="the real SmolLM2 as GGUF")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    if not arguments.smollm2:
+        for golden_name in [arguments.only] if arguments.only else CONFIGS:
+            make_tiny(golden_name)
+    else:
+        make_smollm2(arguments.smollm2)
