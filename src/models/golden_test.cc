@@ -1,0 +1,167 @@
+// Models against their original implementation: tests/golden/<model>/ holds tiny checkpoints and
+// what transformers computes for them (tools/make_model_goldens.py).
+//
+// Yardstick: the mean and the maximum distance of log-probabilities to the original's FP32 run,
+// over every position's next token and the original's five best, are at most twice those of the
+// original's own BF16 run. A different greedy token fails only where the original's lead exceeds
+// the yardstick's maximum.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <numeric>
+#include <string>
+
+#include "base/file.h"
+#include "models/model.h"
+#include "testing/model_runner.h"
+
+namespace nibble::models {
+namespace {
+
+namespace fs = std::filesystem;
+using kernels::ActivationFormat;
+using nibble::testing::ModelRunner;
+using nibble::testing::RunnerSequence;
+
+constexpr int64_t kMaxStep = 256;
+
+struct Case {
+  std::string name;
+  fs::path checkpoint;
+  fs::path golden;
+  ActivationFormat activations;
+};
+
+fs::path GoldenRoot() { return fs::path(NIBBLE_SOURCE_DIR) / "tests" / "golden"; }
+
+std::vector<Case> TinyCases() {
+  std::vector<Case> cases;
+  for (const fs::directory_entry& model : fs::directory_iterator(GoldenRoot())) {
+    for (const char* format : {"bf16", "nvfp4"}) {
+      const fs::path folder = model.path() / format;
+      if (!fs::exists(folder / "golden.json")) continue;
+      const std::string name = model.path().filename().string() + "_" + format;
+      cases.push_back({name + "_a16", folder, folder / "golden.json", ActivationFormat::kBf16});
+      if (format == std::string_view("nvfp4")) {
+        cases.push_back({name + "_a8", folder, folder / "golden.json", ActivationFormat::kInt8});
+      }
+    }
+  }
+  std::ranges::sort(cases, {}, &Case::name);
+  return cases;
+}
+
+std::vector<float> LogSoftmax(const std::vector<float>& logits) {
+  const float largest = *std::ranges::max_element(logits);
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
+  const double offset = largest + std::log(sum);
+  std::vector<float> out;
+  for (const float logit : logits) out.push_back(static_cast<float>(logit - offset));
+  return out;
+}
+
+// Mean and maximum of |Δ log-probability|.
+struct Distance {
+  double sum = 0, max = 0;
+  int64_t count = 0;
+  void Add(double difference) {
+    sum += std::abs(difference);
+    max = std::max(max, std::abs(difference));
+    ++count;
+  }
+  double mean() const { return sum / static_cast<double>(count); }
+};
+
+std::vector<int32_t> Ids(const boost::json::value& list) {
+  std::vector<int32_t> ids;
+  for (const boost::json::value& id : list.as_array())
+    ids.push_back(static_cast<int32_t>(id.as_int64()));
+  return ids;
+}
+
+void CheckAgainstGolden(const Case& test) {
+  auto checkpoint = formats::OpenCheckpoint(test.checkpoint.string());
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message();
+  ThreadPool threads(2);
+  auto model = LoadModel(**checkpoint,
+                         {.pool = &threads, .activations = test.activations, .max_positions = 512});
+  ASSERT_TRUE(model) << model.error().message();
+  ASSERT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+
+  auto text = ReadFile(test.golden.string());
+  ASSERT_TRUE(text) << text.error().message();
+  const boost::json::value golden = boost::json::parse(*text);
+  Distance ours, yardstick;
+  struct GreedyMiss {
+    std::string what;
+    double lead;
+  };
+  std::vector<GreedyMiss> misses;
+  for (const boost::json::value& prompt : golden.at("prompts").as_array()) {
+    const std::vector<int32_t> greedy = Ids(prompt.at("greedy"));
+    RunnerSequence sequence{.tokens = Ids(prompt.at("tokens")), .pages = std::vector<int32_t>(16)};
+    std::iota(sequence.pages.begin(), sequence.pages.end(), 0);
+    auto kv = KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 16);
+    ASSERT_TRUE(kv);
+    ModelRunner runner(**model, *kv);
+    runner.Run(sequence, kMaxStep);
+    const boost::json::array& positions = prompt.at("positions").as_array();
+    for (size_t i = 0; i < positions.size(); ++i) {
+      const std::vector<float> log_probabilities = LogSoftmax(sequence.logits[i]);
+      const std::vector<int32_t> ids = Ids(positions[i].at("ids"));
+      for (size_t j = 0; j < ids.size(); ++j) {
+        const double original = positions[i].at("fp32").at(j).to_number<double>();
+        ours.Add(log_probabilities[ids[j]] - original);
+        yardstick.Add(positions[i].at("bf16").at(j).to_number<double>() - original);
+      }
+    }
+    // Greedy, forced back onto the original's path after a miss.
+    for (size_t i = 0; i < greedy.size(); ++i) {
+      const std::vector<float>& row = sequence.logits.back();
+      const auto best = static_cast<int32_t>(std::ranges::max_element(row) - row.begin());
+      if (best != greedy[i]) {
+        misses.push_back(
+            {fmt::format("greedy token {} is {}, the original's is {}", i, best, greedy[i]),
+             prompt.at("leads").at(i).to_number<double>()});
+      }
+      sequence.tokens.push_back(greedy[i]);
+      runner.Step({&sequence}, {1});
+    }
+  }
+  EXPECT_LE(ours.mean(), 2 * yardstick.mean());
+  EXPECT_LE(ours.max, 2 * yardstick.max);
+  for (const GreedyMiss& miss : misses) EXPECT_LE(miss.lead, yardstick.max) << miss.what;
+  std::printf("%s: mean %.5f (original in BF16: %.5f), max %.4f (%.4f)\n", test.name.c_str(),
+              ours.mean(), yardstick.mean(), ours.max, yardstick.max);
+}
+
+class GoldenTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(GoldenTest, WithinTheYardstick) { CheckAgainstGolden(GetParam()); }
+
+INSTANTIATE_TEST_SUITE_P(Tiny, GoldenTest, ::testing::ValuesIn(TinyCases()),
+                         [](const auto& info) { return info.param.name; });
+
+// The real SmolLM2, read from the same GGUF as the golden; `make model` fetches it.
+class SmolLm2Test : public ::testing::TestWithParam<ActivationFormat> {};
+
+TEST_P(SmolLm2Test, WithinTheYardstick) {
+  const fs::path gguf = fs::path(NIBBLE_SOURCE_DIR) / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf";
+  if (!fs::exists(gguf)) GTEST_SKIP() << gguf << " is not there: `make model` fetches it";
+  CheckAgainstGolden({.name = GetParam() == ActivationFormat::kBf16 ? "smollm2_a16" : "smollm2_a8",
+                      .checkpoint = gguf,
+                      .golden = GoldenRoot() / "smollm2" / "golden.json",
+                      .activations = GetParam()});
+}
+
+INSTANTIATE_TEST_SUITE_P(Gguf, SmolLm2Test,
+                         ::testing::Values(ActivationFormat::kBf16, ActivationFormat::kInt8),
+                         [](const auto& info) {
+                           return info.param == ActivationFormat::kBf16 ? "a16" : "a8";
+                         });
+
+}  // namespace
+}  // namespace nibble::models
