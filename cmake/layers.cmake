@@ -43,7 +43,11 @@ function(nibble_isa_flags SOURCES_VAR)
     set(arm ON)
   endif()
   foreach(file IN LISTS ${SOURCES_VAR})
-    if(file MATCHES "_avx512\\.cc$")
+    if(file MATCHES "_generic\\.cc$")
+      # The fallback for processors without kernels of ours: at -O3 its unrolled scalar tiles take minutes to compile.
+      set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "-O1")
+      list(APPEND kept ${file})
+    elseif(file MATCHES "_avx512\\.cc$")
       if(x86)
         set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
           "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512vbmi;-mavx512bf16;-mavx2;-mfma;-mf16c;-mbmi2;-mprefer-vector-width=512")
