@@ -131,6 +131,9 @@ struct SwiGluParams {
 
 enum class KvFormat : uint8_t { kBf16, kFp8 };
 
+// Largest Dh that attention and rope_and_cache take.
+inline constexpr int32_t kMaxHeadDim = 1024;
+
 inline int64_t KvElementBytes(KvFormat format) { return format == KvFormat::kBf16 ? 2 : 1; }
 
 // One layer's cache. Page p holds page_size tokens: k and v are (pages, Hk, page_size, Dh). FP8:

@@ -9,4 +9,26 @@ namespace nibble::kernels {
 // outputs add half a unit of BF16.
 inline constexpr float kLinearTolerance = 0x1p-19f;
 
+// The other ops: |y - ref| <= relative * |ref| + absolute * (largest |ref| of the row). BF16
+// results differ by one unit in the last place (at most 2^-7 relative) where two FP32 sums in
+// another order fall on different sides of a rounding boundary; a second rounding doubles that.
+struct Tolerance {
+  float relative;
+  float absolute;
+};
+
+inline constexpr Tolerance kExact = {0.0f, 0.0f};
+// The sum of squares; kRoundThenScale rounds twice.
+inline constexpr Tolerance kRmsNormTolerance = {0x1p-6f, 0.0f};
+// silu by another exponential, then a product.
+inline constexpr Tolerance kSwiGluTolerance = {0x1p-6f, 0x1p-100f};
+// With q/k norm: values off by one unit, then sums that may cancel. Without: exact.
+inline constexpr Tolerance kRopeNormTolerance = {0x1p-6f, 0x1p-7f};
+// The same in an FP8 cache: one unit of E4M3.
+inline constexpr Tolerance kRopeNormFp8Tolerance = {0x1p-3f, 0x1p-6f};
+// FP32 sums over Dh and over the keys.
+inline constexpr Tolerance kAttentionTolerance = {0x1p-7f, 0x1p-14f};
+// Log-probabilities, absolute: a sum of up to 2^18 FP32 exponentials, in blocks.
+inline constexpr float kLogprobTolerance = 2e-5f;
+
 }  // namespace nibble::kernels

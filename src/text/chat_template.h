@@ -11,9 +11,7 @@
 
 #include <boost/json.hpp>
 
-#include <ctime>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -28,10 +26,6 @@ struct RenderedPrompt {
   std::vector<TextRange> untrusted;  // sorted, disjoint
 };
 
-struct RenderOptions {
-  std::optional<std::time_t> now;  // what strftime_now shows, in local time; default: the clock
-};
-
 class ChatTemplate {
  public:
   // Errors name the line.
@@ -44,8 +38,7 @@ class ChatTemplate {
   // extras such as enable_thinking. Strings under `trusted` (special tokens) are trusted, all
   // others are not.
   Result<RenderedPrompt> Render(const boost::json::object& variables,
-                                const boost::json::object& trusted,
-                                const RenderOptions& options = {}) const;
+                                const boost::json::object& trusted) const;
 
   // True when the template mentions the variable by name ("enable_thinking", "tools").
   bool Mentions(std::string_view variable) const;

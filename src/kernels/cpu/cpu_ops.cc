@@ -1,6 +1,7 @@
 // The OpTable of the CPU backend: which kernels run on this processor, one table per variant.
 #include "device/cpu.h"
 #include "kernels/cpu/linear/linear.h"
+#include "kernels/cpu/vector_ops.h"
 #include "kernels/ops.h"
 
 namespace nibble::kernels {
@@ -14,7 +15,7 @@ Result<std::unique_ptr<PackedWeight>> PackWeightFor(const PackParams& params) {
 
 template <const cpu::LinearKernels& (*kKernels)()>
 OpTable MakeTable(std::string_view variant) {
-  return {
+  OpTable table = {
       .backend = "cpu",
       .variant = variant,
       .pack_weight = PackWeightFor<kKernels>,
@@ -22,26 +23,18 @@ OpTable MakeTable(std::string_view variant) {
       .linear = cpu::Linear,
       .embed = cpu::Embed,
   };
+  cpu::FillVectorOps(variant, &table);
+  return table;
+}
+
+const OpTable& GenericOps() {
+  static const OpTable table = MakeTable<cpu::GenericLinear>("generic");
+  return table;
 }
 
 // The table of a variant, or null if this processor or build lacks it.
 const OpTable* FindVariant(std::string_view variant) {
-  [[maybe_unused]] const CpuFeatures& features = GetCpuInfo().features;
-#if defined(__x86_64__)
-  if (variant == "avx512" && features.avx512) {
-    static const OpTable table = features.avx512_bf16 ? MakeTable<cpu::Avx512Linear>("avx512")
-                                                      : MakeTable<cpu::Avx512VnniLinear>("avx512");
-    return &table;
-  }
-  if (variant == "avx2" && features.avx2) {
-    static const OpTable table = MakeTable<cpu::Avx2Linear>("avx2");
-    return &table;
-  }
-#endif
-  if (variant == "generic") {
-    static const OpTable table = MakeTable<cpu::GenericLinear>("generic");
-    return &table;
-  }
+  if (variant == "generic") return &GenericOps();
   return nullptr;
 }
 
@@ -51,14 +44,13 @@ constexpr std::string_view kVariants[] = {"avx512", "avx2", "neon", "generic"};
 }  // namespace
 
 const OpTable& CpuOps() {
-  static const OpTable* const best = [] {
-    const OpTable* table = nullptr;
+  static const OpTable& best = []() -> const OpTable& {
     for (const std::string_view variant : kVariants) {
-      if (table == nullptr) table = FindVariant(variant);
+      if (const OpTable* table = FindVariant(variant)) return *table;
     }
-    return table;  // "generic" is everywhere
+    return GenericOps();
   }();
-  return *best;
+  return best;
 }
 
 Result<const OpTable*> CpuOpsVariant(std::string_view variant) {

@@ -1,0 +1,250 @@
+#include "kernels/cpu/attention/attention.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cpu/attention/attention_chunk.h"
+#include "kernels/cpu/parallel.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+// Query rows (tokens times heads of one KV head) that share one pass over the keys. More rows reuse
+// each widened key more often; their scores (1 KiB per row) should stay in the second-level cache.
+constexpr int64_t kTargetRows = 32;
+
+// With fewer tiles than this per thread, the threads share single chunks of keys instead.
+constexpr int64_t kMinTilesPerThread = 4;
+
+// Chunk results per thread that the workspace holds between two merges.
+constexpr int64_t kChunksPerThread = 8;
+constexpr int64_t kMaxPieces = 1024;
+
+// Query rows of consecutive tokens of one sequence that share a KV head.
+struct Tile {
+  int64_t sequence;
+  int32_t kv_head;
+  int64_t token;  // first, in the batch
+  int64_t tokens;
+  int32_t position;  // of the first token
+};
+
+constexpr int64_t RoundUpToLine(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+// Hands out cache-line aligned pieces of the workspace.
+class Arena {
+ public:
+  explicit Arena(float* memory) : next_(memory) {}
+  float* Floats(int64_t n) {
+    float* result = next_;
+    next_ += RoundUpToLine(n);
+    return result;
+  }
+  AttentionState State(int64_t rows, int64_t head_dim) {
+    AttentionState state;
+    state.o = Floats(rows * PaddedHeadDim(head_dim));
+    state.m = Floats(rows);
+    state.l = Floats(rows);
+    return state;
+  }
+
+ private:
+  float* next_;
+};
+
+int64_t StateFloats(int64_t rows, int64_t head_dim) {
+  return rows * PaddedHeadDim(head_dim) + 2 * RoundUpToLine(rows);
+}
+
+// Scratch of one thread: what PrepareTile and RunTile take from its arena.
+int64_t ThreadFloats(int64_t rows, int64_t head_dim) {
+  return RoundUpToLine(rows * head_dim) + 2 * RoundUpToLine(rows) +
+         3 * PaddedHeadDim(head_dim) * kBlockKeys + rows * kChunkKeys +
+         2 * StateFloats(rows, head_dim);
+}
+
+class AttentionRun {
+ public:
+  AttentionRun(const VectorKernels& kernels, const OpContext& context,
+               const AttentionParams& params)
+      : kernels_(kernels),
+        context_(context),
+        p_(params),
+        head_dim_(params.cache.head_dim),
+        group_(params.q_heads / params.cache.kv_heads),
+        tile_tokens_(std::max<int64_t>(1, kTargetRows / group_)),
+        thread_floats_(ThreadFloats(tile_tokens_ * group_, head_dim_)) {
+    for (int64_t b = 0; b < p_.sequences; ++b) tiles_ += TilesOf(b);
+  }
+
+  void Run() {
+    const int threads = Threads(context_);
+    const bool share_tiles = tiles_ < kMinTilesPerThread * threads && threads > 1;
+    if (share_tiles) return RunByChunk();
+    // Later tiles of a prompt see more keys: the longest come first.
+    ForEachItem(context_, tiles_, [&](int64_t item, int thread) {
+      RunTile(TileAt(tiles_ - 1 - item), ThreadArena(thread));
+    });
+  }
+
+ private:
+  int64_t TilesOf(int64_t b) const {
+    const int64_t tokens = p_.q_start[b + 1] - p_.q_start[b];
+    return (tokens + tile_tokens_ - 1) / tile_tokens_ * p_.cache.kv_heads;
+  }
+
+  // Tiles are numbered by sequence, then by token, then by KV head.
+  Tile TileAt(int64_t index) const {
+    int64_t b = 0;
+    for (; index >= TilesOf(b); ++b) index -= TilesOf(b);
+    const int64_t offset = index / p_.cache.kv_heads * tile_tokens_;
+    const int64_t tokens = p_.q_start[b + 1] - p_.q_start[b];
+    return {.sequence = b,
+            .kv_head = static_cast<int32_t>(index % p_.cache.kv_heads),
+            .token = p_.q_start[b] + offset,
+            .tokens = std::min(tile_tokens_, tokens - offset),
+            .position = static_cast<int32_t>(p_.kv_len[b] - tokens + offset)};
+  }
+
+  int32_t FirstVisible(int32_t position) const {
+    return p_.window > 0 ? std::max(0, position - p_.window + 1) : 0;
+  }
+  int32_t FirstChunk(const Tile& tile) const { return FirstVisible(tile.position) / kChunkKeys; }
+  int32_t EndChunk(const Tile& tile) const {
+    return static_cast<int32_t>((tile.position + tile.tokens - 1) / kChunkKeys) + 1;
+  }
+
+  Arena ThreadArena(int thread) const {
+    return Arena(reinterpret_cast<float*>(context_.workspace) + thread * thread_floats_);
+  }
+
+  // Everything of the tile but the chunk's place and result.
+  AttentionChunk PrepareTile(const Tile& tile, Arena& arena) const {
+    const int64_t rows = tile.tokens * group_;
+    float* q = arena.Floats(rows * head_dim_);
+    auto* first = reinterpret_cast<int32_t*>(arena.Floats(rows));
+    auto* last = reinterpret_cast<int32_t*>(arena.Floats(rows));
+    for (int64_t i = 0; i < tile.tokens; ++i) {
+      const int64_t head = (tile.token + i) * p_.q_heads + tile.kv_head * group_;
+      kernels_.widen(p_.q + head * head_dim_, group_ * head_dim_, q + i * group_ * head_dim_);
+      const auto position = static_cast<int32_t>(tile.position + i);
+      std::fill_n(first + i * group_, group_, FirstVisible(position));
+      std::fill_n(last + i * group_, group_, position);
+    }
+    const float key_scale =
+        p_.cache.format == KvFormat::kFp8 ? p_.cache.k_scale * kE4M3ReadScale : 1.0f;
+    return {.q = q,
+            .first = first,
+            .last = last,
+            .rows = rows,
+            .scale = p_.scale * key_scale,
+            .page_table = p_.page_table + tile.sequence * p_.max_pages,
+            .kv_head = tile.kv_head,
+            .cache = p_.cache,
+            .keys = arena.Floats(2 * PaddedHeadDim(head_dim_) * kBlockKeys),
+            .values = arena.Floats(PaddedHeadDim(head_dim_) * kBlockKeys),
+            .scores = arena.Floats(rows * kChunkKeys)};
+  }
+
+  void ClearState(const AttentionState& state, int64_t rows) const {
+    std::fill_n(state.m, rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(state.l, rows, 0.0f);
+    std::fill_n(state.o, rows * PaddedHeadDim(head_dim_), 0.0f);
+  }
+
+  void FinishTile(const Tile& tile, const AttentionState& state) const {
+    const float value_scale =
+        p_.cache.format == KvFormat::kFp8 ? p_.cache.v_scale * kE4M3ReadScale : 1.0f;
+    for (int64_t row = 0; row < tile.tokens * group_; ++row) {
+      const int64_t head = tile.kv_head * group_ + row % group_;
+      const int64_t at = (tile.token + row / group_) * p_.q_heads + head;
+      kernels_.finish_row(state, row, head_dim_, p_.sinks != nullptr ? p_.sinks + head : nullptr,
+                          value_scale, p_.out + at * head_dim_);
+    }
+  }
+
+  void RunTile(const Tile& tile, Arena arena) const {
+    AttentionChunk chunk = PrepareTile(tile, arena);
+    const AttentionState part = arena.State(chunk.rows, head_dim_);
+    const AttentionState sum = arena.State(chunk.rows, head_dim_);
+    ClearState(sum, chunk.rows);
+    for (int32_t c = FirstChunk(tile); c < EndChunk(tile); ++c) {
+      chunk.begin = c * kChunkKeys;
+      kernels_.attend_chunk(chunk, part);
+      kernels_.merge_state(part, sum, chunk.rows, head_dim_);
+    }
+    FinishTile(tile, sum);
+  }
+
+  void RunByChunk() const;
+
+  const VectorKernels& kernels_;
+  const OpContext& context_;
+  const AttentionParams& p_;
+  const int64_t head_dim_;
+  const int64_t group_;  // query heads per KV head
+  const int64_t tile_tokens_;
+  const int64_t thread_floats_;
+  int64_t tiles_ = 0;
+};
+
+// Few tiles: their chunks in rounds of as many results as the workspace holds; after each round
+// every tile merges its chunks in order.
+void AttentionRun::RunByChunk() const {
+  const int threads = Threads(context_);
+  const int64_t rows = tile_tokens_ * group_;
+  const int64_t slot_floats = StateFloats(rows, head_dim_);
+  const int64_t capacity = std::min(threads * kChunksPerThread, kMaxPieces);
+  Arena arena(reinterpret_cast<float*>(context_.workspace) + threads * thread_floats_);
+  float* sums = arena.Floats(tiles_ * slot_floats);
+  float* slots = arena.Floats(capacity * slot_floats);
+  const auto state_at = [&](float* base, int64_t index) {
+    return Arena(base + index * slot_floats).State(rows, head_dim_);
+  };
+  for (int64_t i = 0; i < tiles_; ++i) ClearState(state_at(sums, i), rows);
+
+  struct Piece {
+    int64_t tile;
+    int32_t chunk;
+  };
+  Piece next = {0, tiles_ > 0 ? FirstChunk(TileAt(0)) : 0};
+  while (next.tile < tiles_) {
+    Piece pieces[kMaxPieces];
+    int64_t count = 0;
+    for (; count < capacity && next.tile < tiles_; ++count) {
+      pieces[count] = next;
+      if (++next.chunk < EndChunk(TileAt(next.tile))) continue;
+      if (++next.tile < tiles_) next.chunk = FirstChunk(TileAt(next.tile));
+    }
+    ForEachItem(context_, count, [&](int64_t item, int thread) {
+      Arena scratch = ThreadArena(thread);
+      AttentionChunk chunk = PrepareTile(TileAt(pieces[item].tile), scratch);
+      chunk.begin = pieces[item].chunk * kChunkKeys;
+      kernels_.attend_chunk(chunk, state_at(slots, item));
+    });
+    const int64_t first_tile = pieces[0].tile;
+    ForEachItem(context_, pieces[count - 1].tile - first_tile + 1, [&](int64_t item, int) {
+      const int64_t index = first_tile + item;
+      for (int64_t i = 0; i < count; ++i)
+        if (pieces[i].tile == index)
+          kernels_.merge_state(state_at(slots, i), state_at(sums, index),
+                               TileAt(index).tokens * group_, head_dim_);
+    });
+  }
+  for (int64_t i = 0; i < tiles_; ++i) FinishTile(TileAt(i), state_at(sums, i));
+}
+
+}  // namespace
+
+size_t AttentionWorkspace(int threads, int64_t /*max_t*/, int32_t q_heads, int32_t head_dim) {
+  const int64_t rows = std::max<int64_t>(kTargetRows, q_heads);
+  const int64_t shared = (kMinTilesPerThread + kChunksPerThread) * StateFloats(rows, head_dim);
+  return static_cast<size_t>(threads * (ThreadFloats(rows, head_dim) + shared)) * sizeof(float);
+}
+
+void Attention(const VectorKernels& kernels, const OpContext& context,
+               const AttentionParams& params) {
+  AttentionRun(kernels, context, params).Run();
+}
+
+}  // namespace nibble::kernels::cpu

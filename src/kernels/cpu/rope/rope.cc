@@ -1,0 +1,71 @@
+#include "kernels/cpu/rope/rope.h"
+
+#include <cstring>
+
+#include "kernels/cpu/parallel.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+class RopeWriter {
+ public:
+  RopeWriter(const VectorKernels& kernels, const RopeAndCacheParams& params)
+      : kernels_(kernels), p_(params), head_dim_(params.cache.head_dim) {}
+
+  void WriteToken(int64_t t) const {
+    const int64_t q_width = p_.q_heads * head_dim_;
+    const int64_t kv_width = p_.cache.kv_heads * head_dim_;
+    const uint16_t* q = p_.qkv + t * (q_width + 2 * kv_width);
+    for (int64_t at = 0; at < q_width; at += head_dim_)
+      Transform(t, q + at, p_.q_norm, p_.q_out + t * q_width + at);
+    const uint16_t* k = q + q_width;
+    const uint16_t* v = k + kv_width;
+    uint16_t head[kMaxHeadDim];
+    for (int32_t h = 0; h < p_.cache.kv_heads; ++h) {
+      Transform(t, k + h * head_dim_, p_.k_norm, head);
+      Store(p_.cache.k, p_.cache.k_scale, t, h, head);
+      Store(p_.cache.v, p_.cache.v_scale, t, h, v + h * head_dim_);
+    }
+  }
+
+ private:
+  void Transform(int64_t t, const uint16_t* in, const float* norm, uint16_t* out) const {
+    if (norm != nullptr)
+      kernels_.rms_norm(in, norm, head_dim_, p_.eps, p_.norm_style, out);
+    else
+      std::memcpy(out, in, static_cast<size_t>(head_dim_) * sizeof(uint16_t));
+    const int64_t half = p_.rotary_dim / 2;
+    const int64_t angle = p_.positions[t] * half;
+    kernels_.rotate(out, p_.cos + angle, p_.sin + angle, half, out);
+  }
+
+  void Store(std::byte* base, float scale, int64_t t, int32_t kv_head, const uint16_t* head) const {
+    const KvLayerView& cache = p_.cache;
+    const int64_t page = p_.slots[t] / cache.page_size;
+    const int64_t offset = p_.slots[t] % cache.page_size;
+    const int64_t row = (page * cache.kv_heads + kv_head) * cache.page_size + offset;
+    std::byte* out = base + row * head_dim_ * KvElementBytes(cache.format);
+    if (cache.format == KvFormat::kBf16)
+      std::memcpy(out, head, static_cast<size_t>(head_dim_) * sizeof(uint16_t));
+    else
+      kernels_.encode_e4m3(head, scale, head_dim_, reinterpret_cast<uint8_t*>(out));
+  }
+
+  const VectorKernels& kernels_;
+  const RopeAndCacheParams& p_;
+  const int64_t head_dim_;
+};
+
+}  // namespace
+
+void RopeAndCache(const VectorKernels& kernels, const OpContext& context,
+                  const RopeAndCacheParams& params) {
+  constexpr int64_t kGrainElements = 8192;
+  const int64_t width = int64_t{params.q_heads + 2 * params.cache.kv_heads} * params.cache.head_dim;
+  const RopeWriter writer(kernels, params);
+  ForEachRange(context, params.t, kGrainElements / width + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) writer.WriteToken(t);
+  });
+}
+
+}  // namespace nibble::kernels::cpu

@@ -1,0 +1,13 @@
+// q/k norm, rotary embedding and the write into the paged cache: tokens are split among the
+// threads.
+#pragma once
+
+#include "kernels/cpu/vector_kernels.h"
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cpu {
+
+void RopeAndCache(const VectorKernels& kernels, const OpContext& context,
+                  const RopeAndCacheParams& params);
+
+}  // namespace nibble::kernels::cpu

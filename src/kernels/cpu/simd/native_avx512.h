@@ -1,0 +1,134 @@
+// Native operations of simd.h: one zmm register. Include once, before simd.h.
+#pragma once
+
+// g++ 12 takes the deliberately undefined operands inside its own intrinsics for a mistake of ours.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#define NIBBLE_ISA avx512
+#define NIBBLE_NATIVE static inline __attribute__((always_inline))
+
+namespace nibble::kernels::NIBBLE_ISA {
+
+using NativeF = __m512;
+using NativeI = __m512i;
+using NativeMask = __mmask16;
+constexpr int kNativeLanes = 16;
+
+// Tile of the attention kernel, in rows and in vectors: 16 accumulators of 32 registers.
+constexpr int kTileRows = 4;
+constexpr int kTileVectors = 4;
+
+NIBBLE_NATIVE NativeF NativeSet(float x) { return _mm512_set1_ps(x); }
+NIBBLE_NATIVE NativeI NativeSetInt(int32_t x) { return _mm512_set1_epi32(x); }
+NIBBLE_NATIVE NativeF NativeAdd(NativeF a, NativeF b) { return _mm512_add_ps(a, b); }
+NIBBLE_NATIVE NativeF NativeSub(NativeF a, NativeF b) { return _mm512_sub_ps(a, b); }
+NIBBLE_NATIVE NativeF NativeMul(NativeF a, NativeF b) { return _mm512_mul_ps(a, b); }
+NIBBLE_NATIVE NativeF NativeDiv(NativeF a, NativeF b) { return _mm512_div_ps(a, b); }
+NIBBLE_NATIVE NativeF NativeMax(NativeF a, NativeF b) { return _mm512_max_ps(a, b); }
+NIBBLE_NATIVE NativeF NativeMin(NativeF a, NativeF b) { return _mm512_min_ps(a, b); }
+NIBBLE_NATIVE NativeF NativeFma(NativeF a, NativeF b, NativeF c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+NIBBLE_NATIVE NativeI NativeAddInt(NativeI a, NativeI b) { return _mm512_add_epi32(a, b); }
+NIBBLE_NATIVE NativeI NativeSubInt(NativeI a, NativeI b) { return _mm512_sub_epi32(a, b); }
+NIBBLE_NATIVE NativeI NativeAnd(NativeI a, NativeI b) { return _mm512_and_si512(a, b); }
+NIBBLE_NATIVE NativeI NativeOr(NativeI a, NativeI b) { return _mm512_or_si512(a, b); }
+NIBBLE_NATIVE NativeMask NativeLess(NativeF a, NativeF b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+}
+NIBBLE_NATIVE NativeMask NativeEqual(NativeF a, NativeF b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+}
+NIBBLE_NATIVE NativeMask NativeLessInt(NativeI a, NativeI b) {
+  return _mm512_cmplt_epi32_mask(a, b);
+}
+NIBBLE_NATIVE NativeF NativeSelect(NativeMask m, NativeF yes, NativeF no) {
+  return _mm512_mask_blend_ps(m, no, yes);
+}
+NIBBLE_NATIVE NativeI NativeSelectInt(NativeMask m, NativeI yes, NativeI no) {
+  return _mm512_mask_blend_epi32(m, no, yes);
+}
+NIBBLE_NATIVE uint32_t NativeMaskBits(NativeMask m) { return m; }
+NIBBLE_NATIVE NativeI NativeBits(NativeF a) { return _mm512_castps_si512(a); }
+NIBBLE_NATIVE NativeF NativeFromBits(NativeI a) { return _mm512_castsi512_ps(a); }
+template <int kShift>
+NIBBLE_NATIVE NativeI NativeShiftLeft(NativeI a) {
+  return _mm512_slli_epi32(a, kShift);
+}
+template <int kShift>
+NIBBLE_NATIVE NativeI NativeShiftRight(NativeI a) {
+  return _mm512_srli_epi32(a, kShift);
+}
+
+NIBBLE_NATIVE NativeF NativeLoadF32(const float* p) { return _mm512_loadu_ps(p); }
+NIBBLE_NATIVE void NativeStoreF32(float* p, NativeF a) { _mm512_storeu_ps(p, a); }
+NIBBLE_NATIVE NativeI NativeLoadI32(const int32_t* p) { return _mm512_loadu_si512(p); }
+NIBBLE_NATIVE NativeI NativeLoadU16(const uint16_t* p) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+NIBBLE_NATIVE void NativeStoreU16(uint16_t* p, NativeI a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
+}
+NIBBLE_NATIVE void NativeStoreU8(uint8_t* p, NativeI a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+}
+NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i half =
+      _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xBF80)));
+  return _mm512_cvtph_ps(half);
+}
+
+NIBBLE_NATIVE float NativeSum(NativeF a) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+NIBBLE_NATIVE float NativeLargest(NativeF a) {
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Transposes a 16 x 16 matrix of dwords: rows in, columns out.
+NIBBLE_NATIVE void NativeTranspose16(__m512i rows[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  // u[4 g + c]: rows 4 g .. 4 g + 3 of columns c, 4 + c, 8 + c, 12 + c (one per 128-bit lane).
+  __m512i u[16];
+  for (int g = 0; g < 16; g += 4) {
+    u[g] = _mm512_unpacklo_epi64(t[g], t[g + 2]);
+    u[g + 1] = _mm512_unpackhi_epi64(t[g], t[g + 2]);
+    u[g + 2] = _mm512_unpacklo_epi64(t[g + 1], t[g + 3]);
+    u[g + 3] = _mm512_unpackhi_epi64(t[g + 1], t[g + 3]);
+  }
+  for (int c = 0; c < 4; ++c) {
+    const __m512i low = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88);
+    const __m512i high = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
+    const __m512i low_odd = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xDD);
+    const __m512i high_odd = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xDD);
+    rows[c] = _mm512_shuffle_i32x4(low, high, 0x88);
+    rows[8 + c] = _mm512_shuffle_i32x4(low, high, 0xDD);
+    rows[4 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0x88);
+    rows[12 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0xDD);
+  }
+}
+
+// Row i of a square of kNativeLanes: out[16 * column + row].
+NIBBLE_NATIVE void NativeStoreTransposed(const NativeF rows[16], float* out) {
+  __m512i t[16];
+  for (int i = 0; i < 16; ++i) t[i] = _mm512_castps_si512(rows[i]);
+  NativeTranspose16(t);
+  for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + 16 * i, t[i]);
+}
+
+}  // namespace nibble::kernels::NIBBLE_ISA

@@ -1,0 +1,106 @@
+// Native operations of simd.h: NEON q registers. Include once, before simd.h.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define NIBBLE_ISA neon
+#define NIBBLE_NATIVE static inline __attribute__((always_inline))
+
+namespace nibble::kernels::NIBBLE_ISA {
+
+using NativeF = float32x4_t;
+using NativeI = int32x4_t;
+using NativeMask = uint32x4_t;
+constexpr int kNativeLanes = 4;
+
+// Tile of the attention kernel, in rows and in vectors: 16 accumulators of 32 registers.
+constexpr int kTileRows = 2;
+constexpr int kTileVectors = 2;
+
+NIBBLE_NATIVE NativeF NativeSet(float x) { return vdupq_n_f32(x); }
+NIBBLE_NATIVE NativeI NativeSetInt(int32_t x) { return vdupq_n_s32(x); }
+NIBBLE_NATIVE NativeF NativeAdd(NativeF a, NativeF b) { return vaddq_f32(a, b); }
+NIBBLE_NATIVE NativeF NativeSub(NativeF a, NativeF b) { return vsubq_f32(a, b); }
+NIBBLE_NATIVE NativeF NativeMul(NativeF a, NativeF b) { return vmulq_f32(a, b); }
+NIBBLE_NATIVE NativeF NativeDiv(NativeF a, NativeF b) { return vdivq_f32(a, b); }
+NIBBLE_NATIVE NativeF NativeFma(NativeF a, NativeF b, NativeF c) { return vfmaq_f32(c, a, b); }
+NIBBLE_NATIVE NativeI NativeAddInt(NativeI a, NativeI b) { return vaddq_s32(a, b); }
+NIBBLE_NATIVE NativeI NativeSubInt(NativeI a, NativeI b) { return vsubq_s32(a, b); }
+NIBBLE_NATIVE NativeI NativeAnd(NativeI a, NativeI b) { return vandq_s32(a, b); }
+NIBBLE_NATIVE NativeI NativeOr(NativeI a, NativeI b) { return vorrq_s32(a, b); }
+NIBBLE_NATIVE NativeMask NativeLess(NativeF a, NativeF b) { return vcltq_f32(a, b); }
+NIBBLE_NATIVE NativeMask NativeEqual(NativeF a, NativeF b) { return vceqq_f32(a, b); }
+NIBBLE_NATIVE NativeMask NativeLessInt(NativeI a, NativeI b) { return vcltq_s32(a, b); }
+NIBBLE_NATIVE NativeF NativeSelect(NativeMask m, NativeF yes, NativeF no) {
+  return vbslq_f32(m, yes, no);
+}
+NIBBLE_NATIVE NativeI NativeSelectInt(NativeMask m, NativeI yes, NativeI no) {
+  return vbslq_s32(m, yes, no);
+}
+// As x86 does it: the second operand if either is NaN.
+NIBBLE_NATIVE NativeF NativeMax(NativeF a, NativeF b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+NIBBLE_NATIVE NativeF NativeMin(NativeF a, NativeF b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+NIBBLE_NATIVE uint32_t NativeMaskBits(NativeMask m) {
+  const uint32x4_t weights = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(m, weights));
+}
+NIBBLE_NATIVE NativeI NativeBits(NativeF a) { return vreinterpretq_s32_f32(a); }
+NIBBLE_NATIVE NativeF NativeFromBits(NativeI a) { return vreinterpretq_f32_s32(a); }
+template <int kShift>
+NIBBLE_NATIVE NativeI NativeShiftLeft(NativeI a) {
+  return vshlq_n_s32(a, kShift);
+}
+template <int kShift>
+NIBBLE_NATIVE NativeI NativeShiftRight(NativeI a) {
+  return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), kShift));
+}
+
+NIBBLE_NATIVE NativeF NativeLoadF32(const float* p) { return vld1q_f32(p); }
+NIBBLE_NATIVE void NativeStoreF32(float* p, NativeF a) { vst1q_f32(p, a); }
+NIBBLE_NATIVE NativeI NativeLoadI32(const int32_t* p) { return vld1q_s32(p); }
+NIBBLE_NATIVE NativeI NativeLoadU16(const uint16_t* p) {
+  return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p)));
+}
+NIBBLE_NATIVE void NativeStoreU16(uint16_t* p, NativeI a) {
+  vst1_u16(p, vmovn_u32(vreinterpretq_u32_s32(a)));
+}
+NIBBLE_NATIVE void NativeStoreU8(uint8_t* p, NativeI a) {
+  const uint16x4_t words = vmovn_u32(vreinterpretq_u32_s32(a));
+  const uint8x8_t bytes = vmovn_u16(vcombine_u16(words, words));
+  std::memcpy(p, &bytes, 4);
+}
+NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
+  int8x8_t bytes = vdup_n_s8(0);
+  std::memcpy(&bytes, p, 4);
+  const int16x4_t wide = vget_low_s16(vmovl_s8(bytes));
+  const int16x4_t half = vand_s16(vshl_n_s16(wide, 7), vdup_n_s16(static_cast<int16_t>(0xBF80)));
+  return vcvt_f32_f16(vreinterpret_f16_s16(half));
+}
+
+NIBBLE_NATIVE float NativeSum(NativeF a) {
+  const float32x2_t two = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+  return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+NIBBLE_NATIVE float NativeLargest(NativeF a) {
+  const float32x4_t two = NativeMax(a, vextq_f32(a, a, 2));
+  const float first = vgetq_lane_f32(two, 0);
+  const float second = vgetq_lane_f32(two, 1);
+  return first > second ? first : second;
+}
+
+// Row i of a square of kNativeLanes: out[16 * column + row].
+NIBBLE_NATIVE void NativeStoreTransposed(const NativeF rows[4], float* out) {
+  const float32x4_t a = vtrn1q_f32(rows[0], rows[1]);
+  const float32x4_t b = vtrn2q_f32(rows[0], rows[1]);
+  const float32x4_t c = vtrn1q_f32(rows[2], rows[3]);
+  const float32x4_t d = vtrn2q_f32(rows[2], rows[3]);
+  vst1q_f32(out, vcombine_f32(vget_low_f32(a), vget_low_f32(c)));
+  vst1q_f32(out + 16, vcombine_f32(vget_low_f32(b), vget_low_f32(d)));
+  vst1q_f32(out + 32, vcombine_f32(vget_high_f32(a), vget_high_f32(c)));
+  vst1q_f32(out + 48, vcombine_f32(vget_high_f32(b), vget_high_f32(d)));
+}
+
+}  // namespace nibble::kernels::NIBBLE_ISA

@@ -1,0 +1,73 @@
+// The leaf kernels of norm, activation, rope, attention and sampling, one table per instruction
+// set.
+//
+// Each is pure arithmetic on the caller's memory, single-threaded; the ops (norm/norm.h and so on)
+// split the work among threads and call through the table. The files vector_kernels_<isa>.cc
+// compile the same *_impl.h for one instruction set each.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/ops.h"
+
+namespace nibble::kernels {
+
+struct AttentionChunk;  // attention/attention_chunk.h
+struct AttentionState;
+
+struct VectorKernels {
+  // x (n) += delta (n), rounded to BF16.
+  void (*add)(uint16_t* x, const uint16_t* delta, int64_t n);
+  // out (d) = x (d) normalised, scaled as style says. out may be x.
+  void (*rms_norm)(const uint16_t* x, const float* weight, int64_t d, float eps, NormStyle style,
+                   uint16_t* out);
+  // out (f) = silu(gate) * up.
+  void (*swiglu)(const uint16_t* gate, const uint16_t* up, int64_t f, uint16_t* out);
+  // out = in with pairs (i, i + half) turned; only 2 * half elements. out may be in.
+  void (*rotate)(const uint16_t* in, const float* cos, const float* sin, int64_t half,
+                 uint16_t* out);
+  // out (n) = E4M3(in / scale), saturating.
+  void (*encode_e4m3)(const uint16_t* in, float scale, int64_t n, uint8_t* out);
+
+  // Attention: see attention/attention_chunk.h.
+  void (*attend_chunk)(const AttentionChunk& chunk, const AttentionState& state);
+  void (*merge_state)(const AttentionState& from, const AttentionState& into, int64_t rows,
+                      int64_t head_dim);
+  void (*finish_row)(const AttentionState& state, int64_t row, int64_t head_dim, const float* sink,
+                     float value_scale, uint16_t* out);
+  void (*widen)(const uint16_t* in, int64_t n, float* out);  // BF16 to FP32
+
+  // Sampling: logits where NaN reads as -inf and +inf as the largest finite value.
+  // The largest logit and its smallest index; index -1 if every logit is -inf.
+  void (*best_logit)(const float* logits, int64_t n, float* value, int64_t* index);
+  // out (n) = exp((logit - largest) * inverse_temperature); returns the sum.
+  float (*softmax_weights)(const float* logits, int64_t n, float largest, float inverse_temperature,
+                           float* out);
+  // The same sum without the weights.
+  float (*softmax_sum)(const float* logits, int64_t n, float largest, float inverse_temperature);
+  // Appends first + i for every logits[i] > threshold; returns how many.
+  int64_t (*collect_above)(const float* logits, int64_t n, float threshold, int32_t first,
+                           int32_t* ids);
+  // How many logits are above / equal to value.
+  int64_t (*count_above)(const float* logits, int64_t n, float value);
+  int64_t (*count_equal)(const float* logits, int64_t n, float value);
+};
+
+namespace generic {
+extern const VectorKernels kVectorKernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const VectorKernels kVectorKernels;
+}
+namespace avx512 {
+extern const VectorKernels kVectorKernels;
+}
+#elif defined(__aarch64__)
+namespace neon {
+extern const VectorKernels kVectorKernels;
+}
+#endif
+
+}  // namespace nibble::kernels

@@ -1,0 +1,34 @@
+// Compiles every *_impl.h for the instruction set whose native_*.h came first, and fills its table.
+#pragma once
+
+#include "kernels/cpu/attention/attention_chunk.h"
+#include "kernels/cpu/simd/simd.h"
+#include "kernels/cpu/vector_kernels.h"
+// The kernels themselves:
+#include "kernels/cpu/activation/activation_impl.h"
+#include "kernels/cpu/attention/attention_impl.h"
+#include "kernels/cpu/norm/norm_impl.h"
+#include "kernels/cpu/rope/rope_impl.h"
+#include "kernels/cpu/sample/sample_impl.h"
+
+namespace nibble::kernels::NIBBLE_ISA {
+
+constinit const VectorKernels kVectorKernels = {
+    .add = AddRow,
+    .rms_norm = RmsNorm,
+    .swiglu = SwiGlu,
+    .rotate = Rotate,
+    .encode_e4m3 = EncodeE4M3Row,
+    .attend_chunk = AttendChunk,
+    .merge_state = MergeState,
+    .finish_row = FinishRow,
+    .widen = WidenRow,
+    .best_logit = BestLogit,
+    .softmax_weights = SoftmaxWeights,
+    .softmax_sum = SoftmaxSum,
+    .collect_above = CollectAbove,
+    .count_above = CountAbove,
+    .count_equal = CountEqual,
+};
+
+}  // namespace nibble::kernels::NIBBLE_ISA

@@ -1,0 +1,53 @@
+#include "kernels/cpu/vector_ops.h"
+
+#include "kernels/cpu/activation/activation.h"
+#include "kernels/cpu/attention/attention.h"
+#include "kernels/cpu/gather_rows/gather_rows.h"
+#include "kernels/cpu/norm/norm.h"
+#include "kernels/cpu/rope/rope.h"
+#include "kernels/cpu/sample/sample.h"
+#include "kernels/cpu/vector_kernels.h"
+
+namespace nibble::kernels::cpu {
+namespace {
+
+// Binds a leaf table to the plain function pointers of an OpTable.
+template <const VectorKernels& kKernels>
+void FillFrom(OpTable* table) {
+  table->rms_norm = [](const OpContext& context, const RmsNormParams& params) {
+    RmsNorm(kKernels, context, params);
+  };
+  table->add = [](const OpContext& context, const AddParams& params) {
+    Add(kKernels, context, params);
+  };
+  table->gather_rows = GatherRows;
+  table->swiglu = [](const OpContext& context, const SwiGluParams& params) {
+    SwiGlu(kKernels, context, params);
+  };
+  table->rope_and_cache = [](const OpContext& context, const RopeAndCacheParams& params) {
+    RopeAndCache(kKernels, context, params);
+  };
+  table->attention_workspace = AttentionWorkspace;
+  table->attention = [](const OpContext& context, const AttentionParams& params) {
+    Attention(kKernels, context, params);
+  };
+  table->sample_workspace = SampleWorkspace;
+  table->sample = [](const OpContext& context, const SampleParams& params) {
+    Sample(kKernels, context, params);
+  };
+}
+
+}  // namespace
+
+bool FillVectorOps(std::string_view variant, OpTable* table) {
+  if (variant == "generic") return FillFrom<generic::kVectorKernels>(table), true;
+#if defined(__x86_64__)
+  if (variant == "avx2") return FillFrom<avx2::kVectorKernels>(table), true;
+  if (variant == "avx512") return FillFrom<avx512::kVectorKernels>(table), true;
+#elif defined(__aarch64__)
+  if (variant == "neon") return FillFrom<neon::kVectorKernels>(table), true;
+#endif
+  return false;
+}
+
+}  // namespace nibble::kernels::cpu

@@ -1,0 +1,311 @@
+// Every op of every CPU variant against ref, within tolerance.h; and that a token's bits do not
+// depend on batch, chunk, pages or threads.
+#include "kernels/parity_fixture.h"
+
+namespace nibble::kernels {
+namespace {
+
+class Parity : public testing::TestWithParam<const OpTable*> {
+ protected:
+  const OpTable& ops() const { return *GetParam(); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Cpu, Parity, testing::ValuesIn(CpuVariants()),
+                         [](const auto& info) { return std::string(info.param->variant); });
+
+constexpr int64_t kWidths[] = {1, 2, 15, 16, 17, 40, 64, 100, 576, 1031};
+
+// ---- Norm, add, SwiGLU ----
+
+struct NormResult {
+  std::vector<uint16_t> x;
+  std::vector<uint16_t> out;
+};
+
+NormResult RunNorm(const OpTable& ops, int64_t t, int64_t d, NormStyle style, bool with_delta,
+                   int threads = 1) {
+  NormResult result = {NoiseBf16(1, t * d, 4.0f), std::vector<uint16_t>(t * d)};
+  const std::vector<uint16_t> delta = NoiseBf16(2, t * d);
+  const std::vector<float> weight = NoiseF32(3, d);
+  const DirtyContext context(threads, 0);
+  ops.rms_norm(context, {.x = result.x.data(),
+                         .delta = with_delta ? delta.data() : nullptr,
+                         .weight = weight.data(),
+                         .out = result.out.data(),
+                         .t = t,
+                         .d = d,
+                         .eps = 1e-5f,
+                         .style = style});
+  return result;
+}
+
+TEST_P(Parity, RmsNorm) {
+  for (int64_t d : kWidths)
+    for (NormStyle style :
+         {NormStyle::kRoundThenScale, NormStyle::kScaleOnePlus, NormStyle::kScaleThenRound})
+      for (bool with_delta : {false, true}) {
+        SCOPED_TRACE(testing::Message() << "D " << d << ", style " << static_cast<int>(style));
+        const NormResult got = RunNorm(ops(), 3, d, style, with_delta);
+        const NormResult expected = RunNorm(RefOps(), 3, d, style, with_delta);
+        EXPECT_EQ(got.x, expected.x);
+        ExpectNear(got.out, expected.out, d, kRmsNormTolerance);
+      }
+}
+
+TEST_P(Parity, RmsNormIsTheSameInAnyBatch) {
+  const int64_t d = 577;
+  const NormResult whole = RunNorm(ops(), 200, d, NormStyle::kRoundThenScale, true);
+  const NormResult threaded = RunNorm(ops(), 200, d, NormStyle::kRoundThenScale, true, 3);
+  const NormResult start = RunNorm(ops(), 1, d, NormStyle::kRoundThenScale, true);
+  EXPECT_EQ(threaded.out, whole.out);
+  EXPECT_EQ(threaded.x, whole.x);
+  EXPECT_TRUE(std::equal(start.out.begin(), start.out.end(), whole.out.begin()));
+}
+
+TEST_P(Parity, AddRoundsToNearestEvenAndKeepsNan) {
+  std::vector<uint16_t> x = NoiseBf16(1, 40000, 100.0f);
+  std::vector<uint16_t> delta = NoiseBf16(2, 40000, 0.7f);
+  x[3] = 0x7F80, delta[3] = 0xFF80;  // inf - inf
+  x[4] = 0x7F7F, delta[4] = 0x7F7F;  // overflows
+  x[5] = 0x0001, delta[5] = 0x0001;  // subnormal
+  std::vector<uint16_t> expected = x;
+  RefOps().add({}, {.x = expected.data(), .delta = delta.data(), .t = 5, .d = 8000});
+  ops().add(DirtyContext(2, 0), {.x = x.data(), .delta = delta.data(), .t = 5, .d = 8000});
+  EXPECT_NE(x[3] & 0x7F, 0);
+  x[3] = expected[3];  // which NaN is not ours to say
+  EXPECT_EQ(x, expected);
+}
+
+TEST_P(Parity, GatherRows) {
+  const std::vector<uint16_t> x = NoiseBf16(1, 7 * 33);
+  const std::vector<int32_t> rows = {6, 0, 0, 3};
+  std::vector<uint16_t> got(4 * 33), expected(4 * 33);
+  GatherRowsParams params = {
+      .x = x.data(), .rows = rows.data(), .out = expected.data(), .r = 4, .d = 33};
+  RefOps().gather_rows({}, params);
+  params.out = got.data();
+  ops().gather_rows({}, params);
+  EXPECT_EQ(got, expected);
+}
+
+TEST_P(Parity, SwiGlu) {
+  for (int64_t f : kWidths) {
+    SCOPED_TRACE(testing::Message() << "F " << f);
+    const int64_t t = 9;
+    std::vector<uint16_t> gate_up = NoiseBf16(f, t * 2 * f, 10.0f);
+    gate_up[0] = Bf16FromFloat(-150.0f);
+    gate_up[2 * f] = Bf16FromFloat(1e30f);
+    gate_up[4 * f] = Bf16FromFloat(-1e30f);
+    gate_up[6 * f] = Bf16FromFloat(-0.0f);
+    std::vector<uint16_t> got(t * f), expected(t * f), alone(f);
+    RefOps().swiglu({}, {.gate_up = gate_up.data(), .out = expected.data(), .t = t, .f = f});
+    ops().swiglu(DirtyContext(3, 0),
+                 {.gate_up = gate_up.data(), .out = got.data(), .t = t, .f = f});
+    ExpectNear(got, expected, f, kSwiGluTolerance);
+    ops().swiglu({}, {.gate_up = gate_up.data() + 4 * 2 * f, .out = alone.data(), .t = 1, .f = f});
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), got.begin() + 4 * f));
+  }
+}
+
+// ---- RoPE and the cache ----
+
+struct RopeCase {
+  int32_t q_heads, kv_heads, head_dim, rotary_dim;
+  bool norm;
+  KvFormat format;
+  int32_t page_size;
+};
+
+struct RopeResult {
+  std::vector<uint16_t> q;
+  std::vector<std::byte> k, v;
+};
+
+RopeResult RunRope(const OpTable& ops, const RopeCase& c, int threads) {
+  const int64_t t = 21, dh = c.head_dim, positions_count = 50;
+  const std::vector<uint16_t> qkv = NoiseBf16(1, t * (c.q_heads + 2 * c.kv_heads) * dh, 3.0f);
+  const std::vector<float> q_norm = NoiseF32(2, dh, 2.0f), k_norm = NoiseF32(3, dh, 2.0f);
+  const std::vector<float> cos = NoiseF32(4, positions_count * c.rotary_dim / 2 + 1);
+  const std::vector<float> sin = NoiseF32(5, positions_count * c.rotary_dim / 2 + 1);
+  std::vector<int32_t> positions;
+  std::vector<int64_t> slots;
+  for (int64_t i = 0; i < t; ++i) {
+    positions.push_back(static_cast<int32_t>(i * 7 % positions_count));
+    slots.push_back((t - i) * 3);
+  }
+  const size_t cache_bytes =
+      (3 * t / c.page_size + 2) * c.page_size * c.kv_heads * dh * KvElementBytes(c.format);
+  RopeResult result = {std::vector<uint16_t>(t * c.q_heads * dh),
+                       std::vector<std::byte>(cache_bytes), std::vector<std::byte>(cache_bytes)};
+  ops.rope_and_cache(DirtyContext(threads, 0), {.qkv = qkv.data(),
+                                                .t = t,
+                                                .q_heads = c.q_heads,
+                                                .q_norm = c.norm ? q_norm.data() : nullptr,
+                                                .k_norm = c.norm ? k_norm.data() : nullptr,
+                                                .cos = cos.data(),
+                                                .sin = sin.data(),
+                                                .rotary_dim = c.rotary_dim,
+                                                .positions = positions.data(),
+                                                .slots = slots.data(),
+                                                .cache = {.k = result.k.data(),
+                                                          .v = result.v.data(),
+                                                          .format = c.format,
+                                                          .k_scale = 0.01f,
+                                                          .v_scale = 0.03f,
+                                                          .page_size = c.page_size,
+                                                          .kv_heads = c.kv_heads,
+                                                          .head_dim = c.head_dim},
+                                                .q_out = result.q.data()});
+  return result;
+}
+
+std::vector<float> CacheValues(const std::vector<std::byte>& bytes, KvFormat format) {
+  std::vector<float> values;
+  for (size_t i = 0; i < bytes.size(); i += KvElementBytes(format)) {
+    uint16_t bits;
+    if (format == KvFormat::kBf16) std::memcpy(&bits, &bytes[i], 2);
+    values.push_back(format == KvFormat::kBf16 ? Bf16ToFloat(bits)
+                                               : E4M3ToFloat(static_cast<uint8_t>(bytes[i])));
+  }
+  return values;
+}
+
+TEST_P(Parity, RopeAndCache) {
+  for (const auto& [q_heads, kv_heads, head_dim, rotary_dim] :
+       {std::array{3, 1, 64, 64}, {4, 2, 40, 24}, {2, 2, 18, 6}, {6, 3, 128, 0}, {1, 1, 256, 64}})
+    for (bool norm : {false, true})
+      for (KvFormat format : {KvFormat::kBf16, KvFormat::kFp8})
+        for (int32_t page_size : {16, 64}) {
+          SCOPED_TRACE(testing::Message() << "Dh " << head_dim << ", rotary " << rotary_dim
+                                          << ", norm " << norm << ", page " << page_size);
+          const RopeCase c = {q_heads, kv_heads, head_dim, rotary_dim, norm, format, page_size};
+          const RopeResult got = RunRope(ops(), c, 1);
+          const RopeResult threaded = RunRope(ops(), c, 3);
+          const RopeResult expected = RunRope(RefOps(), c, 1);
+          EXPECT_EQ(got.q, threaded.q);
+          EXPECT_EQ(got.k, threaded.k);
+          EXPECT_EQ(got.v, expected.v);
+          ExpectNear(got.q, expected.q, head_dim, norm ? kRopeNormTolerance : kExact);
+          const Tolerance fp8 = norm ? kRopeNormFp8Tolerance : kExact;
+          const Tolerance bf16 = norm ? kRopeNormTolerance : kExact;
+          ExpectNear(CacheValues(got.k, format), CacheValues(expected.k, format), head_dim,
+                     format == KvFormat::kFp8 ? fp8 : bf16);
+        }
+}
+
+TEST_P(Parity, Fp8CacheHoldsEveryBf16AsE4M3FromFloatDoes) {
+  const int32_t dh = 256, t = 256;
+  std::vector<uint16_t> qkv(t * 3 * dh);
+  std::vector<int32_t> positions(t, 0);
+  std::vector<int64_t> slots(t);
+  for (int32_t i = 0; i < t; ++i) {
+    slots[i] = i;
+    for (int32_t d = 0; d < dh; ++d) qkv[(i * 3 + 2) * dh + d] = static_cast<uint16_t>(i * dh + d);
+  }
+  std::vector<std::byte> k(t * dh), v(t * dh);
+  std::vector<uint16_t> q(t * dh);
+  ops().rope_and_cache({}, {.qkv = qkv.data(),
+                            .t = t,
+                            .q_heads = 1,
+                            .positions = positions.data(),
+                            .slots = slots.data(),
+                            .cache = {.k = k.data(),
+                                      .v = v.data(),
+                                      .format = KvFormat::kFp8,
+                                      .v_scale = 3.0f,
+                                      .page_size = 256,
+                                      .kv_heads = 1,
+                                      .head_dim = dh},
+                            .q_out = q.data()});
+  for (int32_t bits = 0; bits < 65536; ++bits)
+    ASSERT_EQ(static_cast<uint8_t>(v[bits]),
+              E4M3FromFloat(Bf16ToFloat(static_cast<uint16_t>(bits)) / 3.0f))
+        << bits;
+}
+
+// ---- Attention ----
+
+const AttentionShape kShapes[] = {
+    {.q_heads = 9, .kv_heads = 3, .head_dim = 64},
+    {.q_heads = 4, .kv_heads = 4, .head_dim = 128},
+    {.q_heads = 8, .kv_heads = 1, .head_dim = 80, .window = 100},
+    {.q_heads = 6, .kv_heads = 2, .head_dim = 20, .window = 7, .sinks = true},
+    {.q_heads = 5, .kv_heads = 1, .head_dim = 34, .sinks = true},
+    {.q_heads = 40, .kv_heads = 1, .head_dim = 6},
+    {.q_heads = 9, .kv_heads = 3, .head_dim = 64, .format = KvFormat::kFp8},
+    {.q_heads = 6, .kv_heads = 2, .head_dim = 28, .window = 30, .format = KvFormat::kFp8},
+};
+
+std::string Describe(const AttentionShape& s) {
+  return "Hq " + std::to_string(s.q_heads) + ", Hk " + std::to_string(s.kv_heads) + ", Dh " +
+         std::to_string(s.head_dim) + ", window " + std::to_string(s.window) +
+         (s.sinks ? ", sinks" : "") + (s.format == KvFormat::kFp8 ? ", fp8" : "");
+}
+
+TEST_P(Parity, Attention) {
+  const std::vector<AttentionSequence> batch = {{1, 1, 1},   {2, 3, 40},  {3, 1, 300}, {4, 70, 70},
+                                                {5, 2, 258}, {6, 16, 16}, {7, 5, 521}};
+  for (const AttentionShape& shape : kShapes) {
+    SCOPED_TRACE(Describe(shape));
+    ExpectNear(RunAttention(ops(), shape, batch, 32), RunAttention(RefOps(), shape, batch),
+               shape.head_dim, kAttentionTolerance);
+  }
+}
+
+TEST_P(Parity, AttentionIsTheSameInAnyChunkPageSizeAndThreadCount) {
+  const int32_t length = 290;
+  for (const AttentionShape& shape : kShapes) {
+    SCOPED_TRACE(Describe(shape));
+    const std::vector<uint16_t> whole = RunAttention(ops(), shape, {{9, length, length}});
+    const int64_t width = int64_t{shape.q_heads} * shape.head_dim;
+    for (int32_t page_size : {32, 256})
+      EXPECT_EQ(RunAttention(ops(), shape, {{9, length, length}}, page_size), whole);
+    for (int threads : {2, 5})
+      EXPECT_EQ(RunAttention(ops(), shape, {{9, length, length}}, 16, threads), whole);
+    const auto expect_chunk = [&](int32_t end, int32_t chunk, int32_t page_size, int threads) {
+      const std::vector<uint16_t> got =
+          RunAttention(ops(), shape, {{9, chunk, end}}, page_size, threads);
+      EXPECT_TRUE(std::equal(got.begin(), got.end(), whole.begin() + (end - chunk) * width))
+          << "chunk of " << chunk << " up to " << end << ", threads " << threads;
+    };
+    for (int32_t end : {1, 2, 15, 16, 17, 100, 255, 256, 257, 290}) {
+      expect_chunk(end, 1, 16, 1);
+      expect_chunk(end, 1, 64, 4);
+    }
+    expect_chunk(200, 200, 16, 1);
+    expect_chunk(290, 90, 128, 3);
+    expect_chunk(263, 7, 32, 1);
+  }
+}
+
+TEST_P(Parity, AttentionIsTheSameInAnyBatch) {
+  std::vector<AttentionSequence> batch;
+  for (uint64_t id = 1; id <= 12; ++id)
+    batch.push_back(
+        {id, static_cast<int32_t>(id % 3 == 0 ? id : 1), static_cast<int32_t>(id * 47)});
+  for (const AttentionShape& shape : kShapes) {
+    SCOPED_TRACE(Describe(shape));
+    const std::vector<uint16_t> together = RunAttention(ops(), shape, batch, 16, 3);
+    auto at = together.begin();
+    for (const AttentionSequence& sequence : batch) {
+      const std::vector<uint16_t> alone = RunAttention(ops(), shape, {sequence}, 64, 2);
+      ASSERT_TRUE(std::equal(alone.begin(), alone.end(), at)) << "sequence " << sequence.id;
+      at += static_cast<int64_t>(alone.size());
+    }
+  }
+}
+
+// The vector units with fused multiply-add agree bit for bit (simd.h).
+TEST(ParityAcrossVariants, AttentionIsTheSameOnAvx2AndAvx512) {
+  const OpTable* avx2 = VectorOpsTable("avx2");
+  const OpTable* avx512 = VectorOpsTable("avx512");
+  if (avx2 == nullptr || avx512 == nullptr) GTEST_SKIP() << "needs a processor with AVX-512";
+  for (const AttentionShape& shape : kShapes) {
+    SCOPED_TRACE(Describe(shape));
+    const std::vector<AttentionSequence> batch = {{1, 9, 50}, {2, 1, 300}};
+    EXPECT_EQ(RunAttention(*avx2, shape, batch), RunAttention(*avx512, shape, batch));
+  }
+}
+
+}  // namespace
+}  // namespace nibble::kernels
