@@ -1,0 +1,211 @@
+// Sampling of every CPU variant against ref: the same token, log-probability, rank and list over
+// random settings, ties, extreme logits and real vocabulary sizes; independence of the other rows.
+#include <numeric>
+
+#include "kernels/parity_fixture.h"
+
+namespace nibble::kernels {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct SampleResult {
+  std::vector<SampledToken> out;
+  std::vector<int32_t> top_tokens;
+  std::vector<float> top_logprobs;
+};
+
+SampleResult RunSample(const OpTable& ops, const std::vector<float>& logits, int64_t vocab,
+                       const std::vector<SampleRow>& rows, int64_t max_top = 0, int threads = 1) {
+  SampleResult result = {std::vector<SampledToken>(rows.size()),
+                         std::vector<int32_t>(rows.size() * max_top),
+                         std::vector<float>(rows.size() * max_top)};
+  ops.sample(DirtyContext(threads, ops.sample_workspace(threads, rows.size(), vocab)),
+             {.logits = logits.data(),
+              .logits_stride = vocab,
+              .vocab = vocab,
+              .rows = rows,
+              .out = result.out.data(),
+              .top_tokens = max_top > 0 ? result.top_tokens.data() : nullptr,
+              .top_logprobs = max_top > 0 ? result.top_logprobs.data() : nullptr,
+              .max_top_logprobs = max_top});
+  return result;
+}
+
+void ExpectSame(const SampleResult& got, const SampleResult& expected) {
+  const auto near = [](float a, float b) { return a == b || std::abs(a - b) < kLogprobTolerance; };
+  for (size_t i = 0; i < got.out.size(); ++i) {
+    SCOPED_TRACE(testing::Message() << "row " << i);
+    ASSERT_EQ(got.out[i].token, expected.out[i].token);
+    ASSERT_EQ(got.out[i].rank, expected.out[i].rank);
+    ASSERT_TRUE(near(got.out[i].logprob, expected.out[i].logprob))
+        << got.out[i].logprob << " instead of " << expected.out[i].logprob;
+  }
+  ASSERT_EQ(got.top_tokens, expected.top_tokens);
+  for (size_t i = 0; i < got.top_logprobs.size(); ++i)
+    ASSERT_TRUE(near(got.top_logprobs[i], expected.top_logprobs[i]));
+}
+
+// Settings that a request may carry, drawn from a seed; owns what the row points at.
+struct RandomRow {
+  std::vector<TokenCount> counts;
+  std::vector<TokenBias> bias;
+  std::vector<int32_t> banned;
+  std::vector<uint32_t> mask;
+  SampleRow row;
+
+  RandomRow(uint64_t seed, int64_t vocab) {
+    uint64_t next = 0;
+    const auto chance = [&](float probability) {
+      return Noise(seed, next++) * 0.5f + 0.5f < probability;
+    };
+    const auto below = [&](int64_t n) {
+      return static_cast<int32_t>((Noise(seed, next++) * 0.5 + 0.5) * static_cast<double>(n));
+    };
+    row.temperature = chance(0.2f) ? 0.0f : 0.3f + static_cast<float>(below(15)) * 0.1f;
+    if (chance(0.4f))
+      row.top_k = 1 + below(chance(0.5f) ? vocab + 3 : std::min<int64_t>(vocab, 40));
+    if (chance(0.5f)) row.top_p = 0.05f + static_cast<float>(below(95)) * 0.01f;
+    if (chance(0.3f)) row.min_p = static_cast<float>(below(50)) * 0.01f;
+    if (chance(0.3f)) {
+      row.repetition_penalty = 0.8f + static_cast<float>(below(10)) * 0.1f;
+      row.presence_penalty = static_cast<float>(below(40)) * 0.1f - 2.0f;
+      row.frequency_penalty = static_cast<float>(below(40)) * 0.1f - 2.0f;
+      for (int64_t token = below(3); token < vocab; token += 1 + below(vocab / 8 + 2))
+        counts.push_back({static_cast<int32_t>(token), below(3), chance(0.5f)});
+    }
+    if (chance(0.2f))
+      for (int i = 0; i < 4; ++i)
+        bias.push_back({below(vocab), static_cast<float>(below(200)) - 100.0f});
+    if (chance(0.3f))
+      for (int i = 0; i < 5; ++i) banned.push_back(below(vocab));
+    if (chance(0.2f))
+      for (int64_t i = 0; i < (vocab + 31) / 32; ++i)
+        mask.push_back(static_cast<uint32_t>(below(int64_t{1} << 32)));
+    row.counts = counts;
+    row.bias = bias;
+    row.banned = banned;
+    if (!mask.empty()) row.allowed_mask = mask.data();
+    row.uniform = Noise(seed, next++) * 0.5 + 0.5;
+    row.top_logprobs = below(7) - 1;
+  }
+};
+
+class SampleParity : public testing::TestWithParam<const OpTable*> {
+ protected:
+  const OpTable& ops() const { return *GetParam(); }
+};
+
+INSTANTIATE_TEST_SUITE_P(Cpu, SampleParity, testing::ValuesIn(CpuVariants()),
+                         [](const auto& info) { return std::string(info.param->variant); });
+
+TEST_P(SampleParity, RandomSettings) {
+  for (int64_t vocab : {1, 2, 5, 16, 31, 33, 100, 1023, 1025, 5000}) {
+    SCOPED_TRACE(testing::Message() << "V " << vocab);
+    std::vector<std::unique_ptr<RandomRow>> owners;
+    std::vector<SampleRow> rows;
+    for (uint64_t i = 0; i < 60; ++i) {
+      owners.push_back(std::make_unique<RandomRow>(vocab * 1000 + i, vocab));
+      rows.push_back(owners.back()->row);
+    }
+    // Steep, flat, and coarse with many ties, in turn.
+    std::vector<float> logits = NoiseF32(vocab, 60 * vocab, 20.0f);
+    for (int64_t i = 0; i < 60; ++i)
+      for (int64_t token = 0; token < vocab; ++token) {
+        float& logit = logits[i * vocab + token];
+        if (i % 3 == 1) logit *= 0.05f;
+        if (i % 3 == 2) logit = std::round(logit * 0.3f);
+      }
+    const SampleResult got = RunSample(ops(), logits, vocab, rows, 6, 3);
+    ExpectSame(got, RunSample(RefOps(), logits, vocab, rows, 6));
+  }
+}
+
+TEST_P(SampleParity, RowsDoNotSeeEachOther) {
+  const int64_t vocab = 3000;
+  const std::vector<float> logits = NoiseF32(5, 8 * vocab, 8.0f);
+  std::vector<std::unique_ptr<RandomRow>> owners;
+  std::vector<SampleRow> rows;
+  for (uint64_t i = 0; i < 8; ++i) {
+    owners.push_back(std::make_unique<RandomRow>(i, vocab));
+    rows.push_back(owners.back()->row);
+  }
+  const SampleResult together = RunSample(ops(), logits, vocab, rows, 0, 4);
+  for (int64_t i = 0; i < 8; ++i) {
+    const std::vector<float> own(&logits[i * vocab], &logits[i * vocab] + vocab);
+    const SampleResult alone = RunSample(ops(), own, vocab, {rows[i]});
+    EXPECT_EQ(std::memcmp(&alone.out[0], &together.out[i], sizeof(SampledToken)), 0);
+  }
+}
+
+TEST_P(SampleParity, LargeVocabulary) {
+  const int64_t vocab = 151936;
+  for (float spread : {0.0f, 0.5f, 12.0f}) {
+    const std::vector<float> logits = NoiseF32(3, vocab, spread);
+    for (const SampleRow& row :
+         {SampleRow{.temperature = 0, .top_logprobs = 20}, SampleRow{.uniform = 0.37},
+          SampleRow{.uniform = 0.99999999}, SampleRow{.top_p = 0.9f, .uniform = 0.61},
+          SampleRow{.top_p = 0.999f, .uniform = 0.123}, SampleRow{.top_k = 50, .uniform = 0.4},
+          SampleRow{.top_k = 100000, .top_p = 0.5f, .uniform = 0.77},
+          SampleRow{.min_p = 0.1f, .uniform = 0.2}}) {
+      SCOPED_TRACE(testing::Message() << "spread " << spread << ", top_k " << row.top_k
+                                      << ", top_p " << row.top_p << ", uniform " << row.uniform);
+      ExpectSame(RunSample(ops(), logits, vocab, {row}, 20),
+                 RunSample(RefOps(), logits, vocab, {row}, 20));
+    }
+  }
+}
+
+TEST_P(SampleParity, ExtremeLogits) {
+  const std::vector<std::vector<float>> rows_of_logits = {
+      {NAN, NAN, NAN, NAN, NAN},
+      {-kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity},
+      {NAN, 1, kInfinity, kInfinity, -kInfinity},
+      {3e38f, -3e38f, 0, 3e38f, NAN},
+      {-3e38f, -3.4e38f, -kInfinity, NAN, -3e38f},
+      {1e-40f, 0, -1e-40f, -0.0f, 1e-40f},
+  };
+  const std::vector<int32_t> all = {0, 1, 2, 3, 4};
+  const uint32_t none = 0, middle = 0b01100;
+  const TokenBias bias[] = {{1, 3e38f}, {2, -kInfinity}};
+  for (const std::vector<float>& logits : rows_of_logits)
+    for (const SampleRow& row :
+         {SampleRow{.temperature = 0, .top_logprobs = 5}, SampleRow{.uniform = 0.7},
+          SampleRow{.temperature = 1e-30f, .uniform = 0.3}, SampleRow{.top_p = 0.5f},
+          SampleRow{.temperature = 1e30f, .top_p = 0.5f, .uniform = 0.9}, SampleRow{.top_k = 2},
+          SampleRow{.banned = all}, SampleRow{.allowed_mask = &none},
+          SampleRow{.banned = all, .allowed_mask = &middle}, SampleRow{.bias = bias},
+          SampleRow{.top_p = 0.0f, .min_p = 1.0f, .uniform = 0.99}}) {
+      SCOPED_TRACE(testing::Message() << "first logit " << logits[0] << ", T " << row.temperature);
+      ExpectSame(RunSample(ops(), logits, 5, {row}, 5), RunSample(RefOps(), logits, 5, {row}, 5));
+    }
+}
+
+// Chi-square of 40,000 draws against the exact distribution, fixed seeds.
+TEST_P(SampleParity, DrawsFollowTheDistribution) {
+  const int64_t vocab = 50;
+  constexpr int kDraws = 40000;
+  const std::vector<float> logits = NoiseF32(77, vocab, 2.0f);
+  std::vector<SampleRow> rows(kDraws);
+  std::vector<float> repeated;
+  for (int i = 0; i < kDraws; ++i) {
+    rows[i].uniform = Noise(78, i) * 0.5 + 0.5;
+    repeated.insert(repeated.end(), logits.begin(), logits.end());
+  }
+  const SampleResult result = RunSample(ops(), repeated, vocab, rows);
+  std::vector<double> expected;
+  for (float logit : logits) expected.push_back(std::exp(double{logit}));
+  const double total = std::accumulate(expected.begin(), expected.end(), 0.0);
+  std::vector<int> hits(vocab);
+  for (const SampledToken& token : result.out) ++hits[token.token];
+  double chi_square = 0;
+  for (int64_t i = 0; i < vocab; ++i) {
+    const double mean = expected[i] / total * kDraws;
+    chi_square += (hits[i] - mean) * (hits[i] - mean) / mean;
+  }
+  EXPECT_LT(chi_square, 85.4);  // 49 degrees of freedom: exceeded once in a thousand
+  EXPECT_GT(chi_square, 23.9);  // and below this as rarely
+}
+
+}  // namespace
+}  // namespace nibble::kernels
