@@ -11,7 +11,9 @@
 
 #include <boost/json.hpp>
 
+#include <ctime>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +28,10 @@ struct RenderedPrompt {
   std::vector<TextRange> untrusted;  // sorted, disjoint
 };
 
+struct RenderOptions {
+  std::optional<std::time_t> now;  // what strftime_now shows, in local time; default: the clock
+};
+
 class ChatTemplate {
  public:
   // Errors name the line.
@@ -38,7 +44,8 @@ class ChatTemplate {
   // extras such as enable_thinking. Strings under `trusted` (special tokens) are trusted, all
   // others are not.
   Result<RenderedPrompt> Render(const boost::json::object& variables,
-                                const boost::json::object& trusted) const;
+                                const boost::json::object& trusted,
+                                const RenderOptions& options = {}) const;
 
   // True when the template mentions the variable by name ("enable_thinking", "tools").
   bool Mentions(std::string_view variable) const;

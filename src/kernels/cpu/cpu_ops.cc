@@ -27,14 +27,24 @@ OpTable MakeTable(std::string_view variant) {
   return table;
 }
 
-const OpTable& GenericOps() {
-  static const OpTable table = MakeTable<cpu::GenericLinear>("generic");
-  return table;
-}
-
 // The table of a variant, or null if this processor or build lacks it.
 const OpTable* FindVariant(std::string_view variant) {
-  if (variant == "generic") return &GenericOps();
+  [[maybe_unused]] const CpuFeatures& features = GetCpuInfo().features;
+#if defined(__x86_64__)
+  if (variant == "avx512" && features.avx512) {
+    static const OpTable table = features.avx512_bf16 ? MakeTable<cpu::Avx512Linear>("avx512")
+                                                      : MakeTable<cpu::Avx512VnniLinear>("avx512");
+    return &table;
+  }
+  if (variant == "avx2" && features.avx2) {
+    static const OpTable table = MakeTable<cpu::Avx2Linear>("avx2");
+    return &table;
+  }
+#endif
+  if (variant == "generic") {
+    static const OpTable table = MakeTable<cpu::GenericLinear>("generic");
+    return &table;
+  }
   return nullptr;
 }
 
@@ -44,13 +54,14 @@ constexpr std::string_view kVariants[] = {"avx512", "avx2", "neon", "generic"};
 }  // namespace
 
 const OpTable& CpuOps() {
-  static const OpTable& best = []() -> const OpTable& {
+  static const OpTable* const best = [] {
+    const OpTable* table = nullptr;
     for (const std::string_view variant : kVariants) {
-      if (const OpTable* table = FindVariant(variant)) return *table;
+      if (table == nullptr) table = FindVariant(variant);
     }
-    return GenericOps();
+    return table;  // "generic" is everywhere
   }();
-  return best;
+  return *best;
 }
 
 Result<const OpTable*> CpuOpsVariant(std::string_view variant) {

@@ -16,6 +16,9 @@ constexpr int64_t kPassTokens = 192;
 // Below this many elements preparing on one thread is faster than waking the others.
 constexpr int64_t kParallelPrepare = 32768;
 
+// A last tile may have that many slots more than tokens.
+constexpr int64_t kMaxIdleSlots = 16;
+
 // The longest prepared form of 32 activations.
 constexpr int64_t kMaxBlockBytes = sizeof(F32Block);
 
@@ -61,27 +64,33 @@ Plan PlanFor(const CpuPackedWeight& weight) {
   return {};
 }
 
-// Tokens of one pass, split into tiles whose sizes differ by at most one.
+// One pass of m tokens as full tiles and a smaller last one. Decoding costs the same per tile, so
+// only the number of tiles counts, not how even they are.
 struct Tiling {
-  int64_t m;
-  int64_t tiles;
-  int64_t First(int64_t tile) const { return tile * m / tiles; }
+  int64_t tile = 1;
+  int64_t last_tile = 1;  // slots of the last tile if m is no multiple of tile
 };
+
+Tiling TilingFor(const PanelKernel& kernel, int64_t m) {
+  const auto* end = std::find(kernel.sizes, kernel.sizes + kMaxTileSizes, 0);
+  const auto fitting = [&](int64_t tokens) { return std::lower_bound(kernel.sizes, end, tokens); };
+  const int64_t tile = fitting(m) == end ? *(end - 1) : *fitting(m);
+  return {.tile = tile, .last_tile = *fitting(m % tile)};
+}
 
 // Prepares tokens [begin, end) of the pass, each into its tile: [block of 32 k][token].
 void PrepareTokens(const LinearParams& params, const Plan& plan, Tiling tiling, int64_t blocks,
-                   int64_t first_token, int64_t begin, int64_t end, std::byte* workspace) {
-  int64_t tile = 0;
+                   int64_t m, int64_t first_token, int64_t begin, int64_t end,
+                   std::byte* workspace) {
   for (int64_t token = begin; token < end; ++token) {
-    while (tiling.First(tile + 1) <= token) ++tile;
-    const int64_t first = tiling.First(tile);
-    const int64_t tokens = tiling.First(tile + 1) - first;
-    std::byte* tile_data = workspace + first * blocks * plan.block_bytes;
+    const int64_t in_tile = token % tiling.tile;
+    const int64_t first = token - in_tile;
+    const int64_t slots = m - first < tiling.tile ? tiling.last_tile : tiling.tile;
     plan.prepare({.x = params.x + (first_token + token) * params.x_stride,
                   .k = params.weight->k(),
                   .blocks = blocks,
-                  .out = tile_data + (token - first) * plan.block_bytes,
-                  .block_stride = tokens * plan.block_bytes});
+                  .out = workspace + (first * blocks + in_tile) * plan.block_bytes,
+                  .block_stride = slots * plan.block_bytes});
   }
 }
 
@@ -89,9 +98,9 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
                 int64_t first_token, int64_t m) {
   const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
   const int64_t blocks = weight.padded_k() / kBlockK;
-  const Tiling tiling = {.m = m, .tiles = CeilDiv(m, plan.kernel.max_tile)};
+  const Tiling tiling = TilingFor(plan.kernel, m);
   auto prepare = [&](int64_t begin, int64_t end, int) {
-    PrepareTokens(params, plan, tiling, blocks, first_token, begin, end, context.workspace);
+    PrepareTokens(params, plan, tiling, blocks, m, first_token, begin, end, context.workspace);
   };
   if (m * weight.k() < kParallelPrepare) {
     prepare(0, m, 0);
@@ -111,7 +120,8 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
       .activations = context.workspace,
       .token_bytes = blocks * plan.block_bytes,
       .m = m,
-      .tiles = tiling.tiles,
+      .tile = tiling.tile,
+      .last_tile = tiling.last_tile,
       .bias = params.bias,
       .y = params.y == nullptr ? nullptr : params.y + out,
       .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + out,
@@ -133,7 +143,8 @@ Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params,
 
 size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
   const int64_t padded_k = CeilDiv(max_k, kMaxGroupK) * kMaxGroupK;
-  return static_cast<size_t>(std::min(max_m, kPassTokens) * (padded_k / kBlockK) * kMaxBlockBytes);
+  const int64_t slots = std::min(max_m, kPassTokens) + kMaxIdleSlots;
+  return static_cast<size_t>(slots * (padded_k / kBlockK) * kMaxBlockBytes);
 }
 
 void Linear(const OpContext& context, const LinearParams& params) {

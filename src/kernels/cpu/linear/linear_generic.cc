@@ -57,7 +57,7 @@ inline float WidenHalf(uint16_t bits) {
 // 2 * E2M1 by code.
 constexpr int8_t kDoubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-// Member `member` (0 or 1) of pair `pair` for row `row` of 32 k.
+// Code of row `row` and k of the 32 k at `codes`.
 inline uint8_t CodeAt(const std::byte* codes, int k, int row) {
   const auto byte = static_cast<uint8_t>(codes[k / 8 * 64 + row * 4 + k % 4]);
   return k % 8 < 4 ? byte & 0xFu : byte >> 4;
@@ -141,11 +141,20 @@ inline Row WidenHalfs(const std::byte* p) {
   return row;
 }
 
+struct ScaleBytes {
+  const std::byte* first;  // of row 0; other rows every 4 bytes
+};
+inline ScaleBytes LoadScaleBytes(const std::byte* group) { return {group}; }
 template <CodeFormat F>
-Row ScaleRow(const std::byte* group, int index) {
+ScaleBytes NextScales(ScaleBytes bytes) {
+  return {bytes.first + CodeLayout<F>::kScalesPerBlock};
+}
+
+template <CodeFormat F, int I>
+Row ScaleRow(ScaleBytes bytes) {
   Row scales;
   for (int row = 0; row < kPanelRows; ++row) {
-    const auto byte = static_cast<uint8_t>(group[row * 4 + index]);
+    const auto byte = static_cast<uint8_t>(bytes.first[row * 4 + I]);
     scales.v[row] = FloatOfBits(static_cast<uint32_t>(byte) << (F == CodeFormat::kNvfp4 ? 20 : 23));
   }
   return scales;
@@ -156,11 +165,11 @@ struct Scales {
   Row second;  // NVFP4 only
 };
 template <CodeFormat F>
-Scales LoadScales(const std::byte* group, int block) {
+Scales LoadScales(ScaleBytes bytes) {
   if constexpr (F == CodeFormat::kNvfp4) {
-    return {ScaleRow<F>(group, 2 * block), ScaleRow<F>(group, 2 * block + 1)};
+    return {ScaleRow<F, 0>(bytes), ScaleRow<F, 1>(bytes)};
   } else {
-    return {ScaleRow<F>(group, block), ZeroRow()};
+    return {ScaleRow<F, 0>(bytes), ZeroRow()};
   }
 }
 
@@ -190,28 +199,24 @@ Row BlockSum(const Codes& codes, const Scales& scales, const Int8Block& x) {
 
 #include "kernels/cpu/linear/panel_loops.inc"
 
-constexpr int kTile = 4;
+constexpr LinearKernels kKernels = {
+    .name = "generic",
+    .prepare_int8 = PrepareInt8,
+    .prepare_bf16 = PrepareBf16,
+    .prepare_f32 = PrepareF32,
+    .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1>(),
+    .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1>(),
+    .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1>(),
+    .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1>(),
+    .bf16 = MakeKernel<DenseBf16, 1>(),
+    .fp8 = MakeKernel<DenseFp8, 1>(),
+    .f16 = MakeKernel<DenseFloat<WidenF16>, 1>(),
+    .f32 = MakeKernel<DenseFloat<WidenF32>, 1>(),
+};
 
 }  // namespace
 }  // namespace generic
 
-const LinearKernels& GenericLinear() {
-  using namespace generic;
-  static constexpr LinearKernels kKernels = {
-      .name = "generic",
-      .prepare_int8 = PrepareInt8,
-      .prepare_bf16 = PrepareBf16,
-      .prepare_f32 = PrepareF32,
-      .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, kTile>(),
-      .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, kTile>(),
-      .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, kTile>(),
-      .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, kTile>(),
-      .bf16 = MakeKernel<DenseBf16, kTile>(),
-      .fp8 = MakeKernel<DenseFp8, kTile>(),
-      .f16 = MakeKernel<DenseFloat<WidenF16>, kTile>(),
-      .f32 = MakeKernel<DenseFloat<WidenF32>, kTile>(),
-  };
-  return kKernels;
-}
+const LinearKernels& GenericLinear() { return generic::kKernels; }
 
 }  // namespace nibble::kernels::cpu

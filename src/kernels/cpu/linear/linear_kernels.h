@@ -26,7 +26,8 @@ struct PanelJob {
   const std::byte* activations = nullptr;  // tile after tile
   int64_t token_bytes = 0;                 // prepared bytes per token
   int64_t m = 0;
-  int64_t tiles = 0;  // tile i holds tokens [i * m / tiles, (i + 1) * m / tiles)
+  int64_t tile = 1;       // tokens per tile
+  int64_t last_tile = 1;  // slots of the last tile if m is no multiple of tile
 
   const float* bias = nullptr;  // (N) or null
   uint16_t* y = nullptr;        // (M, N) BF16, or
@@ -44,9 +45,13 @@ struct PrepareJob {
   int64_t block_stride = 0;
 };
 
+inline constexpr int kMaxTileSizes = 10;
+
+// A kernel exists for some numbers of tokens that share one decoding of the weights: a full set
+// would take minutes to compile. Other numbers run the next larger one with idle slots.
 struct PanelKernel {
   void (*run)(const PanelJob& job, int64_t panel_begin, int64_t panel_end) = nullptr;
-  int max_tile = 1;  // tokens that share one decoding of the weights
+  int sizes[kMaxTileSizes] = {};  // ascending, 0 after the last
 };
 
 struct LinearKernels {

@@ -1,0 +1,267 @@
+// Linear on AVX2 with FMA and F16C: two registers hold the 16 rows of a panel.
+//
+// Integer products: four vpmaddubsw of a 16-value block add up in 16 bits without overflow
+// (|sum| <= 24 * 127 * 2 * 4 = 24384), so a block costs one widening vpmaddwd. BF16 products are
+// FP32 FMAs, the high member of a pair first, as vdpbf16ps computes them.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/linear/layout.h"
+#include "kernels/cpu/linear/linear_kernels.h"
+
+#define NIBBLE_INLINE inline __attribute__((always_inline))
+
+namespace nibble::kernels::cpu {
+namespace avx2 {
+namespace {
+
+struct Row {
+  __m256 a;  // rows 0..7
+  __m256 b;  // rows 8..15
+};
+
+NIBBLE_INLINE Row ZeroRow() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+NIBBLE_INLINE Row LoadRow(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+NIBBLE_INLINE void StoreRow(Row row, float* p) {
+  _mm256_storeu_ps(p, row.a);
+  _mm256_storeu_ps(p + 8, row.b);
+}
+NIBBLE_INLINE Row AddRows(Row a, Row b) {
+  return {_mm256_add_ps(a.a, b.a), _mm256_add_ps(a.b, b.b)};
+}
+NIBBLE_INLINE Row FmaRows(Row a, Row b, Row c) {
+  return {_mm256_fmadd_ps(a.a, b.a, c.a), _mm256_fmadd_ps(a.b, b.b, c.b)};
+}
+NIBBLE_INLINE Row FmaVector(Row a, __m256 b, Row c) {
+  return {_mm256_fmadd_ps(a.a, b, c.a), _mm256_fmadd_ps(a.b, b, c.b)};
+}
+NIBBLE_INLINE Row FmaSplat(Row a, float b, Row c) { return FmaVector(a, _mm256_set1_ps(b), c); }
+
+NIBBLE_INLINE __m256i Load256(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+NIBBLE_INLINE __m256i SplatDword(const void* p) {
+  int32_t dword;
+  __builtin_memcpy(&dword, p, sizeof(dword));
+  return _mm256_set1_epi32(dword);
+}
+
+// 2 * E2M1 by code, and with kCodeOffset added; one copy per 128-bit lane.
+NIBBLE_INLINE __m256i DoubledTable() {
+  return _mm256_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12,  //
+                          0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+}
+NIBBLE_INLINE __m256i OffsetTable() {
+  return _mm256_add_epi8(DoubledTable(), _mm256_set1_epi8(kCodeOffset));
+}
+
+// Table values of the low (kHigh = false) or high nibbles.
+template <bool kHigh>
+NIBBLE_INLINE __m256i LookUp(__m256i bytes, __m256i table) {
+  const __m256i shifted = kHigh ? _mm256_srli_epi16(bytes, 4) : bytes;
+  return _mm256_shuffle_epi8(table, _mm256_and_si256(shifted, _mm256_set1_epi8(0x0F)));
+}
+
+struct ScaleBytes {
+  __m256i a;
+  __m256i b;
+};
+
+NIBBLE_INLINE ScaleBytes LoadScaleBytes(const std::byte* group) {
+  return {Load256(group), Load256(group + 32)};
+}
+
+template <CodeFormat F>
+NIBBLE_INLINE ScaleBytes NextScales(ScaleBytes bytes) {
+  constexpr int kShift = 8 * CodeLayout<F>::kScalesPerBlock;
+  return {_mm256_srli_epi32(bytes.a, kShift), _mm256_srli_epi32(bytes.b, kShift)};
+}
+
+template <CodeFormat F, int I>
+NIBBLE_INLINE Row ScaleRow(ScaleBytes bytes) {
+  constexpr int kShift = F == CodeFormat::kNvfp4 ? 20 : 23;
+  const __m256i mask = _mm256_set1_epi32(0xFF << kShift);
+  const auto scale = [&](__m256i rows) {
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(rows, kShift - 8 * I), mask));
+  };
+  return {scale(bytes.a), scale(bytes.b)};
+}
+
+// ---- Integer products
+
+struct Codes {
+  __m256i w[8][2];  // [dword of the activations][rows 0..7, 8..15]
+};
+
+NIBBLE_INLINE Codes DecodeCodes(const std::byte* p) {
+  const __m256i table = OffsetTable();
+  Codes codes;
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i bytes = Load256(p + 64 * v + 32 * half);
+      codes.w[2 * v][half] = LookUp<false>(bytes, table);
+      codes.w[2 * v + 1][half] = LookUp<true>(bytes, table);
+    }
+  }
+  return codes;
+}
+
+struct Scales {
+  Row first;
+  Row second;
+};
+
+template <CodeFormat F>
+NIBBLE_INLINE Scales LoadScales(ScaleBytes bytes) {
+  if constexpr (F == CodeFormat::kNvfp4) {
+    return {ScaleRow<F, 0>(bytes), ScaleRow<F, 1>(bytes)};
+  } else {
+    return {ScaleRow<F, 0>(bytes), ZeroRow()};
+  }
+}
+
+struct IntRow {
+  __m256i a;
+  __m256i b;
+};
+
+// Sums over 16 k, per pair of k in 16 bits, widened.
+template <int Begin>
+NIBBLE_INLINE IntRow Dot16(const Codes& codes, const Int8Block& x) {
+  __m256i a = _mm256_setzero_si256();
+  __m256i b = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int d = Begin; d < Begin + 4; ++d) {
+    const __m256i activations = SplatDword(&x.q[4 * d]);
+    a = _mm256_add_epi16(a, _mm256_maddubs_epi16(codes.w[d][0], activations));
+    b = _mm256_add_epi16(b, _mm256_maddubs_epi16(codes.w[d][1], activations));
+  }
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)};
+}
+
+// (start + sum) as a float is kFloatMagic + dot: subtracting is exact.
+NIBBLE_INLINE Row FloatDot(IntRow sum, int32_t start) {
+  const __m256i offset = _mm256_set1_epi32(start);
+  const __m256 magic = _mm256_set1_ps(kFloatMagic);
+  return {_mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(sum.a, offset)), magic),
+          _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(sum.b, offset)), magic)};
+}
+
+NIBBLE_INLINE Row MulRows(Row a, Row b) {
+  return {_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)};
+}
+
+template <CodeFormat F>
+NIBBLE_INLINE Row BlockSum(const Codes& codes, const Scales& scales, const Int8Block& x) {
+  const IntRow first = Dot16<0>(codes, x);
+  const IntRow second = Dot16<4>(codes, x);
+  if constexpr (F == CodeFormat::kNvfp4) {
+    return FmaRows(FloatDot(second, x.half_start[1]), scales.second,
+                   MulRows(FloatDot(first, x.half_start[0]), scales.first));
+  } else {
+    const IntRow both = {_mm256_add_epi32(first.a, second.a), _mm256_add_epi32(first.b, second.b)};
+    return MulRows(FloatDot(both, x.start), scales.first);
+  }
+}
+
+// ---- BF16 products
+
+struct Pairs {
+  Row low;
+  Row high;
+};
+
+NIBBLE_INLINE Row PairDot(const Pairs& w, const uint16_t* x, Row c) {
+  const __m256i both = SplatDword(x);
+  const __m256 high =
+      _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
+  const __m256 low = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+  return FmaVector(w.low, low, FmaVector(w.high, high, c));
+}
+
+// Byte `kByte` of every dword, signed, as a float.
+template <int kByte>
+NIBBLE_INLINE __m256 FloatOfByte(__m256i bytes) {
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(bytes, 24 - 8 * kByte), 24));
+}
+
+// Pair P of 8 k sits at bit 4 * (P % 4) of each half of a row's dword.
+template <int P>
+NIBBLE_INLINE Pairs CodePair(const std::byte* p) {
+  constexpr bool kHigh = P % 2 == 1;
+  constexpr int kByte = P % 4 / 2;
+  const __m256i table = DoubledTable();
+  const __m256i a = LookUp<kHigh>(Load256(p + P / 4 * 64), table);
+  const __m256i b = LookUp<kHigh>(Load256(p + P / 4 * 64 + 32), table);
+  return {.low = {FloatOfByte<kByte>(a), FloatOfByte<kByte>(b)},
+          .high = {FloatOfByte<kByte + 2>(a), FloatOfByte<kByte + 2>(b)}};
+}
+
+template <int P>
+NIBBLE_INLINE Pairs Bf16Pair(const std::byte* p) {
+  const __m256i a = Load256(p + P * 64);
+  const __m256i b = Load256(p + P * 64 + 32);
+  const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
+  return {.low = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+                  _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))},
+          .high = {_mm256_castsi256_ps(_mm256_and_si256(a, mask)),
+                   _mm256_castsi256_ps(_mm256_and_si256(b, mask))}};
+}
+
+// E4M3 in the low bytes of 8 words -> FP32: as F16 of 2^-8 the value, subnormals included; the NaN
+// code is made an F16 NaN.
+NIBBLE_INLINE __m256 FloatOfFp8(__m128i codes) {
+  const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi16(0x7F));
+  const __m128i sign = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x80)), 8);
+  const __m128i nan = _mm_srli_epi16(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)), 1);
+  const __m128i half = _mm_or_si128(_mm_or_si128(_mm_slli_epi16(magnitude, 7), sign), nan);
+  return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
+}
+
+template <int P>
+NIBBLE_INLINE Pairs Fp8Pair(const std::byte* p) {
+  // The pair's words of rows 0..3 and 4..7 lie in one 64-bit half of either lane.
+  constexpr int kPick = P % 2 == 0 ? 0x08 : 0x0D;
+  const auto words = [&](const std::byte* at) {
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(Load256(at), kPick));
+  };
+  const __m128i a = words(p + P / 2 * 64);
+  const __m128i b = words(p + P / 2 * 64 + 32);
+  return {.low = {FloatOfFp8(a), FloatOfFp8(b)},
+          .high = {FloatOfFp8(_mm_srli_epi16(a, 8)), FloatOfFp8(_mm_srli_epi16(b, 8))}};
+}
+
+NIBBLE_INLINE Row WidenHalfs(const std::byte* p) {
+  const __m256i halfs = Load256(p);
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(halfs)),
+          _mm256_cvtph_ps(_mm256_extracti128_si256(halfs, 1))};
+}
+
+#include "kernels/cpu/linear/panel_loops.inc"
+
+constexpr LinearKernels kKernels = {
+    .name = "avx2",
+    .prepare_int8 = PrepareInt8,
+    .prepare_bf16 = PrepareBf16,
+    .prepare_f32 = PrepareF32,
+    .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1, 2, 4>(),
+    .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 4>(),
+    .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1, 4>(),
+    .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4>(),
+    .bf16 = MakeKernel<DenseBf16, 1, 4>(),
+    .fp8 = MakeKernel<DenseFp8, 1, 4>(),
+    .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
+    .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
+};
+
+}  // namespace
+}  // namespace avx2
+
+const LinearKernels& Avx2Linear() { return avx2::kKernels; }
+
+}  // namespace nibble::kernels::cpu
