@@ -6,11 +6,11 @@
 // to the tags and is dropped.
 //
 // Tool calls are reported in one of two ways. Streaming: a call starts as soon as its name is known
-// and the text of its arguments follows as it arrives, exactly as the model wrote it; should that
-// text then turn out not to be JSON, the rest of it still arrives as arguments, since nothing
-// that was sent can be taken back. Whole calls (`whole_tool_calls`): a call is reported only when
-// its JSON is complete and valid, otherwise its text is content. For valid calls both give the same
-// name and the same joined arguments.
+// and its arguments begin, and their text follows as it arrives, exactly as the model wrote it;
+// should that text then turn out not to be JSON, the rest of it still arrives as arguments, since
+// nothing that was sent can be taken back. Whole calls (`whole_tool_calls`): a call is reported
+// only when its JSON is complete and valid, otherwise its text is content. For valid calls both
+// give the same name and the same joined arguments.
 //
 // Thread-safety: one parser belongs to one stream. Parsers are made by name ("hermes", "qwen3",
 // "deepseek_r1", "none"); ChooseParsers picks names from the chat template.

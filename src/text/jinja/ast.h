@@ -98,8 +98,8 @@ struct TestCall {
 
 struct Expression {
   std::variant<Constant, Name, ListLiteral, DictLiteral, Conditional, Binary, Logical, Unary,
-               Comparison, Concatenation, Attribute, Subscript, SliceIndex, CallExpression, FilterCall,
-               TestCall>
+               Comparison, Concatenation, Attribute, Subscript, SliceIndex, CallExpression,
+               FilterCall, TestCall>
       node;
   int line = 1;
   int depth = 1;  // of the tree, bounded by the parser

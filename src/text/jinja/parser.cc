@@ -42,7 +42,9 @@ class ChildDepth {
   int operator()(const SliceIndex& node) {
     return std::max({Of(node.begin), Of(node.end), Of(node.step)});
   }
-  int operator()(const CallExpression& node) { return std::max(Of(node.callee), Of(node.arguments)); }
+  int operator()(const CallExpression& node) {
+    return std::max(Of(node.callee), Of(node.arguments));
+  }
   int operator()(const FilterCall& node) { return std::max(Of(node.input), Of(node.arguments)); }
   int operator()(const TestCall& node) { return std::max(Of(node.input), Of(node.arguments)); }
 

@@ -135,7 +135,7 @@ void AppendJsonString(StringBuilder& out, const MarkedString& text, bool ensure_
         escaped = "\\b";
         break;
       default:
-        if (c < 0x20 || (ensure_ascii && c >= 0x7F && c < 0x10000 && c != 0x7F)) {
+        if (c < 0x20 || (ensure_ascii && c >= 0x7F && c < 0x10000)) {
           escaped = fmt::format("\\u{:04x}", static_cast<uint32_t>(c));
         } else if (ensure_ascii && c >= 0x10000) {
           const uint32_t pair = static_cast<uint32_t>(c) - 0x10000;
@@ -339,13 +339,16 @@ std::string FloatText(double value) {
   }
   std::string out = negative ? "-" : "";
   if (exponent < 0) {
-    return out + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
+    out += "0.";
+    out.append(static_cast<size_t>(-exponent - 1), '0');
+    return out += digits;
   }
   const auto whole = static_cast<size_t>(exponent) + 1;
   if (digits.size() <= whole) {
-    return out + digits + std::string(whole - digits.size(), '0') + ".0";
+    digits.resize(whole, '0');
+    return out += digits + ".0";
   }
-  return out + digits.substr(0, whole) + "." + digits.substr(whole);
+  return out += digits.substr(0, whole) + "." + digits.substr(whole);
 }
 
 void AppendStr(StringBuilder& out, const Value& value) {

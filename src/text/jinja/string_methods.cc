@@ -32,7 +32,6 @@ Result<Value> DoMap(Runtime& runtime, const Value& self, Args&) {
   return Value(map(self.string()));
 }
 
-// str.title, swapcase and casefold map each letter by what stands before it.
 Result<Value> DoTitle(Runtime& runtime, const Value& self, Args&) {
   const MarkedString& text = self.string();
   StringBuilder out;
@@ -40,7 +39,7 @@ Result<Value> DoTitle(Runtime& runtime, const Value& self, Args&) {
   for (size_t at = 0; at < text.size();) {
     const size_t end = at + CodePointLength(text.bytes, at);
     const char32_t c = CodePointAt(text.bytes, at);
-    out.AppendDerived(in_word ? LowerOf(c) : TitleOf(c), text, at, end);
+    out.AppendDerived(in_word ? LowerAt(text, at) : TitleOf(c), text, at, end);
     in_word = IsCased(c);
     at = end;
   }
@@ -54,7 +53,7 @@ Result<Value> DoSwapCase(Runtime& runtime, const Value& self, Args&) {
     const size_t end = at + CodePointLength(text.bytes, at);
     const char32_t c = CodePointAt(text.bytes, at);
     if (IsUpper(c)) {
-      out.AppendDerived(LowerOf(c), text, at, end);
+      out.AppendDerived(LowerAt(text, at), text, at, end);
     } else if (IsLower(c)) {
       out.AppendDerived(UpperOf(c), text, at, end);
     } else {

@@ -34,13 +34,6 @@ bool IsFinalSigma(const MarkedString& text, size_t at) {
   return true;
 }
 
-std::string LowerAt(const MarkedString& text, size_t at) {
-  constexpr char32_t kCapitalSigma = 0x3A3;
-  const char32_t c = CodePointAt(text.bytes, at);
-  if (c == kCapitalSigma && IsFinalSigma(text, at)) return EncodeUtf8(0x3C2);
-  return LowerOf(c);
-}
-
 template <typename Mapping>
 void AppendMapped(StringBuilder& out, const MarkedString& text, size_t begin, Mapping mapping) {
   for (size_t at = begin; at < text.size();) {
@@ -53,6 +46,13 @@ void AppendMapped(StringBuilder& out, const MarkedString& text, size_t begin, Ma
 bool SpaceAt(const MarkedString& text, size_t at) { return IsSpace(CodePointAt(text.bytes, at)); }
 
 }  // namespace
+
+std::string LowerAt(const MarkedString& text, size_t at) {
+  constexpr char32_t kCapitalSigma = 0x3A3;
+  const char32_t c = CodePointAt(text.bytes, at);
+  if (c == kCapitalSigma && IsFinalSigma(text, at)) return EncodeUtf8(0x3C2);
+  return LowerOf(c);
+}
 
 StringPtr Strip(const MarkedString& text, const MarkedString* chars, Side side) {
   const auto stripped = [&](size_t at) {

@@ -2,8 +2,7 @@
 // Results carry marks and the Markup flag of their input.
 #pragma once
 
-#include <optional>
-#include <string_view>
+#include <string>
 #include <vector>
 
 #include "text/jinja/marked_string.h"
@@ -15,6 +14,8 @@ enum class Side { kBoth, kLeft, kRight };
 
 // chars null: white space.
 StringPtr Strip(const MarkedString& text, const MarkedString* chars, Side side);
+// str.lower of the code point at `at`, which depends on its neighbours for a capital sigma.
+std::string LowerAt(const MarkedString& text, size_t at);
 StringPtr Upper(const MarkedString& text);
 StringPtr Lower(const MarkedString& text);
 StringPtr Capitalize(const MarkedString& text);
