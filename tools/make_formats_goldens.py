@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes tests/golden/formats: checkpoints as their producers write them, and what they mean.
 
-    tools/make_formats_goldens.py [PART...]     parts: cases, modelopt, compressed, formats, sharded
+    tools/make_formats_goldens.py [PART...]     parts: cases, modelopt, compressed, formats, sharded, corpus
 
 Needs safetensors; for the checkpoints also torch, transformers, nvidia-modelopt and
 compressed-tensors. Weights are random and tiny; every folder holds, beside the checkpoint, an
@@ -341,8 +341,42 @@ def make_sharded():
     save_expected(folder, {"model.layers.0.mlp.up_proj": model.model.layers[0].mlp.up_proj.weight.detach().float()})
 
 
+def make_corpus():
+    """Seeds of the fuzz targets: the cases, one linear of each golden format, the golden configs."""
+    from safetensors.torch import save
+
+    fuzz = ROOT.parent.parent / "fuzz"
+    seeds = fuzz / "safetensors_fuzz"
+    seeds.mkdir(parents=True, exist_ok=True)
+    for case in json.loads((ROOT / "safetensors_cases.json").read_text()):
+        if not case["name"].startswith("dtype"):
+            name = "".join(c if c.isalnum() else "_" for c in case["name"])
+            (seeds / f"case_{name}").write_bytes(bytes.fromhex(case["hex"]))
+    for folder in ["modelopt_nvfp4", "compressed_tensors_nvfp4", "compressed_tensors_formats"]:
+        tensors = load(ROOT / folder)
+        for module in {name.rsplit(".", 1)[0] for name in tensors}:
+            if module.count(".") and not module.endswith(("k_proj", "o_proj")) or module == "fp8_block":
+                continue
+            parts = {"p." + name.rsplit(".", 1)[1]: tensor for name, tensor in tensors.items()
+                     if name.rsplit(".", 1)[0] == module}
+            (seeds / f"{folder}_{module.rsplit('.', 1)[-1]}").write_bytes(save(parts))
+    seeds = fuzz / "config_fuzz"
+    seeds.mkdir(parents=True, exist_ok=True)
+    for file in sorted(ROOT.glob("*/*.json")):
+        (seeds / f"{file.parent.name}_{file.name}").write_bytes(file.read_bytes())
+    extra = {"special_floats": '{"a": [NaN, -Infinity, {"__float__": "Infinity"}], "eos_token_id": [1, 2]}',
+             "patterns": '{"quantization_config": {"quant_algo": "NVFP4", "ignore": '
+                         '["re:.*(gate|up)_proj$", "model.layers.[!0-3]*", "lm_head.\\u0000x", "re:((("]}}',
+             "mixed": '{"quantization": {"quant_algo": "MIXED_PRECISION", "quantized_layers": '
+                      '{"lm_head": {"quant_algo": "FP8"}}}, "weight_map": {"a": "../x.safetensors"}}',
+             "fp8_block": '{"text_config": {"quantization_config": {"quant_method": "fp8", '
+                          '"weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]}}}'}
+    for name, text in extra.items():
+        (seeds / name).write_text(text)
+
+
 PARTS = {"cases": make_cases, "modelopt": make_modelopt, "compressed": make_compressed,
-         "formats": make_formats, "sharded": make_sharded}
+         "formats": make_formats, "sharded": make_sharded, "corpus": make_corpus}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

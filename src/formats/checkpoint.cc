@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "base/log.h"
 #include "formats/gguf.h"
 #include "formats/hf_checkpoint.h"
 #include "formats/json_file.h"
@@ -135,10 +136,10 @@ Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path,
 
 std::vector<int32_t> StopTokenIds(const Checkpoint& checkpoint) {
   if (const auto text = checkpoint.ReadText("generation_config.json")) {
-    if (const auto object = ParseJsonObject(*text, "generation_config.json")) {
-      auto ids = EosTokenIds(*object);
-      if (!ids.empty()) return ids;
-    }
+    const auto object = ParseJsonObject(*text, checkpoint.path() + "/generation_config.json");
+    if (!object) LogWarning("{}; config.json's eos_token_id is used", object.error().message());
+    auto ids = object ? EosTokenIds(*object) : std::vector<int32_t>();
+    if (!ids.empty()) return ids;
   }
   auto ids = EosTokenIds(checkpoint.config());
   const auto* nested = checkpoint.config().if_contains("text_config");

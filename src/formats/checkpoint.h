@@ -9,6 +9,7 @@
 
 #include <boost/json.hpp>
 
+#include <atomic>
 #include <memory>
 #include <span>
 #include <string>
@@ -99,6 +100,7 @@ class Checkpoint {
   // Name as a plain text model gives it → index into tensors_, where it differs from the stored
   // one.
   std::unordered_map<std::string, size_t> aliases_;
+  mutable std::atomic_flag warned_of_global_scale_;  // once per checkpoint
 };
 
 struct OpenOptions {

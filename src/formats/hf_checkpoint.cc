@@ -126,7 +126,8 @@ Result<ShardList> ShardsFromListing(const std::string& folder) {
        it.increment(error)) {
     std::string name = it->path().filename().string();
     has_pickle = has_pickle || name.ends_with(".bin") || name.ends_with(".pt");
-    if (!name.ends_with(".safetensors")) continue;
+    std::error_code ignored;
+    if (!name.ends_with(".safetensors") || !it->is_regular_file(ignored)) continue;
     if (name.starts_with("consolidated") || name.starts_with("adapter")) continue;
     list.names.push_back(std::move(name));
   }

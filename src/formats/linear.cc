@@ -8,9 +8,9 @@
 //   transformers FP8    ... with activation_scale
 #include <array>
 #include <cmath>
-#include <optional>
 #include <utility>
 
+#include "base/log.h"
 #include "formats/checkpoint.h"
 #include "formats/json_file.h"
 #include "formats/linear_values.h"
@@ -318,6 +318,13 @@ Status SetScalars(const Checkpoint& checkpoint, const LinearParts& parts, QuantV
   return {};
 }
 
+// Weights of trained models have a largest magnitude of 1e-3 to 1e2, and the multiplier is 2688
+// times less. An inverted one is far above.
+bool IsUnlikelyGlobalScale(const QuantView& view) {
+  return view.format == WeightFormat::kNvfp4 &&
+         (view.global_scale < 1e-9f || view.global_scale > 1);
+}
+
 }  // namespace
 
 Result<WeightFormat> Checkpoint::LinearFormat(std::string_view prefix) const {
@@ -366,6 +373,12 @@ Result<LinearData> Checkpoint::ReadLinear(std::string_view prefix, int64_t n, in
     }
   }
   NIBBLE_TRY(SetScalars(*this, parts, linear.view));
+  if (IsUnlikelyGlobalScale(linear.view) && !warned_of_global_scale_.test_and_set()) {
+    LogWarning(
+        "{}: tensor {}: the multiplier {} is outside 1e-9 to 1; if answers are noise, the file has "
+        "a divisor where its names promise a multiplier, or the reverse",
+        path_, Quoted(parts.global_scale->name), linear.view.global_scale);
+  }
   if (check_values && parts.scale != nullptr) {
     if (const auto status = CheckScaleValues(linear.view); !status) {
       return tl::unexpected<Error>(

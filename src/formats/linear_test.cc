@@ -214,6 +214,19 @@ TEST_F(LinearTest, BothConventionsOfTheGlobalScale) {
   EXPECT_EQ(compressed->view.input_scale, 0.0f) << "absent";
 }
 
+TEST_F(LinearTest, AnInvertedGlobalScaleIsReportedAndKept) {
+  Tensors tensors = ModelOpt();
+  tensors["weight_scale_2"].bytes = Floats({35288.6f});
+  ::testing::internal::CaptureStderr();
+  const auto checkpoint = Open(tensors);
+  EXPECT_EQ(checkpoint->ReadLinear("p", 0, 0)->view.global_scale, 35288.6f);
+  EXPECT_EQ(checkpoint->ReadLinear("p", 0, 0)->view.global_scale, 35288.6f);
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  const size_t at = log.find("\"p.weight_scale_2\": the multiplier 35288.6 is outside");
+  ASSERT_NE(at, std::string::npos) << log;
+  EXPECT_EQ(log.find("is outside", at + 60), std::string::npos) << "once per checkpoint";
+}
+
 TEST_F(LinearTest, MissingCompanionsAreNamed) {
   Tensors tensors = ModelOpt();
   tensors.erase("weight_scale_2");

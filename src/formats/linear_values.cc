@@ -1,6 +1,5 @@
 #include "formats/linear_values.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 

@@ -110,6 +110,12 @@ TEST(StoredFormatsTest, HfQuantConfigCountsToo) {
   EXPECT_TRUE(Contains(folder.Error(), "hf_quant_config.json: not valid JSON at line 1"));
 }
 
+TEST(StoredFormatsTest, GgufFilesAreHeldToTheSameFlag) {
+  const std::string path = GoldenPath("gguf/llama.gguf");
+  EXPECT_EQ(OpenError(path), "");
+  EXPECT_TRUE(Contains(OpenError(path, "nvfp4"), "--quantization nvfp4: " + path));
+}
+
 TEST(StoredFormatsTest, ExpertsInOneTensorAreCounted) {
   TempFolder folder;
   folder.Write("config.json", R"({"quantization_config": {"quant_method": "mxfp4"}})");
