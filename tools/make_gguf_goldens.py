@@ -14,6 +14,8 @@
                      import; the merges that transformers' converter recovers; for fp4.gguf the SHA-256
                      of the Hugging Face codes and scales
 
+and the seeds of the fuzz target in tests/fuzz/gguf.
+
 Needs gguf, numpy, torch, transformers, accelerate. Seeded: the output is reproducible.
 """
 
@@ -290,6 +292,24 @@ def make_fp4(folder: Path, expected: dict) -> None:
     write(writer)
 
 
+def make_fuzz_corpus(folder: Path) -> None:
+    """One file of a few kilobytes per tokenizer model, with every tensor type between them."""
+    for name, vocabulary, kinds in (
+            ("byte_level", lambda w: byte_level_vocabulary(w), (T.Q4_K, T.Q5_K, T.Q6_K, T.Q8_0, T.Q4_0)),
+            ("sentencepiece", lambda w: sentencepiece_vocabulary(w, {}), (T.Q4_1, T.Q5_0, T.Q5_1, T.F16, T.BF16)),
+            ("fp4", lambda w: byte_level_vocabulary(w), (T.MXFP4, T.NVFP4))):
+        writer = gguf.GGUFWriter(folder / f"{name}.gguf", "llama")
+        common_metadata(writer, name, Sizes(2, 1, 4, len(kinds)), 10000.0)
+        vocabulary(writer)
+        writer.add_tensor("token_embd.weight", plain(T.F32, (2, HIDDEN)))
+        for layer, kind in enumerate(kinds):
+            data = plain(kind, (4, HIDDEN)) if kind in (T.F16, T.BF16) else random_blocks(kind, (4, HIDDEN))
+            writer.add_tensor(f"blk.{layer}.attn_k.weight", data, raw_dtype=kind)
+            if kind == T.NVFP4:
+                writer.add_tensor(f"blk.{layer}.attn_k.scale", np.array([2.0], dtype=np.float32))
+        write(writer)
+
+
 def main() -> None:
     root = Path(__file__).resolve().parent.parent
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "tests/golden/gguf"
@@ -300,6 +320,9 @@ def main() -> None:
         make_model(folder, arch, expected.setdefault(arch, {}))
     make_fp4(folder, expected.setdefault("fp4", {}))
     (folder / "expected.json").write_text(json.dumps(expected, indent=1, ensure_ascii=False) + "\n")
+    corpus = root / "tests/fuzz/gguf"
+    corpus.mkdir(parents=True, exist_ok=True)
+    make_fuzz_corpus(corpus)
 
 
 if __name__ == "__main__":
