@@ -1,0 +1,77 @@
+#include "engine/batch_builder.h"
+
+#include <algorithm>
+
+namespace nibble::engine {
+
+BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size) : page_size_(page_size) {
+  tokens_.reserve(limits.max_tokens);
+  positions_.reserve(limits.max_tokens);
+  slots_.reserve(limits.max_tokens);
+  q_start_.reserve(limits.max_sequences + 1);
+  kv_len_.reserve(limits.max_sequences);
+  page_table_.reserve(limits.max_sequences * limits.max_pages);
+  logits_rows_.reserve(limits.max_rows());
+  sequences_.reserve(limits.max_sequences);
+  rows_.reserve(limits.max_rows());
+  Clear();
+}
+
+void BatchBuilder::Clear() {
+  tokens_.clear();
+  positions_.clear();
+  slots_.clear();
+  q_start_.assign(1, 0);
+  kv_len_.clear();
+  page_table_.clear();
+  logits_rows_.clear();
+  sequences_.clear();
+  rows_.clear();
+}
+
+void BatchBuilder::Add(Sequence& sequence, int64_t tokens) {
+  const int64_t begin = sequence.computed;
+  const int64_t end = begin + tokens;
+  const bool collects = sequence.collects_prompt_logprobs();
+  for (int64_t position = begin; position < end; ++position) {
+    tokens_.push_back(sequence.tokens[position]);
+    positions_.push_back(static_cast<int32_t>(position));
+    const int64_t page = sequence.pages[position / page_size_];
+    slots_.push_back(page * page_size_ + position % page_size_);
+    const bool last = position == sequence.length() - 1;
+    if (last && sequence.request.max_new_tokens > 0) {
+      AddRow(sequence, position, true);
+    } else if (collects && position < sequence.prompt_length - 1 &&
+               position >= sequence.request.prompt_rows_done) {
+      AddRow(sequence, position, false);
+    }
+  }
+  q_start_.push_back(static_cast<int32_t>(tokens_.size()));
+  kv_len_.push_back(static_cast<int32_t>(end));
+  sequences_.push_back(&sequence);
+}
+
+void BatchBuilder::AddRow(Sequence& sequence, int64_t position, bool sample) {
+  logits_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
+  rows_.push_back({&sequence, position, sample});
+}
+
+models::Batch BatchBuilder::Finish() {
+  int64_t max_pages = 0;
+  for (const Sequence* sequence : sequences_)
+    max_pages = std::max(max_pages, static_cast<int64_t>(sequence->pages.size()));
+  page_table_.assign(sequences_.size() * max_pages, 0);
+  for (size_t b = 0; b < sequences_.size(); ++b)
+    std::ranges::copy(sequences_[b]->pages,
+                      page_table_.begin() + static_cast<int64_t>(b) * max_pages);
+  return {.tokens = tokens_,
+          .positions = positions_,
+          .slots = slots_,
+          .q_start = q_start_,
+          .kv_len = kv_len_,
+          .page_table = page_table_,
+          .max_pages = max_pages,
+          .logits_rows = logits_rows_};
+}
+
+}  // namespace nibble::engine

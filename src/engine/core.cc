@@ -1,0 +1,153 @@
+#include "engine/core.h"
+
+#include <algorithm>
+#include <limits>
+#include <random>
+#include <utility>
+
+namespace nibble::engine {
+namespace {
+
+constexpr int64_t kMaxPromptRows = 64;
+
+int64_t PagesFor(int64_t tokens, int64_t page_size) { return (tokens + page_size - 1) / page_size; }
+
+// Unknown to callers, so that nobody can prepare prompts whose hashes collide.
+uint64_t RandomHashSeed() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+}  // namespace
+
+StepLimits MakeStepLimits(const EngineOptions& options, int64_t max_model_len) {
+  return {.max_tokens = options.max_step_tokens,
+          .max_sequences = std::min(options.max_sequences, options.max_step_tokens),
+          .max_pages = PagesFor(max_model_len, options.page_size),
+          .max_prompt_rows = std::min<int64_t>(options.max_step_tokens, kMaxPromptRows)};
+}
+
+int64_t TokenizerVocab(const text::Tokenizer* tokenizer, int64_t model_vocab) {
+  return tokenizer == nullptr ? model_vocab
+                              : std::min<int64_t>(model_vocab, tokenizer->vocab_size());
+}
+
+Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
+  const models::ModelInfo& info = setup.model->info();
+  const EngineOptions& options = setup.options;
+  NIBBLE_ASSIGN(auto sampler,
+                Sampler::Create(setup.model->ops(), {.vocab = info.vocab_size,
+                                                     .tokenizer_vocab = TokenizerVocab(
+                                                         setup.tokenizer, info.vocab_size),
+                                                     .max_rows = setup.limits.max_rows(),
+                                                     .max_top_logprobs = options.max_logprobs,
+                                                     .pool = options.pool}));
+  NIBBLE_ASSIGN(auto pool, models::KvPool::Create(info, options.kv_format, options.page_size,
+                                                  setup.plan.kv_tokens / options.page_size));
+  return std::unique_ptr<Core>(new Core(std::move(setup), std::move(pool), std::move(sampler)));
+}
+
+Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sampler)
+    : setup_(std::move(setup)),
+      pool_(std::move(pool)),
+      sampler_(std::move(sampler)),
+      cache_(pool_.pages(), pool_.page_size(), setup_.options.prefix_cache, RandomHashSeed()),
+      batch_(setup_.limits, pool_.page_size()),
+      stats_(setup_.plan.max_model_len) {
+  stats_.kv_pages = pool_.pages();
+  const auto sequences = static_cast<size_t>(setup_.options.max_sequences);
+  view_.running.reserve(sequences);
+  running_.reserve(sequences);
+  stepped_.reserve(sequences);
+  shared_.reserve(static_cast<size_t>(setup_.limits.max_pages));
+}
+
+void Core::Add(std::shared_ptr<ActiveRequest> request) {
+  ActiveRequest& added = *request;
+  const SamplingParams& p = added.request.sampling;
+  added.unfinished = p.n;
+  for (const auto& [token, bias] : p.logit_bias) added.bias.push_back({token, bias});
+  if (p.min_tokens > 0) {
+    added.banned_early.assign(sampler_->padding().begin(), sampler_->padding().end());
+    const auto ban = [&](const std::vector<int32_t>& tokens) {
+      added.banned_early.insert(added.banned_early.end(), tokens.begin(), tokens.end());
+    };
+    if (!p.ignore_eos) ban(setup_.options.eos_token_ids);
+    ban(p.stop_token_ids);
+  }
+  if (p.prompt_logprobs >= 0) added.prompt_logprobs.resize(added.request.tokens.size());
+  const uint64_t order = arrivals_++ << 16;
+  Enqueue(added.choices.emplace_back(added, 0, order, setup_.tokenizer));
+  requests_.push_back(std::move(request));
+  stats_.request_params_n.Observe(p.n);
+  stats_.request_params_max_tokens.Observe(static_cast<double>(added.max_new_tokens));
+}
+
+void Core::Step() {
+  const Clock::time_point start = setup_.now();
+  EndEarly(start);
+  PlanStep(start);
+  if (batch_.tokens() > 0) {
+    ++stats_.steps;
+    stats_.iteration_tokens_total.Observe(static_cast<double>(batch_.tokens()));
+    const float* logits = setup_.model->Forward(batch_.Finish(), pool_);
+    for (Sequence* sequence : stepped_) IndexFullPages(*sequence);
+    if (!batch_.rows().empty()) sampler_->Run(logits, batch_.rows());
+    const Clock::time_point now = setup_.now();
+    for (size_t row = 0; row < batch_.rows().size(); ++row) UseRow(row, now);
+    for (Sequence* sequence : stepped_) {
+      // A prompt that is only scored has no row to sample from: it is done when it is computed.
+      if (sequence->state == Sequence::State::kRunning && sequence->remaining() == 0 &&
+          sequence->request.max_new_tokens == 0) {
+        if (sequence->choice == 0) CompletePrompt(*sequence);
+        Finish(*sequence, {.choice = sequence->choice, .reason = FinishReason::kLength}, now);
+      }
+    }
+  }
+  Sweep();
+  stats_.running = static_cast<int64_t>(running_.size());
+  stats_.waiting = static_cast<int64_t>(waiting_.size());
+  stats_.kv_usage = static_cast<double>(cache_.pages() - cache_.available()) /
+                    static_cast<double>(cache_.pages());
+}
+
+void Core::FailAll(const Error& error) {
+  for (const auto& request : requests_)
+    if (!request->ended) Fail(*request, error);
+  Sweep();
+}
+
+// Forgets what ended. Sequences live until here, so that a step may point at them.
+void Core::Sweep() {
+  std::erase_if(running_, [](const Sequence* s) { return s->state != Sequence::State::kRunning; });
+  std::erase_if(waiting_, [](const Sequence* s) { return s->state != Sequence::State::kWaiting; });
+  std::erase_if(requests_, [&](const std::shared_ptr<ActiveRequest>& request) {
+    if (request->ended) ended_.push_back(request->id);
+    return request->ended;
+  });
+}
+
+std::string Core::CheckInvariants() const {
+  if (std::string broken = cache_.CheckInvariants(); !broken.empty()) return broken;
+  std::vector<int32_t> references(static_cast<size_t>(cache_.pages()), 0);
+  for (const Sequence* sequence : running_) {
+    const auto held = static_cast<int64_t>(sequence->pages.size()) * cache_.page_size();
+    if (held < sequence->computed) return "HELD: a running sequence lacks pages";
+    for (const int32_t page : sequence->pages) ++references[page];
+    for (size_t i = sequence->computed / cache_.page_size(); i < sequence->pages.size(); ++i) {
+      const int32_t page = sequence->pages[i];
+      if (cache_.references(page) != 1 || cache_.indexed(page))
+        return fmt::format("ONE-WRITER: page {} will be written, but is shared or indexed", page);
+    }
+  }
+  for (const Sequence* sequence : waiting_)
+    if (!sequence->pages.empty()) return "HELD: a waiting sequence holds pages";
+  for (int32_t page = 0; page < cache_.pages(); ++page) {
+    if (references[page] != cache_.references(page))
+      return fmt::format("HELD: page {} has {} references, {} are held", page,
+                         cache_.references(page), references[page]);
+  }
+  return "";
+}
+
+}  // namespace nibble::engine

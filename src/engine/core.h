@@ -1,0 +1,120 @@
+// The core: everything between a request's arrival and its events, one step at a time, without
+// threads. The engine thread owns it; tests drive it directly.
+//
+// A step border is where requests end early (cancelled, past their deadline) and where the plan is
+// made. Then the batch runs, tokens are drawn, and events are posted. Invariants (asserted by
+// core_test.cc through CheckInvariants):
+//   HELD        a running sequence holds the pages of its computed tokens; every reference of the
+//               cache belongs to exactly one running sequence.
+//   ONE-WRITER  a page that a step writes has one reference and is not indexed.
+//   EXACT       a request's tokens and log-probabilities depend on the request alone: k and v of a
+//               token are a function of its history, rows do not see each other, draws are
+//               counter-based.
+//   ENDS-ONCE   each choice gets one Done, or the request one Error, and nothing after it.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/batch_builder.h"
+#include "engine/cache/kv_cache.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "models/model.h"
+
+namespace nibble::engine {
+
+struct CoreSetup {
+  models::Model* model = nullptr;              // prepared; outlives the core
+  const text::Tokenizer* tokenizer = nullptr;  // may be null; outlives the core
+  EngineOptions options;
+  StepLimits limits;
+  MemoryPlan plan;
+  std::function<Clock::time_point()> now = &Clock::now;
+};
+
+// Rows of logits that a step spends on prompt log-probabilities: bounds rows * vocabulary.
+StepLimits MakeStepLimits(const EngineOptions& options, int64_t max_model_len);
+int64_t TokenizerVocab(const text::Tokenizer* tokenizer, int64_t model_vocab);
+
+class Core {
+ public:
+  static Result<std::unique_ptr<Core>> Create(CoreSetup setup);
+
+  void Add(std::shared_ptr<ActiveRequest> request);
+  bool idle() const { return requests_.empty(); }
+
+  // One step border and, if there is work, one forward pass. Events wait in the outbox, so that
+  // whoever hears of an end finds it in the statistics and its place free.
+  void Step();
+
+  // Ends every request with this error.
+  void FailAll(const Error& error);
+
+  // Empties the outbox into the sinks; events of cancelled requests are dropped.
+  void PostEvents();
+
+  // Requests that ended since the last call.
+  std::vector<RequestId> TakeEnded() { return std::exchange(ended_, {}); }
+
+  const EngineStats& stats() const { return stats_; }
+  const KvCache& cache() const { return cache_; }
+
+  // Empty if every invariant holds. For tests.
+  std::string CheckInvariants() const;
+
+ private:
+  Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sampler);
+
+  // Step border (core_border.cc).
+  void EndEarly(Clock::time_point now);
+  void PlanStep(Clock::time_point now);
+  void FillView();
+  void Admit(Sequence& sequence);
+  void Preempt(Sequence& sequence);
+  void Enqueue(Sequence& sequence);
+  void FindSharedPages(Sequence& sequence);
+  int64_t PagesToAdmit(const Sequence& sequence) const;
+  void ReleasePages(Sequence& sequence);
+  void EnsureHashes(Sequence& sequence, int64_t pages);
+  void Fail(ActiveRequest& request, const Error& error);
+  void Drop(ActiveRequest& request);
+
+  // After the forward pass (core_output.cc).
+  void IndexFullPages(Sequence& sequence);
+  void UseRow(size_t row, Clock::time_point now);
+  void CompletePrompt(Sequence& sequence);
+  void Append(Sequence& sequence, size_t row, Clock::time_point now);
+  void Emit(Sequence& sequence, std::string text);
+  void Finish(Sequence& sequence, DoneEvent done, Clock::time_point now);
+  void ObserveToken(Sequence& sequence, Clock::time_point now);
+  void ObserveDone(const Sequence& sequence, FinishReason reason, Clock::time_point now);
+  void EndRequest(ActiveRequest& request);
+  void Post(ActiveRequest& request, StreamEvent event);
+  void Sweep();
+
+  const CoreSetup setup_;
+  models::KvPool pool_;
+  std::unique_ptr<Sampler> sampler_;
+  KvCache cache_;
+  BatchBuilder batch_;
+  Scheduler scheduler_;
+  SchedulerView view_;
+  EngineStats stats_;
+
+  std::vector<std::shared_ptr<ActiveRequest>> requests_;
+  std::vector<Sequence*> waiting_;  // by order
+  std::vector<Sequence*> running_;
+  std::vector<RequestId> ended_;
+  std::vector<std::pair<std::shared_ptr<ActiveRequest>, StreamEvent>> outbox_;
+  std::vector<Sequence*> stepped_;  // of this step's chunks
+  std::vector<int32_t> shared_;     // pages found by FindSharedPages
+  uint64_t arrivals_ = 0;
+  uint64_t step_ = 0;
+};
+
+}  // namespace nibble::engine

@@ -1,0 +1,209 @@
+// Core at a step border: early ends, admission, pre-emption, the batch.
+#include <algorithm>
+#include <limits>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "engine/core.h"
+
+namespace nibble::engine {
+
+void Core::EndEarly(Clock::time_point now) {
+  for (const auto& request : requests_) {
+    if (request->cancelled.load(std::memory_order_acquire)) {
+      Drop(*request);
+    } else if (request->request.deadline && now >= *request->request.deadline) {
+      const std::chrono::duration<double> age = now - request->arrival;
+      Fail(*request,
+           Error(Code::kDeadline, fmt::format("the deadline passed after {:.1f} s, {}", age.count(),
+                                              request->planned ? "while the answer was computed"
+                                                               : "while the request was queued")));
+    }
+  }
+  Sweep();
+}
+
+void Core::PlanStep(Clock::time_point now) {
+  batch_.Clear();
+  stepped_.clear();
+  ++step_;
+  view_.preempted = false;
+  for (;;) {
+    FillView();
+    const StepPlan& plan = scheduler_.Plan(view_);
+    if (plan.action == StepPlan::Action::kAdmit) {
+      Admit(*waiting_.front());
+    } else if (plan.action == StepPlan::Action::kPreempt) {
+      Preempt(*running_[plan.victim]);
+      view_.preempted = true;
+    } else {
+      for (const Chunk& chunk : plan.chunks) {
+        Sequence& sequence = *running_[chunk.index];
+        if (sequence.length() > static_cast<int64_t>(sequence.pages.size()) * cache_.page_size())
+          sequence.pages.push_back(cache_.Allocate());
+        sequence.last_step = step_;
+        if (!sequence.first_planned) {
+          sequence.first_planned = now;
+          sequence.request.planned = true;
+          const std::chrono::duration<double> queued = now - sequence.request.arrival;
+          stats_.request_queue_time_seconds.Observe(queued.count());
+        }
+        batch_.Add(sequence, chunk.tokens);
+        stepped_.push_back(&sequence);
+      }
+      // Rows have been noted with their positions, so the sequences may move on already.
+      for (size_t i = 0; i < stepped_.size(); ++i) stepped_[i]->computed += plan.chunks[i].tokens;
+      return;
+    }
+  }
+}
+
+void Core::FillView() {
+  const bool preempted = view_.preempted;
+  view_.Clear();
+  view_.preempted = preempted;
+  view_.max_step_tokens = setup_.limits.max_tokens;
+  view_.max_running = setup_.options.max_sequences;
+  view_.max_prompt_rows = setup_.limits.max_prompt_rows;
+  view_.available_pages = cache_.available();
+  for (const Sequence* sequence : running_) {
+    const auto room = static_cast<int64_t>(sequence->pages.size()) * cache_.page_size();
+    view_.running.push_back({.order = sequence->order,
+                             .last_step = sequence->last_step,
+                             .remaining = sequence->remaining(),
+                             .needs_page = sequence->length() > room,
+                             .wants_rows = sequence->collects_prompt_logprobs()});
+  }
+  if (!waiting_.empty()) {
+    FindSharedPages(*waiting_.front());
+    view_.head = HeadView{.pages = PagesToAdmit(*waiting_.front())};
+  }
+}
+
+void Core::EnsureHashes(Sequence& sequence, int64_t pages) {
+  const int32_t page_size = cache_.page_size();
+  for (auto i = static_cast<int64_t>(sequence.page_hashes.size()); i < pages; ++i) {
+    const std::span<const int32_t> content(sequence.tokens.data() + i * page_size,
+                                           static_cast<size_t>(page_size));
+    sequence.page_hashes.push_back(
+        i == 0 ? cache_.ChainHash(0, content, sequence.request.request.cache_salt)
+               : cache_.ChainHash(sequence.page_hashes[i - 1], content, ""));
+  }
+}
+
+// Fills shared_ with the pages of a leading part of the sequence that are computed already. At
+// least one token is left to compute, since its logits are wanted; and the index is not used for
+// positions whose logits are.
+void Core::FindSharedPages(Sequence& sequence) {
+  shared_.clear();
+  const int32_t page_size = cache_.page_size();
+  int64_t limit = sequence.length() - 1;
+  if (sequence.collects_prompt_logprobs())
+    limit = std::min(limit, sequence.request.prompt_rows_done);
+  const int64_t pages = limit / page_size;
+  if (cache_.indexes()) {
+    EnsureHashes(sequence, pages);
+    int32_t parent = KvCache::kNoPage;
+    for (int64_t i = 0; i < pages; ++i) {
+      const std::span<const int32_t> content(sequence.tokens.data() + i * page_size,
+                                             static_cast<size_t>(page_size));
+      parent = cache_.Find(parent, sequence.page_hashes[i], content,
+                           sequence.request.request.cache_salt);
+      if (parent == KvCache::kNoPage) return;
+      shared_.push_back(parent);
+    }
+    return;
+  }
+  // Without an index, siblings still share their prompt.
+  for (const Sequence& sibling : sequence.request.choices) {
+    if (&sibling == &sequence || sibling.state != Sequence::State::kRunning) continue;
+    const int64_t common = std::min({limit, sibling.computed, sequence.prompt_length}) / page_size;
+    if (common > static_cast<int64_t>(shared_.size()))
+      shared_.assign(sibling.pages.begin(), sibling.pages.begin() + common);
+  }
+}
+
+// Pages that admission takes from the available ones, given shared_: new ones, and shared ones that
+// nobody holds.
+int64_t Core::PagesToAdmit(const Sequence& sequence) const {
+  const int32_t page_size = cache_.page_size();
+  int64_t pages = (sequence.length() + page_size - 1) / page_size;
+  for (const int32_t page : shared_) pages -= cache_.references(page) > 0 ? 1 : 0;
+  return pages;
+}
+
+// The head of the queue, whose shared_ FillView has found.
+void Core::Admit(Sequence& sequence) {
+  waiting_.erase(waiting_.begin());
+  const int32_t page_size = cache_.page_size();
+  const int64_t pages = (sequence.length() + page_size - 1) / page_size;
+  sequence.pages.reserve(static_cast<size_t>(setup_.limits.max_pages));
+  for (const int32_t page : shared_) {
+    cache_.Reference(page);
+    sequence.pages.push_back(page);
+  }
+  const auto shared = static_cast<int64_t>(shared_.size());
+  for (int64_t i = shared; i < pages; ++i) sequence.pages.push_back(cache_.Allocate());
+  sequence.computed = shared * page_size;
+  sequence.indexed_pages = cache_.indexes() ? shared : 0;
+  sequence.state = Sequence::State::kRunning;
+  running_.push_back(&sequence);
+  if (sequence.first_planned) return;  // back after a pre-emption
+
+  if (cache_.indexes()) {
+    stats_.prefix_queries += sequence.prompt_length;
+    stats_.prefix_hits += sequence.computed;
+  }
+  if (sequence.choice == 0) sequence.request.cached_tokens = sequence.computed;
+}
+
+void Core::Preempt(Sequence& sequence) {
+  ++stats_.preemptions;
+  LogDebug("request {} choice {}: pre-empted after {} tokens, the KV cache is full",
+           sequence.request.request.id, sequence.choice, sequence.computed);
+  ReleasePages(sequence);
+  std::erase(running_, &sequence);
+  sequence.state = Sequence::State::kWaiting;
+  Enqueue(sequence);
+}
+
+void Core::Enqueue(Sequence& sequence) {
+  const auto place = std::ranges::upper_bound(waiting_, sequence.order, {},
+                                              [](const Sequence* s) { return s->order; });
+  waiting_.insert(place, &sequence);
+}
+
+// Last page first: children are evicted before their parents.
+void Core::ReleasePages(Sequence& sequence) {
+  for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
+    cache_.Release(*page);
+  sequence.pages.clear();
+  sequence.computed = 0;
+  sequence.indexed_pages = 0;
+}
+
+void Core::Fail(ActiveRequest& request, const Error& error) {
+  StreamEvent event{.kind = StreamEvent::Kind::kError};
+  event.error = error;
+  Drop(request);
+  stats_.requests_finished[static_cast<int>(FinishReason::kAbort)] -= request.unfinished;
+  stats_.requests_finished[static_cast<int>(FinishReason::kError)] += request.unfinished;
+  Post(request, std::move(event));
+}
+
+// Ends the request without a word.
+void Core::Drop(ActiveRequest& request) {
+  for (Sequence& sequence : request.choices) {
+    if (sequence.state == Sequence::State::kRunning) ReleasePages(sequence);
+    sequence.state = Sequence::State::kFinished;
+  }
+  stats_.requests_finished[static_cast<int>(FinishReason::kAbort)] += request.unfinished;
+  EndRequest(request);
+}
+
+void Core::EndRequest(ActiveRequest& request) {
+  request.ended = true;
+  request.ticket = Ticket();
+}
+
+}  // namespace nibble::engine

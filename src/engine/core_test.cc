@@ -1,0 +1,352 @@
+#include "engine/core.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <vector>
+
+#include "engine/testing/byte_tokenizer.h"
+#include "engine/testing/fake_model.h"
+#include "engine/testing/oracle.h"
+#include "engine/testing/workload.h"
+
+namespace nibble::engine {
+namespace {
+
+constexpr FakeModel::Options kFake{.favourite = kEos, .favour = 1.5f};
+
+const text::Tokenizer* Bytes() {
+  static const auto tokenizer = MakeByteTokenizer();
+  return tokenizer.get();
+}
+
+Oracle MakeOracle(const FakeModel& model, int64_t max_model_len) {
+  return Oracle({.logits = [&model](std::span<const int32_t> h) { return model.Logits(h); },
+                 .max_model_len = max_model_len,
+                 .tokenizer = Bytes(),
+                 .eos = {kEos}});
+}
+
+std::vector<int32_t> Prompt(int32_t length, int32_t start = 0) {
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < length; ++i) tokens.push_back((start + i * 3) % 250);
+  return tokens;
+}
+
+void RunToEnd(CoreRunner& runner) {
+  for (int steps = 0; !runner.core->idle(); ++steps) {
+    ASSERT_LT(steps, 20'000) << "no progress";
+    runner.Step();
+    ASSERT_EQ(runner.core->CheckInvariants(), "");
+  }
+  EXPECT_EQ(runner.core->cache().available(), runner.core->cache().pages()) << "pages leaked";
+}
+
+CoreRunner::Config RandomConfig(Random& random) {
+  CoreRunner::Config config{.eos = {kEos}};
+  config.page_size = random.OneIn(3) ? 32 : 16;
+  config.max_model_len = random.In(170, 220);
+  const int64_t least = (config.max_model_len + config.page_size - 1) / config.page_size;
+  config.pages = least + random.In(0, random.OneIn(4) ? 60 : 3);
+  config.max_sequences = random.OneIn(4) ? 64 : random.In(1, 8);
+  config.max_step_tokens = random.OneIn(2) ? random.In(2, 12) : random.In(13, 200);
+  config.prefix_cache = !random.OneIn(3);
+  config.kv_format = random.OneIn(2) ? kernels::KvFormat::kBf16 : kernels::KvFormat::kFp8;
+  return config;
+}
+
+// EXACT, HELD, ONE-WRITER, ENDS-ONCE, under pre-emption, sharing, cancellation and every page and
+// chunk size: each request that was not cancelled gets what the oracle gets for it alone.
+TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
+  int64_t preemptions = 0;
+  int64_t hits = 0;
+  for (uint32_t seed = 0; seed < 150; ++seed) {
+    SCOPED_TRACE(fmt::format("seed {}", seed));
+    Random random(seed);
+    FakeModel model(kFake);
+    const CoreRunner::Config config = RandomConfig(random);
+    CoreRunner runner(model, Bytes(), config);
+    const Oracle oracle = MakeOracle(model, config.max_model_len);
+
+    RequestShape shape;
+    if (random.OneIn(2)) shape.max_output = 100;
+    struct Running {
+      Request request;
+      std::shared_ptr<CheckingSink> sink;
+      std::shared_ptr<ActiveRequest> active;
+      int64_t events_at_cancel = -1;
+    };
+    std::vector<Running> all;
+    const int32_t wanted = random.In(1, 14);
+    for (int steps = 0; static_cast<int32_t>(all.size()) < wanted || !runner.core->idle();
+         ++steps) {
+      ASSERT_LT(steps, 20'000) << "no progress";
+      while (static_cast<int32_t>(all.size()) < wanted && random.OneIn(2)) {
+        Running added{.request = RandomRequest(random, shape)};
+        added.sink = std::make_shared<CheckingSink>(added.request.sampling.n);
+        added.request.sink = added.sink;
+        ASSERT_TRUE(CheckRequest(added.request, {.vocab_size = 300, .max_model_len = 170}))
+            << "the generator made an invalid request";
+        added.active = runner.Add(added.request);
+        all.push_back(std::move(added));
+      }
+      if (random.OneIn(40) && !all.empty()) {
+        Running& victim = all[random.In(0, static_cast<int32_t>(all.size()) - 1)];
+        if (!victim.active->ended && !victim.active->cancelled) {
+          victim.active->cancelled = true;
+          victim.events_at_cancel = victim.sink->events();
+        }
+      }
+      runner.Step();
+      ASSERT_EQ(runner.core->CheckInvariants(), "");
+    }
+    EXPECT_EQ(runner.core->cache().available(), runner.core->cache().pages()) << "pages leaked";
+    for (const Running& running : all) {
+      EXPECT_TRUE(running.active->ended);
+      EXPECT_EQ(running.active->request.id, "");
+      if (running.events_at_cancel >= 0) {
+        EXPECT_EQ(running.sink->events(), running.events_at_cancel) << "events after a cancel";
+        continue;
+      }
+      const auto got = running.sink->Wait();
+      ASSERT_TRUE(got) << got.error().message();
+      ExpectSame(*got, oracle.Run(running.request), false);
+      if (::testing::Test::HasFailure()) return;
+    }
+    preemptions += runner.core->stats().preemptions;
+    hits += runner.core->stats().prefix_hits;
+  }
+  EXPECT_GT(preemptions, 20) << "the workloads should exercise pre-emption";
+  EXPECT_GT(hits, 1000) << "and the prefix cache";
+}
+
+// EXACT to the last bit: alone on a roomy engine, and among 63 others on a small one.
+TEST(CoreProperty, AloneEqualsAmongOthersBitForBit) {
+  Random random(99);
+  std::vector<Request> requests;
+  for (int i = 0; i < 64; ++i) requests.push_back(RandomRequest(random, {.max_output = 90}));
+
+  FakeModel crowded_model(kFake);
+  CoreRunner crowded(crowded_model, Bytes(),
+                     {.pages = 14, .max_sequences = 64, .max_step_tokens = 80, .eos = {kEos}});
+  std::vector<std::shared_ptr<CheckingSink>> sinks;
+  for (Request request : requests) {
+    request.sink = sinks.emplace_back(std::make_shared<CheckingSink>(request.sampling.n));
+    crowded.Add(std::move(request));
+  }
+  RunToEnd(crowded);
+  EXPECT_GT(crowded.core->stats().preemptions, 0) << "the test should exercise pre-emption";
+  EXPECT_GT(crowded.core->stats().prefix_hits, 0);
+
+  for (size_t i = 0; i < requests.size(); ++i) {
+    FakeModel model(kFake);
+    CoreRunner alone(
+        model, Bytes(),
+        {.page_size = 64, .max_step_tokens = 300, .prefix_cache = false, .eos = {kEos}});
+    Request request = requests[i];
+    const auto sink = std::make_shared<CheckingSink>(request.sampling.n);
+    request.sink = sink;
+    alone.Add(std::move(request));
+    RunToEnd(alone);
+    ExpectSame(*sinks[i]->Wait(), *sink->Wait(), true);
+  }
+}
+
+std::shared_ptr<CheckingSink> AddGreedy(CoreRunner& runner, std::vector<int32_t> tokens,
+                                        int64_t max_tokens, int32_t n = 1) {
+  Request request;
+  request.tokens = std::move(tokens);
+  request.sampling.temperature = 0.0f;
+  request.sampling.max_tokens = max_tokens;
+  request.sampling.ignore_eos = true;
+  request.sampling.n = n;
+  const auto sink = std::make_shared<CheckingSink>(n);
+  request.sink = sink;
+  runner.Add(std::move(request));
+  return sink;
+}
+
+TEST(Core, SecondTimeComesFromTheCache) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {});
+  const auto first = AddGreedy(runner, Prompt(50), 4);
+  RunToEnd(runner);
+  const auto second = AddGreedy(runner, Prompt(50), 4);
+  RunToEnd(runner);
+  const Generation a = *first->Wait();
+  const Generation b = *second->Wait();
+  EXPECT_EQ(a.prompt.cached_tokens, 0);
+  EXPECT_EQ(b.prompt.cached_tokens, 48);
+  EXPECT_EQ(a.choices[0].tokens, b.choices[0].tokens);
+  EXPECT_EQ(runner.core->stats().prefix_queries, 100);
+  EXPECT_EQ(runner.core->stats().prefix_hits, 48);
+}
+
+// A prompt that is cached wholly still computes its last token: its logits are wanted.
+TEST(Core, WholePagesRecomputeTheLast) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {});
+  AddGreedy(runner, Prompt(48), 4);
+  RunToEnd(runner);
+  const auto second = AddGreedy(runner, Prompt(48), 4);
+  RunToEnd(runner);
+  EXPECT_EQ(second->Wait()->prompt.cached_tokens, 32);
+}
+
+// The answer is cached too, so that the next turn of a chat finds it.
+TEST(Core, OutputsAreCached) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {});
+  const auto first = AddGreedy(runner, Prompt(20), 30);
+  RunToEnd(runner);
+  std::vector<int32_t> next = Prompt(20);
+  const Generation answer = *first->Wait();
+  for (const int32_t token : answer.choices[0].tokens) next.push_back(token);
+  const auto second = AddGreedy(runner, next, 1);
+  RunToEnd(runner);
+  EXPECT_EQ(second->Wait()->prompt.cached_tokens, 48);  // of 50; the last token was never an input
+}
+
+TEST(Core, SaltsShareNothing) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {});
+  for (const char* salt : {"a", "b", ""}) {
+    Request request;
+    request.tokens = Prompt(40);
+    request.cache_salt = salt;
+    request.sampling.max_tokens = 1;
+    const auto sink = std::make_shared<CheckingSink>(1);
+    request.sink = sink;
+    runner.Add(std::move(request));
+    RunToEnd(runner);
+    EXPECT_EQ(sink->Wait()->prompt.cached_tokens, 0) << salt;
+  }
+}
+
+// Prompt log-probabilities need every position's logits, cached or not.
+TEST(Core, PromptLogprobsAreRightOnACachedPrompt) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {.max_step_tokens = 16, .eos = {kEos}});
+  AddGreedy(runner, Prompt(60), 4);
+  RunToEnd(runner);
+  Request request;
+  request.tokens = Prompt(60);
+  request.sampling = {.temperature = 0.0f, .seed = 1, .max_tokens = 0, .prompt_logprobs = 3};
+  const auto sink = std::make_shared<CheckingSink>(1);
+  request.sink = sink;
+  runner.Add(request);
+  RunToEnd(runner);
+  const Generation got = *sink->Wait();
+  EXPECT_EQ(got.prompt.cached_tokens, 0);
+  ASSERT_EQ(got.prompt.logprobs.size(), 60u);
+  ExpectSame(got, MakeOracle(model, 200).Run(request), false);
+}
+
+TEST(Core, ChoicesShareThePromptsPages) {
+  for (const bool prefix_cache : {true, false}) {
+    FakeModel model(kFake);
+    // Three choices of 6 pages each fit only if they share the prompt's 5 full pages.
+    CoreRunner runner(model, Bytes(),
+                      {.pages = 11, .max_model_len = 100, .prefix_cache = prefix_cache});
+    int64_t most = 0;
+    int64_t computed = 0;
+    model.before_forward = [&](const models::Batch& batch) {
+      most = std::max(most, static_cast<int64_t>(batch.kv_len.size()));
+      computed += static_cast<int64_t>(batch.tokens.size());
+    };
+    const auto sink = AddGreedy(runner, Prompt(85), 8, 3);
+    RunToEnd(runner);
+    EXPECT_TRUE(sink->Wait());
+    EXPECT_EQ(most, 3) << "they should run together";
+    EXPECT_EQ(computed, 85 + 2 * 5 + 3 * 7);
+    EXPECT_EQ(runner.core->stats().preemptions, 0);
+  }
+}
+
+TEST(Core, DeadlineEndsQueuedAndRunningRequests) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {.max_sequences = 1});
+  std::vector<std::shared_ptr<CheckingSink>> sinks;
+  for (int i = 0; i < 2; ++i) {
+    Request request;
+    request.tokens = Prompt(10);
+    request.sampling.max_tokens = 100;
+    request.sampling.ignore_eos = true;
+    request.deadline = runner.now + std::chrono::seconds(5);
+    request.sink = sinks.emplace_back(std::make_shared<CheckingSink>(1));
+    runner.Add(std::move(request));
+  }
+  for (int i = 0; i < 5; ++i) runner.Step();
+  EXPECT_GT(sinks[0]->events(), 0);
+  EXPECT_EQ(sinks[1]->events(), 0);
+  runner.now += std::chrono::seconds(5);
+  RunToEnd(runner);
+  for (const auto& sink : sinks) {
+    const auto result = sink->Wait();
+    ASSERT_FALSE(result);
+    EXPECT_EQ(result.error().code(), Code::kDeadline);
+  }
+  EXPECT_NE(sinks[1]->Wait().error().message().find("queued"), std::string::npos);
+  EXPECT_EQ(runner.core->stats().requests_finished[static_cast<int>(FinishReason::kError)], 2);
+}
+
+// The latest arrival yields, comes back, and nobody notices.
+TEST(Core, PreemptionKeepsTheAnswer) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {.pages = 13, .max_sequences = 4, .prefix_cache = false});
+  std::vector<std::shared_ptr<CheckingSink>> sinks;
+  for (int i = 0; i < 4; ++i) sinks.push_back(AddGreedy(runner, Prompt(30, i), 100));
+  RunToEnd(runner);
+  EXPECT_GT(runner.core->stats().preemptions, 0);
+  for (int i = 0; i < 4; ++i) {
+    FakeModel lonely(kFake);
+    CoreRunner alone(lonely, Bytes(), {});
+    const auto sink = AddGreedy(alone, Prompt(30, i), 100);
+    RunToEnd(alone);
+    EXPECT_EQ(sinks[i]->Wait()->choices[0].tokens, sink->Wait()->choices[0].tokens);
+  }
+}
+
+// llama-server loses text that was held back for a possible stop string.
+TEST(Core, TextHeldForAStopComesOutAtMaxTokens) {
+  FakeModel model({.favourite = 'x', .favour = 50.0f});
+  CoreRunner runner(model, Bytes(), {});
+  Request request;
+  request.tokens = Prompt(3);
+  request.sampling.temperature = 0.0f;
+  request.sampling.max_tokens = 5;
+  request.sampling.stop = {"xxxxxxx"};
+  const auto sink = std::make_shared<CheckingSink>(1);
+  request.sink = sink;
+  runner.Add(std::move(request));
+  RunToEnd(runner);
+  const Generation got = *sink->Wait();
+  EXPECT_EQ(got.choices[0].text, "xxxxx");
+  EXPECT_EQ(got.choices[0].done.reason, FinishReason::kLength);
+  EXPECT_EQ(sink->events(), 3) << "prompt, one delta, done";
+}
+
+TEST(Core, StatisticsAddUp) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {});
+  AddGreedy(runner, Prompt(40), 10);
+  AddGreedy(runner, Prompt(40), 1, 2);
+  runner.Step();
+  EXPECT_GT(runner.core->stats().running, 0);
+  EXPECT_GT(runner.core->stats().kv_usage, 0.0);
+  RunToEnd(runner);
+  const EngineStats& stats = runner.core->stats();
+  EXPECT_EQ(stats.running, 0);
+  EXPECT_EQ(stats.waiting, 0);
+  EXPECT_EQ(stats.kv_usage, 0.0);
+  EXPECT_EQ(stats.prompt_tokens, 80);
+  EXPECT_EQ(stats.generation_tokens, 12);
+  EXPECT_EQ(stats.requests_finished[static_cast<int>(FinishReason::kLength)], 3);
+  EXPECT_EQ(stats.time_to_first_token_seconds.count(), 3u);
+  EXPECT_EQ(stats.inter_token_latency_seconds.count(), 9u);
+  EXPECT_EQ(stats.request_generation_tokens.sum(), 12.0);
+  EXPECT_EQ(stats.request_params_n.count(), 2u);
+}
+
+}  // namespace
+}  // namespace nibble::engine

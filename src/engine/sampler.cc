@@ -1,0 +1,119 @@
+#include "engine/sampler.h"
+
+#include <limits>
+#include <numeric>
+
+#include "engine/random.h"
+
+namespace nibble::engine {
+namespace {
+
+// Larger than any sum of a logit and the biases of a request.
+constexpr float kForce = 1e30f;
+
+int Threads(const Sampler::Options& options) {
+  return options.pool == nullptr ? 1 : options.pool->threads();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Sampler>> Sampler::Create(const kernels::OpTable& ops,
+                                                 const Options& options) {
+  if (ops.sample == nullptr)
+    return Fail(Code::kUnsupported, "op sample: not in backend {}", ops.backend);
+  std::unique_ptr<Sampler> sampler(new Sampler(ops, options));
+  if (ops.sample_workspace != nullptr) {
+    const size_t bytes = ops.sample_workspace(Threads(options), options.max_rows, options.vocab);
+    NIBBLE_ASSIGN(sampler->workspace_, Buffer::Allocate(bytes));
+  }
+  return sampler;
+}
+
+int64_t Sampler::Bytes(const kernels::OpTable& ops, const Options& options) {
+  const int64_t workspace = ops.sample_workspace == nullptr
+                                ? 0
+                                : static_cast<int64_t>(ops.sample_workspace(
+                                      Threads(options), options.max_rows, options.vocab));
+  return workspace + options.max_rows * options.max_top_logprobs * 8;
+}
+
+Sampler::Sampler(const kernels::OpTable& ops, const Options& options)
+    : ops_(ops), options_(options) {
+  if (options.pool == nullptr) own_pool_ = std::make_unique<ThreadPool>(1);
+  if (options.tokenizer_vocab < options.vocab) {
+    padding_.resize(options.vocab - options.tokenizer_vocab);
+    std::iota(padding_.begin(), padding_.end(), static_cast<int32_t>(options.tokenizer_vocab));
+  }
+  rows_.reserve(options.max_rows);
+  forced_.resize(options.max_rows);
+  sampled_.resize(options.max_rows);
+  top_tokens_.resize(options.max_rows * options.max_top_logprobs);
+  top_logprobs_.resize(options.max_rows * options.max_top_logprobs);
+}
+
+void Sampler::Run(const float* logits, std::span<const LogitsRow> rows) {
+  rows_.clear();
+  bool wants_top = false;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    rows_.push_back(rows[r].sample ? SamplingRow(rows[r]) : ScoringRow(rows[r], forced_[r]));
+    wants_top = wants_top || rows_.back().top_logprobs > 0;
+  }
+  const kernels::OpContext context{
+      .pool = options_.pool == nullptr ? own_pool_.get() : options_.pool,
+      .workspace = workspace_.data(),
+      .workspace_bytes = workspace_.size()};
+  ops_.sample(context, {.logits = logits,
+                        .logits_stride = options_.vocab,
+                        .vocab = options_.vocab,
+                        .rows = rows_,
+                        .out = sampled_.data(),
+                        .top_tokens = wants_top ? top_tokens_.data() : nullptr,
+                        .top_logprobs = wants_top ? top_logprobs_.data() : nullptr,
+                        .max_top_logprobs = options_.max_top_logprobs});
+  for (size_t r = 0; r < rows.size(); ++r) {
+    // A raw logit of -inf cannot be forced: the token is impossible, and that is its score.
+    if (!rows[r].sample && sampled_[r].token != forced_[r].token)
+      sampled_[r] = {.token = forced_[r].token,
+                     .logprob = -std::numeric_limits<float>::infinity(),
+                     .rank = static_cast<int32_t>(options_.vocab)};
+  }
+}
+
+kernels::SampleRow Sampler::SamplingRow(const LogitsRow& row) const {
+  const Sequence& sequence = *row.sequence;
+  const ActiveRequest& request = sequence.request;
+  const SamplingParams& p = request.request.sampling;
+  const bool early = sequence.generated() < p.min_tokens;
+  return {.temperature = p.temperature,
+          .top_k = p.top_k > 0 ? p.top_k : 0,
+          .top_p = p.top_p,
+          .min_p = p.min_p,
+          .repetition_penalty = p.repetition_penalty,
+          .presence_penalty = p.presence_penalty,
+          .frequency_penalty = p.frequency_penalty,
+          .counts = sequence.counts.counts(),
+          .bias = request.bias,
+          .banned = early ? std::span<const int32_t>(request.banned_early)
+                          : std::span<const int32_t>(padding_),
+          .uniform = UniformDraw(request.seed, sequence.choice, row.position + 1),
+          .top_logprobs = p.logprobs};
+}
+
+kernels::SampleRow Sampler::ScoringRow(const LogitsRow& row, kernels::TokenBias& force) const {
+  const Sequence& sequence = *row.sequence;
+  force = {.token = sequence.tokens[row.position + 1], .bias = kForce};
+  return {.temperature = 0.0f,
+          .bias = {&force, 1},
+          .top_logprobs = sequence.request.request.sampling.prompt_logprobs};
+}
+
+TokenLogprob Sampler::logprob(size_t row) const {
+  const kernels::SampledToken& sampled = sampled_[row];
+  TokenLogprob result{.token = sampled.token, .logprob = sampled.logprob, .rank = sampled.rank};
+  const int64_t base = static_cast<int64_t>(row) * options_.max_top_logprobs;
+  for (int32_t i = 0; i < rows_[row].top_logprobs && top_tokens_[base + i] >= 0; ++i)
+    result.top.emplace_back(top_tokens_[base + i], top_logprobs_[base + i]);
+  return result;
+}
+
+}  // namespace nibble::engine

@@ -1,0 +1,97 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace nibble::engine {
+namespace {
+
+// So many prompts may be under way at once although the first ones could fill the step: enough for
+// short prompts to pass a long one, few enough that they do not all hold pages for nothing.
+constexpr size_t kPromptsUnderWay = 4;
+
+}  // namespace
+
+const StepPlan& Scheduler::Plan(const SchedulerView& view) {
+  plan_.action = StepPlan::Action::kRun;
+  plan_.victim = -1;
+  plan_.chunks.clear();
+  SortByNeed(view);
+
+  // DECODE-FIRST
+  const bool prompts_wait = !prompts_.empty() || view.head.has_value();
+  const int64_t prompt_share = prompts_wait ? std::max<int64_t>(1, view.max_step_tokens / 8) : 0;
+  const int64_t decode_budget = std::max<int64_t>(1, view.max_step_tokens - prompt_share);
+  const auto decodes = std::min<int64_t>(decode_budget, static_cast<int64_t>(decodes_.size()));
+  int64_t decode_pages = 0;
+  for (int64_t i = 0; i < decodes; ++i) decode_pages += view.running[decodes_[i]].needs_page;
+
+  if (decode_pages > view.available_pages) {  // LATEST-YIELDS
+    plan_.action = StepPlan::Action::kPreempt;
+    const auto latest = std::ranges::max_element(view.running, {}, &RunningView::order);
+    plan_.victim = static_cast<int32_t>(latest - view.running.begin());
+    return plan_;
+  }
+  const int64_t prompt_budget = view.max_step_tokens - decodes;
+  if (ShouldAdmit(view, decode_pages, prompt_budget)) {
+    plan_.action = StepPlan::Action::kAdmit;
+    return plan_;
+  }
+  for (int64_t i = 0; i < decodes; ++i) plan_.chunks.push_back({decodes_[i], 1});
+  PlanPrompts(view, prompt_budget);
+  return plan_;
+}
+
+void Scheduler::SortByNeed(const SchedulerView& view) {
+  decodes_.clear();
+  prompts_.clear();
+  for (size_t i = 0; i < view.running.size(); ++i)
+    (view.running[i].remaining == 1 ? decodes_ : prompts_).push_back(static_cast<int32_t>(i));
+  std::ranges::sort(decodes_, {}, [&](int32_t i) {
+    return std::tuple(view.running[i].last_step, view.running[i].order);
+  });
+  std::ranges::sort(prompts_, {}, [&](int32_t i) {
+    return std::tuple(view.running[i].remaining, view.running[i].order);
+  });
+}
+
+bool Scheduler::ShouldAdmit(const SchedulerView& view, int64_t reserved_pages,
+                            int64_t prompt_budget) const {
+  const auto running = static_cast<int64_t>(view.running.size());
+  if (!view.head || view.preempted || running >= view.max_running) return false;
+  // RESERVE; alone, any sequence fits (the memory plan sees to that).
+  const int64_t spare = running == 0 ? 0 : running + 1;
+  if (view.head->pages + reserved_pages + spare > view.available_pages) return false;
+  int64_t under_way = 0;
+  for (const int32_t i : prompts_) under_way += view.running[i].remaining;
+  return under_way < prompt_budget || prompts_.size() < kPromptsUnderWay;
+}
+
+void Scheduler::PlanPrompts(const SchedulerView& view, int64_t budget) {
+  if (prompts_.empty() || budget <= 0) return;
+  int64_t rows = view.max_prompt_rows;
+  // How many of `wish` tokens sequence i may run; takes them from the budgets.
+  const auto take = [&](int32_t i, int64_t wish) -> int64_t {
+    int64_t tokens = std::min({wish, budget, view.running[i].remaining});
+    if (view.running[i].wants_rows) {
+      tokens = std::min(tokens, rows);
+      rows -= tokens;
+    }
+    budget -= tokens;
+    return tokens;
+  };
+  const int32_t oldest =
+      *std::ranges::min_element(prompts_, {}, [&](int32_t i) { return view.running[i].order; });
+  int64_t oldest_tokens = take(oldest, (budget + 1) / 2);  // OLDEST-HALF
+  for (const int32_t i : prompts_) {
+    if (i == oldest) continue;
+    const int64_t tokens = take(i, budget);
+    if (tokens > 0) plan_.chunks.push_back({i, static_cast<int32_t>(tokens)});
+  }
+  // What the others left over.
+  const int64_t more = std::min(budget, view.running[oldest].remaining - oldest_tokens);
+  oldest_tokens += view.running[oldest].wants_rows ? std::min(more, rows) : more;
+  if (oldest_tokens > 0) plan_.chunks.push_back({oldest, static_cast<int32_t>(oldest_tokens)});
+}
+
+}  // namespace nibble::engine

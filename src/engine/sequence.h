@@ -1,0 +1,116 @@
+// A request that is in the engine, and its choices as sequences.
+//
+// Ownership: an ActiveRequest is shared by the inbox (which only sets `cancelled`) and the core on
+// the engine thread, which owns everything else. A choice is a sequence of its own: it shares the
+// full pages of the prompt with its siblings and recomputes what lies behind them, so that no page
+// ever has two writers.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/output.h"
+#include "kernels/ops.h"
+
+namespace nibble::engine {
+
+using Clock = std::chrono::steady_clock;
+
+struct ActiveRequest;
+
+// How often each token occurred, in the form that the sampling op reads.
+class TokenCounts {
+ public:
+  void AddPrompt(std::span<const int32_t> tokens);
+  void AddOutput(int32_t token);
+  std::span<const kernels::TokenCount> counts() const { return counts_; }
+
+ private:
+  kernels::TokenCount& Of(int32_t token);
+
+  std::vector<kernels::TokenCount> counts_;
+  std::unordered_map<int32_t, size_t> index_;
+};
+
+struct Sequence {
+  enum class State { kWaiting, kRunning, kFinished };
+
+  Sequence(ActiveRequest& owner, int32_t choice_index, uint64_t arrival_order,
+           const text::Tokenizer* tokenizer);
+
+  int64_t length() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t generated() const { return length() - prompt_length; }
+  int64_t remaining() const { return length() - computed; }
+  // Positions whose rows of logits are wanted for prompt log-probabilities and not yet done.
+  bool collects_prompt_logprobs() const;
+
+  ActiveRequest& request;
+  const int32_t choice;
+  const uint64_t order;  // arrival, then choice
+  State state = State::kWaiting;
+
+  std::vector<int32_t> tokens;  // the prompt, then the output
+  const int64_t prompt_length;
+  int64_t computed = 0;               // leading tokens whose k and v are in the pages
+  std::vector<int32_t> pages;         // in order of position
+  std::vector<uint64_t> page_hashes;  // of the leading full pages, as far as needed
+  int64_t indexed_pages = 0;          // leading pages that are in the prefix index
+  uint64_t last_step = 0;
+
+  TokenCounts counts;  // filled only when a penalty is on
+  TextStream text;
+  DeltaEvent pending;  // tokens not yet handed out
+
+  std::optional<Clock::time_point> first_planned;
+  std::optional<Clock::time_point> first_token;
+  std::optional<Clock::time_point> last_token;
+};
+
+struct ActiveRequest : std::enable_shared_from_this<ActiveRequest> {
+  RequestId id = 0;
+  Request request;
+  Ticket ticket;
+  Clock::time_point arrival;
+  uint64_t seed = 0;
+  int64_t max_new_tokens = 0;  // resolved: 0 scores the prompt only
+  std::vector<kernels::TokenBias> bias;
+  std::atomic<bool> cancelled{false};  // set by any thread
+
+  // Engine thread only.
+  std::deque<Sequence> choices;  // choice 0 alone until its prompt is computed
+  int32_t unfinished = 0;        // choices
+  bool ended = false;
+  bool planned = false;
+  int64_t cached_tokens = 0;
+  int64_t longest_output = 0;
+  std::vector<int32_t> banned_early;  // until min_tokens
+  std::vector<std::optional<TokenLogprob>> prompt_logprobs;
+  int64_t prompt_rows_done = 0;  // leading positions whose row has been used
+};
+
+// What a request is checked against.
+struct RequestLimits {
+  int64_t vocab_size = 0;
+  int64_t max_model_len = 0;
+  int32_t max_logprobs = 20;
+  bool has_tokenizer = true;
+};
+
+// kInvalidArgument with the field, the value and the allowed range.
+Status CheckRequest(const Request& request, const RequestLimits& limits);
+
+// max_tokens with "up to the context" resolved. The request has been checked.
+int64_t ResolveMaxTokens(const Request& request, int64_t max_model_len);
+
+inline bool UsesPenalties(const SamplingParams& p) {
+  return p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+}
+
+}  // namespace nibble::engine
