@@ -1,0 +1,141 @@
+#include "server/api/served_model.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/log.h"
+#include "server/api/json_text.h"
+
+namespace nibble::server {
+namespace {
+
+namespace json = boost::json;
+
+Result<json::object> ParseObject(std::string_view text, std::string_view what) {
+  if (text.empty()) return json::object();
+  auto value = ParseJson(text);
+  if (!value) return tl::unexpected(value.error().Context(what));
+  if (!value->is_object()) return Fail(Code::kInvalidArgument, "{}: must be a JSON object", what);
+  return std::move(value->get_object());
+}
+
+// A special token is a string or {"content": string, ...}.
+std::optional<std::string> SpecialToken(const json::value& value) {
+  const json::value* text = &value;
+  if (value.is_object()) text = value.get_object().if_contains("content");
+  if (text == nullptr || !text->is_string()) return std::nullopt;
+  return std::string(text->get_string());
+}
+
+json::object SpecialTokens(const json::object& tokenizer_config) {
+  constexpr std::string_view kNames[] = {"bos_token", "eos_token", "unk_token", "pad_token",
+                                         "sep_token", "cls_token", "mask_token"};
+  json::object tokens;
+  for (const std::string_view name : kNames) {
+    const json::value* value = tokenizer_config.if_contains(name);
+    if (value == nullptr) continue;
+    if (auto token = SpecialToken(*value)) tokens[name] = *token;
+  }
+  return tokens;
+}
+
+// "chat_template" is a string, or a list of {"name", "template"} of which "default" is taken.
+std::string FindTemplate(const json::object& tokenizer_config) {
+  const json::value* value = tokenizer_config.if_contains("chat_template");
+  if (value == nullptr) return "";
+  if (value->is_string()) return std::string(value->get_string());
+  if (!value->is_array()) return "";
+  for (const json::value& item : value->get_array()) {
+    if (!item.is_object()) continue;
+    const json::value* name = item.get_object().if_contains("name");
+    const json::value* source = item.get_object().if_contains("template");
+    if (name != nullptr && *name == "default" && source != nullptr && source->is_string()) {
+      return std::string(source->get_string());
+    }
+  }
+  return "";
+}
+
+template <typename T>
+Status ReadDefault(const json::object& config, std::string_view name, double low, double high,
+                   T& out) {
+  const json::value* value = config.if_contains(name);
+  if (value == nullptr || value->is_null()) return {};
+  const double number = value->is_number() ? value->to_number<double>() : low - 1.0;
+  if (!(number >= low && number <= high)) {
+    return Fail(Code::kInvalidArgument,
+                "generation_config.json: {} is {}; must be a number between {} and {}", name,
+                json::serialize(*value), low, high);
+  }
+  out = static_cast<T>(number);
+  return {};
+}
+
+Status ReadSamplingDefaults(const json::object& config, ServedModel& model) {
+  engine::SamplingParams& sampling = model.default_sampling;
+  NIBBLE_TRY(ReadDefault(config, "temperature", 0.0, 100.0, sampling.temperature));
+  NIBBLE_TRY(ReadDefault(config, "top_p", 1e-6, 1.0, sampling.top_p));
+  NIBBLE_TRY(ReadDefault(config, "top_k", -1.0, 1e9, sampling.top_k));
+  NIBBLE_TRY(ReadDefault(config, "min_p", 0.0, 1.0, sampling.min_p));
+  NIBBLE_TRY(ReadDefault(config, "repetition_penalty", 1e-6, 1e6, sampling.repetition_penalty));
+  sampling.top_k = std::max(sampling.top_k, 0);
+  int64_t max_new_tokens = 0;
+  NIBBLE_TRY(ReadDefault(config, "max_new_tokens", 1.0, 1e9, max_new_tokens));
+  if (max_new_tokens > 0) model.default_max_tokens = max_new_tokens;
+  return {};
+}
+
+size_t LongestToken(const text::Tokenizer& tokenizer) {
+  size_t longest = 1;
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    longest = std::max(longest, tokenizer.TokenBytes(id).size());
+  }
+  return longest;
+}
+
+}  // namespace
+
+bool ServedModel::Answers(std::string_view model_name) const {
+  return model_name.empty() || std::find(names.begin(), names.end(), model_name) != names.end();
+}
+
+Result<std::shared_ptr<const ServedModel>> MakeServedModel(ServedModelOptions options) {
+  auto model = std::make_shared<ServedModel>();
+  model->engine = std::move(options.engine);
+  model->names = std::move(options.names);
+  if (model->names.empty()) return Fail(Code::kInvalidArgument, "the served model has no name");
+  model->root = options.root.empty() ? model->names.front() : options.root;
+  model->created = std::chrono::duration_cast<std::chrono::seconds>(
+                       std::chrono::system_clock::now().time_since_epoch())
+                       .count();
+  model->max_logprobs = options.max_logprobs;
+  model->longest_token_bytes = LongestToken(model->tokenizer());
+
+  NIBBLE_ASSIGN(const json::object tokenizer_config,
+                ParseObject(options.tokenizer_config_json, "tokenizer_config.json"));
+  model->special_tokens = SpecialTokens(tokenizer_config);
+  NIBBLE_ASSIGN(json::object generation,
+                ParseObject(options.generation_config_json, "generation_config.json"));
+  NIBBLE_ASSIGN(const json::object overrides,
+                ParseObject(options.override_generation_config, "--override-generation-config"));
+  for (const auto& [name, value] : overrides) generation[name] = value;
+  NIBBLE_TRY(ReadSamplingDefaults(generation, *model));
+  NIBBLE_ASSIGN(model->default_kwargs, ParseObject(options.default_chat_template_kwargs,
+                                                   "--default-chat-template-kwargs"));
+
+  const std::string source =
+      options.chat_template.empty() ? FindTemplate(tokenizer_config) : options.chat_template;
+  if (!source.empty()) {
+    auto compiled = text::ChatTemplate::Compile(source);
+    if (!compiled) return tl::unexpected(compiled.error().Context("chat template"));
+    model->chat_template = std::move(*compiled);
+  }
+  const text::ParserNames found = text::ChooseParsers(source);
+  model->parsers.tools = options.tool_parser == "auto" ? found.tools : options.tool_parser;
+  model->parsers.reasoning =
+      options.reasoning_parser == "auto" ? found.reasoning : options.reasoning_parser;
+  NIBBLE_TRY(text::AnswerParser::Make({model->parsers, text::AnswerStart::kContent, false}));
+  return model;
+}
+
+}  // namespace nibble::server

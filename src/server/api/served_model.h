@@ -1,0 +1,54 @@
+// What the API knows about the model it serves. Immutable once made.
+#pragma once
+
+#include <boost/json.hpp>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/engine.h"
+#include "text/answer_parser.h"
+#include "text/chat_template.h"
+
+namespace nibble::server {
+
+struct ServedModelOptions {
+  std::shared_ptr<engine::Engine> engine;
+  std::vector<std::string> names;  // the first is reported; all are accepted
+  std::string root;                // of the model card: what was loaded
+  std::string tokenizer_config_json;
+  std::string generation_config_json;        // empty: neutral defaults
+  std::string override_generation_config;    // JSON object of single values, or empty
+  std::string chat_template;                 // empty: the one of tokenizer_config.json, if any
+  std::string default_chat_template_kwargs;  // JSON object, or empty
+  std::string tool_parser = "auto";          // or a name of text/answer_parser.h
+  std::string reasoning_parser = "auto";     // the same
+  int32_t max_logprobs = 20;
+};
+
+struct ServedModel {
+  std::shared_ptr<engine::Engine> engine;
+  std::vector<std::string> names;
+  std::string root;
+  int64_t created = 0;  // Unix seconds
+  std::optional<text::ChatTemplate> chat_template;
+  boost::json::object special_tokens;  // bos_token, eos_token, ...: trusted by templates
+  boost::json::object default_kwargs;
+  text::ParserNames parsers;
+  engine::SamplingParams default_sampling;
+  std::optional<int64_t> default_max_tokens;
+  int32_t max_logprobs = 20;
+  size_t longest_token_bytes = 1;
+
+  const std::string& name() const { return names.front(); }
+  bool Answers(std::string_view model_name) const;
+  const text::Tokenizer& tokenizer() const { return engine->tokenizer(); }
+};
+
+// Errors name the file and the field.
+Result<std::shared_ptr<const ServedModel>> MakeServedModel(ServedModelOptions options);
+
+}  // namespace nibble::server
