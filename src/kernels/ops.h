@@ -280,9 +280,9 @@ struct OpTable {
 // The obvious scalar version of every op.
 const OpTable& RefOps();
 
-// The fastest kernels that this processor runs, chosen once. `variant` ("", "avx512", "avx2",
-// "neon", "generic") forces one, for tests and benchmarks; an error when this processor or build
-// lacks it.
+// The fastest kernels that this processor runs, chosen once. `variant` ("", "avx512bf16",
+// "avx512", "avx2", "neon", "generic") forces one, for tests and benchmarks; an error when this
+// processor or build lacks it.
 const OpTable& CpuOps();
 Result<const OpTable*> CpuOpsVariant(std::string_view variant);
 

@@ -13,8 +13,9 @@ Result<std::unique_ptr<PackedWeight>> PackWeightFor(const PackParams& params) {
   return cpu::PackWeight(params, kKernels());
 }
 
+// The vector ops have no variants of their own for how BF16 pairs or int8 are multiplied.
 template <const cpu::LinearKernels& (*kKernels)()>
-OpTable MakeTable(std::string_view variant) {
+OpTable MakeTable(std::string_view variant, std::string_view vector_variant) {
   OpTable table = {
       .backend = "cpu",
       .variant = variant,
@@ -23,7 +24,7 @@ OpTable MakeTable(std::string_view variant) {
       .linear = cpu::Linear,
       .embed = cpu::Embed,
   };
-  cpu::FillVectorOps(variant, &table);
+  cpu::FillVectorOps(vector_variant, &table);
   return table;
 }
 
@@ -31,36 +32,46 @@ OpTable MakeTable(std::string_view variant) {
 const OpTable* FindVariant(std::string_view variant) {
   [[maybe_unused]] const CpuFeatures& features = GetCpuInfo().features;
 #if defined(__x86_64__)
+  if (variant == "avx512bf16" && features.avx512_bf16) {
+    static const OpTable table = MakeTable<cpu::Avx512Bf16Linear>("avx512bf16", "avx512");
+    return &table;
+  }
   if (variant == "avx512" && features.avx512) {
-    static const OpTable table = features.avx512_bf16 ? MakeTable<cpu::Avx512Linear>("avx512")
-                                                      : MakeTable<cpu::Avx512VnniLinear>("avx512");
+    static const OpTable table = MakeTable<cpu::Avx512Linear>("avx512", "avx512");
     return &table;
   }
   if (variant == "avx2" && features.avx2) {
-    static const OpTable table = MakeTable<cpu::Avx2Linear>("avx2");
+    static const OpTable table = MakeTable<cpu::Avx2Linear>("avx2", "avx2");
+    return &table;
+  }
+#elif defined(__aarch64__)
+  if (variant == "neon" && features.neon_dotprod) {
+    static const OpTable table = MakeTable<cpu::NeonLinear>("neon", "neon");
     return &table;
   }
 #endif
   if (variant == "generic") {
-    static const OpTable table = MakeTable<cpu::GenericLinear>("generic");
+    static const OpTable table = MakeTable<cpu::GenericLinear>("generic", "generic");
     return &table;
   }
   return nullptr;
 }
 
-// Fastest first.
-constexpr std::string_view kVariants[] = {"avx512", "avx2", "neon", "generic"};
+constexpr std::string_view kVariants[] = {"avx512bf16", "avx512", "avx2", "neon", "generic"};
+
+const OpTable* BestVariant() {
+  for (const std::string_view variant : kVariants) {
+    // Intel's vdpbf16ps does half of what two FP32 multiply-adds do.
+    if (variant == "avx512bf16" && !GetCpuInfo().features.fast_avx512_bf16) continue;
+    if (const OpTable* table = FindVariant(variant)) return table;
+  }
+  return nullptr;  // not reached: "generic" is everywhere
+}
 
 }  // namespace
 
 const OpTable& CpuOps() {
-  static const OpTable* const best = [] {
-    const OpTable* table = nullptr;
-    for (const std::string_view variant : kVariants) {
-      if (table == nullptr) table = FindVariant(variant);
-    }
-    return table;  // "generic" is everywhere
-  }();
+  static const OpTable* const best = BestVariant();
   return *best;
 }
 

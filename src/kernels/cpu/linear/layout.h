@@ -89,13 +89,14 @@ struct Int8Block {
 };
 static_assert(sizeof(Int8Block) == 48);
 
-// BF16, times 2^60, in pair order.
+// As pairs for BF16 products: in pair order, times 2^60, in BF16 or, where a pair is two FP32
+// multiply-adds, widened to FP32.
 struct Bf16Block {
   uint16_t x[kBlockK];
 };
 static_assert(sizeof(Bf16Block) == 64);
 
-// FP32, not shifted, in pair order: for F16 and F32 weights.
+// FP32 in pair order, not shifted when F16 and F32 weights meet it.
 struct F32Block {
   float x[kBlockK];
 };

@@ -41,7 +41,7 @@ Plan PlanFor(const CpuPackedWeight& weight) {
     return Plan{kernel, kernels.prepare_int8, sizeof(Int8Block)};
   };
   const auto with_bf16 = [&](const PanelKernel& kernel) {
-    return Plan{kernel, kernels.prepare_bf16, sizeof(Bf16Block)};
+    return Plan{kernel, kernels.prepare_bf16, kernels.bf16_block_bytes};
   };
   const auto with_f32 = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_f32, sizeof(F32Block)};

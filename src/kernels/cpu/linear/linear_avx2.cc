@@ -34,10 +34,10 @@ NIBBLE_INLINE Row AddRows(Row a, Row b) {
 NIBBLE_INLINE Row FmaRows(Row a, Row b, Row c) {
   return {_mm256_fmadd_ps(a.a, b.a, c.a), _mm256_fmadd_ps(a.b, b.b, c.b)};
 }
-NIBBLE_INLINE Row FmaVector(Row a, __m256 b, Row c) {
-  return {_mm256_fmadd_ps(a.a, b, c.a), _mm256_fmadd_ps(a.b, b, c.b)};
+NIBBLE_INLINE Row FmaSplat(Row a, float b, Row c) {
+  const __m256 splat = _mm256_set1_ps(b);
+  return {_mm256_fmadd_ps(a.a, splat, c.a), _mm256_fmadd_ps(a.b, splat, c.b)};
 }
-NIBBLE_INLINE Row FmaSplat(Row a, float b, Row c) { return FmaVector(a, _mm256_set1_ps(b), c); }
 
 NIBBLE_INLINE __m256i Load256(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
@@ -176,12 +176,10 @@ struct Pairs {
   Row high;
 };
 
-NIBBLE_INLINE Row PairDot(const Pairs& w, const uint16_t* x, Row c) {
-  const __m256i both = SplatDword(x);
-  const __m256 high =
-      _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xFFFF0000u))));
-  const __m256 low = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
-  return FmaVector(w.low, low, FmaVector(w.high, high, c));
+using PairBlock = F32Block;
+
+NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, Row c) {
+  return FmaSplat(w.low, x[0], FmaSplat(w.high, x[1], c));
 }
 
 // Byte `kByte` of every dword, signed, as a float.
@@ -244,10 +242,45 @@ NIBBLE_INLINE Row WidenHalfs(const std::byte* p) {
 
 #include "kernels/cpu/linear/panel_loops.inc"
 
+// ---- Probes: enough independent sums to hide the latency of a product
+
+constexpr int kProbeSums = 10;
+
+int64_t ProbeInt8(int64_t iterations) {
+  __m256i sums[kProbeSums] = {};
+  // Each sum starts as a secret, or the compiler would compute one for all.
+  for (__m256i& sum : sums) asm volatile("" : "+x"(sum));
+  __m256i a = _mm256_set1_epi8(1);
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+x"(a));  // keeps the compiler from seeing through the loop
+#pragma GCC unroll 10
+    for (__m256i& sum : sums) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, a));
+  }
+  for (__m256i& sum : sums) asm volatile("" ::"x"(sum));
+  return iterations * kProbeSums * 32 * 2;
+}
+
+int64_t ProbeBf16(int64_t iterations) {
+  __m256 sums[kProbeSums] = {};
+  // Each sum starts as a secret, or the compiler would compute one for all.
+  for (__m256& sum : sums) asm volatile("" : "+x"(sum));
+  __m256 a = _mm256_set1_ps(1.0f);
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+x"(a));
+#pragma GCC unroll 10
+    for (__m256& sum : sums) sum = _mm256_fmadd_ps(a, a, sum);
+  }
+  for (__m256& sum : sums) asm volatile("" ::"x"(sum));
+  return iterations * kProbeSums * 8 * 2;
+}
+
 constexpr LinearKernels kKernels = {
     .name = "avx2",
+    .int8_probe = ProbeInt8,
+    .bf16_probe = ProbeBf16,
     .prepare_int8 = PrepareInt8,
     .prepare_bf16 = PrepareBf16,
+    .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
     .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1, 2, 4>(),
     .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 4>(),

@@ -79,10 +79,10 @@ struct Pairs {
   Row high;
 };
 
-inline Row PairDot(const Pairs& w, const uint16_t* x, const Row& c) {
-  const float low = FloatOfBits(static_cast<uint32_t>(x[0]) << 16);
-  const float high = FloatOfBits(static_cast<uint32_t>(x[1]) << 16);
-  return FmaSplat(w.low, low, FmaSplat(w.high, high, c));
+using PairBlock = F32Block;
+
+inline Row PairDot(const Pairs& w, const float* x, const Row& c) {
+  return FmaSplat(w.low, x[0], FmaSplat(w.high, x[1], c));
 }
 
 template <int P>
@@ -203,6 +203,7 @@ constexpr LinearKernels kKernels = {
     .name = "generic",
     .prepare_int8 = PrepareInt8,
     .prepare_bf16 = PrepareBf16,
+    .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
     .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1>(),
     .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1>(),

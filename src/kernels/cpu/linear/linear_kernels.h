@@ -54,10 +54,17 @@ struct PanelKernel {
   int sizes[kMaxTileSizes] = {};  // ascending, 0 after the last
 };
 
+// Runs `iterations` of nothing but multiply-adds in registers and returns the operations done
+// (a multiplication and an addition are two): the ceiling that kernels are compared with.
+using ComputeProbe = int64_t (*)(int64_t iterations);
+
 struct LinearKernels {
   const char* name = "";
+  ComputeProbe int8_probe = nullptr;
+  ComputeProbe bf16_probe = nullptr;
   void (*prepare_int8)(const PrepareJob&) = nullptr;
   void (*prepare_bf16)(const PrepareJob&) = nullptr;
+  int64_t bf16_block_bytes = 0;  // what prepare_bf16 makes of 32 activations
   void (*prepare_f32)(const PrepareJob&) = nullptr;
   PanelKernel nvfp4_int8;
   PanelKernel nvfp4_bf16;
@@ -72,11 +79,10 @@ struct LinearKernels {
 const LinearKernels& GenericLinear();
 #if defined(__x86_64__)
 const LinearKernels& Avx2Linear();
-const LinearKernels& Avx512Linear();      // with AVX512_BF16
-const LinearKernels& Avx512VnniLinear();  // without: bf16 products from AVX2
+const LinearKernels& Avx512Linear();      // BF16 products as FP32 multiply-adds
+const LinearKernels& Avx512Bf16Linear();  // as vdpbf16ps
 #elif defined(__aarch64__)
 const LinearKernels& NeonLinear();
-const LinearKernels& I8mmLinear();
 #endif
 
 }  // namespace nibble::kernels::cpu

@@ -192,7 +192,7 @@ int64_t BlockOf(WeightFormat format) {
 
 std::vector<std::string> Variants() {
   std::vector<std::string> names;
-  for (const char* name : {"generic", "avx2", "avx512", "neon", "i8mm"}) {
+  for (const char* name : {"generic", "avx2", "avx512", "avx512bf16", "neon"}) {
     if (CpuOpsVariant(name)) names.push_back(name);
   }
   return names;

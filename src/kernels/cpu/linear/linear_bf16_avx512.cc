@@ -1,0 +1,74 @@
+// Linear on AVX-512 with VNNI and VBMI, BF16 pairs multiplied by vdpbf16ps: for AMD's processors,
+// where it is twice as fast as FP32 multiply-adds. Everything else is linear_avx512.cc's.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/linear/layout.h"
+#include "kernels/cpu/linear/linear_kernels.h"
+
+namespace nibble::kernels::cpu {
+namespace avx512_bf16 {
+namespace {
+
+#include "kernels/cpu/linear/rows_avx512.inc"
+
+using Pairs = __m512i;
+using PairBlock = Bf16Block;
+
+NIBBLE_INLINE Row PairDot(Pairs w, const uint16_t* x, Row c) {
+  return _mm512_dpbf16_ps(c, (__m512bh)w, (__m512bh)SplatDword(x));
+}
+template <int P>
+NIBBLE_INLINE Pairs CodePair(const std::byte* p) {
+  return CodeWords<P>(p);
+}
+template <int P>
+NIBBLE_INLINE Pairs Bf16Pair(const std::byte* p) {
+  return Bf16Words<P>(p);
+}
+template <int P>
+NIBBLE_INLINE Pairs Fp8Pair(const std::byte* p) {
+  return Fp8Words<P>(p);
+}
+
+#include "kernels/cpu/linear/panel_loops.inc"
+
+int64_t ProbeBf16(int64_t iterations) {
+  __m512 sums[kProbeSums] = {};
+  // Each sum starts as a secret, or the compiler would compute one for all.
+  for (__m512& sum : sums) asm volatile("" : "+v"(sum));
+  __m512i a = _mm512_set1_epi16(0x3F80);
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+v"(a));
+#pragma GCC unroll 12
+    for (__m512& sum : sums) sum = _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)a);
+  }
+  for (__m512& sum : sums) asm volatile("" ::"v"(sum));
+  return iterations * kProbeSums * 32 * 2;
+}
+
+// The rest of the table comes from Avx512Linear.
+LinearKernels MakeTable() {
+  LinearKernels kernels = Avx512Linear();
+  kernels.name = "avx512-bf16";
+  kernels.bf16_probe = ProbeBf16;
+  kernels.prepare_bf16 = PrepareBf16;
+  kernels.bf16_block_bytes = sizeof(PairBlock);
+  kernels.nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 2, 4, 8, 12>();
+  kernels.mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4, 12>();
+  kernels.bf16 = MakeKernel<DenseBf16, 1, 2, 4, 8, 12>();
+  kernels.fp8 = MakeKernel<DenseFp8, 1, 4, 12>();
+  return kernels;
+}
+
+}  // namespace
+}  // namespace avx512_bf16
+
+const LinearKernels& Avx512Bf16Linear() {
+  static const LinearKernels kernels = avx512_bf16::MakeTable();
+  return kernels;
+}
+
+}  // namespace nibble::kernels::cpu
