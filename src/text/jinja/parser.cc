@@ -261,7 +261,7 @@ class Parser {
     NIBBLE_TRY(Expect(Type::kBlockEnd, "'%}'"));
     ++loop_depth_;
     const size_t mentions = loop_mentions_;
-    auto body = ParseBody({"endfor", "else"});
+    auto body = ParseBody({"else", "endfor"});
     --loop_depth_;
     NIBBLE_ASSIGN(loop.body, std::move(body));
     loop.uses_loop = loop_mentions_ != mentions || loop.condition != nullptr;
