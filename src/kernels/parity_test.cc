@@ -295,6 +295,46 @@ TEST_P(Parity, AttentionIsTheSameInAnyBatch) {
   }
 }
 
+// 256 heads look at two keys: the first holds every E4M3 code, the second is 0; head h asks for
+// element h alone, so its first weight is the sigmoid of that code's value.
+TEST_P(Parity, AttentionReadsEveryFp8Code) {
+  const int32_t dh = 256, kv_len = 2, page = 0;
+  std::vector<uint8_t> k(16 * dh), v(16 * dh);
+  std::vector<uint16_t> q(dh * dh), got(dh * dh), expected(dh * dh);
+  for (int32_t code = 0; code < dh; ++code) {
+    k[code] = (code & 0x7F) == 0x7F ? 0 : static_cast<uint8_t>(code);
+    v[code] = k[code];
+    q[code * dh + code] = Bf16FromFloat(1.0f);
+  }
+  for (float scale : {1.0f / 64, 64.0f}) {
+    const int32_t q_start[] = {0, 1};
+    AttentionParams params = {.q = q.data(),
+                              .out = expected.data(),
+                              .t = 1,
+                              .sequences = 1,
+                              .q_start = q_start,
+                              .kv_len = &kv_len,
+                              .page_table = &page,
+                              .max_pages = 1,
+                              .q_heads = dh,
+                              .scale = scale,
+                              .cache = {.k = reinterpret_cast<std::byte*>(k.data()),
+                                        .v = reinterpret_cast<std::byte*>(v.data()),
+                                        .format = KvFormat::kFp8,
+                                        .page_size = 16,
+                                        .kv_heads = 1,
+                                        .head_dim = dh}};
+    RefOps().attention({}, params);
+    params.out = got.data();
+    ops().attention(DirtyContext(1, ops().attention_workspace(1, 1, dh, dh)), params);
+    for (uint16_t& value : expected)  // weights below e^-86 count as 0 on the vector units
+      if (std::abs(Bf16ToFloat(value)) < 1e-30f) value &= 0x8000;
+    for (uint16_t& value : got)
+      if (std::abs(Bf16ToFloat(value)) < 1e-30f) value &= 0x8000;
+    ExpectNear(got, expected, 1, {kAttentionTolerance.relative, 0.0f});
+  }
+}
+
 // The vector units with fused multiply-add agree bit for bit (simd.h).
 TEST(ParityAcrossVariants, AttentionIsTheSameOnAvx2AndAvx512) {
   const OpTable* avx2 = VectorOpsTable("avx2");

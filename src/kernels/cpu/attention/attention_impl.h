@@ -35,10 +35,6 @@ NIBBLE_SIMD const std::byte* BlockAddress(const AttentionChunk& c, const std::by
   return base + row * c.cache.head_dim * element_bytes;
 }
 
-NIBBLE_SIMD NativeF NativeLoadElement(const uint16_t* p) {
-  return NativeFromBits(NativeShiftLeft<16>(NativeLoadU16(p)));
-}
-NIBBLE_SIMD NativeF NativeLoadElement(const uint8_t* p) { return NativeLoadE4M3(p); }
 template <typename Count = Full>
 NIBBLE_SIMD F32 LoadElement(const uint16_t* p, Count count = {}) {
   return LoadBf16(p, count);
@@ -48,23 +44,41 @@ NIBBLE_SIMD F32 LoadElement(const uint8_t* p, Count count = {}) {
   return LoadE4M3(p, count);
 }
 
+NIBBLE_SIMD NativeI NativeLoadPairs(const uint16_t* p) {
+  return NativeLoadI32(reinterpret_cast<const int32_t*>(p));
+}
+NIBBLE_SIMD NativeI NativeLoadPairs(const uint8_t* p) { return NativeLoadE4M3Pairs(p); }
+
+constexpr int64_t kPairLanes = 2 * kNativeLanes;
+
+// kNativeLanes keys of kPairLanes elements, transposed, to out (d, 16). Pairs of BF16 travel as
+// dwords through one transposition and part afterwards.
+template <typename Element>
+NIBBLE_SIMD void TransposePairs(const Element* keys, int64_t head_dim, float* out) {
+  NativeI square[kNativeLanes];
+  for (int r = 0; r < kNativeLanes; ++r) square[r] = NativeLoadPairs(keys + r * head_dim);
+  NativeTranspose(square);
+  for (int c = 0; c < kNativeLanes; ++c) {
+    const NativeI odd = NativeAnd(square[c], NativeSetInt(static_cast<int32_t>(0xFFFF0000u)));
+    NativeStoreF32(out + 2 * c * kBlockKeys, NativeFromBits(NativeShiftLeft<16>(square[c])));
+    NativeStoreF32(out + (2 * c + 1) * kBlockKeys, NativeFromBits(odd));
+  }
+}
+
 // One block of keys (16, Dh) to out (Dh, 16), widened: a score then needs no horizontal sum.
 template <typename Element>
 static void TransposeKeys(const Element* keys, int64_t head_dim, float* out) {
   int64_t d = 0;
-  for (; d + kNativeLanes <= head_dim; d += kNativeLanes)
-    for (int row = 0; row < kBlockKeys; row += kNativeLanes) {
-      NativeF square[kNativeLanes];
-      for (int r = 0; r < kNativeLanes; ++r)
-        square[r] = NativeLoadElement(keys + (row + r) * head_dim + d);
-      NativeStoreTransposed(square, out + d * kBlockKeys + row);
+  for (; d + kPairLanes <= head_dim; d += kPairLanes)
+    for (int row = 0; row < kBlockKeys; row += kNativeLanes)
+      TransposePairs(keys + row * head_dim + d, head_dim, out + d * kBlockKeys + row);
+  for (; d < head_dim; d += kLanes) {
+    const int n = static_cast<int>(head_dim - d < kLanes ? head_dim - d : kLanes);
+    for (int row = 0; row < kBlockKeys; ++row) {
+      float tail[kLanes];
+      StoreF32(tail, LoadElement(keys + row * head_dim + d, Tail{n}));
+      for (int i = 0; i < n; ++i) out[(d + i) * kBlockKeys + row] = tail[i];
     }
-  if (d == head_dim) return;
-  float tail[kLanes];
-  for (int row = 0; row < kBlockKeys; ++row) {
-    const int n = static_cast<int>(head_dim - d);
-    StoreF32(tail, LoadElement(keys + row * head_dim + d, Tail{n}));
-    for (int i = 0; i < n; ++i) out[(d + i) * kBlockKeys + row] = tail[i];
   }
 }
 
@@ -124,11 +138,21 @@ static void ScoreRows(const AttentionChunk& c, float* scores) {
   }
 }
 
+// Asks for one block: the hardware does not see the next one coming, as pages lie apart.
+static void PrefetchBlock(const AttentionChunk& c, const std::byte* base, int32_t position) {
+  const int64_t element_bytes = c.cache.format == KvFormat::kBf16 ? 2 : 1;
+  const int64_t bytes = kBlockKeys * c.cache.head_dim * element_bytes;
+  const std::byte* block = BlockAddress(c, base, position);
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(block + at, 0, 2);
+}
+
+// While it scores a block it asks for the block's values.
 template <typename Element>
 static void ScoreChunk(const AttentionChunk& c, BlockRange range) {
   const int64_t head_dim = c.cache.head_dim;
   const int64_t stride = PaddedHeadDim(head_dim) * kBlockKeys;
   const auto load = [&](int32_t position, float* out) {
+    PrefetchBlock(c, c.cache.v, position);
     TransposeKeys(reinterpret_cast<const Element*>(BlockAddress(c, c.cache.k, position)), head_dim,
                   out);
   };
@@ -174,17 +198,26 @@ static void SoftmaxRow(const AttentionChunk& c, int64_t row, BlockRange range, f
 
 // ---- Weighted values ----
 
+// A block of values, widened beforehand (float) or as it lies in the cache.
+template <typename Value>
+struct ValueBlock {
+  const Value* data;
+  int64_t stride;
+};
+NIBBLE_SIMD F32 LoadElement(const float* p) { return LoadF32(p); }
+
 // o[r] += sum over j in [begin, end) of weights[r][j] * values[j], for kRows rows and kVectors
 // vectors of the head.
-template <int kRows, int kVectors>
-NIBBLE_SIMD void ValueTile(const float* weights, const float* values, int64_t padded, int begin,
-                           int end, float* o) {
+template <int kRows, int kVectors, typename Value>
+NIBBLE_SIMD void ValueTile(const float* weights, ValueBlock<Value> values, int64_t padded,
+                           int begin, int end, float* o) {
   F32 sums[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v) sums[r][v] = LoadF32(o + r * padded + v * kLanes);
   for (int j = begin; j < end; ++j) {
     F32 value[kVectors];
-    for (int v = 0; v < kVectors; ++v) value[v] = LoadF32(values + j * padded + v * kLanes);
+    for (int v = 0; v < kVectors; ++v)
+      value[v] = LoadElement(values.data + j * values.stride + v * kLanes);
     for (int r = 0; r < kRows; ++r) {
       const F32 weight = Set(weights[r * kChunkKeys + j]);
       for (int v = 0; v < kVectors; ++v) sums[r][v] = Fma(weight, value[v], sums[r][v]);
@@ -194,18 +227,22 @@ NIBBLE_SIMD void ValueTile(const float* weights, const float* values, int64_t pa
     for (int v = 0; v < kVectors; ++v) StoreF32(o + r * padded + v * kLanes, sums[r][v]);
 }
 
-template <int kRows>
-static void ValueRows(const float* weights, const float* values, int64_t padded, int begin, int end,
-                      float* o) {
+template <int kRows, typename Value>
+static void ValueRows(const float* weights, ValueBlock<Value> values, int64_t padded, int begin,
+                      int end, float* o) {
   int64_t d = 0;
   for (; d + kTileVectors * kLanes <= padded; d += kTileVectors * kLanes)
-    ValueTile<kRows, kTileVectors>(weights, values + d, padded, begin, end, o + d);
+    ValueTile<kRows, kTileVectors>(weights, ValueBlock<Value>{values.data + d, values.stride},
+                                   padded, begin, end, o + d);
   for (; d < padded; d += kLanes)
-    ValueTile<kRows, 1>(weights, values + d, padded, begin, end, o + d);
+    ValueTile<kRows, 1>(weights, ValueBlock<Value>{values.data + d, values.stride}, padded, begin,
+                        end, o + d);
 }
 
 // One block for all rows. A row adds its visible keys only: a hidden value may be anything.
-static void AddValues(const AttentionChunk& c, int32_t position, const AttentionState& state) {
+template <typename Value>
+static void AddValueBlock(const AttentionChunk& c, int32_t position, ValueBlock<Value> values,
+                          const AttentionState& state) {
   const int64_t padded = PaddedHeadDim(c.cache.head_dim);
   const auto sees_all = [&](int64_t row) {
     return c.first[row] <= position && position + kBlockKeys - 1 <= c.last[row];
@@ -217,23 +254,34 @@ static void AddValues(const AttentionChunk& c, int32_t position, const Attention
     float* o = state.o + r * padded;
     switch (together) {
       case 4:
-        ValueRows<4>(weights, c.values, padded, 0, kBlockKeys, o);
+        ValueRows<4>(weights, values, padded, 0, kBlockKeys, o);
         break;
       case 3:
-        ValueRows<3>(weights, c.values, padded, 0, kBlockKeys, o);
+        ValueRows<3>(weights, values, padded, 0, kBlockKeys, o);
         break;
       case 2:
-        ValueRows<2>(weights, c.values, padded, 0, kBlockKeys, o);
+        ValueRows<2>(weights, values, padded, 0, kBlockKeys, o);
         break;
       default: {
         together = 1;
         const int32_t begin = MaxInt(c.first[r] - position, 0);
         const int32_t end = MinInt(c.last[r] - position + 1, kBlockKeys);
-        if (begin < end) ValueRows<1>(weights, c.values, padded, begin, end, o);
+        if (begin < end) ValueRows<1>(weights, values, padded, begin, end, o);
       }
     }
     r += together;
   }
+}
+
+// Many rows share values that were widened once; few rows widen them on the way.
+template <typename Element>
+static void AddValues(const AttentionChunk& c, int32_t position, const AttentionState& state) {
+  const int64_t head_dim = c.cache.head_dim;
+  const auto* values = reinterpret_cast<const Element*>(BlockAddress(c, c.cache.v, position));
+  if (c.rows <= kTileRows && head_dim % kLanes == 0)
+    return AddValueBlock(c, position, ValueBlock<Element>{values, head_dim}, state);
+  WidenValues(values, head_dim, c.values);
+  AddValueBlock(c, position, ValueBlock<float>{c.values, PaddedHeadDim(head_dim)}, state);
 }
 
 template <typename Element>
@@ -248,10 +296,10 @@ static void AttendChunkOf(const AttentionChunk& c, const AttentionState& state) 
     const BlockRange own = VisibleBlocks(c, r, r + 1);
     if (own.begin < own.end) SoftmaxRow(c, r, own, &state.m[r], &state.l[r]);
   }
+  const int32_t last = c.last[c.rows - 1];  // rows are in order of position
   for (int32_t position = range.begin; position < range.end; position += kBlockKeys) {
-    const std::byte* values = BlockAddress(c, c.cache.v, position);
-    WidenValues(reinterpret_cast<const Element*>(values), c.cache.head_dim, c.values);
-    AddValues(c, position, state);
+    if (position + kChunkKeys <= last) PrefetchBlock(c, c.cache.k, position + kChunkKeys);
+    AddValues<Element>(c, position, state);
   }
 }
 

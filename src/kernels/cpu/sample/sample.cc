@@ -256,13 +256,16 @@ class RowSampler {
         return static_cast<int>(std::min(nats * kBucketsPerNat, float{kBuckets - 1}));
       };
       std::array<double, kBuckets> sums{};
-      for (int64_t i = 0; i < count; ++i) sums[bucket_of(i)] += weights_[i];
+      for (int64_t i = 0; i < count; ++i) {
+        order_[i] = bucket_of(i);
+        sums[order_[i]] += weights_[i];
+      }
       int bucket = 0;
       while (bucket < kBuckets - 1 && better_mass + sums[bucket] < wanted)
         better_mass += sums[bucket++];
       in_question = 0;
       for (int64_t i = 0; i < count; ++i)
-        if (bucket_of(i) == bucket) order_[in_question++] = static_cast<int32_t>(i);
+        if (order_[i] == bucket) order_[in_question++] = static_cast<int32_t>(i);
     }
     const auto better = BetterIn(logits);
     std::sort(order_, order_ + in_question,

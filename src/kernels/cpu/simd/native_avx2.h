@@ -87,6 +87,23 @@ NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
   return _mm256_cvtph_ps(half);
 }
 
+// Sixteen codes as BF16 of value * 2^-8, two per dword.
+NIBBLE_NATIVE NativeI NativeLoadE4M3Pairs(const uint8_t* p) {
+  const __m256i code = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i magnitude = _mm256_and_si256(_mm256_slli_epi16(code, 4), _mm256_set1_epi16(0x7F0));
+  const __m256i normal = _mm256_add_epi16(magnitude, _mm256_set1_epi16(112 << 7));
+  const __m256i subnormals = _mm256_broadcastsi128_si256(
+      _mm_setr_epi16(0, 0x3700, 0x3780, 0x37C0, 0x3800, 0x3820, 0x3840, 0x3860));
+  const __m256i mantissa = _mm256_and_si256(code, _mm256_set1_epi16(7));
+  const __m256i index = _mm256_add_epi16(_mm256_mullo_epi16(mantissa, _mm256_set1_epi16(0x202)),
+                                         _mm256_set1_epi16(0x100));
+  const __m256i is_subnormal = _mm256_cmpgt_epi16(_mm256_set1_epi16(0x80), magnitude);
+  const __m256i bits =
+      _mm256_blendv_epi8(normal, _mm256_shuffle_epi8(subnormals, index), is_subnormal);
+  const __m256i sign = _mm256_and_si256(code, _mm256_set1_epi16(static_cast<short>(0x8000)));
+  return _mm256_or_si256(bits, sign);
+}
+
 NIBBLE_NATIVE float NativeSum(NativeF a) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -98,23 +115,23 @@ NIBBLE_NATIVE float NativeLargest(NativeF a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-// Row i of a square of kNativeLanes: out[16 * column + row].
-NIBBLE_NATIVE void NativeStoreTransposed(const NativeF rows[8], float* out) {
-  __m256 t[8];
+// Transposes a square of kNativeLanes dwords: rows in, columns out.
+NIBBLE_NATIVE void NativeTranspose(NativeI rows[8]) {
+  __m256i t[8];
   for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    t[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
   }
-  __m256 u[8];
+  __m256i u[8];
   for (int g = 0; g < 8; g += 4) {
-    u[g] = _mm256_shuffle_ps(t[g], t[g + 2], 0x44);
-    u[g + 1] = _mm256_shuffle_ps(t[g], t[g + 2], 0xEE);
-    u[g + 2] = _mm256_shuffle_ps(t[g + 1], t[g + 3], 0x44);
-    u[g + 3] = _mm256_shuffle_ps(t[g + 1], t[g + 3], 0xEE);
+    u[g] = _mm256_unpacklo_epi64(t[g], t[g + 2]);
+    u[g + 1] = _mm256_unpackhi_epi64(t[g], t[g + 2]);
+    u[g + 2] = _mm256_unpacklo_epi64(t[g + 1], t[g + 3]);
+    u[g + 3] = _mm256_unpackhi_epi64(t[g + 1], t[g + 3]);
   }
   for (int c = 0; c < 4; ++c) {
-    _mm256_storeu_ps(out + 16 * c, _mm256_permute2f128_ps(u[c], u[4 + c], 0x20));
-    _mm256_storeu_ps(out + 16 * (4 + c), _mm256_permute2f128_ps(u[c], u[4 + c], 0x31));
+    rows[c] = _mm256_permute2x128_si256(u[c], u[4 + c], 0x20);
+    rows[4 + c] = _mm256_permute2x128_si256(u[c], u[4 + c], 0x31);
   }
 }
 

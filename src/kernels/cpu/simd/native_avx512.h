@@ -83,6 +83,20 @@ NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
   return _mm512_cvtph_ps(half);
 }
 
+// Thirty-two codes as BF16 of value * 2^-8, two per dword.
+NIBBLE_NATIVE NativeI NativeLoadE4M3Pairs(const uint8_t* p) {
+  const __m512i code =
+      _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i magnitude = _mm512_and_si512(_mm512_slli_epi16(code, 4), _mm512_set1_epi16(0x7F0));
+  const __m512i normal = _mm512_add_epi16(magnitude, _mm512_set1_epi16(112 << 7));
+  const __m512i subnormals = _mm512_castsi128_si512(
+      _mm_setr_epi16(0, 0x3700, 0x3780, 0x37C0, 0x3800, 0x3820, 0x3840, 0x3860));
+  const __mmask32 is_subnormal = _mm512_testn_epi16_mask(code, _mm512_set1_epi16(0x78));
+  const __m512i bits = _mm512_mask_permutexvar_epi16(normal, is_subnormal, code, subnormals);
+  // bits | (code & 0x8000)
+  return _mm512_ternarylogic_epi32(bits, code, _mm512_set1_epi16(static_cast<short>(0x8000)), 0xF8);
+}
+
 NIBBLE_NATIVE float NativeSum(NativeF a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -96,14 +110,14 @@ NIBBLE_NATIVE float NativeLargest(NativeF a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-// Transposes a 16 x 16 matrix of dwords: rows in, columns out.
-NIBBLE_NATIVE void NativeTranspose16(__m512i rows[16]) {
+// Transposes a square of kNativeLanes dwords: rows in, columns out.
+NIBBLE_NATIVE void NativeTranspose(NativeI rows[16]) {
   __m512i t[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
   }
-  // u[4 g + c]: rows 4 g .. 4 g + 3 of columns c, 4 + c, 8 + c, 12 + c (one per 128-bit lane).
+  // u[g + c]: rows g .. g + 3 of columns c, 4 + c, 8 + c, 12 + c (one per 128-bit lane).
   __m512i u[16];
   for (int g = 0; g < 16; g += 4) {
     u[g] = _mm512_unpacklo_epi64(t[g], t[g + 2]);
@@ -121,14 +135,6 @@ NIBBLE_NATIVE void NativeTranspose16(__m512i rows[16]) {
     rows[4 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0x88);
     rows[12 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0xDD);
   }
-}
-
-// Row i of a square of kNativeLanes: out[16 * column + row].
-NIBBLE_NATIVE void NativeStoreTransposed(const NativeF rows[16], float* out) {
-  __m512i t[16];
-  for (int i = 0; i < 16; ++i) t[i] = _mm512_castps_si512(rows[i]);
-  NativeTranspose16(t);
-  for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + 16 * i, t[i]);
 }
 
 }  // namespace nibble::kernels::NIBBLE_ISA

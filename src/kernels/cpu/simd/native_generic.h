@@ -86,14 +86,22 @@ NIBBLE_NATIVE void NativeStoreU16(uint16_t* p, NativeI a) {
 NIBBLE_NATIVE void NativeStoreU8(uint8_t* p, NativeI a) {
   for (int i = 0; i < 4; ++i) p[i] = static_cast<uint8_t>(a[i]);
 }
-NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
-  const NativeI code = {p[0], p[1], p[2], p[3]};
+NIBBLE_NATIVE NativeF DecodeE4M3(NativeI code) {
   const NativeI magnitude = code & 0x7F;
   // Exponent bias 7 to 127, and the 2^-8 of LoadE4M3; subnormals count units of 2^-9.
   const NativeI normal = (magnitude << 20) + (112 << 23);
   const NativeF subnormal = __builtin_convertvector(magnitude, NativeF) * 0x1p-17f;
   const NativeI bits = magnitude < 8 ? reinterpret_cast<NativeI>(subnormal) : normal;
   return NativeFromBits(bits | NativeShiftLeft<24>(code & 0x80));
+}
+NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
+  return DecodeE4M3(NativeI{p[0], p[1], p[2], p[3]});
+}
+// Eight codes as BF16 of value * 2^-8, two per dword.
+NIBBLE_NATIVE NativeI NativeLoadE4M3Pairs(const uint8_t* p) {
+  const NativeI even = NativeBits(DecodeE4M3(NativeI{p[0], p[2], p[4], p[6]}));
+  const NativeI odd = NativeBits(DecodeE4M3(NativeI{p[1], p[3], p[5], p[7]}));
+  return NativeShiftRight<16>(even) | odd;
 }
 
 NIBBLE_NATIVE float NativeSum(NativeF a) { return (a[0] + a[2]) + (a[1] + a[3]); }
@@ -103,10 +111,11 @@ NIBBLE_NATIVE float NativeLargest(NativeF a) {
   return even > odd ? even : odd;
 }
 
-// Row i of a square of kNativeLanes: out[16 * column + row].
-NIBBLE_NATIVE void NativeStoreTransposed(const NativeF rows[4], float* out) {
-  for (int c = 0; c < 4; ++c)
-    for (int r = 0; r < 4; ++r) out[16 * c + r] = rows[r][c];
+// Transposes a square of kNativeLanes dwords: rows in, columns out.
+NIBBLE_NATIVE void NativeTranspose(NativeI rows[4]) {
+  NativeI columns[4];
+  for (int c = 0; c < 4; ++c) columns[c] = NativeI{rows[0][c], rows[1][c], rows[2][c], rows[3][c]};
+  for (int c = 0; c < 4; ++c) rows[c] = columns[c];
 }
 
 }  // namespace nibble::kernels::NIBBLE_ISA

@@ -80,6 +80,22 @@ NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
   return vcvt_f32_f16(vreinterpret_f16_s16(half));
 }
 
+// Eight codes as BF16 of value * 2^-8, two per dword.
+NIBBLE_NATIVE NativeI NativeLoadE4M3Pairs(const uint8_t* p) {
+  const int16x8_t code = vmovl_s8(vld1_s8(reinterpret_cast<const int8_t*>(p)));
+  const int16x8_t magnitude = vandq_s16(vshlq_n_s16(code, 4), vdupq_n_s16(0x7F0));
+  const int16x8_t normal = vaddq_s16(magnitude, vdupq_n_s16(112 << 7));
+  const uint16x8_t subnormals = {0, 0x3700, 0x3780, 0x37C0, 0x3800, 0x3820, 0x3840, 0x3860};
+  const int16x8_t mantissa = vandq_s16(code, vdupq_n_s16(7));
+  const int16x8_t index = vmlaq_n_s16(vdupq_n_s16(0x100), mantissa, 0x202);
+  const int16x8_t subnormal = vreinterpretq_s16_u8(
+      vqtbl1q_u8(vreinterpretq_u8_u16(subnormals), vreinterpretq_u8_s16(index)));
+  const uint16x8_t is_subnormal = vcltq_s16(magnitude, vdupq_n_s16(0x80));
+  const int16x8_t bits = vbslq_s16(is_subnormal, subnormal, normal);
+  const int16x8_t sign = vandq_s16(code, vdupq_n_s16(static_cast<int16_t>(0x8000)));
+  return vreinterpretq_s32_s16(vorrq_s16(bits, sign));
+}
+
 NIBBLE_NATIVE float NativeSum(NativeF a) {
   const float32x2_t two = vadd_f32(vget_low_f32(a), vget_high_f32(a));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
@@ -91,16 +107,16 @@ NIBBLE_NATIVE float NativeLargest(NativeF a) {
   return first > second ? first : second;
 }
 
-// Row i of a square of kNativeLanes: out[16 * column + row].
-NIBBLE_NATIVE void NativeStoreTransposed(const NativeF rows[4], float* out) {
-  const float32x4_t a = vtrn1q_f32(rows[0], rows[1]);
-  const float32x4_t b = vtrn2q_f32(rows[0], rows[1]);
-  const float32x4_t c = vtrn1q_f32(rows[2], rows[3]);
-  const float32x4_t d = vtrn2q_f32(rows[2], rows[3]);
-  vst1q_f32(out, vcombine_f32(vget_low_f32(a), vget_low_f32(c)));
-  vst1q_f32(out + 16, vcombine_f32(vget_low_f32(b), vget_low_f32(d)));
-  vst1q_f32(out + 32, vcombine_f32(vget_high_f32(a), vget_high_f32(c)));
-  vst1q_f32(out + 48, vcombine_f32(vget_high_f32(b), vget_high_f32(d)));
+// Transposes a square of kNativeLanes dwords: rows in, columns out.
+NIBBLE_NATIVE void NativeTranspose(NativeI rows[4]) {
+  const int32x4_t a = vtrn1q_s32(rows[0], rows[1]);
+  const int32x4_t b = vtrn2q_s32(rows[0], rows[1]);
+  const int32x4_t c = vtrn1q_s32(rows[2], rows[3]);
+  const int32x4_t d = vtrn2q_s32(rows[2], rows[3]);
+  rows[0] = vcombine_s32(vget_low_s32(a), vget_low_s32(c));
+  rows[1] = vcombine_s32(vget_low_s32(b), vget_low_s32(d));
+  rows[2] = vcombine_s32(vget_high_s32(a), vget_high_s32(c));
+  rows[3] = vcombine_s32(vget_high_s32(b), vget_high_s32(d));
 }
 
 }  // namespace nibble::kernels::NIBBLE_ISA
