@@ -19,6 +19,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
@@ -276,6 +277,9 @@ struct OpTable {
   size_t (*sample_workspace)(int threads, int64_t max_rows, int64_t vocab) = nullptr;
   void (*sample)(const OpContext&, const SampleParams&) = nullptr;
 };
+
+// Names of the entries that a backend has not filled ("attention").
+std::vector<std::string_view> MissingOps(const OpTable& table);
 
 // The obvious scalar version of every op.
 const OpTable& RefOps();

@@ -288,6 +288,17 @@ class Loader : public TableWalk {
   const LoadOptions& options_;
 };
 
+Status CheckOps(const LoadableModel& model, const kernels::OpTable& ops) {
+  const std::vector<std::string_view> missing = kernels::MissingOps(ops);
+  for (const std::string_view op : model.RequiredOps()) {
+    if (std::ranges::find(missing, op) == missing.end()) continue;
+    return nibble::Fail(Code::kUnsupported,
+                        "{} needs the op {}, which the {} {} backend does not have",
+                        model.info().architecture, op, ops.backend, ops.variant);
+  }
+  return {};
+}
+
 void TakeCounts(const TableWalk& walk, ModelInfo* info) {
   info->weight_bytes = walk.weight_bytes();
   info->bytes_per_token = walk.bytes_per_token();
@@ -301,6 +312,7 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
   const kernels::OpTable& ops = options.ops != nullptr ? *options.ops : kernels::CpuOps();
   NIBBLE_ASSIGN(const Architecture* architecture, FindArchitecture(checkpoint.config()));
   NIBBLE_ASSIGN(std::unique_ptr<LoadableModel> model, architecture->make(checkpoint.config()));
+  NIBBLE_TRY(CheckOps(*model, ops));
   Loader loader(checkpoint, ops, options);
   model->VisitWeights(loader);
   NIBBLE_TRY(loader.status());

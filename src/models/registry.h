@@ -30,6 +30,9 @@ class LoadableModel : public Model {
   virtual Status FinishLoad(const kernels::OpTable& ops, ThreadPool* pool,
                             int64_t max_positions) = 0;
   virtual ModelInfo& mutable_info() = 0;
+  // Entries of OpTable that Forward calls: one that the backend lacks is an error when the model
+  // loads.
+  virtual std::vector<std::string_view> RequiredOps() const = 0;
 };
 
 struct Architecture {

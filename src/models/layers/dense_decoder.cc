@@ -94,6 +94,11 @@ void DenseDecoder::VisitWeights(WeightVisitor& visitor) {
   }
 }
 
+std::vector<std::string_view> DenseDecoder::RequiredOps() const {
+  return {"pack_weight", "linear", "embed",          "rms_norm",
+          "gather_rows", "swiglu", "rope_and_cache", "attention"};
+}
+
 Status DenseDecoder::FinishLoad(const kernels::OpTable& ops, ThreadPool* pool,
                                 int64_t max_positions) {
   ops_ = &ops;

@@ -50,6 +50,7 @@ class DenseDecoder final : public LoadableModel {
   const kernels::OpTable& ops() const override { return *ops_; }
 
   void VisitWeights(WeightVisitor& visitor) override;
+  std::vector<std::string_view> RequiredOps() const override;
   Status FinishLoad(const kernels::OpTable& ops, ThreadPool* pool, int64_t max_positions) override;
 
  private:

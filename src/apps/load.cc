@@ -1,0 +1,148 @@
+#include "apps/load.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <utility>
+
+#include "base/log.h"
+#include "device/cpu.h"
+#include "formats/hub.h"
+#include "models/model.h"
+#include "text/chat_template_source.h"
+
+namespace nibble::apps {
+namespace {
+
+using kernels::ActivationFormat;
+using kernels::KvFormat;
+
+Result<ActivationFormat> ParseActivations(const std::string& name) {
+  // int8 keeps every golden within the yardstick and is the faster one: the default.
+  if (name == "auto" || name == "int8") return ActivationFormat::kInt8;
+  if (name == "bf16") return ActivationFormat::kBf16;
+  return Fail(Code::kInvalidArgument, "--cpu-activations {}: expected auto, bf16 or int8", name);
+}
+
+Result<KvFormat> ParseKvFormat(const std::string& name) {
+  if (name == "auto" || name == "bf16" || name == "bfloat16") return KvFormat::kBf16;
+  if (name == "fp8" || name == "fp8_e4m3") return KvFormat::kFp8;
+  return Fail(Code::kInvalidArgument, "--kv-cache-dtype {}: expected auto, bf16 or fp8", name);
+}
+
+Status CheckDevice(const std::string& device) {
+  if (device == "auto" || device == "cpu") return {};
+  if (device == "cuda") {
+    return Fail(Code::kUnsupported, "--device cuda: this build has no CUDA kernels; use --device cpu");
+  }
+  return Fail(Code::kInvalidArgument, "--device {}: expected auto, cpu or cuda", device);
+}
+
+std::string TextOrEmpty(const formats::Checkpoint& checkpoint, std::string_view name) {
+  auto text = checkpoint.ReadText(name);
+  return text ? std::move(*text) : std::string();
+}
+
+Result<std::shared_ptr<const text::Tokenizer>> LoadTokenizer(const formats::Checkpoint& checkpoint,
+                                                             const std::string& config_json) {
+  NIBBLE_ASSIGN(std::string tokenizer_json, checkpoint.ReadText("tokenizer.json"));
+  auto tokenizer =
+      text::Tokenizer::Load({.tokenizer_json = std::move(tokenizer_json), .tokenizer_config_json = config_json});
+  if (!tokenizer) return tl::unexpected(tokenizer.error().Context(checkpoint.path() + " tokenizer.json"));
+  return std::make_shared<const text::Tokenizer>(std::move(*tokenizer));
+}
+
+int64_t StoredBytes(const formats::Checkpoint& checkpoint) {
+  int64_t bytes = 0;
+  for (const formats::TensorEntry& entry : checkpoint.tensors()) bytes += entry.stored_bytes;
+  return bytes;
+}
+
+void PrintSummary(const LoadedModel& model, const kernels::OpTable& ops) {
+  const models::ModelInfo& info = model.engine->model_info();
+  LogInfo("{}: {}; {} of weights", info.architecture, info.weight_summary,
+          FormatBytes(static_cast<double>(info.weight_bytes)));
+  LogInfo("kernels: {} {}, activations {}, {} threads ({})", ops.backend, ops.variant, model.activations,
+          model.pool->threads(), GetCpuInfo().model);
+  LogInfo("{:.1f} MB read per token; memory reads at {:.1f} GB/s: at most {:.0f} tokens/s for one request",
+          static_cast<double>(info.bytes_per_token) / 1e6, model.read_bandwidth / 1e9,
+          model.read_bandwidth / static_cast<double>(info.bytes_per_token));
+  std::fputs(model.engine->memory_plan().ToString().c_str(), stderr);
+}
+
+}  // namespace
+
+int ThreadCount(int option) { return option > 0 ? option : std::max(1, GetCpuInfo().usable_cores); }
+
+int Report(const Error& error) {
+  LogError("{}", error.message());
+  return error.code() == Code::kInvalidArgument || error.code() == Code::kUnsupported ? 2 : 1;
+}
+
+Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage) {
+  const auto tell = [&](std::string_view name, double fraction) {
+    if (stage) stage(name, fraction);
+  };
+  NIBBLE_TRY(CheckDevice(options.device));
+  NIBBLE_ASSIGN(const ActivationFormat activations, ParseActivations(options.activations));
+  NIBBLE_ASSIGN(const KvFormat kv_format, ParseKvFormat(options.kv_cache_dtype));
+
+  LoadedModel loaded;
+  tell("finding the model", 0);
+  NIBBLE_ASSIGN(loaded.path, formats::ResolveModel(options.model));
+  NIBBLE_ASSIGN(const std::unique_ptr<formats::Checkpoint> checkpoint,
+                formats::OpenCheckpoint(loaded.path, {.quantization = options.quantization}));
+  NIBBLE_ASSIGN(const models::ModelInfo described, models::DescribeModel(*checkpoint));
+
+  loaded.tokenizer_config_json = TextOrEmpty(*checkpoint, "tokenizer_config.json");
+  loaded.generation_config_json = TextOrEmpty(*checkpoint, "generation_config.json");
+  NIBBLE_ASSIGN(auto tokenizer, LoadTokenizer(*checkpoint, loaded.tokenizer_config_json));
+  NIBBLE_ASSIGN(loaded.chat_template, text::SelectChatTemplate({
+                                          .chat_template_jinja = TextOrEmpty(*checkpoint, "chat_template.jinja"),
+                                          .tokenizer_config_json = loaded.tokenizer_config_json,
+                                          .chat_template_json = TextOrEmpty(*checkpoint, "chat_template.json"),
+                                      }));
+
+  loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));
+  loaded.activations = activations == ActivationFormat::kInt8 ? "int8" : "bf16";
+  tell("measuring memory", 0);
+  loaded.read_bandwidth = MeasureReadBandwidth(*loaded.pool, int64_t{1} << 28);
+
+  std::unique_ptr<models::Model> model;
+  {
+    tell("loading weights", 0);
+    Progress progress("loading weights", StoredBytes(*checkpoint));
+    NIBBLE_ASSIGN(model, models::LoadModel(*checkpoint, {.pool = loaded.pool.get(),
+                                                         .activations = activations,
+                                                         .max_positions = options.max_model_len,
+                                                         .progress = &progress}));
+  }
+  tell("planning memory", 1);
+  const kernels::OpTable& ops = model->ops();
+  NIBBLE_ASSIGN(loaded.engine, engine::Engine::Create(std::move(model), std::move(tokenizer),
+                                                      {.max_model_len = options.max_model_len,
+                                                       .max_sequences = options.max_num_seqs,
+                                                       .max_step_tokens = options.max_num_batched_tokens,
+                                                       .max_queued = options.max_num_queued_reqs,
+                                                       .page_size = options.block_size,
+                                                       .kv_format = kv_format,
+                                                       .kv_bytes = options.kv_cache_memory_bytes,
+                                                       .memory_fraction = options.memory_utilization,
+                                                       .prefix_cache = options.prefix_caching,
+                                                       .eos_token_ids = formats::StopTokenIds(*checkpoint),
+                                                       .pool = loaded.pool.get()}));
+  PrintSummary(loaded, ops);
+  return loaded;
+}
+
+std::string SpeedLine(const LoadedModel& model, int64_t tokens, double seconds) {
+  const double rate = seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+  const double bandwidth = rate * static_cast<double>(model.engine->model_info().bytes_per_token);
+  return fmt::format("{} tokens, {:.1f} tokens/s, {:.2f} ms/token, {:.1f} GB/s ({:.0f} % of {:.1f} GB/s)", tokens, rate,
+                     rate > 0 ? 1e3 / rate : 0, bandwidth / 1e9, 100 * bandwidth / model.read_bandwidth,
+                     model.read_bandwidth / 1e9);
+}
+
+}  // namespace nibble::apps

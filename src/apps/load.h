@@ -1,0 +1,62 @@
+// From a MODEL argument to a running engine: what serve, chat, run and bench share.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "apps/options.h"
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "engine/engine.h"
+#include "formats/checkpoint.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace nibble::apps {
+
+struct LoadedModel {
+  std::unique_ptr<ThreadPool> pool;  // outlives the engine
+  std::shared_ptr<engine::Engine> engine;
+  std::string path;  // the resolved folder or file
+  std::string tokenizer_config_json;
+  std::string generation_config_json;
+  std::string chat_template;  // "" if the checkpoint has none
+  double read_bandwidth = 0;  // bytes per second, measured at start
+  std::string activations;    // "int8" or "bf16": what was chosen
+
+  ~LoadedModel() { engine.reset(); }
+  LoadedModel() = default;
+  LoadedModel(LoadedModel&&) = default;
+  LoadedModel& operator=(LoadedModel&&) = default;
+};
+
+// stage: told how far loading is ("loading weights", 0.4); may be empty.
+using StageCallback = std::function<void(std::string_view stage, double fraction)>;
+
+// Opens, checks, loads and plans; prints the kernels, the memory plan and the bytes per token.
+Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage = {});
+
+// The template compiled, with its special tokens; kUnsupported when the checkpoint has none.
+struct PromptRenderer {
+  text::ChatTemplate chat_template;
+  boost::json::object special_tokens;
+  // Renders and tokenises a conversation, ready for an answer.
+  Result<std::vector<int32_t>> Encode(const boost::json::array& messages, const text::Tokenizer& tokenizer) const;
+};
+Result<PromptRenderer> MakePromptRenderer(const LoadedModel& model);
+
+// Sampling defaults of generation_config.json.
+engine::SamplingParams DefaultSampling(const LoadedModel& model);
+
+// "42 tokens, 81.3 tokens/s, 12.3 ms/token, 6.2 GB/s (78 % of 8.0 GB/s)": how a generation ends.
+std::string SpeedLine(const LoadedModel& model, int64_t tokens, double seconds);
+
+// Threads for --threads: the option, or what affinity and cgroup limits allow.
+int ThreadCount(int option);
+
+// Prints an error for people and returns the exit status.
+int Report(const Error& error);
+
+}  // namespace nibble::apps

@@ -1,0 +1,117 @@
+// The options of every command, as plain structs: cli.cc fills them from the command line, the commands read them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace nibble::apps {
+
+// What every command that loads a model takes.
+struct ModelOptions {
+  std::string model;                    // folder, .gguf file, or org/name[@revision]
+  std::string device = "auto";          // auto, cpu, cuda
+  int threads = 0;                      // 0: what affinity and cgroup limits allow
+  std::string activations = "auto";     // auto, bf16, int8
+  std::string kv_cache_dtype = "auto";  // auto, bf16, fp8
+  std::string quantization;             // a cross-check, "" for none
+  int64_t max_model_len = 0;            // 0: what the model allows and the memory fits
+  int32_t max_num_seqs = 64;
+  int32_t max_num_batched_tokens = 512;
+  int32_t max_num_queued_reqs = -1;  // -1: 4 * max_num_seqs
+  int32_t block_size = 16;
+  int64_t kv_cache_memory_bytes = 0;     // 0: planned
+  double memory_utilization = 0.9;       // of what is available
+  bool prefix_caching = true;
+};
+
+struct ServeOptions {
+  ModelOptions model;
+  std::vector<std::string> served_model_names;
+  std::string host = "127.0.0.1";
+  int port = 8000;
+  std::vector<std::string> api_keys;
+  std::vector<std::string> allowed_origins;
+  std::vector<std::string> allowed_hosts;
+  std::string chat_template;  // a file
+  std::string default_chat_template_kwargs;
+  std::string tool_parser = "auto";
+  std::string reasoning_parser = "auto";
+  std::string generation_config = "auto";  // auto: the model's; vllm: neutral defaults
+  std::string override_generation_config;
+  int32_t max_logprobs = 20;
+  double request_timeout = 0;    // seconds, 0: none
+  double shutdown_timeout = 30;  // seconds
+};
+
+struct ChatOptions {
+  ModelOptions model;
+  std::string system;
+  float temperature = -1;  // below 0: the model's
+  int64_t max_tokens = -1;
+};
+
+struct RunOptions {
+  ModelOptions model;
+  std::string prompt;  // "-": standard input
+  bool raw = false;    // no chat template
+  float temperature = -1;
+  int64_t max_tokens = -1;
+  int64_t seed = -1;
+};
+
+struct BenchModelOptions {
+  ModelOptions model;
+  int64_t prompt = 512;
+  int64_t decode = 128;
+  int32_t batch = 1;
+  int repeat = 3;
+  bool json = false;
+};
+
+struct BenchKernelsOptions {
+  int threads = 1;
+  std::string variant;  // "": the fastest
+  bool json = false;
+};
+
+struct InspectOptions {
+  std::string model;
+  int threads = 0;
+  bool tensors = false;  // list every tensor
+  bool json = false;
+};
+
+struct QuantizeOptions {
+  std::string source;
+  std::string destination;
+  std::string format = "nvfp4";     // nvfp4, bf16
+  std::string method = "mse";       // max, mse
+  std::string layout = "modelopt";  // modelopt, compressed-tensors
+  std::vector<std::string> keep;    // name fragments that stay as they are
+  bool lm_head = false;             // quantise lm_head (and a tied embedding) too
+  int threads = 0;
+  bool perplexity = false;  // of source and result, over `text`
+  std::string text;         // a file; "" for the built-in sample
+  bool force = false;       // replace an existing destination
+};
+
+struct PullOptions {
+  std::string model;
+};
+
+// One function per command: returns the exit status.
+int Serve(const ServeOptions& options);
+int Chat(const ChatOptions& options);
+int RunOnce(const RunOptions& options);
+int BenchModel(const BenchModelOptions& options);
+int BenchKernels(const BenchKernelsOptions& options);
+int Inspect(const InspectOptions& options);
+int Quantize(const QuantizeOptions& options);
+int Pull(const PullOptions& options);
+int Doctor();
+
+// Parses the command line and runs the command. The whole program but for main's exception border.
+int RunCommandLine(int argc, char** argv);
+
+}  // namespace nibble::apps
