@@ -1,4 +1,5 @@
-// nibble chat: a conversation in the terminal. Ctrl-C stops the answer, not the program; Ctrl-D leaves.
+// nibble chat: a conversation in the terminal. Ctrl-C stops the answer, not the program; Ctrl-D
+// leaves.
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -40,8 +41,9 @@ int Chat(const ChatOptions& options) {
   auto conversation = Conversation::Open(options.model);
   if (!conversation) return Report(conversation.error());
   if (!conversation->has_chat_template()) {
-    return Report(Error(Code::kUnsupported,
-                        "this model has no chat template: use `nibble run MODEL PROMPT` to continue a text"));
+    return Report(
+        Error(Code::kUnsupported,
+              "this model has no chat template: use `nibble run MODEL PROMPT` to continue a text"));
   }
   std::string system = options.system;
   boost::json::array messages;
@@ -67,13 +69,13 @@ int Chat(const ChatOptions& options) {
     }
     messages.push_back({{"role", "user"}, {"content", *line}});
     const InterruptFlag interrupt;
-    auto answer = conversation->Ask(messages,
-                                    {.temperature = options.temperature, .max_tokens = options.max_tokens},
-                                    [](std::string_view text) {
-                                      std::fwrite(text.data(), 1, text.size(), stdout);
-                                      std::fflush(stdout);
-                                      return !g_interrupted.load();
-                                    });
+    auto answer = conversation->Ask(
+        messages, {.temperature = options.temperature, .max_tokens = options.max_tokens},
+        [](std::string_view text) {
+          std::fwrite(text.data(), 1, text.size(), stdout);
+          std::fflush(stdout);
+          return !g_interrupted.load();
+        });
     if (!answer) {
       Report(answer.error());
       messages.pop_back();

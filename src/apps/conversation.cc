@@ -40,7 +40,9 @@ class EventQueue final : public engine::EventSink {
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
-Error FromApi(const server::ApiError& error) { return Error(Code::kInvalidArgument, error.message); }
+Error FromApi(const server::ApiError& error) {
+  return Error(Code::kInvalidArgument, error.message);
+}
 
 void ApplyOptions(const AnswerOptions& options, server::GenerationRequest* request) {
   if (options.temperature >= 0) request->temperature = options.temperature;
@@ -70,8 +72,8 @@ Result<Answer> Conversation::Ask(const boost::json::array& messages, const Answe
   ApplyOptions(options, &request);
   auto prompt = server::PrepareChat(*served_, request);
   if (!prompt) return tl::unexpected(FromApi(prompt.error()));
-  auto sampling = server::PrepareSampling(*served_, request, static_cast<int64_t>(prompt->tokens.size()),
-                                          served_->default_max_tokens);
+  auto sampling = server::PrepareSampling(
+      *served_, request, static_cast<int64_t>(prompt->tokens.size()), served_->default_max_tokens);
   if (!sampling) return tl::unexpected(FromApi(sampling.error()));
   return Run(std::move(prompt->tokens), std::move(*sampling), on_text);
 }
@@ -95,16 +97,16 @@ Result<Answer> Conversation::Run(std::vector<int32_t> tokens, engine::SamplingPa
   const Clock::time_point start = Clock::now();
   Clock::time_point first = start, last = start;
   NIBBLE_ASSIGN(engine::Ticket ticket, loaded_.engine->Reserve());
-  NIBBLE_ASSIGN(const engine::RequestId id,
-                loaded_.engine->Submit({.id = "terminal",
-                                        .tokens = std::move(tokens),
-                                        .sampling = std::move(sampling),
-                                        .sink = queue},
-                                       std::move(ticket)));
+  NIBBLE_ASSIGN(const engine::RequestId id, loaded_.engine->Submit({.id = "terminal",
+                                                                    .tokens = std::move(tokens),
+                                                                    .sampling = std::move(sampling),
+                                                                    .sink = queue},
+                                                                   std::move(ticket)));
   while (true) {
     engine::StreamEvent event = queue->Next();
     switch (event.kind) {
-      case engine::StreamEvent::Kind::kPrompt: break;
+      case engine::StreamEvent::Kind::kPrompt:
+        break;
       case engine::StreamEvent::Kind::kDelta:
         last = Clock::now();
         if (answer.tokens == 0) first = last;
@@ -116,8 +118,11 @@ Result<Answer> Conversation::Run(std::vector<int32_t> tokens, engine::SamplingPa
           answer.reason = engine::FinishReason::kAbort;
         }
         break;
-      case engine::StreamEvent::Kind::kDone: answer.reason = event.done.reason; break;
-      case engine::StreamEvent::Kind::kError: return tl::unexpected(*event.error);
+      case engine::StreamEvent::Kind::kDone:
+        answer.reason = event.done.reason;
+        break;
+      case engine::StreamEvent::Kind::kError:
+        return tl::unexpected(*event.error);
     }
     if (answer.stopped || event.kind == engine::StreamEvent::Kind::kDone) break;
   }
@@ -128,8 +133,9 @@ Result<Answer> Conversation::Run(std::vector<int32_t> tokens, engine::SamplingPa
 
 std::string Conversation::SpeedLine(const Answer& answer) const {
   // The first token belongs to the prompt's step.
-  return fmt::format("{} prompt tokens in {:.2f} s; {}", answer.prompt_tokens, answer.prefill_seconds,
-                     apps::SpeedLine(loaded_, std::max<int64_t>(answer.tokens - 1, 0), answer.decode_seconds));
+  return fmt::format(
+      "{} prompt tokens in {:.2f} s; {}", answer.prompt_tokens, answer.prefill_seconds,
+      apps::SpeedLine(loaded_, std::max<int64_t>(answer.tokens - 1, 0), answer.decode_seconds));
 }
 
 }  // namespace nibble::apps

@@ -35,7 +35,8 @@ class Conversation {
  public:
   static Result<Conversation> Open(const ModelOptions& options);
 
-  // Answers the messages. on_text gets the text as it comes, on this thread; return false from it to stop the answer.
+  // Answers the messages. on_text gets the text as it comes, on this thread; return false from it
+  // to stop the answer.
   Result<Answer> Ask(const boost::json::array& messages, const AnswerOptions& options,
                      const std::function<bool(std::string_view)>& on_text);
   // The same for a plain text that is continued.

@@ -51,7 +51,21 @@ size_t CodePoints(std::string_view text) {
   return count;
 }
 
-enum class Key { kText, kEnter, kEnd, kInterrupt, kBackspace, kDelete, kLeft, kRight, kUp, kDown, kHome, kLineEnd, kNone };
+enum class Key {
+  kText,
+  kEnter,
+  kEnd,
+  kInterrupt,
+  kBackspace,
+  kDelete,
+  kLeft,
+  kRight,
+  kUp,
+  kDown,
+  kHome,
+  kLineEnd,
+  kNone
+};
 
 constexpr char Control(char letter) { return static_cast<char>(letter & 0x1F); }
 
@@ -60,13 +74,20 @@ Key ReadEscape() {
   char kind, code;
   if (!ReadByte(&kind) || (kind != '[' && kind != 'O') || !ReadByte(&code)) return Key::kNone;
   switch (code) {
-    case 'A': return Key::kUp;
-    case 'B': return Key::kDown;
-    case 'C': return Key::kRight;
-    case 'D': return Key::kLeft;
-    case 'H': return Key::kHome;
-    case 'F': return Key::kLineEnd;
-    default: break;
+    case 'A':
+      return Key::kUp;
+    case 'B':
+      return Key::kDown;
+    case 'C':
+      return Key::kRight;
+    case 'D':
+      return Key::kLeft;
+    case 'H':
+      return Key::kHome;
+    case 'F':
+      return Key::kLineEnd;
+    default:
+      break;
   }
   char tail = code;
   while (tail >= '0' && tail <= '9' && ReadByte(&tail)) {
@@ -78,15 +99,23 @@ Key ReadKey(char* byte) {
   if (!ReadByte(byte)) return Key::kEnd;
   switch (*byte) {
     case '\r':
-    case '\n': return Key::kEnter;
-    case Control('D'): return Key::kEnd;
-    case Control('C'): return Key::kInterrupt;
-    case Control('A'): return Key::kHome;
-    case Control('E'): return Key::kLineEnd;
+    case '\n':
+      return Key::kEnter;
+    case Control('D'):
+      return Key::kEnd;
+    case Control('C'):
+      return Key::kInterrupt;
+    case Control('A'):
+      return Key::kHome;
+    case Control('E'):
+      return Key::kLineEnd;
     case Control('H'):
-    case 0x7F: return Key::kBackspace;
-    case 0x1B: return ReadEscape();
-    default: return static_cast<unsigned char>(*byte) < 0x20 && *byte != '\t' ? Key::kNone : Key::kText;
+    case 0x7F:
+      return Key::kBackspace;
+    case 0x1B:
+      return ReadEscape();
+    default:
+      return static_cast<unsigned char>(*byte) < 0x20 && *byte != '\t' ? Key::kNone : Key::kText;
   }
 }
 
@@ -115,7 +144,9 @@ std::optional<std::string> LineEditor::Edit(std::string_view prompt) {
     Redraw(prompt, line, cursor);
     char byte = 0;
     switch (ReadKey(&byte)) {
-      case Key::kText: line.insert(line.begin() + static_cast<std::ptrdiff_t>(cursor++), byte); break;
+      case Key::kText:
+        line.insert(line.begin() + static_cast<std::ptrdiff_t>(cursor++), byte);
+        break;
       case Key::kEnter:
         std::fputs("\r\n", stdout);
         if (!line.empty()) history_.push_back(line);
@@ -135,11 +166,21 @@ std::optional<std::string> LineEditor::Edit(std::string_view prompt) {
           cursor = from;
         }
         break;
-      case Key::kDelete: line.erase(cursor, Right(line, cursor) - cursor); break;
-      case Key::kLeft: cursor = Left(line, cursor); break;
-      case Key::kRight: cursor = Right(line, cursor); break;
-      case Key::kHome: cursor = 0; break;
-      case Key::kLineEnd: cursor = line.size(); break;
+      case Key::kDelete:
+        line.erase(cursor, Right(line, cursor) - cursor);
+        break;
+      case Key::kLeft:
+        cursor = Left(line, cursor);
+        break;
+      case Key::kRight:
+        cursor = Right(line, cursor);
+        break;
+      case Key::kHome:
+        cursor = 0;
+        break;
+      case Key::kLineEnd:
+        cursor = line.size();
+        break;
       case Key::kUp:
         if (entry > 0) line = history_[--entry];
         cursor = line.size();
@@ -149,7 +190,8 @@ std::optional<std::string> LineEditor::Edit(std::string_view prompt) {
         line = entry < history_.size() ? history_[entry] : std::string();
         cursor = line.size();
         break;
-      case Key::kNone: break;
+      case Key::kNone:
+        break;
     }
   }
 }

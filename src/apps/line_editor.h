@@ -1,5 +1,5 @@
-// A line of input from the terminal: cursor keys, history, UTF-8, a pasted newline inside a line. Falls back to plain
-// lines where standard input is no terminal. Owner: the thread that calls Read.
+// A line of input from the terminal: cursor keys, history, UTF-8, a pasted newline inside a line.
+// Falls back to plain lines where standard input is no terminal. Owner: the thread that calls Read.
 #pragma once
 
 #include <optional>

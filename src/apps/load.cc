@@ -35,7 +35,8 @@ Result<KvFormat> ParseKvFormat(const std::string& name) {
 Status CheckDevice(const std::string& device) {
   if (device == "auto" || device == "cpu") return {};
   if (device == "cuda") {
-    return Fail(Code::kUnsupported, "--device cuda: this build has no CUDA kernels; use --device cpu");
+    return Fail(Code::kUnsupported,
+                "--device cuda: this build has no CUDA kernels; use --device cpu");
   }
   return Fail(Code::kInvalidArgument, "--device {}: expected auto, cpu or cuda", device);
 }
@@ -48,9 +49,10 @@ std::string TextOrEmpty(const formats::Checkpoint& checkpoint, std::string_view 
 Result<std::shared_ptr<const text::Tokenizer>> LoadTokenizer(const formats::Checkpoint& checkpoint,
                                                              const std::string& config_json) {
   NIBBLE_ASSIGN(std::string tokenizer_json, checkpoint.ReadText("tokenizer.json"));
-  auto tokenizer =
-      text::Tokenizer::Load({.tokenizer_json = std::move(tokenizer_json), .tokenizer_config_json = config_json});
-  if (!tokenizer) return tl::unexpected(tokenizer.error().Context(checkpoint.path() + " tokenizer.json"));
+  auto tokenizer = text::Tokenizer::Load(
+      {.tokenizer_json = std::move(tokenizer_json), .tokenizer_config_json = config_json});
+  if (!tokenizer)
+    return tl::unexpected(tokenizer.error().Context(checkpoint.path() + " tokenizer.json"));
   return std::make_shared<const text::Tokenizer>(std::move(*tokenizer));
 }
 
@@ -64,11 +66,13 @@ void PrintSummary(const LoadedModel& model, const kernels::OpTable& ops) {
   const models::ModelInfo& info = model.engine->model_info();
   LogInfo("{}: {}; {} of weights", info.architecture, info.weight_summary,
           FormatBytes(static_cast<double>(info.weight_bytes)));
-  LogInfo("kernels: {} {}, activations {}, {} threads ({})", ops.backend, ops.variant, model.activations,
-          model.pool->threads(), GetCpuInfo().model);
-  LogInfo("{:.1f} MB read per token; memory reads at {:.1f} GB/s: at most {:.0f} tokens/s for one request",
-          static_cast<double>(info.bytes_per_token) / 1e6, model.read_bandwidth / 1e9,
-          model.read_bandwidth / static_cast<double>(info.bytes_per_token));
+  LogInfo("kernels: {} {}, activations {}, {} threads ({})", ops.backend, ops.variant,
+          model.activations, model.pool->threads(), GetCpuInfo().model);
+  LogInfo(
+      "{:.1f} MB read per token; memory reads at {:.1f} GB/s: at most {:.0f} tokens/s for one "
+      "request",
+      static_cast<double>(info.bytes_per_token) / 1e6, model.read_bandwidth / 1e9,
+      model.read_bandwidth / static_cast<double>(info.bytes_per_token));
   std::fputs(model.engine->memory_plan().ToString().c_str(), stderr);
 }
 
@@ -99,11 +103,12 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   loaded.tokenizer_config_json = TextOrEmpty(*checkpoint, "tokenizer_config.json");
   loaded.generation_config_json = TextOrEmpty(*checkpoint, "generation_config.json");
   NIBBLE_ASSIGN(auto tokenizer, LoadTokenizer(*checkpoint, loaded.tokenizer_config_json));
-  NIBBLE_ASSIGN(loaded.chat_template, text::SelectChatTemplate({
-                                          .chat_template_jinja = TextOrEmpty(*checkpoint, "chat_template.jinja"),
-                                          .tokenizer_config_json = loaded.tokenizer_config_json,
-                                          .chat_template_json = TextOrEmpty(*checkpoint, "chat_template.json"),
-                                      }));
+  NIBBLE_ASSIGN(loaded.chat_template,
+                text::SelectChatTemplate({
+                    .chat_template_jinja = TextOrEmpty(*checkpoint, "chat_template.jinja"),
+                    .tokenizer_config_json = loaded.tokenizer_config_json,
+                    .chat_template_json = TextOrEmpty(*checkpoint, "chat_template.json"),
+                }));
 
   loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));
   loaded.activations = activations == ActivationFormat::kInt8 ? "int8" : "bf16";
@@ -121,18 +126,19 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   }
   tell("planning memory", 1);
   const kernels::OpTable& ops = model->ops();
-  NIBBLE_ASSIGN(loaded.engine, engine::Engine::Create(std::move(model), std::move(tokenizer),
-                                                      {.max_model_len = options.max_model_len,
-                                                       .max_sequences = options.max_num_seqs,
-                                                       .max_step_tokens = options.max_num_batched_tokens,
-                                                       .max_queued = options.max_num_queued_reqs,
-                                                       .page_size = options.block_size,
-                                                       .kv_format = kv_format,
-                                                       .kv_bytes = options.kv_cache_memory_bytes,
-                                                       .memory_fraction = options.memory_utilization,
-                                                       .prefix_cache = options.prefix_caching,
-                                                       .eos_token_ids = formats::StopTokenIds(*checkpoint),
-                                                       .pool = loaded.pool.get()}));
+  NIBBLE_ASSIGN(loaded.engine,
+                engine::Engine::Create(std::move(model), std::move(tokenizer),
+                                       {.max_model_len = options.max_model_len,
+                                        .max_sequences = options.max_num_seqs,
+                                        .max_step_tokens = options.max_num_batched_tokens,
+                                        .max_queued = options.max_num_queued_reqs,
+                                        .page_size = options.block_size,
+                                        .kv_format = kv_format,
+                                        .kv_bytes = options.kv_cache_memory_bytes,
+                                        .memory_fraction = options.memory_utilization,
+                                        .prefix_cache = options.prefix_caching,
+                                        .eos_token_ids = formats::StopTokenIds(*checkpoint),
+                                        .pool = loaded.pool.get()}));
   PrintSummary(loaded, ops);
   return loaded;
 }
@@ -140,9 +146,10 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
 std::string SpeedLine(const LoadedModel& model, int64_t tokens, double seconds) {
   const double rate = seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
   const double bandwidth = rate * static_cast<double>(model.engine->model_info().bytes_per_token);
-  return fmt::format("{} tokens, {:.1f} tokens/s, {:.2f} ms/token, {:.1f} GB/s ({:.0f} % of {:.1f} GB/s)", tokens, rate,
-                     rate > 0 ? 1e3 / rate : 0, bandwidth / 1e9, 100 * bandwidth / model.read_bandwidth,
-                     model.read_bandwidth / 1e9);
+  return fmt::format(
+      "{} tokens, {:.1f} tokens/s, {:.2f} ms/token, {:.1f} GB/s ({:.0f} % of {:.1f} GB/s)", tokens,
+      rate, rate > 0 ? 1e3 / rate : 0, bandwidth / 1e9, 100 * bandwidth / model.read_bandwidth,
+      model.read_bandwidth / 1e9);
 }
 
 }  // namespace nibble::apps

@@ -43,7 +43,8 @@ struct PromptRenderer {
   text::ChatTemplate chat_template;
   boost::json::object special_tokens;
   // Renders and tokenises a conversation, ready for an answer.
-  Result<std::vector<int32_t>> Encode(const boost::json::array& messages, const text::Tokenizer& tokenizer) const;
+  Result<std::vector<int32_t>> Encode(const boost::json::array& messages,
+                                      const text::Tokenizer& tokenizer) const;
 };
 Result<PromptRenderer> MakePromptRenderer(const LoadedModel& model);
 

@@ -1,4 +1,5 @@
-// The options of every command, as plain structs: cli.cc fills them from the command line, the commands read them.
+// The options of every command, as plain structs: cli.cc fills them from the command line, the
+// commands read them.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,8 @@ struct ModelOptions {
   int32_t max_num_batched_tokens = 512;
   int32_t max_num_queued_reqs = -1;  // -1: 4 * max_num_seqs
   int32_t block_size = 16;
-  int64_t kv_cache_memory_bytes = 0;     // 0: planned
-  double memory_utilization = 0.9;       // of what is available
+  int64_t kv_cache_memory_bytes = 0;  // 0: planned
+  double memory_utilization = 0.9;    // of what is available
   bool prefix_caching = true;
 };
 

@@ -13,7 +13,8 @@ int RunOnce(const RunOptions& options) {
   std::string prompt = options.prompt;
   if (prompt == "-") prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
   if (prompt.empty()) {
-    return Report(Error(Code::kInvalidArgument, "the prompt is empty: nibble run MODEL \"a question\", or - for stdin"));
+    return Report(Error(Code::kInvalidArgument,
+                        "the prompt is empty: nibble run MODEL \"a question\", or - for stdin"));
   }
   auto conversation = Conversation::Open(options.model);
   if (!conversation) return Report(conversation.error());
@@ -25,8 +26,9 @@ int RunOnce(const RunOptions& options) {
     return std::ferror(stdout) == 0;  // a closed pipe ends the answer
   };
   const bool raw = options.raw || !conversation->has_chat_template();
-  auto answer = raw ? conversation->Continue(prompt, answer_options, print)
-                    : conversation->Ask({{{"role", "user"}, {"content", prompt}}}, answer_options, print);
+  auto answer =
+      raw ? conversation->Continue(prompt, answer_options, print)
+          : conversation->Ask({{{"role", "user"}, {"content", prompt}}}, answer_options, print);
   if (!answer) return Report(answer.error());
   std::fputc('\n', stdout);
   LogInfo("{}", conversation->SpeedLine(*answer));

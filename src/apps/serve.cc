@@ -1,4 +1,5 @@
-// nibble serve: the port opens at once, loading is told by /health, then requests are answered until SIGTERM.
+// nibble serve: the port opens at once, loading is told by /health, then requests are answered
+// until SIGTERM.
 #include <cstdio>
 #include <filesystem>
 #include <thread>
@@ -13,7 +14,8 @@
 namespace nibble::apps {
 namespace {
 
-Result<server::ServedModelOptions> DescribeService(const ServeOptions& options, const LoadedModel& loaded) {
+Result<server::ServedModelOptions> DescribeService(const ServeOptions& options,
+                                                   const LoadedModel& loaded) {
   server::ServedModelOptions served{
       .engine = loaded.engine,
       .names = options.served_model_names,
@@ -41,7 +43,8 @@ Result<server::ServedModelOptions> DescribeService(const ServeOptions& options, 
 }
 
 Result<LoadedModel> LoadAndOpen(const ServeOptions& options, server::Server& server) {
-  NIBBLE_ASSIGN(LoadedModel loaded, LoadEngine(options.model, [&](std::string_view stage, double fraction) {
+  NIBBLE_ASSIGN(LoadedModel loaded,
+                LoadEngine(options.model, [&](std::string_view stage, double fraction) {
                   server.SetStage(stage, fraction);
                 }));
   NIBBLE_ASSIGN(server::ServedModelOptions served, DescribeService(options, loaded));
@@ -59,8 +62,10 @@ int Serve(const ServeOptions& options) {
   network.allowed_origins = options.allowed_origins;
   network.allowed_hosts = options.allowed_hosts;
   network.pages = WebPages();
-  network.request_timeout = std::chrono::milliseconds(static_cast<int64_t>(options.request_timeout * 1e3));
-  network.shutdown_timeout = std::chrono::milliseconds(static_cast<int64_t>(options.shutdown_timeout * 1e3));
+  network.request_timeout =
+      std::chrono::milliseconds(static_cast<int64_t>(options.request_timeout * 1e3));
+  network.shutdown_timeout =
+      std::chrono::milliseconds(static_cast<int64_t>(options.shutdown_timeout * 1e3));
   auto server = server::Server::Start(std::move(network));
   if (!server) return Report(server.error());
 

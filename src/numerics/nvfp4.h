@@ -5,6 +5,7 @@
 // weights.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "numerics/e2m1.h"
@@ -30,9 +31,11 @@ NIBBLE_HD constexpr float MaxMagnitude(const float* values, int count) {
   return largest;
 }
 
-// Tensor scale of a tensor whose largest magnitude is amax: 1 for an all-zero tensor.
+// Tensor scale of a tensor whose largest magnitude is amax: 1 for an all-zero tensor. amax times
+// the FP32 nearest to 1/2688, as ModelOpt computes it on a GPU (a division, its result on a CPU,
+// differs in the last bit for some amax).
 NIBBLE_HD constexpr float Nvfp4TensorScale(float amax) {
-  return amax > 0.0f ? amax / kNvfp4Range : 1.0f;
+  return amax > 0.0f ? amax * std::bit_cast<float>(0x39C30C31u) : 1.0f;
 }
 
 // Block scale for a block whose largest magnitude is amax; 0x38 (1.0) for a zero block.
@@ -74,8 +77,7 @@ NIBBLE_HD constexpr float Nvfp4BlockError(const float* values, uint8_t scale, fl
 }
 
 // The block scale with the least squared error among all 126 finite positive codes; the smallest on
-// ties. A zero block keeps 0x38. Codes far from the maximum's scale cannot win, so the search walks
-// outwards from it: down while saturation may still pay, up to twice the maximum's scale.
+// ties. A zero block keeps 0x38.
 NIBBLE_HD constexpr uint8_t Nvfp4BlockScaleMse(const float* values, float tensor_scale) {
   const float amax = MaxMagnitude(values, kNvfp4Block);
   if (amax == 0.0f) return Nvfp4BlockScale(amax, tensor_scale);

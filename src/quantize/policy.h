@@ -1,0 +1,30 @@
+// Which linears are quantised and which stay as they are, decided by readable rules on the tensor's
+// name and shape.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "formats/checkpoint.h"
+
+namespace nibble::quantize {
+
+struct QuantizePolicy {
+  bool lm_head = false;           // quantise lm_head too
+  std::vector<std::string> keep;  // further name fragments that stay as they are
+};
+
+// Why a module's weight stays as it is, or "" if it is quantised. The default rules are those of
+// ModelOpt's recipes: embeddings, lm_head, routers and gates, convolutions, small projections of
+// linear attention, MTP and vision modules. module: "model.layers.0.mlp.up_proj"; shape: of its
+// weight.
+std::string ReasonToKeep(const QuantizePolicy& policy, std::string_view module, const Shape& shape);
+
+// Modules that share an input get one tensor scale, so that backends may fuse them: q, k and v;
+// gate and up. Returns what the members of a group have in common ("model.layers.0.mlp.gate_up"),
+// or the module itself.
+std::string SiblingGroup(std::string_view module);
+
+}  // namespace nibble::quantize
