@@ -36,6 +36,7 @@ struct Plan {
 };
 
 bool IsLinear(const Checkpoint& source, const TensorEntry& entry, std::string* module) {
+  if (entry.shape.rank() != 2) return false;
   for (const std::string_view suffix : {".weight", ".weight_packed"}) {
     if (!entry.name.ends_with(suffix)) continue;
     *module = entry.name.substr(0, entry.name.size() - suffix.size());
@@ -58,7 +59,6 @@ Result<std::vector<Plan>> MakePlans(const Checkpoint& source, const QuantizeOpti
                       stored == WeightFormat::kF32;
     Plan plan{.name = module, .n = data.view.n, .k = data.view.k};
     std::string reason = ReasonToKeep(options.policy, module, {data.view.n, data.view.k});
-    if (entry.shape.rank() != 2) reason = "not a matrix";
     if (options.format == Format::kNvfp4 && stored == WeightFormat::kNvfp4)
       reason = "NVFP4 already";
     if (options.format == Format::kNvfp4 && reason.empty()) {
@@ -68,7 +68,7 @@ Result<std::vector<Plan>> MakePlans(const Checkpoint& source, const QuantizeOpti
       if (options.format == Format::kNvfp4 && stored == WeightFormat::kNvfp4)
         plan.action = Plan::Action::kCopy;
     }
-    if (options.format == Format::kNvfp4 && entry.shape.rank() == 2 && !reason.empty()) {
+    if (options.format == Format::kNvfp4 && !reason.empty()) {
       report->kept.push_back({module, reason});
     }
     if (plan.action == Plan::Action::kCopy) continue;  // the loop below copies its tensors
