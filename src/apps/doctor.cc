@@ -1,0 +1,62 @@
+// nibble doctor: what this machine is, which kernels it gets and why.
+#include <fmt/format.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "apps/load.h"
+#include "device/cpu.h"
+#include "kernels/ops.h"
+
+namespace nibble::apps {
+namespace {
+
+std::string FeatureList(const CpuFeatures& features) {
+  std::string list;
+  const auto add = [&](bool there, std::string_view name) {
+    if (there) list += (list.empty() ? "" : ", ") + std::string(name);
+  };
+  add(features.avx2, "AVX2");
+  add(features.avx512, "AVX-512 (VNNI, VBMI)");
+  add(features.avx512_bf16, "AVX-512 BF16");
+  add(features.amx_int8, "AMX int8");
+  add(features.neon_dotprod, "NEON dotprod");
+  add(features.neon_i8mm, "NEON i8mm");
+  add(features.neon_bf16, "NEON BF16");
+  return list.empty() ? "none that has kernels" : list;
+}
+
+}  // namespace
+
+int Doctor() {
+  const CpuInfo& cpu = GetCpuInfo();
+  const MemoryInfo memory = GetMemoryInfo();
+  fmt::print("processor   {}\n", cpu.model);
+  fmt::print("cores       {} usable of {} (affinity and cgroup limits applied)\n", cpu.usable_cores,
+             cpu.logical_cores);
+  fmt::print("features    {}\n", FeatureList(cpu.features));
+  fmt::print("memory      {} available of {}\n",
+             FormatBytes(static_cast<double>(memory.available_bytes)),
+             FormatBytes(static_cast<double>(memory.total_bytes)));
+  for (const int threads : {1, cpu.usable_cores}) {
+    ThreadPool pool(threads);
+    fmt::print("read        {:.1f} GB/s with {} thread{}\n",
+               MeasureReadBandwidth(pool, int64_t{1} << 28) / 1e9, threads,
+               threads == 1 ? "" : "s");
+    if (cpu.usable_cores == 1) break;
+  }
+  fmt::print("CUDA        not in this build: every model runs on the CPU\n");
+  fmt::print("kernels     {}\n", kernels::CpuOps().variant);
+  for (const std::string_view variant : {"avx512", "avx2", "neon", "generic"}) {
+    const auto ops = kernels::CpuOpsVariant(variant);
+    fmt::print("  {:<9} {}\n", variant,
+               !ops ? "not on this processor or not in this build"
+               : (*ops)->variant == kernels::CpuOps().variant
+                   ? "chosen: the fastest that this processor runs"
+                   : "available");
+  }
+  return 0;
+}
+
+}  // namespace nibble::apps
