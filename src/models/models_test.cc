@@ -186,13 +186,13 @@ TEST_P(ModelsTest, BatchAndPagesDoNotMatter) {
       RunnerSequence watched = start;
       watched.pages = {7, 2, 9, 4, 11, 0};
       RunnerSequence second = Sequence(Tokens(kTokens, 17), {1, 3, 5, 6, 8, 10});
-      RunnerSequence third = Sequence(Tokens(kTokens, 19), {12, 13, 14, 15, 16, 17});
+      RunnerSequence third = Sequence(Tokens(96, 19), {12, 13, 14, 15, 16, 17});
       KvPool shared = Pool(*model, format, page_size, 18);
       ModelRunner runner(*model, shared);
       runner.Step({&second, &watched}, {40, 7});
       runner.Step({&watched, &third, &second}, {1, 60, 1});
       runner.Step({&second, &third, &watched}, {1, 1, 50});
-      while (watched.done < kTokens) runner.Step({&third, &watched}, {0 + 1, 1});
+      while (watched.done < kTokens) runner.Step({&third, &watched}, {1, 1});
       ExpectSameLogits(alone, watched, fmt::format("page size {}", page_size));
     }
   }
