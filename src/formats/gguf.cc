@@ -7,6 +7,7 @@
 #include "formats/gguf_config.h"
 #include "formats/gguf_tensors.h"
 #include "formats/gguf_tokenizer.h"
+#include "formats/json_file.h"
 
 namespace nibble::formats {
 namespace {
@@ -22,8 +23,8 @@ class GgufParts {
     for (const auto& file : parts.files_) {
       for (const GgufTensor& tensor : file->tensors()) {
         if (!parts.index_.emplace(tensor.name, &tensor).second) {
-          return Fail(Code::kCorruption, "{}: tensor '{}' occurs in another part too", file->name(),
-                      tensor.name);
+          return Fail(Code::kCorruption, "{}: tensor {} occurs in another part too", file->name(),
+                      Quoted(tensor.name));
         }
         parts.tensors_.push_back(&tensor);
       }
@@ -71,7 +72,7 @@ class GgufCheckpoint : public Checkpoint {
   Result<TensorData> Read(const TensorEntry& entry) const override {
     const auto found = std::ranges::lower_bound(tensors_, entry.name, {}, &TensorEntry::name);
     if (found == tensors_.end() || found->name != entry.name) {
-      return Fail(Code::kNotFound, "{}: no tensor '{}'", path_, entry.name);
+      return Fail(Code::kNotFound, "{}: no tensor {}", path_, Quoted(entry.name));
     }
     return ReadGgufTensor(*found, sources_[static_cast<size_t>(found - tensors_.begin())], parts_);
   }

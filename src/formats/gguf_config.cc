@@ -8,6 +8,8 @@
 #include <numbers>
 #include <vector>
 
+#include "formats/json_file.h"
+
 namespace nibble::formats {
 namespace {
 
@@ -178,8 +180,8 @@ Result<json::value> RopeScaling(const GgufFile& file, const Keys& keys, const Gg
     }
     return scaling;
   }
-  return Fail(Code::kUnsupported, "{}: {} is '{}'; supported: none, linear, yarn", file.name(),
-              keys.Name("rope.scaling.type"), type);
+  return Fail(Code::kUnsupported, "{}: {} is {}; supported: none, linear, yarn", file.name(),
+              keys.Name("rope.scaling.type"), Quoted(type));
 }
 
 // llama alone: which linears have biases. Its config has one switch for all four of attention.
@@ -204,9 +206,9 @@ Result<GgufModel> ReadGgufModel(const GgufFile& metadata, const FindGgufTensor& 
   const Architecture* architecture = FindArchitecture(name);
   if (architecture == nullptr) {
     return Fail(Code::kUnsupported,
-                "{}: architecture '{}' is not imported from GGUF; supported: llama (with Mistral), "
+                "{}: architecture {} is not imported from GGUF; supported: llama (with Mistral), "
                 "qwen2, qwen3. A Hugging Face folder of the model may work",
-                metadata.name(), name);
+                metadata.name(), Quoted(name));
   }
   const Keys keys(metadata, name);
   NIBBLE_TRY(RefuseUnknownArithmetic(metadata, keys));

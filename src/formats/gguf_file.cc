@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "formats/json_file.h"
 
 namespace nibble::formats {
 namespace {
@@ -137,8 +138,8 @@ class GgufFile::Parser {
   // reading: what is read, for the message.
   Result<const std::byte*> Take(uint64_t count, std::string_view reading) {
     if (count > bytes_.size() - at_) {
-      return Corrupt("truncated: {} needs {} bytes at offset {}, the file has {}", reading, count,
-                     at_, bytes_.size());
+      return Corrupt("truncated: {} needs {} bytes at offset {}, the file has {}", Quoted(reading),
+                     count, at_, bytes_.size());
     }
     const std::byte* data = bytes_.data() + at_;
     at_ += count;
@@ -154,7 +155,8 @@ class GgufFile::Parser {
   Result<std::string_view> String(std::string_view reading) {
     NIBBLE_ASSIGN(const uint64_t length, Number<uint64_t>(reading));
     if (length > kMaxLength) {
-      return Corrupt("{} is {} bytes long, at most {} are allowed", reading, length, kMaxLength);
+      return Corrupt("{} is {} bytes long, at most {} are allowed", Quoted(reading), length,
+                     kMaxLength);
     }
     NIBBLE_ASSIGN(const std::byte* data, Take(length, reading));
     return std::string_view(reinterpret_cast<const char*>(data), length);
@@ -185,7 +187,7 @@ class GgufFile::Parser {
   Result<GgufType> Type(std::string_view key) {
     NIBBLE_ASSIGN(const uint32_t id, Number<uint32_t>(key));
     if (id > static_cast<uint32_t>(GgufType::kF64)) {
-      return Corrupt("metadata key '{}' has unknown type {} (0 to 12 are known)", key, id);
+      return Corrupt("metadata key {} has unknown type {} (0 to 12 are known)", Quoted(key), id);
     }
     return static_cast<GgufType>(id);
   }
@@ -198,11 +200,12 @@ class GgufFile::Parser {
       value.is_array = true;
       NIBBLE_ASSIGN(value.type, Type(key));
       if (value.type == GgufType::kArray) {
-        return Corrupt("metadata key '{}' is an array of arrays, which GGUF does not allow", key);
+        return Corrupt("metadata key {} is an array of arrays, which GGUF does not allow",
+                       Quoted(key));
       }
       NIBBLE_ASSIGN(value.count, Number<uint64_t>(key));
       if (value.count > kMaxLength) {
-        return Corrupt("metadata key '{}' has {} elements, at most {} are allowed", key,
+        return Corrupt("metadata key {} has {} elements, at most {} are allowed", Quoted(key),
                        value.count, kMaxLength);
       }
     }
@@ -216,7 +219,7 @@ class GgufFile::Parser {
                     Take(value.count * static_cast<uint64_t>(FixedSize(value.type)), key));
     }
     if (!file_.values_.emplace(key, std::move(value)).second) {
-      return Corrupt("metadata key '{}' occurs twice", key);
+      return Corrupt("metadata key {} occurs twice", Quoted(key));
     }
     file_.keys_.push_back(key);
     return {};
@@ -241,18 +244,20 @@ class GgufFile::Parser {
       return Corrupt("a tensor name of {} bytes, at most {} are allowed", name.size(),
                      kMaxTensorName);
     }
-    if (!names_.insert(name).second) return Corrupt("tensor '{}' occurs twice", name);
+    if (!names_.insert(name).second) return Corrupt("tensor {} occurs twice", Quoted(name));
     NIBBLE_ASSIGN(const uint32_t dims, Number<uint32_t>(name));
     if (dims > kMaxDims) {
-      return Corrupt("tensor '{}' has {} dimensions, at most {} are allowed", name, dims, kMaxDims);
+      return Corrupt("tensor {} has {} dimensions, at most {} are allowed", Quoted(name), dims,
+                     kMaxDims);
     }
     int64_t extents[kMaxDims];  // innermost first
     int64_t elements = 1;
     for (uint32_t i = 0; i < dims; ++i) {
       NIBBLE_ASSIGN(extents[i], Number<int64_t>(name));
-      if (extents[i] < 0) return Corrupt("tensor '{}' has a dimension of {}", name, extents[i]);
+      if (extents[i] < 0)
+        return Corrupt("tensor {} has a dimension of {}", Quoted(name), extents[i]);
       if (__builtin_mul_overflow(elements, extents[i], &elements)) {
-        return Corrupt("tensor '{}': the number of elements overflows 64 bits", name);
+        return Corrupt("tensor {}: the number of elements overflows 64 bits", Quoted(name));
       }
     }
     NIBBLE_ASSIGN(const uint32_t type_id, Number<uint32_t>(name));
@@ -260,18 +265,19 @@ class GgufFile::Parser {
 
     const auto type = ParseGgmlType(type_id);
     if (!type) {
-      return Fail(Code::kUnsupported, "{}: tensor '{}' is stored as type {} ({}); supported: {}",
-                  file_.name_, name, type_id, GgmlTypeNameOfId(type_id), SupportedGgmlTypes());
+      return Fail(Code::kUnsupported, "{}: tensor {} is stored as type {} ({}); supported: {}",
+                  file_.name_, Quoted(name), type_id, GgmlTypeNameOfId(type_id),
+                  SupportedGgmlTypes());
     }
     const GgmlTypeInfo& info = InfoOf(*type);
     const int64_t columns = dims == 0 ? 1 : extents[0];
     if (columns % info.block_elements != 0) {
-      return Corrupt("tensor '{}' has rows of {} elements, not a multiple of {}'s block of {}",
-                     name, columns, info.name, info.block_elements);
+      return Corrupt("tensor {} has rows of {} elements, not a multiple of {}'s block of {}",
+                     Quoted(name), columns, info.name, info.block_elements);
     }
     int64_t size;
     if (__builtin_mul_overflow(elements / info.block_elements, info.block_bytes, &size)) {
-      return Corrupt("tensor '{}': its size overflows 64 bits", name);
+      return Corrupt("tensor {}: its size overflows 64 bits", Quoted(name));
     }
     GgufTensor tensor{.name = std::string(name), .type = *type};
     for (uint32_t i = dims; i > 0; --i) tensor.shape.Append(extents[i - 1]);
@@ -298,16 +304,16 @@ class GgufFile::Parser {
       GgufTensor& tensor = file_.tensors_[i];
       const auto [offset, size] = placements_[i];
       if (offset != expected) {
-        return Corrupt("tensor '{}' is at data offset {}, expected {}", tensor.name, offset,
+        return Corrupt("tensor {} is at data offset {}, expected {}", Quoted(tensor.name), offset,
                        expected);
       }
       if (offset > available || static_cast<uint64_t>(size) > available - offset) {
-        return Corrupt("truncated: tensor '{}' needs {} bytes at data offset {}, {} are there",
-                       tensor.name, size, offset, available);
+        return Corrupt("truncated: tensor {} needs {} bytes at data offset {}, {} are there",
+                       Quoted(tensor.name), size, offset, available);
       }
       tensor.bytes = bytes_.subspan(start + offset, static_cast<size_t>(size));
       if (!align(offset + static_cast<uint64_t>(size), &expected)) {
-        return Corrupt("tensor '{}': the next offset overflows 64 bits", tensor.name);
+        return Corrupt("tensor {}: the next offset overflows 64 bits", Quoted(tensor.name));
       }
     }
     for (size_t i = 0; i < file_.tensors_.size(); ++i) {
@@ -353,7 +359,7 @@ const GgufValue* GgufFile::Find(std::string_view key) const {
 Result<const GgufValue*> GgufFile::Require(std::string_view key) const {
   const GgufValue* value = Find(key);
   if (value == nullptr)
-    return Fail(Code::kCorruption, "{}: metadata key '{}' is missing", name_, key);
+    return Fail(Code::kCorruption, "{}: metadata key {} is missing", name_, Quoted(key));
   return value;
 }
 

@@ -62,7 +62,7 @@ TEST(GgufFile, GettersNameFileKeyAndKind) {
   ASSERT_TRUE(file);
   const auto message = [](const auto& result) { return result.error().message(); };
   EXPECT_EQ(message((*file)->GetInteger("missing", 0, 1)),
-            "test.gguf: metadata key 'missing' is missing");
+            "test.gguf: metadata key \"missing\" is missing");
   EXPECT_EQ(message((*file)->GetInteger("answer", 0, 7)),
             "test.gguf: answer is 42, expected 0 to 7");
   EXPECT_EQ(message((*file)->GetString("answer")), "test.gguf: answer is U32, expected STRING");
@@ -119,9 +119,9 @@ INSTANTIATE_TEST_SUITE_P(
         Malformed{"huge_counts", [](GgufWriter& w) { w.extra_values = int64_t{1} << 60; },
                   Code::kCorruption, "test.gguf"},
         Malformed{"repeated_key", [](GgufWriter& w) { w.AddU32("answer", 1); }, Code::kCorruption,
-                  "'answer' occurs twice"},
+                  "\"answer\" occurs twice"},
         Malformed{"unknown_type", [](GgufWriter& w) { w.AddRaw("odd", 13, ""); }, Code::kCorruption,
-                  "'odd' has unknown type 13"},
+                  "\"odd\" has unknown type 13"},
         Malformed{"nested_array", [](GgufWriter& w) { w.AddRaw("nest", 9, Type(9)); },
                   Code::kCorruption, "array of arrays"},
         Malformed{"huge_array",
@@ -129,7 +129,7 @@ INSTANTIATE_TEST_SUITE_P(
                   Code::kCorruption, "at most 1073741824"},
         Malformed{"long_array",
                   [](GgufWriter& w) { w.AddRaw("big", 9, Type(12) + Number(uint64_t{1} << 30)); },
-                  Code::kCorruption, "truncated: big needs 8589934592 bytes"},
+                  Code::kCorruption, "truncated: \"big\" needs 8589934592 bytes"},
         Malformed{"huge_string", [](GgufWriter& w) { w.AddRaw("text", 8, Number(~uint64_t{0})); },
                   Code::kCorruption, "at most 1073741824"},
         Malformed{"alignment_type",
@@ -141,37 +141,37 @@ INSTANTIATE_TEST_SUITE_P(
                   Code::kCorruption, "expected a power of two"},
         Malformed{"repeated_tensor",
                   [](GgufWriter& w) { w.AddTensor("a", {1}, 0, std::string(4, 0)); },
-                  Code::kCorruption, "tensor 'a' occurs twice"},
+                  Code::kCorruption, "tensor \"a\" occurs twice"},
         Malformed{
             "long_name",
             [](GgufWriter& w) { w.AddTensor(std::string(64, 'n'), {1}, 0, std::string(4, 0)); },
             Code::kCorruption, "name of 64 bytes, at most 63"},
         Malformed{"dimensions",
                   [](GgufWriter& w) { w.AddTensor("c", {1, 1, 1, 1, 1}, 0, std::string(4, 0)); },
-                  Code::kCorruption, "'c' has 5 dimensions, at most 4"},
+                  Code::kCorruption, "\"c\" has 5 dimensions, at most 4"},
         Malformed{"negative_dimension", [](GgufWriter& w) { w.AddTensor("c", {-1}, 0, ""); },
-                  Code::kCorruption, "'c' has a dimension of -1"},
+                  Code::kCorruption, "\"c\" has a dimension of -1"},
         Malformed{
             "overflow",
             [](GgufWriter& w) { w.AddTensor("c", {int64_t{1} << 32, int64_t{1} << 32}, 0, ""); },
-            Code::kCorruption, "'c': the number of elements overflows"},
+            Code::kCorruption, "\"c\": the number of elements overflows"},
         Malformed{"size_overflow",
                   [](GgufWriter& w) { w.AddTensor("c", {int64_t{1} << 62}, 0, ""); },
-                  Code::kCorruption, "'c': its size overflows"},
+                  Code::kCorruption, "\"c\": its size overflows"},
         Malformed{"past_the_end",
                   [](GgufWriter& w) { w.AddTensor("c", {int64_t{1} << 40}, 0, ""); },
-                  Code::kCorruption, "truncated: tensor 'c' needs 4398046511104 bytes"},
+                  Code::kCorruption, "truncated: tensor \"c\" needs 4398046511104 bytes"},
         Malformed{"unknown_tensor_type", [](GgufWriter& w) { w.AddTensor("c", {32}, 777, ""); },
-                  Code::kUnsupported, "'c' is stored as type 777 (unknown)"},
+                  Code::kUnsupported, "\"c\" is stored as type 777 (unknown)"},
         Malformed{"refused_tensor_type", [](GgufWriter& w) { w.AddTensor("c", {256}, 10, ""); },
                   Code::kUnsupported, "type 10 (Q2_K); supported: F32"},
         Malformed{"partial_block",
                   [](GgufWriter& w) { w.AddTensor("c", {33}, 8, std::string(68, 0)); },
                   Code::kCorruption, "not a multiple of Q8_0's block of 32"},
         Malformed{"gap", [](GgufWriter& w) { w.AddTensor("c", {1}, 0, std::string(36, 0), 128); },
-                  Code::kCorruption, "'c' is at data offset 128, expected 96"},
+                  Code::kCorruption, "\"c\" is at data offset 128, expected 96"},
         Malformed{"overlap", [](GgufWriter& w) { w.AddTensor("c", {1}, 0, std::string(4, 0), 0); },
-                  Code::kCorruption, "'c' is at data offset 0, expected 96"}),
+                  Code::kCorruption, "\"c\" is at data offset 0, expected 96"}),
     [](const auto& info) { return std::string(info.param.name); });
 
 TEST(GgufFile, HonoursAlignment) {

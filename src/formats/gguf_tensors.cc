@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "device/buffer.h"
+#include "formats/json_file.h"
 #include "numerics/bf16.h"
 
 namespace nibble::formats {
@@ -143,14 +144,14 @@ class Mapper {
 
  private:
   Status NoPlace(const GgufTensor& tensor) const {
-    return Fail(Code::kUnsupported, "{}: tensor '{}' has no place in architecture {}", file_,
-                tensor.name, model_.architecture);
+    return Fail(Code::kUnsupported, "{}: tensor {} has no place in architecture {}", file_,
+                Quoted(tensor.name), model_.architecture);
   }
 
   Status CheckShape(const GgufTensor& tensor, const Shape& expected) const {
     if (tensor.shape == expected) return {};
-    return Fail(Code::kCorruption, "{}: tensor '{}' has shape {}, expected {}", file_, tensor.name,
-                tensor.shape.ToString(), expected.ToString());
+    return Fail(Code::kCorruption, "{}: tensor {} has shape {}, expected {}", file_,
+                Quoted(tensor.name), tensor.shape.ToString(), expected.ToString());
   }
 
   // Heads within which the rows of this tensor are interleaved; 0 for none.
@@ -220,8 +221,8 @@ class Mapper {
     if (rule.role == Role::kNorm || rule.role == Role::kEmbedding) return NoPlace(tensor);
     NIBBLE_TRY(CheckShape(tensor, Shape{Extent(model_, rule.rows)}));
     if (!IsPlain(tensor.type)) {
-      return Fail(Code::kUnsupported, "{}: tensor '{}' is {}, expected F32, F16 or BF16", file_,
-                  tensor.name, InfoOf(tensor.type).name);
+      return Fail(Code::kUnsupported, "{}: tensor {} is {}, expected F32, F16 or BF16", file_,
+                  Quoted(tensor.name), InfoOf(tensor.type).name);
     }
     Push(fmt::format("{}.bias", place.prefix), ReadAs(tensor.type), tensor.shape,
          static_cast<int64_t>(tensor.bytes.size()), InfoOf(tensor.type).name,
@@ -234,12 +235,13 @@ class Mapper {
     const std::string_view stem = std::string_view(tensor.name).substr(0, tensor.name.rfind('.'));
     const GgufTensor* weight = find_(fmt::format("{}.weight", stem));
     if (weight == nullptr || weight->type != GgmlType::kNvfp4) {
-      return Fail(Code::kUnsupported, "{}: tensor '{}' scales a weight that is {}, expected NVFP4",
-                  file_, tensor.name, weight == nullptr ? "missing" : InfoOf(weight->type).name);
+      return Fail(Code::kUnsupported, "{}: tensor {} scales a weight that is {}, expected NVFP4",
+                  file_, Quoted(tensor.name),
+                  weight == nullptr ? "missing" : InfoOf(weight->type).name);
     }
     if (tensor.type != GgmlType::kF32 || tensor.shape.elements() != 1) {
-      return Fail(Code::kCorruption, "{}: tensor '{}' is {} {}, expected F32 [1]", file_,
-                  tensor.name, InfoOf(tensor.type).name, tensor.shape.ToString());
+      return Fail(Code::kCorruption, "{}: tensor {} is {} {}, expected F32 [1]", file_,
+                  Quoted(tensor.name), InfoOf(tensor.type).name, tensor.shape.ToString());
     }
     const bool embedding = place.rule->role == Role::kEmbedding;
     if (embedding && place.suffix == "scale") return {};  // folded into the dequantised embedding

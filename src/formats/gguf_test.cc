@@ -279,9 +279,10 @@ void ExpectRefused(const GgufWriter& writer, Code code, std::string_view message
 }
 
 TEST(GgufRefuses, OtherArchitecturesByName) {
-  ExpectRefused(TinyLlama("gemma3"), Code::kUnsupported,
-                "architecture 'gemma3' is not imported from GGUF; supported: llama (with Mistral), "
-                "qwen2, qwen3");
+  ExpectRefused(
+      TinyLlama("gemma3"), Code::kUnsupported,
+      "architecture \"gemma3\" is not imported from GGUF; supported: llama (with Mistral), "
+      "qwen2, qwen3");
 }
 
 TEST(GgufRefuses, MixturesOfExperts) {
@@ -296,7 +297,7 @@ TEST(GgufRefuses, TensorsWithoutAPlace) {
         "blk.0.ffn_gate_exps.weight", "mystery.weight"}) {
     GgufWriter writer = TinyLlama();
     writer.AddTensor(name, {8, 8}, 0, std::string(256, 0));
-    ExpectRefused(writer, Code::kUnsupported, fmt::format("tensor '{}' has no place", name));
+    ExpectRefused(writer, Code::kUnsupported, fmt::format("tensor \"{}\" has no place", name));
   }
 }
 
@@ -304,7 +305,7 @@ TEST(GgufRefuses, WrongShapes) {
   GgufWriter writer = TinyLlama();
   writer.AddTensor("blk.0.ffn_up.weight", {8, 15}, 0, std::string(480, 0));
   ExpectRefused(writer, Code::kCorruption,
-                "tensor 'blk.0.ffn_up.weight' has shape [15, 8], expected [16, 8]");
+                "tensor \"blk.0.ffn_up.weight\" has shape [15, 8], expected [16, 8]");
 }
 
 TEST(GgufRefuses, RopeFrequenciesOfAnotherRule) {
@@ -312,7 +313,7 @@ TEST(GgufRefuses, RopeFrequenciesOfAnotherRule) {
   const float divisors[] = {1.5f, 3.0f};
   writer.AddTensor("rope_freqs.weight", {2}, 0,
                    {reinterpret_cast<const char*>(divisors), sizeof(divisors)});
-  ExpectRefused(writer, Code::kUnsupported, "'rope_freqs.weight' [0] is 1.5");
+  ExpectRefused(writer, Code::kUnsupported, "rope_freqs.weight' [0] is 1.5");
 }
 
 TEST(GgufRefuses, PartialRotation) {
@@ -343,13 +344,13 @@ void ExpectTokenizerRefused(const GgufWriter& writer, std::string_view message) 
 TEST(GgufRefuses, UnknownPreTokenizers) {
   GgufWriter writer = TinyLlama();
   AddVocabulary(writer, "klingon", {"a", "b", "ab"});
-  ExpectTokenizerRefused(writer, "tokenizer.ggml.pre is 'klingon', an unknown pre-tokenizer");
+  ExpectTokenizerRefused(writer, "tokenizer.ggml.pre is \"klingon\", an unknown pre-tokenizer");
 }
 
 TEST(GgufRefuses, BadVocabularies) {
   GgufWriter repeated = TinyLlama();
   AddVocabulary(repeated, "gpt-2", {"a", "b", "a"});
-  ExpectTokenizerRefused(repeated, "token 'a' has the ids 0 and 2");
+  ExpectTokenizerRefused(repeated, "token \"a\" has the ids 0 and 2");
 
   GgufWriter broken = TinyLlama();
   AddVocabulary(broken, "gpt-2", {"a", "\xC3(", "ab"});

@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "formats/gguf_config.h"
 #include "formats/gguf_pretokenizers.h"
+#include "formats/json_file.h"
 
 namespace nibble::formats {
 namespace {
@@ -93,8 +94,8 @@ Result<Vocabulary> ReadVocabulary(const GgufFile& file) {
     }
     const auto [at, inserted] = vocabulary.ids.emplace(token, i);
     if (!inserted) {
-      return Fail(Code::kCorruption, "{}: token '{}' has the ids {} and {}", file.name(), token,
-                  at->second, i);
+      return Fail(Code::kCorruption, "{}: token {} has the ids {} and {}", file.name(),
+                  Quoted(token), at->second, i);
     }
   }
   return vocabulary;
@@ -139,8 +140,8 @@ Result<json::array> StoredMerges(const GgufFile& file) {
   for (size_t i = 0; i < stored.size(); ++i) {
     const size_t space = stored[i].find(' ', 1);
     if (space == std::string_view::npos || space + 1 == stored[i].size() || !IsUtf8(stored[i])) {
-      return Fail(Code::kCorruption, "{}: tokenizer.ggml.merges [{}] is '{}', expected two tokens",
-                  file.name(), i, IsUtf8(stored[i]) ? stored[i] : "(not UTF-8)");
+      return Fail(Code::kCorruption, "{}: tokenizer.ggml.merges [{}] is {}, expected two tokens",
+                  file.name(), i, IsUtf8(stored[i]) ? Quoted(stored[i]) : "not UTF-8");
     }
     merges.push_back(json::array{stored[i].substr(0, space), stored[i].substr(space + 1)});
   }
@@ -223,13 +224,13 @@ Result<GgufPreTokenizer> PreTokenizerOf(const GgufFile& file) {
   if (name == "default") {
     NIBBLE_ASSIGN(const std::string_view architecture, file.GetString("general.architecture"));
     name = architecture.starts_with("qwen") ? "qwen2" : "gpt-2";
-    LogWarning("{}: the file names no pre-tokenizer; '{}' is assumed", file.name(), name);
+    LogWarning("{}: the file names no pre-tokenizer; {} is assumed", file.name(), name);
   }
   auto found = FindGgufPreTokenizer(name);
   if (!found) {
     return Fail(Code::kUnsupported,
-                "{}: tokenizer.ggml.pre is '{}', an unknown pre-tokenizer; known: {}", file.name(),
-                name, KnownGgufPreTokenizers());
+                "{}: tokenizer.ggml.pre is {}, an unknown pre-tokenizer; known: {}", file.name(),
+                Quoted(name), KnownGgufPreTokenizers());
   }
   return *std::move(found);
 }
@@ -252,9 +253,9 @@ Result<std::string_view> TokenizerModel(const GgufFile& file) {
   NIBBLE_ASSIGN(const std::string_view model, file.GetString("tokenizer.ggml.model"));
   if (model == "gpt2" || model == "llama") return model;
   return Fail(Code::kUnsupported,
-              "{}: tokenizer.ggml.model is '{}'; supported: gpt2 (byte-level BPE), llama "
+              "{}: tokenizer.ggml.model is {}; supported: gpt2 (byte-level BPE), llama "
               "(SentencePiece BPE)",
-              file.name(), model);
+              file.name(), Quoted(model));
 }
 
 Result<SpecialTokens> ReadSpecialTokens(const GgufFile& file) {
