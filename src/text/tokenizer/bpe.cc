@@ -16,6 +16,7 @@ namespace {
 constexpr std::string_view kWhat = "model BPE";
 // Arrays are indexed by id: a stray id of 2^31 must not allocate gigabytes.
 constexpr int64_t kMaxId = (1 << 24) - 1;
+constexpr size_t kMaxVocabularyBytes = 1u << 30;
 // Up to this many symbols a scan for the minimum beats the heap.
 constexpr size_t kShortPiece = 48;
 constexpr uint32_t kEndOfList = UINT32_MAX;
@@ -84,6 +85,10 @@ Status Bpe::ParseVocabulary(const boost::json::object& model) {
   const boost::json::object& entries = field->get_object();
   size_t bytes = 0;
   for (const auto& [token, id] : entries) bytes += token.size();
+  if (bytes > kMaxVocabularyBytes) {
+    return Fail(Code::kTooLarge, "tokenizer.json: {}: a vocabulary of {} bytes, at most {} allowed",
+                kWhat, bytes, kMaxVocabularyBytes);
+  }
   vocabulary_.Reserve(entries.size(), bytes);
   for (const auto& [token, id] : entries) {
     if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() > kMaxId) {

@@ -265,7 +265,8 @@ Result<std::unique_ptr<Stage>> ParseMetaspace(const boost::json::object& object,
   AppendUtf8(stage->replacement, &stage->replacement_text);
   NIBBLE_ASSIGN(stage->split, BoolField(object, "split", what, true));
   NIBBLE_ASSIGN(const bool add_prefix_space, BoolField(object, "add_prefix_space", what, true));
-  std::string_view scheme = "always";
+  // Files from before prepend_scheme say it with add_prefix_space.
+  std::string_view scheme = add_prefix_space ? "always" : "never";
   if (FindField(object, "prepend_scheme") != nullptr) {
     NIBBLE_ASSIGN(scheme, StringField(object, "prepend_scheme", what));
   }
@@ -279,8 +280,11 @@ Result<std::unique_ptr<Stage>> ParseMetaspace(const boost::json::object& object,
     return Fail(Code::kUnsupported, "tokenizer.json: {}: prepend_scheme \"{}\" is not supported",
                 what, scheme);
   }
-  // Files from before prepend_scheme say it with add_prefix_space.
-  if (!add_prefix_space) stage->prepend = MetaspaceStage::Prepend::kNever;
+  if (!add_prefix_space && scheme != "never") {
+    return Fail(Code::kInvalidArgument,
+                "tokenizer.json: {}: add_prefix_space false contradicts prepend_scheme \"{}\"",
+                what, scheme);
+  }
   return stage;
 }
 

@@ -45,7 +45,6 @@ uint64_t HashOf(std::string_view text) {
 
 void TokenTable::Reserve(size_t count, size_t bytes) {
   bytes_.reserve(bytes);
-  entries_.reserve(count);
   if (count * 2 > slots_.size()) Rehash(std::bit_ceil(std::max<size_t>(count * 2, 16)));
 }
 
@@ -55,39 +54,35 @@ size_t TokenTable::FindSlot(std::string_view text, uint64_t hash) const {
   const auto tag = static_cast<uint32_t>(hash >> 32);
   for (size_t i = hash & mask;; i = (i + 1) & mask) {
     const Slot& slot = slots_[i];
-    if (slot.entry < 0) return i;
-    if (slot.tag == tag && Text(entries_[static_cast<size_t>(slot.entry)]) == text) return i;
+    if (slot.id == kNone || (slot.tag == tag && Text(slot) == text)) return i;
   }
 }
 
 bool TokenTable::Add(std::string_view text, int32_t id) {
-  if ((entries_.size() + 1) * 2 > slots_.size()) {
+  if ((size_ + 1) * 2 > slots_.size()) {
     Rehash(std::max<size_t>(16, slots_.size() * 2));
   }
   const uint64_t hash = HashOf(text);
   Slot& slot = slots_[FindSlot(text, hash)];
-  if (slot.entry >= 0) return false;
-  slot = {static_cast<uint32_t>(hash >> 32), static_cast<int32_t>(entries_.size())};
-  entries_.push_back({bytes_.size(), static_cast<uint32_t>(text.size()), id});
+  if (slot.id != kNone) return false;
+  slot = {static_cast<uint32_t>(hash >> 32), id, static_cast<uint32_t>(bytes_.size()),
+          static_cast<uint32_t>(text.size())};
   bytes_ += text;
+  ++size_;
   longest_ = std::max(longest_, text.size());
   return true;
 }
 
 int32_t TokenTable::Find(std::string_view text) const {
   if (slots_.empty() || text.size() > longest_) return kNone;
-  const Slot& slot = slots_[FindSlot(text, HashOf(text))];
-  return slot.entry < 0 ? kNone : entries_[static_cast<size_t>(slot.entry)].id;
+  return slots_[FindSlot(text, HashOf(text))].id;
 }
 
 void TokenTable::Rehash(size_t slots) {
-  slots_.assign(slots, Slot{0, -1});
-  const size_t mask = slots - 1;
-  for (size_t e = 0; e < entries_.size(); ++e) {
-    const uint64_t hash = HashOf(Text(entries_[e]));
-    size_t i = hash & mask;
-    while (slots_[i].entry >= 0) i = (i + 1) & mask;
-    slots_[i] = {static_cast<uint32_t>(hash >> 32), static_cast<int32_t>(e)};
+  std::vector<Slot> old(slots, Slot{0, kNone, 0, 0});
+  old.swap(slots_);
+  for (const Slot& slot : old) {
+    if (slot.id != kNone) slots_[FindSlot(Text(slot), HashOf(Text(slot)))] = slot;
   }
 }
 
