@@ -60,16 +60,18 @@ CoreRunner::Config RandomConfig(Random& random) {
 TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
   int64_t preemptions = 0;
   int64_t hits = 0;
-  for (uint32_t seed = 0; seed < 150; ++seed) {
+  for (uint32_t seed = 0; seed < 200; ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Random random(seed);
-    FakeModel model(kFake);
+    // Every other model never ends by itself: long answers on few pages pre-empt each other.
+    FakeModel model(random.OneIn(2) ? kFake : FakeModel::Options{});
     const CoreRunner::Config config = RandomConfig(random);
     CoreRunner runner(model, Bytes(), config);
     const Oracle oracle = MakeOracle(model, config.max_model_len);
 
     RequestShape shape;
     if (random.OneIn(2)) shape.max_output = 100;
+    if (random.OneIn(2)) shape.max_prompt = 20;
     struct Running {
       Request request;
       std::shared_ptr<CheckingSink> sink;
@@ -77,7 +79,7 @@ TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
       int64_t events_at_cancel = -1;
     };
     std::vector<Running> all;
-    const int32_t wanted = random.In(1, 14);
+    const int32_t wanted = random.In(1, 24);
     for (int steps = 0; static_cast<int32_t>(all.size()) < wanted || !runner.core->idle();
          ++steps) {
       ASSERT_LT(steps, 20'000) << "no progress";
@@ -116,7 +118,7 @@ TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
     preemptions += runner.core->stats().preemptions;
     hits += runner.core->stats().prefix_hits;
   }
-  EXPECT_GT(preemptions, 20) << "the workloads should exercise pre-emption";
+  EXPECT_GT(preemptions, 10) << "the workloads should exercise pre-emption";
   EXPECT_GT(hits, 1000) << "and the prefix cache";
 }
 

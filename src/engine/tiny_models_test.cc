@@ -1,0 +1,105 @@
+// EXACT on real models: every registered architecture with its tiny configs, on the kernels that
+// this machine gets.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/testing/workload.h"
+#include "models/dummy_checkpoint.h"
+#include "models/registry.h"
+
+namespace nibble::engine {
+namespace {
+
+struct Case {
+  std::string name;
+  boost::json::object config;
+};
+
+std::vector<Case> AllCases() {
+  std::vector<Case> cases;
+  for (const models::Architecture& architecture : models::RegisteredArchitectures()) {
+    int number = 0;
+    for (const std::string& text : architecture.tiny_configs)
+      cases.push_back({fmt::format("{}_{}", architecture.architectures.front(), number++),
+                       boost::json::parse(text).as_object()});
+  }
+  return cases;
+}
+
+class TinyModelsTest : public ::testing::TestWithParam<Case> {
+ protected:
+  // Runs all requests together, or one after the other.
+  std::vector<Generation> Run(const std::vector<Request>& requests, CoreRunner::Config config,
+                              bool together) {
+    auto checkpoint = models::MakeDummyCheckpoint(GetParam().config);
+    EXPECT_TRUE(checkpoint) << checkpoint.error().message();
+    auto model = models::LoadModel(**checkpoint, {.pool = &pool_});
+    EXPECT_TRUE(model) << model.error().message();
+    config.pool = &pool_;
+    CoreRunner runner(**model, nullptr, config);
+    std::vector<std::shared_ptr<CheckingSink>> sinks;
+    for (Request request : requests) {
+      request.sink = sinks.emplace_back(std::make_shared<CheckingSink>(request.sampling.n));
+      runner.Add(std::move(request));
+      while (!together && !runner.core->idle()) runner.Step();
+    }
+    while (!runner.core->idle()) runner.Step();
+    EXPECT_EQ(runner.core->CheckInvariants(), "");
+    std::vector<Generation> results;
+    for (const auto& sink : sinks) {
+      auto result = sink->Wait();
+      EXPECT_TRUE(result) << result.error().message();
+      results.push_back(std::move(*result));
+    }
+    return results;
+  }
+
+  ThreadPool pool_{2};
+};
+
+TEST_P(TinyModelsTest, AnswersDoNotDependOnBatchPagesChunksOrCache) {
+  Random random(5);
+  RequestShape shape{.max_output = 24, .max_choices = 2, .text = false};
+  shape.vocab = static_cast<int32_t>(GetParam().config.at("vocab_size").as_int64());
+  std::vector<Request> requests;
+  for (int i = 0; i < 10; ++i) {
+    Request request = RandomRequest(random, shape);
+    request.sampling.max_tokens = random.In(0, shape.max_output);
+    request.sampling.min_tokens = 0;
+    request.sampling.logprobs = 3;
+    std::erase_if(request.sampling.stop_token_ids, [&](int32_t t) { return t >= shape.vocab; });
+    requests.push_back(std::move(request));
+  }
+  constexpr int64_t kLength = 100;
+  for (const kernels::KvFormat format : {kernels::KvFormat::kBf16, kernels::KvFormat::kFp8}) {
+    const std::vector<Generation> want = Run(requests,
+                                             {.page_size = 64,
+                                              .pages = 8,
+                                              .max_model_len = kLength,
+                                              .max_sequences = 1,
+                                              .max_step_tokens = 128,
+                                              .prefix_cache = false,
+                                              .kv_format = format},
+                                             false);
+    const auto check = [&](const char* what, CoreRunner::Config config, bool together) {
+      SCOPED_TRACE(what);
+      config.max_model_len = kLength;
+      config.kv_format = format;
+      const std::vector<Generation> got = Run(requests, config, together);
+      for (size_t i = 0; i < requests.size(); ++i) ExpectSame(got[i], want[i], true);
+    };
+    check("together", {.max_sequences = 64, .max_step_tokens = 256}, true);
+    check("small chunks and pages, few of them",
+          {.pages = 8, .max_sequences = 6, .max_step_tokens = 7}, true);
+    check("alone with a warm cache", {.max_sequences = 1, .max_step_tokens = 33}, false);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Registered, TinyModelsTest, ::testing::ValuesIn(AllCases()),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace nibble::engine
