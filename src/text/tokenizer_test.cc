@@ -104,6 +104,25 @@ TEST(Tokenizer, UntrustedTextNeverBecomesASpecialToken) {
             (Expected{0, 1, 8}));
 }
 
+TEST(Tokenizer, UntrustedTextIsFollowedThroughTheNormalizer) {
+  std::string json = kTiny;
+  const auto change = [&](const std::string& from, const std::string& to) {
+    json.replace(json.find(from), from.size(), to);
+  };
+  change("\"normalized\": false", "\"normalized\": true");  // of <s>
+  change("\"normalizer\": null", R"("normalizer": {"type": "Sequence", "normalizers": [
+      {"type": "Prepend", "prepend": "c"}, {"type": "Replace", "pattern": {"String": "x"}, "content": "ab"},
+      {"type": "Replace", "pattern": {"String": "y"}, "content": ""}, {"type": "Lowercase"}]})");
+  const auto tokenizer = Tokenizer::Load({.tokenizer_json = json});
+  ASSERT_TRUE(tokenizer) << tokenizer.error().message();
+  // The token's own content is normalized too: what is looked for is "c<s>".
+  const std::string text = "<S>xy<S>";
+  EXPECT_EQ(Ids(*tokenizer, text), (Expected{7, 4}));
+  const std::vector<TextRange> first{{0, 3}};
+  EXPECT_EQ(Ids(*tokenizer, text, {.add_special_tokens = false, .untrusted = first}),
+            (Expected{2, 4}));
+}
+
 TEST(Tokenizer, InvalidUtf8IsAnError) {
   const Tokenizer tokenizer = Tiny();
   for (const std::string_view text :
