@@ -196,6 +196,11 @@ Result<Tokenizer> Tokenizer::Load(const TokenizerFiles& files) {
                                           .post_processor = std::move(post_processor),
                                           .decoder = std::move(decoder)});
   impl->IndexIds();
+  if (impl->post_processor.max_id() >= static_cast<int32_t>(impl->texts.size())) {
+    return Fail(Code::kInvalidArgument,
+                "tokenizer.json: post_processor adds id {}, the vocabulary ends at {}",
+                impl->post_processor.max_id(), impl->texts.size());
+  }
   NIBBLE_TRY(impl->ReadConfig(files.tokenizer_config_json));
   return Tokenizer(std::move(impl));
 }

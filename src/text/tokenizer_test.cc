@@ -152,6 +152,14 @@ TEST(Tokenizer, RefusesUnknownComponentsByName) {
   refused(R"("decoder": {"type": "ByteLevel")", R"("decoder": {"type": "CTC")", "CTC");
 }
 
+TEST(Tokenizer, PostProcessorMayNotAddUnknownIds) {
+  std::string json = kTiny;
+  json.replace(json.find("\"ids\": [7]"), 10, "\"ids\": [9]");
+  const auto tokenizer = Tokenizer::Load({.tokenizer_json = json});
+  ASSERT_FALSE(tokenizer) << "loaded";
+  EXPECT_NE(tokenizer.error().message().find("id 9"), std::string::npos);
+}
+
 TEST(Tokenizer, MalformedFilesAreErrors) {
   for (const char* json : {"", "{", "[]", "{}", R"({"model": {"type": "BPE"}})",
                            R"({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}})",

@@ -13,7 +13,6 @@ namespace nibble::text {
 
 namespace {
 
-constexpr int64_t kMaxId = (1 << 24) - 1;
 // Bounds the look-ahead per byte of text, and the depth of the trie.
 constexpr size_t kMaxContentBytes = 4096;
 
@@ -175,10 +174,10 @@ Result<AddedTokens> AddedTokens::Parse(const boost::json::value* spec, const Tok
                   kWhat, token.content.size(), kMaxContentBytes);
     }
     NIBBLE_ASSIGN(const int64_t file_id, IntField(*object, "id", kWhat));
-    if (file_id < 0 || file_id > kMaxId) {
+    if (file_id < 0 || file_id > kMaxTokenId) {
       return Fail(Code::kInvalidArgument,
                   "tokenizer.json: {}: id {} of \"{}\" must be from 0 to {}", kWhat, file_id,
-                  token.content, kMaxId);
+                  token.content, kMaxTokenId);
     }
     const int32_t vocabulary_id = vocabulary.Find(token.content);
     token.id = vocabulary_id >= 0 ? vocabulary_id : static_cast<int32_t>(file_id);

@@ -14,8 +14,6 @@ namespace nibble::text {
 namespace {
 
 constexpr std::string_view kWhat = "model BPE";
-// Arrays are indexed by id: a stray id of 2^31 must not allocate gigabytes.
-constexpr int64_t kMaxId = (1 << 24) - 1;
 constexpr size_t kMaxVocabularyBytes = 1u << 30;
 // Up to this many symbols a scan for the minimum beats the heap.
 constexpr size_t kShortPiece = 48;
@@ -91,10 +89,10 @@ Status Bpe::ParseVocabulary(const boost::json::object& model) {
   }
   vocabulary_.Reserve(entries.size(), bytes);
   for (const auto& [token, id] : entries) {
-    if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() > kMaxId) {
+    if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() > kMaxTokenId) {
       return Fail(Code::kInvalidArgument,
                   "tokenizer.json: {}: the id of \"{}\" must be an integer from 0 to {}", kWhat,
-                  std::string_view(token), kMaxId);
+                  std::string_view(token), kMaxTokenId);
     }
     vocabulary_.Add(token, static_cast<int32_t>(id.get_int64()));
   }

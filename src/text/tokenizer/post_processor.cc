@@ -1,5 +1,6 @@
 #include "text/tokenizer/post_processor.h"
 
+#include <algorithm>
 #include <string>
 
 #include "text/tokenizer/json_fields.h"
@@ -101,6 +102,15 @@ std::vector<int32_t> PostProcessor::Apply(std::vector<int32_t> ids) const {
     ids.insert(ids.end(), t.after.begin(), t.after.end());
   }
   return ids;
+}
+
+int32_t PostProcessor::max_id() const {
+  int32_t max = -1;
+  for (const Template& t : templates_) {
+    for (const int32_t id : t.before) max = std::max(max, id);
+    for (const int32_t id : t.after) max = std::max(max, id);
+  }
+  return max;
 }
 
 std::optional<int32_t> PostProcessor::first_id() const {

@@ -20,6 +20,8 @@ class PostProcessor {
 
   std::vector<int32_t> Apply(std::vector<int32_t> ids) const;
 
+  // The largest id that it adds, -1 if none.
+  int32_t max_id() const;
   // The first id in front of, and the last id behind, any text.
   std::optional<int32_t> first_id() const;
   std::optional<int32_t> last_id() const;

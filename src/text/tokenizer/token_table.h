@@ -12,6 +12,9 @@
 
 namespace nibble::text {
 
+// Arrays are indexed by token id: a stray id of 2^31 must not allocate gigabytes.
+inline constexpr int32_t kMaxTokenId = (1 << 24) - 1;
+
 class TokenTable {
  public:
   static constexpr int32_t kNone = -1;
