@@ -22,7 +22,7 @@ let keyWanted = false;
 function show(message) {
   const view = message.role === "user"
       ? new QuestionView(message)
-      : new AnswerView(message, {copy: (event) => copyText(message.content, event.currentTarget)});
+      : new AnswerView(message, {copy: (event) => copyText(message.content, event.currentTarget), retry: null});
   views.push(view);
   page.log.append(view.root);
   return view;
@@ -147,7 +147,8 @@ function report(error, message) {
   message.error = known ? error.message : `The page failed: ${error.message}`;
   if (!known) console.error(error);
   if (error.kind === "key") askForKey();
-  if (error.kind === "network" || error.status === 503) watchHealth();
+  if (error.status === 404) model = null;  // the server came back with another model
+  if (error.kind === "network" || error.status === 404 || error.status === 503) watchHealth();
 }
 
 function stop() {

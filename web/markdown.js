@@ -10,7 +10,8 @@
 
 const MAX_DEPTH = 12;  // of quotes and lists
 const MAX_OPEN = 24;   // unclosed emphasis marks at a time
-const MAX_TARGET = 2000;
+const MAX_TARGET = 2000;  // characters
+const MAX_COLUMNS = 64;
 
 // No pattern below backtracks more than a constant times: answers may be hostile.
 const FENCE = /^ {0,3}(`{3,}|~{3,}(?!~))([^`]*)$/;
@@ -95,7 +96,7 @@ function readHeading(lines, at) {
   const text = (match[2] ?? "").trim();
   const end = trimmedEnd(text, "#");  // "# Title #" is closed like that
   const closed = end < text.length && (end === 0 || text[end - 1] === " ");
-  return [{kind: "heading", level: match[1].length, text: closed ? text.slice(0, end) : text}, at + 1];
+  return [{kind: "heading", level: match[1].length, text: closed ? text.slice(0, end).trim() : text}, at + 1];
 }
 
 function readRule(lines, at) {
@@ -146,7 +147,7 @@ function readList(lines, at) {
 function isTable(lines, at) {
   if (at + 1 >= lines.length || !lines[at].includes("|") || !lines[at + 1].includes("|")) return false;
   const delimiters = cells(lines[at + 1]);
-  return delimiters.every((cell) => /^:?-+:?$/.test(cell)) && delimiters.length === cells(lines[at]).length;
+  return delimiters.length <= MAX_COLUMNS && delimiters.every((cell) => /^:?-+:?$/.test(cell)) && delimiters.length === cells(lines[at]).length;
 }
 
 function readTable(lines, at) {
@@ -247,7 +248,9 @@ function renderList({ordered, start, loose, items}, depth) {
     const item = element("li", renderLines(body, depth + 1));
     if (!loose) {
       for (const paragraph of [...item.children].filter((child) => child.tagName === "P")) {
-        paragraph.replaceWith(...paragraph.childNodes);
+        const bare = document.createDocumentFragment();
+        while (paragraph.firstChild) bare.append(paragraph.firstChild);
+        paragraph.replaceWith(bare);
       }
     }
     if (task) {
@@ -269,8 +272,9 @@ function renderTable({head, align, rows}) {
     cell.className = align[column];
     return cell;
   }));
-  const wrapper = element("div", element("table", element("thead", row(head, "th")),
-                                         element("tbody", ...rows.map((texts) => row(texts, "td")))));
+  const body = element("tbody");
+  for (const texts of rows) body.append(row(texts, "td"));
+  const wrapper = element("div", element("table", element("thead", row(head, "th")), body));
   wrapper.className = "table";
   return wrapper;
 }
@@ -282,7 +286,7 @@ const ANGLE_URL = /<((?:https?:\/\/|mailto:)[^\s<>]+)>/y;
 const BREAK = /<br\s*\/?>/iy;
 const ENTITY = /&(amp|lt|gt|quot|apos|nbsp|#39);/y;
 const ENTITIES = {amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", "#39": "'"};
-const TARGET = /\(\s*<?([^\s<>]*?)>?(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)/y;
+const TARGET = /^\(\s*<?([^\s<>]*)>?(?:\s+(?:"[^"]*"|'[^']*'))?\s*\)$/;
 const TAGS = {"*1": "em", "_1": "em", "*2": "strong", "_2": "strong", "~2": "del"};
 
 export function renderInline(text, linkable = true) {
@@ -319,7 +323,7 @@ class Inline {
   #at = 0;
   #literal = "";
   // Open emphasis, outermost first; the bottom frame is the result. An unclosed one becomes text again.
-  #frames = [{mark: "", node: document.createDocumentFragment()}];
+  #frames = [{char: "", count: 0, node: document.createDocumentFragment()}];
   #unclosedTicks = new Set();
   #brackets = null;  // position of "[" to that of its "]"
 
@@ -420,46 +424,47 @@ class Inline {
     const opens = !/\s/.test(after) && !inWord;
     const closes = !/\s/.test(before) && !inWord;
     this.#at += length;
-    let left = closes ? this.#close(char, length) : length;
-    while (opens && left > 0 && this.#frames.length < MAX_OPEN) {
-      const size = left >= 2 ? 2 : 1;
-      const tag = TAGS[char + size];
-      if (!tag) break;
+    const left = closes ? this.#close(char, length) : length;
+    if (left > 0 && opens && this.#frames.length < MAX_OPEN && (char !== "~" || left === 2)) {
       this.#flush();
-      this.#frames.push({mark: char.repeat(size), node: element(tag)});
-      left -= size;
+      this.#frames.push({char, count: left, node: document.createDocumentFragment()});
+    } else {
+      this.#literal += char.repeat(left);
     }
-    this.#literal += char.repeat(left);
     return true;
   }
 
-  // Closes what a run of marks can close; returns how many marks are left.
+  // Closes what a run of marks can close; returns how many marks are left. Of three opening marks, one or
+  // two may be closed first: ***a* b** and ***a** b*.
   #close(char, length) {
     while (length > 0) {
       const found = this.#frames.findLastIndex(
-          ({mark, node}, index) => mark[0] === char && mark.length <= length &&
-              (node.hasChildNodes() || index < this.#frames.length - 1 || this.#literal !== ""));
+          (frame) => frame.char === char && (frame.count <= length || frame.count > 2));
       if (found < 1) break;
       while (this.#frames.length - 1 > found) this.#dissolve();
       this.#flush();
-      const {mark, node} = this.#frames.pop();
-      this.#frames.at(-1).node.append(node);
-      length -= mark.length;
+      const frame = this.#frames[found];
+      const size = Math.min(2, frame.count, length);
+      const emphasised = element(TAGS[char + size], frame.node);
+      frame.count -= size;
+      if (frame.count === 0) this.#frames.pop();
+      this.#frames.at(-1).node.append(emphasised);
+      length -= size;
     }
     return length;
   }
 
   #dissolve() {
     this.#flush();
-    const {mark, node} = this.#frames.pop();
-    this.#frames.at(-1).node.append(mark, ...node.childNodes);
+    const {char, count, node} = this.#frames.pop();
+    this.#frames.at(-1).node.append(char.repeat(count), node);
   }
 
   #link(open) {
     const close = this.#linkable ? this.#matchingBracket(open) : undefined;
     if (close === undefined || this.#text[close + 1] !== "(") return false;
     const parenthesised = this.#text.slice(close + 1, close + 1 + MAX_TARGET);
-    const target = matchAt(TARGET, balanced(parenthesised), 0);
+    const target = TARGET.exec(balanced(parenthesised));
     const href = target && safeUrl(target[1]);
     if (!href) return false;
     const content = this.#text.slice(open + 1, close);

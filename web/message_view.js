@@ -83,6 +83,7 @@ export class AnswerView {
 
   // Only the last answer can be tried again.
   setRetry(retry) {
+    if (this.#actions.retry === retry) return;
     this.#actions = {...this.#actions, retry};
     this.draw();
   }

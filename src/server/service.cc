@@ -11,10 +11,10 @@ namespace {
 
 constexpr std::string_view kModelPrefix = "/v1/models/";
 
-// What a page may load and do: its own files, inline styles of the maths fonts, nothing else.
+// What a page may load and do: its own files and the API of this server, nothing inline, nothing
+// else.
 constexpr std::string_view kContentSecurityPolicy =
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' "
-    "data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'";
 
