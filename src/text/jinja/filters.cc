@@ -250,7 +250,8 @@ Result<Value> DoIndent(Runtime& runtime, const Value& self, Args& args) {
 }
 
 Result<Value> DoTruncate(Runtime& runtime, const Value& self, Args& args) {
-  NIBBLE_ASSIGN(const StringPtr text, ToText(self, "what truncate works on"));
+  const std::optional<size_t> size = LengthOf(self);
+  if (!size) return Fail(Code::kInvalidArgument, "truncate: '{}' has no length", TypeName(self));
   NIBBLE_TRY(runtime.SpendOn(self));
   Integer length = 255, leeway = 5;
   StringPtr end = TrustedString("...");
@@ -269,7 +270,8 @@ Result<Value> DoTruncate(Runtime& runtime, const Value& self, Args& args) {
                 "truncate: the length must be at least that of the end ({}), the leeway positive",
                 static_cast<int64_t>(end_length));
   }
-  if (static_cast<Integer>(CountCodePoints(*text)) <= length + leeway) return self;
+  if (static_cast<Integer>(*size) <= length + leeway) return self;
+  NIBBLE_ASSIGN(const StringPtr text, ToText(self, "what truncate shortens"));
   size_t cut = ByteOffset(*text, static_cast<size_t>(length - end_length));
   const bool kill_words = args.Has(1) && IsTrue(args[1]);
   if (!kill_words) {
@@ -320,25 +322,49 @@ Result<Value> DoWordCount(Runtime& runtime, const Value& self, Args&) {
   return Value(words);
 }
 
-Result<Value> DoUrlEncode(Runtime& runtime, const Value& self, Args&) {
-  if (!self.IsString() && IsIterable(self)) {
-    return Fail(Code::kInvalidArgument, "urlencode works on strings here, not on '{}'",
-                TypeName(self));
-  }
-  NIBBLE_ASSIGN(const StringPtr text, runtime.Str(self));
+// Percent-encoding; in a query a space is '+' and '/' is encoded too.
+Result<Value> PercentEncode(Runtime& runtime, const Value& value, bool query) {
+  NIBBLE_ASSIGN(const StringPtr text, runtime.Str(value));
   NIBBLE_TRY(runtime.Allocate(text->size() * 3));
+  const std::string_view safe = query ? "_.-~" : "_.-~/";
   StringBuilder out;
   for (size_t at = 0; at < text->size(); ++at) {
     const auto byte = static_cast<unsigned char>(text->bytes[at]);
-    const bool plain =
-        (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
-        (byte >= '0' && byte <= '9') ||
-        std::string_view("_.-~/").find(static_cast<char>(byte)) != std::string_view::npos;
+    const bool plain = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
+                       (byte >= '0' && byte <= '9') ||
+                       safe.find(static_cast<char>(byte)) != std::string_view::npos;
     if (plain) {
       out.AppendSlice(*text, at, at + 1);
     } else {
-      out.AppendDerived(fmt::format("%{:02X}", byte), *text, at, at + 1);
+      const std::string escaped = query && byte == ' ' ? "+" : fmt::format("%{:02X}", byte);
+      out.AppendDerived(escaped, *text, at, at + 1);
     }
+  }
+  return runtime.MakeString(out);
+}
+
+// Text, or the pairs of a query.
+Result<Value> DoUrlEncode(Runtime& runtime, const Value& self, Args&) {
+  if (self.IsString() || !IsIterable(self)) return PercentEncode(runtime, self, false);
+  Value source = self;
+  if (self.Is(Kind::kDict)) {
+    source =
+        Value(std::make_shared<const DictView>(DictView{self.dict_ptr(), DictView::Type::kItems}));
+  }
+  NIBBLE_ASSIGN(const Values pairs, runtime.Items(source));
+  StringBuilder out;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    if (!IsIterable(pairs[i])) {
+      return Fail(Code::kInvalidArgument, "urlencode needs pairs, not '{}'", TypeName(pairs[i]));
+    }
+    NIBBLE_ASSIGN(const Values pair, runtime.Items(pairs[i]));
+    if (pair.size() != 2) return Fail(Code::kInvalidArgument, "urlencode needs pairs");
+    NIBBLE_ASSIGN(const Value key, PercentEncode(runtime, pair[0], true));
+    NIBBLE_ASSIGN(const Value value, PercentEncode(runtime, pair[1], true));
+    if (i > 0) out.Append("&");
+    out.Append(key.string());
+    out.Append("=");
+    out.Append(value.string());
   }
   return runtime.MakeString(out);
 }

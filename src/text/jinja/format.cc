@@ -167,9 +167,8 @@ class PercentFormatter {
       plain = at_;
     }
     out_.AppendSlice(format_, plain, text.size());
-    const bool all_used = is_tuple_ ? next_ >= values_.sequence().items.size()
-                                    : next_ > 0 || values_.Is(Kind::kDict) || used_mapping_ ||
-                                          values_.Is(Kind::kSequence);
+    const bool all_used =
+        is_tuple_ ? next_ >= values_.sequence().items.size() : next_ > 0 || LooksLikeMapping();
     if (!all_used) {
       return Fail(Code::kInvalidArgument, "format: not all values were used by the text");
     }
@@ -177,6 +176,12 @@ class PercentFormatter {
   }
 
  private:
+  // Python asks that all values are used, except of what has a [ ] operator and is no string.
+  bool LooksLikeMapping() const {
+    return values_.Is(Kind::kDict) || values_.Is(Kind::kSequence) || values_.Is(Kind::kRange) ||
+           values_.IsUndefined();
+  }
+
   char Peek() const { return at_ < format_.size() ? format_.bytes[at_] : '\0'; }
 
   Result<Value> NextValue() {
@@ -210,7 +215,6 @@ class PercentFormatter {
       if (found == nullptr)
         return Fail(Code::kInvalidArgument, "format: there is no value '{}'", key);
       value = *found;
-      used_mapping_ = true;
       at_ = close + 1;
     }
     Field field;
@@ -323,7 +327,6 @@ class PercentFormatter {
   bool is_tuple_ = false;
   size_t next_ = 0;
   size_t at_ = 0;
-  bool used_mapping_ = false;
   StringBuilder out_;
 };
 

@@ -256,9 +256,7 @@ Result<Value> Runtime::Apply(BinaryOperator op, const Value& left, const Value& 
     case BinaryOperator::kMul:
       return Multiply(left, right);
     case BinaryOperator::kMod:
-      if (left.IsString() && !right.IsUndefined()) {
-        return FormatPercent(*this, left.string(), right);
-      }
+      if (left.IsString()) return FormatPercent(*this, left.string(), right);
       return Arithmetic(op, left, right);
     default:
       return Arithmetic(op, left, right);

@@ -132,14 +132,13 @@ Result<Value> DoFirst(Runtime& runtime, const Value& self, Args&) {
 }
 
 Status NeedReversible(const Value& value) {
-  if (value.Is(Kind::kIterator) || value.IsUndefined() || !IsIterable(value)) {
+  if (value.Is(Kind::kIterator) || !IsIterable(value)) {
     return Fail(Code::kInvalidArgument, "'{}' object is not reversible", TypeName(value));
   }
   return {};
 }
 
 Result<Value> DoLast(Runtime& runtime, const Value& self, Args&) {
-  if (self.IsUndefined()) return Fail(Code::kInvalidArgument, "{}", *self.undefined().why);
   NIBBLE_TRY(NeedReversible(self));
   NIBBLE_ASSIGN(const Values items, runtime.Items(self));
   if (items.empty()) return Value::MakeUndefined("No last item, sequence was empty.");
@@ -153,7 +152,6 @@ Result<Value> DoList(Runtime& runtime, const Value& self, Args&) {
 
 Result<Value> DoReverse(Runtime& runtime, const Value& self, Args&) {
   if (self.IsString()) return runtime.GetSlice(self, None{}, None{}, Value(-1));
-  if (self.IsUndefined()) return Fail(Code::kInvalidArgument, "{}", *self.undefined().why);
   NIBBLE_ASSIGN(Values items, IterableItems(runtime, self, "reverse"));
   std::reverse(items.begin(), items.end());
   if (self.Is(Kind::kIterator)) return runtime.MakeList(std::move(items));
