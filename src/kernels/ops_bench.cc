@@ -23,12 +23,11 @@ std::vector<uint16_t> Ramp(int64_t n) {
 
 class Bench {
  public:
-  Bench(const OpTable& ops, size_t workspace) : pool_(1), memory_(workspace + 64) {
+  explicit Bench(size_t workspace) : pool_(1), memory_(workspace + 64) {
     auto address = reinterpret_cast<uintptr_t>(memory_.data());
     context = {.pool = &pool_,
                .workspace = memory_.data() + (64 - address % 64) % 64,
                .workspace_bytes = workspace};
-    (void)ops;
   }
   OpContext context;
 
@@ -108,7 +107,7 @@ void Attention(benchmark::State& state, const OpTable* ops, KvFormat format, int
   for (int64_t i = 0; i < pages; ++i) table[i] = static_cast<int32_t>(i);
   const std::vector<uint16_t> q = Ramp(int64_t{q_len} * q_heads * dh);
   std::vector<uint16_t> out(q.size());
-  const Bench bench(*ops, ops->attention_workspace(1, q_len, q_heads, dh));
+  const Bench bench(ops->attention_workspace(1, q_len, q_heads, dh));
   const int32_t q_start[] = {0, q_len};
   int64_t layer = 0;
   for (auto _ : state) {
@@ -147,7 +146,7 @@ void Sample(benchmark::State& state, const OpTable* ops, SampleRow row) {
     const auto part = [&](int shift) { return static_cast<float>((hash >> shift) & 0xFFF) / 4096; };
     logits[i] = (part(52) + part(40) + part(28) - 1.5f) * 10.0f;
   }
-  const Bench bench(*ops, ops->sample_workspace(1, 1, vocab));
+  const Bench bench(ops->sample_workspace(1, 1, vocab));
   SampledToken out;
   std::vector<int32_t> tokens(20);
   std::vector<float> logprobs(20);
