@@ -82,7 +82,7 @@ class Core {
   void ReleasePages(Sequence& sequence);
   void EnsureHashes(Sequence& sequence, int64_t pages);
   void Fail(ActiveRequest& request, const Error& error);
-  void Drop(ActiveRequest& request);
+  void Drop(ActiveRequest& request, FinishReason counted_as);
 
   // After the forward pass (core_output.cc).
   void IndexFullPages(Sequence& sequence);

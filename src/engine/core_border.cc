@@ -11,7 +11,7 @@ namespace nibble::engine {
 void Core::EndEarly(Clock::time_point now) {
   for (const auto& request : requests_) {
     if (request->cancelled.load(std::memory_order_acquire)) {
-      Drop(*request);
+      Drop(*request, FinishReason::kAbort);
     } else if (request->request.deadline && now >= *request->request.deadline) {
       const std::chrono::duration<double> age = now - request->arrival;
       Fail(*request,
@@ -138,6 +138,7 @@ void Core::Admit(Sequence& sequence) {
   const int32_t page_size = cache_.page_size();
   const int64_t pages = (sequence.length() + page_size - 1) / page_size;
   sequence.pages.reserve(static_cast<size_t>(setup_.limits.max_pages));
+  sequence.page_hashes.reserve(static_cast<size_t>(setup_.limits.max_pages));
   for (const int32_t page : shared_) {
     cache_.Reference(page);
     sequence.pages.push_back(page);
@@ -183,21 +184,19 @@ void Core::ReleasePages(Sequence& sequence) {
 }
 
 void Core::Fail(ActiveRequest& request, const Error& error) {
+  Drop(request, FinishReason::kError);
   StreamEvent event{.kind = StreamEvent::Kind::kError};
   event.error = error;
-  Drop(request);
-  stats_.requests_finished[static_cast<int>(FinishReason::kAbort)] -= request.unfinished;
-  stats_.requests_finished[static_cast<int>(FinishReason::kError)] += request.unfinished;
   Post(request, std::move(event));
 }
 
 // Ends the request without a word.
-void Core::Drop(ActiveRequest& request) {
+void Core::Drop(ActiveRequest& request, FinishReason counted_as) {
   for (Sequence& sequence : request.choices) {
     if (sequence.state == Sequence::State::kRunning) ReleasePages(sequence);
     sequence.state = Sequence::State::kFinished;
   }
-  stats_.requests_finished[static_cast<int>(FinishReason::kAbort)] += request.unfinished;
+  stats_.requests_finished[static_cast<int>(counted_as)] += request.unfinished;
   EndRequest(request);
 }
 

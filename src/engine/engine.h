@@ -82,9 +82,6 @@ struct DoneEvent {
   std::optional<int32_t> stop_token;  // a stop_token_ids entry ended it; absent for EOS
   int64_t completion_tokens = 0;
 };
-struct ErrorEvent {
-  Error error;
-};
 struct StreamEvent {
   enum class Kind { kPrompt, kDelta, kDone, kError } kind;
   PromptEvent prompt;

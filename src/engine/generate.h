@@ -32,7 +32,7 @@ class CollectingSink : public EventSink {
 
   void Post(StreamEvent event) noexcept override;
 
-  // Blocks until every choice is done, or returns the request's error.
+  // Blocks until every choice is done and hands out the answer, once; or the request's error.
   Result<Generation> Wait();
   // False: not done when the time was over.
   bool WaitFor(std::chrono::milliseconds timeout);
