@@ -40,10 +40,6 @@ class EventQueue final : public engine::EventSink {
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
-Error FromApi(const server::ApiError& error) {
-  return Error(Code::kInvalidArgument, error.message);
-}
-
 void ApplyOptions(const AnswerOptions& options, server::GenerationRequest* request) {
   if (options.temperature >= 0) request->temperature = options.temperature;
   if (options.max_tokens >= 0) request->max_tokens = options.max_tokens;
@@ -71,10 +67,10 @@ Result<Answer> Conversation::Ask(const boost::json::array& messages, const Answe
   request.messages = messages;
   ApplyOptions(options, &request);
   auto prompt = server::PrepareChat(*served_, request);
-  if (!prompt) return tl::unexpected(FromApi(prompt.error()));
+  if (!prompt) return tl::unexpected(prompt.error().error);
   auto sampling = server::PrepareSampling(
       *served_, request, static_cast<int64_t>(prompt->tokens.size()), served_->default_max_tokens);
-  if (!sampling) return tl::unexpected(FromApi(sampling.error()));
+  if (!sampling) return tl::unexpected(sampling.error().error);
   return Run(std::move(prompt->tokens), std::move(*sampling), on_text);
 }
 
@@ -85,7 +81,7 @@ Result<Answer> Conversation::Continue(std::string_view prompt, const AnswerOptio
   NIBBLE_ASSIGN(std::vector<int32_t> tokens, loaded_.engine->tokenizer().Encode(prompt));
   auto sampling = server::PrepareSampling(*served_, request, static_cast<int64_t>(tokens.size()),
                                           served_->default_max_tokens);
-  if (!sampling) return tl::unexpected(FromApi(sampling.error()));
+  if (!sampling) return tl::unexpected(sampling.error().error);
   return Run(std::move(tokens), std::move(*sampling), on_text);
 }
 

@@ -11,7 +11,6 @@
 #include "base/thread_pool.h"
 #include "engine/engine.h"
 #include "formats/checkpoint.h"
-#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 namespace nibble::apps {
@@ -37,19 +36,6 @@ using StageCallback = std::function<void(std::string_view stage, double fraction
 
 // Opens, checks, loads and plans; prints the kernels, the memory plan and the bytes per token.
 Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage = {});
-
-// The template compiled, with its special tokens; kUnsupported when the checkpoint has none.
-struct PromptRenderer {
-  text::ChatTemplate chat_template;
-  boost::json::object special_tokens;
-  // Renders and tokenises a conversation, ready for an answer.
-  Result<std::vector<int32_t>> Encode(const boost::json::array& messages,
-                                      const text::Tokenizer& tokenizer) const;
-};
-Result<PromptRenderer> MakePromptRenderer(const LoadedModel& model);
-
-// Sampling defaults of generation_config.json.
-engine::SamplingParams DefaultSampling(const LoadedModel& model);
 
 // "42 tokens, 81.3 tokens/s, 12.3 ms/token, 6.2 GB/s (78 % of 8.0 GB/s)": how a generation ends.
 std::string SpeedLine(const LoadedModel& model, int64_t tokens, double seconds);
