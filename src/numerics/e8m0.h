@@ -14,4 +14,11 @@ NIBBLE_HD constexpr float E8M0ToFloat(uint8_t code) {
   return std::bit_cast<float>(static_cast<uint32_t>(code) << 23);
 }
 
+// The largest power of two that is not above |value|, within [2^-127, 2^127]; NaN gives 0xFF.
+NIBBLE_HD constexpr uint8_t E8M0FromFloat(float value) {
+  const uint32_t magnitude = std::bit_cast<uint32_t>(value) & 0x7FFFFFFFu;
+  if (magnitude > 0x7F800000u) return 0xFF;
+  return static_cast<uint8_t>(magnitude == 0x7F800000u ? 0xFE : magnitude >> 23);
+}
+
 }  // namespace nibble

@@ -3,7 +3,6 @@
 //   value = e2m1(code) * 2^(scale - 127)
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include "numerics/e2m1.h"
@@ -22,8 +21,8 @@ NIBBLE_HD constexpr float Mxfp4Dequantize(uint8_t code, uint8_t scale) {
 // OCP's rule: 2^(floor(log2 amax) - 2), so that the largest magnitude lands in [4, 8) and may
 // saturate at 6.
 NIBBLE_HD constexpr uint8_t Mxfp4BlockScale(float amax) {
-  const int exponent = static_cast<int>(std::bit_cast<uint32_t>(amax) >> 23);  // biased; amax >= 0
-  return static_cast<uint8_t>(exponent > 2 ? exponent - 2 : 0);
+  const int power = E8M0FromFloat(amax);
+  return static_cast<uint8_t>(power > 2 ? power - 2 : 0);
 }
 
 // Writes 16 bytes of codes and returns the block scale. Inputs are finite.
