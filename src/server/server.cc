@@ -67,6 +67,7 @@ struct Server::Impl {
   int Drain();
 
   const ServerOptions options;
+  std::shared_ptr<engine::Engine> engine;  // dies last
   WorkPool requests;
   const std::shared_ptr<WorkPool> formatters = std::make_shared<WorkPool>(1);
   Service service;
@@ -115,6 +116,7 @@ void Server::SetStage(std::string_view stage, double fraction) {
 }
 
 Status Server::SetReady(ServedModelOptions model) {
+  impl_->engine = model.engine;
   NIBBLE_ASSIGN(auto served, MakeServedModel(std::move(model)));
   impl_->service.SetReady(std::move(served));
   return {};

@@ -78,6 +78,19 @@ void Answer::MarkDirty(int prompt, int32_t choice) {
   dirty_.push_back(prompt * setup_.choices + choice);
 }
 
+// Clients see one chunk per delta as long as they keep up; what a slow one has not taken is merged.
+void Answer::Append(std::vector<engine::DeltaEvent>& deltas, engine::DeltaEvent delta) const {
+  constexpr size_t kMostApart = 16;
+  if (deltas.empty() || (!waiting_ && deltas.size() < kMostApart)) {
+    deltas.push_back(std::move(delta));
+    return;
+  }
+  engine::DeltaEvent& last = deltas.back();
+  last.text += delta.text;
+  last.tokens.insert(last.tokens.end(), delta.tokens.begin(), delta.tokens.end());
+  std::move(delta.logprobs.begin(), delta.logprobs.end(), std::back_inserter(last.logprobs));
+}
+
 void Answer::File(int prompt, engine::StreamEvent event) {
   switch (event.kind) {
     case engine::StreamEvent::Kind::kPrompt:
@@ -88,15 +101,7 @@ void Answer::File(int prompt, engine::StreamEvent event) {
       MarkDirty(prompt, delta.choice);
       pending_bytes_ += delta.text.size() + 4 * delta.tokens.size();
       for (const auto& logprob : delta.logprobs) pending_bytes_ += 24 + 8 * logprob.top.size();
-      Slot& slot = SlotOf(prompt, delta.choice);
-      if (!slot.delta) {
-        slot.delta = std::move(delta);
-        break;
-      }
-      slot.delta->text += delta.text;
-      slot.delta->tokens.insert(slot.delta->tokens.end(), delta.tokens.begin(), delta.tokens.end());
-      std::move(delta.logprobs.begin(), delta.logprobs.end(),
-                std::back_inserter(slot.delta->logprobs));
+      Append(SlotOf(prompt, delta.choice).deltas, std::move(delta));
       break;
     }
     case engine::StreamEvent::Kind::kDone:
@@ -154,27 +159,25 @@ bool Answer::WritePending() {
     std::lock_guard lock(mutex_);
     if (closed_) return false;
     error = error_;
+    const bool nothing = dirty_.empty() && prompt_events_.empty();
     if (!error) {
-      const bool nothing = dirty_.empty() && prompt_events_.empty();
       waiting_ = !nothing && setup_.stream && setup_.exchange->congested();
       if (nothing || waiting_) {
         scheduled_ = false;
         return false;
       }
-      pending.prompts = std::exchange(prompt_events_, {});
-      for (const int at : std::exchange(dirty_, {})) {
-        pending.slots.emplace_back(at / setup_.choices,
-                                   std::exchange(slots_[static_cast<size_t>(at)], {}));
-      }
-      pending_bytes_ = 0;
     }
+    pending.prompts = std::exchange(prompt_events_, {});
+    for (const int at : std::exchange(dirty_, {})) {
+      pending.slots.emplace_back(at / setup_.choices,
+                                 std::exchange(slots_[static_cast<size_t>(at)], {}));
+    }
+    pending_bytes_ = 0;
   }
-  if (error) {
-    EndWithError(*error);
-    return false;
-  }
-  Write(std::move(pending));
-  return true;
+  // What came before an error is still part of a stream.
+  if (!error || setup_.stream) Write(std::move(pending));
+  if (error) EndWithError(*error);
+  return !error;
 }
 
 void Answer::Write(Pending pending) {
@@ -184,7 +187,9 @@ void Answer::Write(Pending pending) {
     setup_.writer->OnPrompt(prompt, std::move(event), out);
   }
   for (auto& [prompt, slot] : pending.slots) {
-    if (slot.delta) setup_.writer->OnDelta(prompt, *std::move(slot.delta), out);
+    for (engine::DeltaEvent& delta : slot.deltas) {
+      setup_.writer->OnDelta(prompt, std::move(delta), out);
+    }
     if (!slot.done) continue;
     setup_.writer->OnDone(prompt, *std::move(slot.done), out);
     ++ended;
@@ -212,6 +217,10 @@ void Answer::Write(Pending pending) {
 }
 
 void Answer::EndWithError(const ApiError& error) {
+  {
+    std::lock_guard lock(mutex_);
+    if (closed_) return;  // the last token came first
+  }
   Exchange& exchange = *setup_.exchange;
   if (!exchange.Respond(ErrorResponse(error))) {
     exchange.Write(SseEvent(ErrorBody(error.error, error.param)) + SseEvent("[DONE]"));

@@ -28,7 +28,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
  public:
   struct Setup {
     std::shared_ptr<Exchange> exchange;
-    std::shared_ptr<engine::Engine> engine;
+    engine::Engine* engine = nullptr;  // outlives the answer's Close
     std::unique_ptr<AnswerWriter> writer;
     std::shared_ptr<WorkPool> pool;  // formats
     std::shared_ptr<AnswerRegistry> registry;
@@ -53,7 +53,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
  private:
   // What waits to be written of one choice.
   struct Slot {
-    std::optional<engine::DeltaEvent> delta;
+    std::vector<engine::DeltaEvent> deltas;  // one chunk each
     std::optional<engine::DoneEvent> done;
     bool dirty = false;
   };
@@ -66,6 +66,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   friend class PromptSink;
   void Post(int prompt, engine::StreamEvent event) noexcept;
   void File(int prompt, engine::StreamEvent event);  // under the lock
+  void Append(std::vector<engine::DeltaEvent>& deltas, engine::DeltaEvent delta) const;
   Slot& SlotOf(int prompt, int32_t choice);
   void MarkDirty(int prompt, int32_t choice);
   bool ScheduleLocked();

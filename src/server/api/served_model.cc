@@ -101,7 +101,7 @@ bool ServedModel::Answers(std::string_view model_name) const {
 
 Result<std::shared_ptr<const ServedModel>> MakeServedModel(ServedModelOptions options) {
   auto model = std::make_shared<ServedModel>();
-  model->engine = std::move(options.engine);
+  model->engine = options.engine.get();
   model->names = std::move(options.names);
   if (model->names.empty()) return Fail(Code::kInvalidArgument, "the served model has no name");
   model->root = options.root.empty() ? model->names.front() : options.root;

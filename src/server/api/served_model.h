@@ -16,9 +16,9 @@
 namespace nibble::server {
 
 struct ServedModelOptions {
-  std::shared_ptr<engine::Engine> engine;
-  std::vector<std::string> names;  // the first is reported; all are accepted
-  std::string root;                // of the model card: what was loaded
+  std::shared_ptr<engine::Engine> engine;  // outlives the served model
+  std::vector<std::string> names;          // the first is reported; all are accepted
+  std::string root;                        // of the model card: what was loaded
   std::string tokenizer_config_json;
   std::string generation_config_json;        // empty: neutral defaults
   std::string override_generation_config;    // JSON object of single values, or empty
@@ -30,7 +30,8 @@ struct ServedModelOptions {
 };
 
 struct ServedModel {
-  std::shared_ptr<engine::Engine> engine;
+  // Not owned: answers refer to the model, and the engine's own thread may drop the last of them.
+  engine::Engine* engine = nullptr;
   std::vector<std::string> names;
   std::string root;
   int64_t created = 0;  // Unix seconds

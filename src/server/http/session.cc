@@ -1,3 +1,6 @@
+// g++ 12 compiles two things about co_await wrongly, and this file avoids them: an operand of && or
+// || is awaited whatever the other side says, and class-type temporaries of its expression are
+// destroyed twice.
 #include "server/http/session.h"
 
 #include <fmt/core.h>
@@ -132,7 +135,8 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
   net::awaitable<bool> WaitForRequest();
   net::awaitable<ReadResult> ReadRequest();
   net::awaitable<bool> ReadBody(Parser& parser, HttpBody& body);
-  net::awaitable<void> Refuse(Refusal refusal);
+  net::awaitable<bool> Refuse(int status, std::string_view message);
+  net::awaitable<void> RefuseParseError(error_code error);
   HttpRequest TakeHead(const Parser& parser) const;
   std::shared_ptr<Exchange> MakeExchange(HttpRequest request);
   std::optional<Refusal> CheckHead(const Parser& parser) const;
@@ -164,6 +168,7 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
   const HttpLimits& limits_;
   boost::beast::flat_buffer buffer_;
   std::string peer_;
+  std::string refusal_;  // being written
 
   uint64_t timer_epoch_ = 0;
   bool timed_out_ = false;
@@ -184,6 +189,7 @@ class SessionImpl final : public Session, public std::enable_shared_from_this<Se
   bool stop_watch_ = false;
   bool peer_closed_sending_ = false;
   bool peer_gone_ = false;
+  bool unread_input_ = false;  // more may come that nobody will read
 };
 
 void SessionImpl::ConfigureSocket() {
@@ -197,13 +203,15 @@ void SessionImpl::ConfigureSocket() {
 }
 
 net::awaitable<void> SessionImpl::Run() {
-  bool open = true;
-  while (open && co_await WaitForRequest()) {
+  while (true) {
+    const bool more = co_await WaitForRequest();
+    if (!more) break;
     const ReadResult result = co_await ReadRequest();
     if (result == ReadResult::kClose) break;
     if (result == ReadResult::kRequest) context_.service->Handle(exchange_);
-    open = co_await Answer();
+    const bool open = co_await Answer();
     exchange_.reset();
+    if (!open) break;
   }
   co_await Linger();
   Close();
@@ -235,17 +243,17 @@ net::awaitable<SessionImpl::ReadResult> SessionImpl::ReadRequest() {
   DisarmTimer();
   if (error == http::error::end_of_stream) co_return ReadResult::kClose;
   if (timed_out_) {
-    co_await Refuse({408, "the request's header did not arrive in time"});
+    co_await Refuse(408, "the request's header did not arrive in time");
     co_return ReadResult::kClose;
   }
   if (error) {
-    if (IsHttpError(error)) co_await Refuse(ExplainParseError(error, limits_));
+    co_await RefuseParseError(error);
     co_return ReadResult::kClose;
   }
 
   const std::optional<Refusal> refusal = CheckHead(parser);
   if (refusal) {
-    co_await Refuse(*refusal);
+    co_await Refuse(refusal->status, refusal->message);
     co_return ReadResult::kClose;
   }
   http10_ = parser.get().version() == 10;
@@ -255,7 +263,10 @@ net::awaitable<SessionImpl::ReadResult> SessionImpl::ReadRequest() {
   if (!context_.service->Screen(*exchange_)) {
     // Answered from the headers alone. What is left of the body is not read, so the connection
     // ends.
-    keep_alive_ = keep_alive_ && parser.is_done();
+    if (!parser.is_done()) {
+      keep_alive_ = false;
+      unread_input_ = true;
+    }
     co_return ReadResult::kAnswered;
   }
   HttpBody body{{}, ByteLease(&context_.bodies)};
@@ -317,7 +328,7 @@ HttpRequest SessionImpl::TakeHead(const Parser& parser) const {
 net::awaitable<bool> SessionImpl::ReadBody(Parser& parser, HttpBody& body) {
   const size_t announced = parser.content_length().value_or(0);
   if (!body.lease.Grow(announced)) {
-    co_await Refuse({503, "too many request bodies are in memory; try again"});
+    co_await Refuse(503, "too many request bodies are in memory; try again");
     co_return false;
   }
   if (parser.get().count(http::field::expect) > 0 && !parser.is_done()) {
@@ -331,15 +342,15 @@ net::awaitable<bool> SessionImpl::ReadBody(Parser& parser, HttpBody& body) {
     auto [error, read] = co_await http::async_read_some(socket_, buffer_, parser, kAwait);
     DisarmTimer();
     if (timed_out_) {
-      co_await Refuse({408, "the request's body did not arrive in time"});
+      co_await Refuse(408, "the request's body did not arrive in time");
       co_return false;
     }
     if (error) {
-      if (IsHttpError(error)) co_await Refuse(ExplainParseError(error, limits_));
+      co_await RefuseParseError(error);
       co_return false;
     }
     if (!body.lease.Grow(parser.get().body().size())) {
-      co_await Refuse({503, "too many request bodies are in memory; try again"});
+      co_await Refuse(503, "too many request bodies are in memory; try again");
       co_return false;
     }
   }
@@ -347,14 +358,22 @@ net::awaitable<bool> SessionImpl::ReadBody(Parser& parser, HttpBody& body) {
   co_return true;
 }
 
-// An answer outside any exchange; the connection ends after it.
-net::awaitable<void> SessionImpl::Refuse(Refusal refusal) {
-  HttpResponse response = context_.service->ProtocolError(refusal.status, refusal.message);
-  std::string text = FormatHead(response, false, true, response.body.size(), false, false);
-  if (!head_request_) text += response.body;
-  co_await Send(text);
-  context_.service->Answered(exchange_ ? exchange_->request() : HttpRequest{}, refusal.status,
-                             text.size());
+// An answer outside any exchange; the connection ends after it. The text outlives the write as a
+// member.
+net::awaitable<bool> SessionImpl::Refuse(int status, std::string_view message) {
+  unread_input_ = true;
+  const HttpResponse response = context_.service->ProtocolError(status, message);
+  refusal_ = FormatHead(response, false, true, response.body.size(), false, false);
+  if (!head_request_) refusal_ += response.body;
+  context_.service->Answered(exchange_ ? exchange_->request() : HttpRequest{}, status,
+                             refusal_.size());
+  return Send(refusal_);
+}
+
+net::awaitable<void> SessionImpl::RefuseParseError(error_code error) {
+  if (!IsHttpError(error)) co_return;  // the connection broke: nobody is there to be told
+  const Refusal refusal = ExplainParseError(error, limits_);
+  co_await Refuse(refusal.status, refusal.message);
 }
 
 std::shared_ptr<Exchange> SessionImpl::MakeExchange(HttpRequest request) {
@@ -419,8 +438,12 @@ net::awaitable<bool> SessionImpl::SendOutput(const Exchange::Output& output) {
     }
     if (!co_await Send(text)) co_return false;
   }
-  if (!head_request_ && !output.bytes.empty() && !co_await SendBody(output.bytes)) co_return false;
-  if (output.finished && output.stream && chunked_ && !head_request_) {
+  if (head_request_) co_return true;
+  if (!output.bytes.empty()) {
+    const bool sent = co_await SendBody(output.bytes);
+    if (!sent) co_return false;
+  }
+  if (output.finished && output.stream && chunked_) {
     co_return co_await Send("0\r\n\r\n");
   }
   co_return true;
@@ -477,7 +500,7 @@ net::awaitable<bool> SessionImpl::Probe() {
 net::awaitable<void> SessionImpl::Linger() {
   error_code error;
   socket_.shutdown(net::ip::tcp::socket::shutdown_send, error);
-  if (error) co_return;
+  if (error || !unread_input_) co_return;
   ArmTimer(limits_.linger_timeout);
   std::array<char, 4096> scrap;
   while (!error && !timed_out_) {
@@ -510,6 +533,7 @@ void SessionImpl::OnReadable() {
     // Reading must go on, or the end would not be seen: the excess is dropped and so is the
     // connection.
     keep_alive_ = false;
+    unread_input_ = true;
     buffer_.clear();
   }
   error_code error;
