@@ -72,7 +72,9 @@ int Serve(const ServeOptions& options) {
   auto loaded = LoadAndOpen(options, **server);
   if (!loaded) return Report(loaded.error());
   LogInfo("Application startup complete. Chat and API at {}", (*server)->url());
-  return (*server)->Run();
+  const int exit_code = (*server)->Run();
+  server->reset();  // before the model and the threads that it answers from
+  return exit_code;
 }
 
 }  // namespace nibble::apps
