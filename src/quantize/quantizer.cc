@@ -15,6 +15,7 @@
 #include "numerics/bf16.h"
 #include "numerics/nvfp4.h"
 #include "quantize/output_config.h"
+#include "quantize/scale_search.h"
 
 namespace nibble::quantize {
 namespace {
@@ -147,13 +148,14 @@ Quantised QuantiseRows(const std::vector<float>& weight, const Plan& plan, float
   Quantised out{std::vector<uint8_t>(plan.n * plan.k / 2),
                 std::vector<uint8_t>(plan.n * plan.k / kNvfp4Block)};
   const int64_t blocks = plan.n * plan.k / kNvfp4Block;
+  const ScaleSearch search(tensor_scale);
   pool.ParallelFor(blocks, 64, [&](int64_t begin, int64_t end, int) {
     for (int64_t block = begin; block < end; ++block) {
       const float* values = weight.data() + block * kNvfp4Block;
       uint8_t* codes = out.codes.data() + block * kNvfp4Block / 2;
       out.scales[block] = method == Method::kMax
                               ? Nvfp4QuantizeBlockMax(values, tensor_scale, codes)
-                              : Nvfp4QuantizeBlockMse(values, tensor_scale, codes);
+                              : search.Quantize(values, codes);
     }
   });
   return out;
