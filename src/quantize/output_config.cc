@@ -1,7 +1,5 @@
 #include "quantize/output_config.h"
 
-#include <algorithm>
-
 #include "base/file.h"
 
 namespace nibble::quantize {
@@ -26,11 +24,9 @@ constexpr std::string_view kCopied[] = {
 
 constexpr int kGroupSize = 16;
 
-json::array Ignored(const std::vector<std::string>& kept) {
+json::array Names(const std::vector<std::string>& modules) {
   json::array names;
-  for (const std::string& name : kept) names.emplace_back(name);
-  // A tied head is not stored, but readers look for its name.
-  if (std::ranges::find(kept, "lm_head") == kept.end()) names.emplace_back("lm_head");
+  for (const std::string& module : modules) names.emplace_back(module);
   return names;
 }
 
@@ -46,15 +42,15 @@ json::object Weights(std::string_view strategy) {
 
 const json::object kProducer = {{"name", "nibble"}, {"version", "0.1.0"}};
 
-json::object ModelOptConfig(const std::vector<std::string>& kept) {
+json::object ModelOptConfig(const std::vector<std::string>& ignored) {
   return {{"quant_method", "modelopt"},
           {"quant_algo", "W4A16_NVFP4"},
           {"producer", kProducer},
           {"config_groups", {{"group_0", {{"targets", {"Linear"}}, {"weights", Weights("")}}}}},
-          {"ignore", Ignored(kept)}};
+          {"ignore", Names(ignored)}};
 }
 
-json::object CompressedTensorsConfig(const std::vector<std::string>& kept) {
+json::object CompressedTensorsConfig(const std::vector<std::string>& ignored) {
   return {{"quant_method", "compressed-tensors"},
           {"format", "nvfp4-pack-quantized"},
           {"quantization_status", "compressed"},
@@ -65,16 +61,16 @@ json::object CompressedTensorsConfig(const std::vector<std::string>& kept) {
               {"weights", Weights("tensor_group")},
               {"input_activations", nullptr},
               {"output_activations", nullptr}}}}},
-          {"ignore", Ignored(kept)}};
+          {"ignore", Names(ignored)}};
 }
 
-json::object HfQuantConfig(const std::vector<std::string>& kept) {
+json::object HfQuantConfig(const std::vector<std::string>& ignored) {
   return {{"producer", kProducer},
           {"quantization",
            {{"quant_algo", "W4A16_NVFP4"},
             {"kv_cache_quant_algo", nullptr},
             {"group_size", kGroupSize},
-            {"exclude_modules", Ignored(kept)}}}};
+            {"exclude_modules", Names(ignored)}}}};
 }
 
 Status WriteJson(const std::string& folder, std::string_view name, const json::object& value) {
@@ -85,15 +81,19 @@ Status WriteJson(const std::string& folder, std::string_view name, const json::o
 
 Status WriteConfigFiles(const formats::Checkpoint& source, const std::string& folder,
                         const QuantizeOptions& options, const std::vector<std::string>& kept) {
+  std::vector<std::string> ignored = kept;
+  // A tied head is not stored, but readers look for its name.
+  if (source.Find("lm_head.weight") == nullptr) ignored.emplace_back("lm_head");
   json::object config = source.config();
   config.erase("quantization_config");
   config.erase("compression_config");
   config["torch_dtype"] = "bfloat16";
   if (options.format == Format::kNvfp4) {
-    config["quantization_config"] =
-        options.layout == Layout::kModelOpt ? ModelOptConfig(kept) : CompressedTensorsConfig(kept);
+    config["quantization_config"] = options.layout == Layout::kModelOpt
+                                        ? ModelOptConfig(ignored)
+                                        : CompressedTensorsConfig(ignored);
     if (options.layout == Layout::kModelOpt) {
-      NIBBLE_TRY(WriteJson(folder, "hf_quant_config.json", HfQuantConfig(kept)));
+      NIBBLE_TRY(WriteJson(folder, "hf_quant_config.json", HfQuantConfig(ignored)));
     }
   }
   NIBBLE_TRY(WriteJson(folder, "config.json", config));

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <filesystem>
 #include <map>
@@ -58,19 +59,24 @@ Result<std::vector<Plan>> MakePlans(const Checkpoint& source, const QuantizeOpti
     const WeightFormat stored = data.view.format;
     const bool wide = stored == WeightFormat::kBf16 || stored == WeightFormat::kF16 ||
                       stored == WeightFormat::kF32;
-    Plan plan{.name = module, .n = data.view.n, .k = data.view.k};
-    std::string reason = ReasonToKeep(options.policy, module, {data.view.n, data.view.k});
-    if (options.format == Format::kNvfp4 && stored == WeightFormat::kNvfp4)
-      reason = "NVFP4 already";
-    if (options.format == Format::kNvfp4 && reason.empty()) {
-      plan.action = Plan::Action::kQuantise;
-    } else if (options.format == Format::kBf16 || !wide) {
-      plan.action = Plan::Action::kToBf16;
-      if (options.format == Format::kNvfp4 && stored == WeightFormat::kNvfp4)
-        plan.action = Plan::Action::kCopy;
+    if (options.format == Format::kNvfp4 && stored == WeightFormat::kNvfp4) {
+      return Fail(Code::kInvalidArgument,
+                  "{}: {} is NVFP4 already, and quantising it again would only lose precision; "
+                  "quantise the original, or use --format bf16 to widen this one",
+                  source.path(), module);
     }
-    if (options.format == Format::kNvfp4 && !reason.empty()) {
+    Plan plan{.name = module, .n = data.view.n, .k = data.view.k};
+    if (options.format == Format::kBf16) {
+      plan.action = Plan::Action::kToBf16;
+    } else if (const std::string reason =
+                   ReasonToKeep(options.policy, module, {data.view.n, data.view.k});
+               !reason.empty()) {
+      // Kept in higher precision, which FP8 and MXFP4 are not: their companions would not fit the
+      // output's configuration.
+      plan.action = wide ? Plan::Action::kCopy : Plan::Action::kToBf16;
       report->kept.push_back({module, reason});
+    } else {
+      plan.action = Plan::Action::kQuantise;
     }
     if (plan.action == Plan::Action::kCopy) continue;  // the loop below copies its tensors
     for (std::string& name : source.LinearTensors(module)) consumed.insert(std::move(name));
@@ -132,10 +138,12 @@ Result<std::vector<float>> Dequantise(const Checkpoint& source, const Plan& plan
   return weight;
 }
 
+// NaN if there is one: as integers magnitudes compare like the floats, with NaN above infinity.
 float LargestMagnitude(const std::vector<float>& weight) {
-  float largest = 0;
-  for (const float value : weight) largest = std::max(largest, std::abs(value));
-  return largest;
+  int32_t largest = 0;
+  for (const float value : weight)
+    largest = std::max(largest, std::bit_cast<int32_t>(value) & 0x7FFFFFFF);
+  return std::bit_cast<float>(largest);
 }
 
 struct Quantised {
@@ -323,7 +331,8 @@ Result<QuantizeReport> QuantizeCheckpoint(const Checkpoint& source, const std::s
       plans, [](const Plan& plan) { return plan.action != Plan::Action::kCopy; });
   if (!any) {
     return Fail(Code::kInvalidArgument,
-                "{}: no tensor would change: it is stored in that format already", source.path());
+                "{}: no tensor would change: every matrix is kept in higher precision",
+                source.path());
   }
   // Everything goes into a folder beside the destination, which is renamed at the end.
   const std::string folder =
