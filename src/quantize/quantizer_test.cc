@@ -18,6 +18,7 @@
 #include "formats/safetensors.h"
 #include "numerics/bf16.h"
 #include "numerics/nvfp4.h"
+#include "quantize/scale_search.h"
 #include "testing/golden.h"
 #include "testing/temp_folder.h"
 
@@ -132,6 +133,12 @@ std::vector<uint8_t> BytesOf(const Checkpoint& checkpoint, const std::string& na
   return bytes;
 }
 
+// Where the offsets of a file's entries start.
+const std::byte* DataOf(const formats::SafetensorsFile& file) {
+  const auto bytes = file.mapping.bytes();
+  return bytes.data() + (bytes.size() - file.header.tensors.back().end);
+}
+
 std::vector<std::string> LinearModules(const Checkpoint& checkpoint) {
   std::vector<std::string> modules;
   for (const TensorEntry& entry : checkpoint.tensors()) {
@@ -172,6 +179,32 @@ TEST_F(QuantizerTest, MaxGivesTheBytesOfModelOpt) {
     EXPECT_EQ(scales, BytesOf(*golden, module + ".weight_scale"));
   }
   EXPECT_GT(same_scale, 0);
+}
+
+// The scales that ModelOpt's calibrator chose among all 126 (its candidates are rounded a little
+// differently, so that two scales of practically equal error may change places).
+TEST(ScaleSearchGolden, LeastErrorGivesTheScalesOfModelOpt) {
+  const auto source = OpenCheckpoint(GoldenPath("formats/sharded_bf16")).value();
+  const auto golden = formats::OpenSafetensors(GoldenPath("quantize/sweep.safetensors")).value();
+  ASSERT_EQ(golden->header.tensors.size(), 7u);
+  int blocks = 0, same = 0;
+  for (const formats::SafetensorsEntry& entry : golden->header.tensors) {
+    const std::vector<float> weight = Rows(source->ReadLinear(entry.name, 0, 0).value().view);
+    const float scale = Nvfp4TensorScale(MaxMagnitude(weight.data(), int(weight.size())));
+    const ScaleSearch search(scale);
+    for (size_t i = 0; i < weight.size() / kNvfp4Block; ++i) {
+      const float* block = &weight[i * kNvfp4Block];
+      const uint8_t ours = search.BestScale(block);
+      const auto theirs = static_cast<uint8_t>(DataOf(*golden)[entry.begin + int64_t(i)]);
+      ++blocks;
+      same += ours == theirs;
+      const float error = Nvfp4BlockError(block, ours, scale);
+      EXPECT_LE(error, Nvfp4BlockError(block, theirs, scale));
+      EXPECT_GE(error, 0.99999f * Nvfp4BlockError(block, theirs, scale)) << entry.name << " " << i;
+    }
+  }
+  EXPECT_EQ(blocks, 480);
+  EXPECT_GE(same, 470);
 }
 
 class QuantizerLayoutTest : public QuantizerTest, public testing::WithParamInterface<Layout> {};
@@ -351,9 +384,7 @@ TEST_F(QuantizerTest, Bf16OfNvfp4IsTheDequantisedWeightRounded) {
     const auto expected =
         formats::OpenSafetensors(GoldenPath(std::string(name) + "/expected.safetensors")).value();
     ASSERT_EQ(expected->header.tensors.size(), 7u);
-    const std::byte* data =
-        expected->mapping.bytes().data() +
-        (expected->mapping.bytes().size() - expected->header.tensors.back().end);
+    const std::byte* data = DataOf(*expected);
     for (const formats::SafetensorsEntry& entry : expected->header.tensors) {
       const auto linear = opened->ReadLinear(entry.name, entry.shape[0], entry.shape[1]);
       ASSERT_TRUE(linear) << linear.error().message();
