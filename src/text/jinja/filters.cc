@@ -142,18 +142,14 @@ Result<Value> DoString(Runtime& runtime, const Value& self, Args&) {
 template <StringPtr (*map)(const MarkedString&)>
 Result<Value> DoMapText(Runtime& runtime, const Value& self, Args&) {
   NIBBLE_ASSIGN(const StringPtr text, SoftText(runtime, self));
-  NIBBLE_TRY(runtime.Allocate(text->size() * 4));
+  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(text->size())));
+  NIBBLE_TRY(runtime.Allocate(text->size()));
   return Value(map(*text));
 }
 
 Result<Value> DoTrim(Runtime& runtime, const Value& self, Args& args) {
   NIBBLE_ASSIGN(const StringPtr text, SoftText(runtime, self));
-  StringPtr chars;
-  if (args.Has(0) && !args[0].IsNone()) {
-    NIBBLE_ASSIGN(chars, ToText(args[0], "the characters to trim"));
-  }
-  NIBBLE_TRY(runtime.Allocate(text->size()));
-  return Value(Strip(*text, chars.get(), Side::kBoth));
+  return FindStringMethod("strip")->call(runtime, Value(text), args);
 }
 
 // Words start after white space, hyphens and opening brackets.
@@ -172,7 +168,7 @@ Result<Value> DoTitle(Runtime& runtime, const Value& self, Args&) {
     out.AppendDerived(UpperOf(CodePointAt(text->bytes, word)), *text, word, first);
     out.Append(*Lower(*Slice(*text, first, end)));
   };
-  NIBBLE_TRY(runtime.Allocate(text->size() * 4));
+  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(text->size())));
   for (size_t at = 0; at < text->size();) {
     const size_t next = at + CodePointLength(text->bytes, at);
     if (starts_word(at)) {
@@ -311,7 +307,7 @@ bool IsWordCharacter(char32_t c) { return c == '_' || IsAlpha(c) || IsNumeric(c)
 
 Result<Value> DoWordCount(Runtime& runtime, const Value& self, Args&) {
   NIBBLE_ASSIGN(const StringPtr text, SoftText(runtime, self));
-  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(text->size() / 16)));
+  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(text->size())));
   size_t words = 0;
   bool inside = false;
   for (size_t at = 0; at < text->size(); at += CodePointLength(text->bytes, at)) {

@@ -1,5 +1,7 @@
 #include "text/jinja/marked_string.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -144,6 +146,13 @@ size_t ByteOffset(const MarkedString& text, size_t index) {
   size_t at = 0;
   for (; index > 0 && at < text.size(); --index) at += CodePointLength(text.bytes, at);
   return at;
+}
+
+size_t FindBytes(std::string_view text, std::string_view wanted, size_t from) {
+  if (from > text.size()) return std::string_view::npos;
+  const void* found = memmem(text.data() + from, text.size() - from, wanted.data(), wanted.size());
+  if (found == nullptr) return std::string_view::npos;
+  return static_cast<size_t>(static_cast<const char*>(found) - text.data());
 }
 
 std::string EncodeUtf8(char32_t code_point) {

@@ -65,6 +65,8 @@ size_t PreviousCodePoint(std::string_view text, size_t at);
 size_t CountCodePoints(const MarkedString& text);
 // Byte offset of code point `index`, the text's size if there are fewer.
 size_t ByteOffset(const MarkedString& text, size_t index);
+// text.find(wanted, from) in linear time, whatever the two are (std::string's is quadratic).
+size_t FindBytes(std::string_view text, std::string_view wanted, size_t from = 0);
 std::string EncodeUtf8(char32_t code_point);
 bool IsValidUtf8(std::string_view text);
 

@@ -279,7 +279,7 @@ Result<bool> Runtime::Contains(const Value& container, const Value& item) {
                     TypeName(item));
       }
       NIBBLE_TRY(SpendOn(container));
-      return container.string().bytes.find(item.string().bytes) != std::string::npos;
+      return FindBytes(container.string().bytes, item.string().bytes) != std::string::npos;
     case Kind::kDict:
       if (!IsHashable(item)) {
         return Fail(Code::kInvalidArgument, "a '{}' cannot be a key", TypeName(item));

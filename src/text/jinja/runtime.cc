@@ -240,7 +240,7 @@ Result<std::optional<Value>> Runtime::FindItem(const Value& object, const Value&
   if (object.Is(Kind::kRange)) return found(Value(object.range().At(index)));
   if (object.Is(Kind::kSequence)) return found(object.sequence().items[static_cast<size_t>(index)]);
   const MarkedString& text = object.string();
-  if (!text.ascii) NIBBLE_TRY(Spend(static_cast<int64_t>(text.size() / 64)));
+  if (!text.ascii) NIBBLE_TRY(SpendOn(object));
   const size_t begin = ByteOffset(text, static_cast<size_t>(index));
   NIBBLE_ASSIGN(Value character, Slice(text, begin, begin + CodePointLength(text.bytes, begin)));
   return found(std::move(character));

@@ -17,7 +17,7 @@
 namespace nibble::text::jinja {
 
 struct Limits {
-  int64_t steps = 20'000'000;           // nodes evaluated, and 1 per 64 bytes or per value touched
+  int64_t steps = 20'000'000;           // nodes evaluated, values touched, bytes looked at
   size_t allocated_bytes = 256u << 20;  // made by operations, whether still alive or not
   int depth = 400;                      // statements and expressions in each other, macros included
   Integer range_length = 100'000;       // as in jinja2's sandbox

@@ -49,6 +49,7 @@ Result<Values> AttributePath(const Value& attribute) {
 // Strings compare without regard to case unless asked for.
 Result<Value> IgnoreCase(Runtime& runtime, Value value) {
   if (!value.IsString()) return value;
+  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(value.string().size())));
   NIBBLE_TRY(runtime.Allocate(value.string().size()));
   return Value(Lower(value.string()));
 }

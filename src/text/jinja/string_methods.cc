@@ -23,17 +23,34 @@ template <Side side>
 Result<Value> DoStrip(Runtime& runtime, const Value& self, Args& args) {
   NIBBLE_ASSIGN(const StringPtr chars, OptionalText(args, 0, "the characters to strip"));
   NIBBLE_TRY(runtime.Allocate(self.string().size()));
-  return Value(Strip(self.string(), chars.get(), side));
+  StringPtr stripped = Strip(self.string(), chars.get(), side);
+  const size_t looked_at =
+      self.string().size() - stripped->size() + (chars != nullptr ? chars->size() : 0);
+  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(looked_at)));
+  return Value(std::move(stripped));
+}
+
+// For what looks at every letter's properties.
+Status SpendOnLetters(Runtime& runtime, const Value& self) {
+  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(self.string().size())));
+  return runtime.Allocate(self.string().size());
+}
+
+// What a search from the right may cost: its worst case is the product of the sizes.
+Status SpendOnReverseSearch(Runtime& runtime, const Value& self, const MarkedString& wanted) {
+  const size_t product = self.string().size() * (wanted.size() + 1);  // sizes are below 2^25
+  return runtime.Spend(static_cast<int64_t>(product / 64));
 }
 
 template <StringPtr (*map)(const MarkedString&)>
 Result<Value> DoMap(Runtime& runtime, const Value& self, Args&) {
-  NIBBLE_TRY(runtime.Allocate(self.string().size() * 4));
+  NIBBLE_TRY(SpendOnLetters(runtime, self));
   return Value(map(self.string()));
 }
 
 Result<Value> DoTitle(Runtime& runtime, const Value& self, Args&) {
   const MarkedString& text = self.string();
+  NIBBLE_TRY(SpendOnLetters(runtime, self));
   StringBuilder out;
   bool in_word = false;
   for (size_t at = 0; at < text.size();) {
@@ -48,6 +65,7 @@ Result<Value> DoTitle(Runtime& runtime, const Value& self, Args&) {
 
 Result<Value> DoSwapCase(Runtime& runtime, const Value& self, Args&) {
   const MarkedString& text = self.string();
+  NIBBLE_TRY(SpendOnLetters(runtime, self));
   StringBuilder out;
   for (size_t at = 0; at < text.size();) {
     const size_t end = at + CodePointLength(text.bytes, at);
@@ -66,6 +84,7 @@ Result<Value> DoSwapCase(Runtime& runtime, const Value& self, Args&) {
 
 Result<Value> DoCaseFold(Runtime& runtime, const Value& self, Args&) {
   const MarkedString& text = self.string();
+  NIBBLE_TRY(SpendOnLetters(runtime, self));
   StringBuilder out;
   for (size_t at = 0; at < text.size();) {
     const size_t end = at + CodePointLength(text.bytes, at);
@@ -94,7 +113,7 @@ Result<std::optional<SplitAt>> Window(const MarkedString& text, const Args& args
 template <bool start>
 Result<Value> DoAffix(Runtime& runtime, const Value& self, Args& args) {
   const MarkedString& text = self.string();
-  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(args.Has(1) ? text.size() / 64 : 0)));
+  if (args.Has(1) || !text.ascii) NIBBLE_TRY(runtime.SpendOn(self));
   Values affixes = {args[0]};
   if (args[0].Is(Kind::kSequence) && args[0].sequence().type != Sequence::Type::kList) {
     affixes = args[0].sequence().items;
@@ -132,6 +151,7 @@ Result<Value> DoSplit(Runtime& runtime, const Value& self, Args& args) {
     NIBBLE_ASSIGN(most, ToInteger(args[1], "maxsplit"));
   }
   NIBBLE_TRY(runtime.SpendOn(self));
+  if (separator != nullptr) NIBBLE_TRY(SpendOnReverseSearch(runtime, self, *separator));
   return MakePieces(runtime, self.string(), split(self.string(), separator.get(), most));
 }
 
@@ -148,8 +168,9 @@ Result<Value> DoPartition(Runtime& runtime, const Value& self, Args& args) {
     return Fail(Code::kInvalidArgument, "partition: the separator is empty");
   const MarkedString& text = self.string();
   NIBBLE_TRY(runtime.Allocate(text.size()));
+  if (from_right) NIBBLE_TRY(SpendOnReverseSearch(runtime, self, *separator));
   const size_t found =
-      from_right ? text.bytes.rfind(separator->bytes) : text.bytes.find(separator->bytes);
+      from_right ? text.bytes.rfind(separator->bytes) : FindBytes(text.bytes, separator->bytes);
   SplitAt cuts[3] = {{0, text.size()}, {text.size(), text.size()}, {text.size(), text.size()}};
   if (found != std::string::npos) {
     cuts[0] = {0, found};
@@ -180,7 +201,8 @@ Result<std::optional<size_t>> Locate(Runtime& runtime, const Value& self, const 
   NIBBLE_ASSIGN(const std::optional<SplitAt> window, Window(text, args, 1));
   if (!window) return std::nullopt;
   const auto view = std::string_view(text.bytes).substr(window->begin, window->end - window->begin);
-  const size_t found = from_right ? view.rfind(wanted->bytes) : view.find(wanted->bytes);
+  if (from_right) NIBBLE_TRY(SpendOnReverseSearch(runtime, self, *wanted));
+  const size_t found = from_right ? view.rfind(wanted->bytes) : FindBytes(view, wanted->bytes);
   if (found == view.npos) return std::nullopt;
   return std::optional<size_t>(window->begin + found);
 }
@@ -206,8 +228,8 @@ Result<Value> DoCount(Runtime& runtime, const Value& self, Args& args) {
   }
   const auto view = std::string_view(text.bytes).substr(window->begin, window->end - window->begin);
   size_t count = 0;
-  for (size_t at = view.find(wanted->bytes); at != view.npos;
-       at = view.find(wanted->bytes, at + wanted->size())) {
+  for (size_t at = FindBytes(view, wanted->bytes); at != view.npos;
+       at = FindBytes(view, wanted->bytes, at + wanted->size())) {
     ++count;
   }
   return Value(count);
@@ -280,7 +302,7 @@ Result<Value> DoExpandTabs(Runtime& runtime, const Value& self, Args& args) {
 // str.isxxx: not empty, and true for every character.
 template <bool (*predicate)(char32_t)>
 Result<Value> DoAll(Runtime& runtime, const Value& self, Args&) {
-  NIBBLE_TRY(runtime.SpendOn(self));
+  NIBBLE_TRY(SpendOnLetters(runtime, self));
   const MarkedString& text = self.string();
   for (size_t at = 0; at < text.size(); at += CodePointLength(text.bytes, at)) {
     if (!predicate(CodePointAt(text.bytes, at))) return Value(false);
@@ -306,7 +328,7 @@ Result<Value> DoIsIdentifier(Runtime& runtime, const Value& self, Args& args) {
 // str.islower and isupper: some letter has case, and none has the other one.
 template <bool (*wanted)(char32_t)>
 Result<Value> DoIsCase(Runtime& runtime, const Value& self, Args&) {
-  NIBBLE_TRY(runtime.SpendOn(self));
+  NIBBLE_TRY(SpendOnLetters(runtime, self));
   const MarkedString& text = self.string();
   bool some = false;
   for (size_t at = 0; at < text.size(); at += CodePointLength(text.bytes, at)) {
@@ -319,7 +341,7 @@ Result<Value> DoIsCase(Runtime& runtime, const Value& self, Args&) {
 }
 
 Result<Value> DoIsTitle(Runtime& runtime, const Value& self, Args&) {
-  NIBBLE_TRY(runtime.SpendOn(self));
+  NIBBLE_TRY(SpendOnLetters(runtime, self));
   const MarkedString& text = self.string();
   bool some = false, in_word = false;
   for (size_t at = 0; at < text.size(); at += CodePointLength(text.bytes, at)) {

@@ -7,11 +7,14 @@
 namespace nibble::text::jinja {
 namespace {
 
-bool HasCodePoint(const MarkedString& set, char32_t c) {
-  for (size_t at = 0; at < set.size(); at += CodePointLength(set.bytes, at)) {
-    if (CodePointAt(set.bytes, at) == c) return true;
+// A set of code points, for strip.
+std::vector<char32_t> CodePointsOf(const MarkedString& text) {
+  std::vector<char32_t> set;
+  for (size_t at = 0; at < text.size(); at += CodePointLength(text.bytes, at)) {
+    set.push_back(CodePointAt(text.bytes, at));
   }
-  return false;
+  std::sort(set.begin(), set.end());
+  return set;
 }
 
 // The lower case of a capital sigma depends on what stands around it.
@@ -55,9 +58,11 @@ std::string LowerAt(const MarkedString& text, size_t at) {
 }
 
 StringPtr Strip(const MarkedString& text, const MarkedString* chars, Side side) {
+  const std::vector<char32_t> set =
+      chars == nullptr ? std::vector<char32_t>() : CodePointsOf(*chars);
   const auto stripped = [&](size_t at) {
     const char32_t c = CodePointAt(text.bytes, at);
-    return chars == nullptr ? IsSpace(c) : HasCodePoint(*chars, c);
+    return chars == nullptr ? IsSpace(c) : std::binary_search(set.begin(), set.end(), c);
   };
   size_t begin = 0, end = text.size();
   while (side != Side::kRight && begin < end && stripped(begin)) {
@@ -95,7 +100,7 @@ StringPtr Capitalize(const MarkedString& text) {
 
 Result<Value> Replace(Runtime& runtime, const MarkedString& text, const MarkedString& old,
                       const MarkedString& with, Integer count) {
-  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(text.size() / 64)));
+  NIBBLE_TRY(runtime.Spend(static_cast<int64_t>(text.size() / 16)));
   if (count < 0) count = static_cast<Integer>(text.size()) + 1;
   StringBuilder out;
   size_t at = 0;
@@ -109,7 +114,7 @@ Result<Value> Replace(Runtime& runtime, const MarkedString& text, const MarkedSt
     }
   } else {
     while (count-- > 0 && !out.overflowed()) {
-      const size_t found = text.bytes.find(old.bytes, at);
+      const size_t found = FindBytes(text.bytes, old.bytes, at);
       if (found == std::string::npos) break;
       out.AppendSlice(text, at, found);
       out.Append(with);
@@ -125,7 +130,7 @@ std::vector<SplitAt> Split(const MarkedString& text, const MarkedString* separat
   size_t at = 0;
   if (separator != nullptr) {
     while (most < 0 || static_cast<Integer>(pieces.size()) < most) {
-      const size_t found = text.bytes.find(separator->bytes, at);
+      const size_t found = FindBytes(text.bytes, separator->bytes, at);
       if (found == std::string::npos) break;
       pieces.push_back({at, found});
       at = found + separator->size();

@@ -114,10 +114,9 @@ int Value::depth() const {
 }
 
 size_t Value::weight() const {
-  constexpr size_t kBytesPerUnit = 64;
   switch (kind()) {
-    case Kind::kString:
-      return 1 + string().size() / kBytesPerUnit;
+    case Kind::kString:  // code points have to be counted where they are no bytes
+      return 1 + string().size() / (string().ascii ? 16 : 8);
     case Kind::kSequence:
       return sequence().weight;
     case Kind::kDict:

@@ -42,7 +42,7 @@ using Integer = __int128;
 using Values = std::vector<Value>;
 
 constexpr int kMaxValueDepth = 200;
-constexpr size_t kMaxValueWeight = 4 << 20;
+constexpr size_t kMaxValueWeight = 16 << 20;
 
 struct None {};
 struct Undefined {
