@@ -14,7 +14,7 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 serve: build model  ## build, fetch SmolLM2, quantise it to NVFP4 and serve it with a chat page
-	$(NIBBLE) serve $(MODEL) --port $(PORT)
+	$(NIBBLE) serve $(MODEL) --port $(PORT) --served-model-name $(notdir $(MODEL))
 
 build: packages  ## build/release/nibble
 	@test -f $(BUILD)/build.ninja || cmake --preset release

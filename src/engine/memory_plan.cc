@@ -110,7 +110,7 @@ std::string MemoryPlan::ToString() const {
       "  weights      {:>10}\n"
       "  activations  {:>10}\n"
       "  KV cache     {:>10}  {} tokens, {:.1f} contexts of {}\n"
-      "  planned      {:>10}  of {} available",
+      "  planned      {:>10}  of {} available\n",
       Bytes(weight_bytes), Bytes(activation_bytes), Bytes(kv_bytes), kv_tokens,
       static_cast<double>(kv_tokens) / static_cast<double>(max_model_len), max_model_len,
       Bytes(planned), Bytes(available_bytes));

@@ -1,0 +1,167 @@
+"""The command line as a user meets it: help, errors, one-shot answers, the terminal chat, serving and stopping."""
+import json
+import os
+import pathlib
+import pty
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+NIBBLE = pathlib.Path(os.environ.get("NIBBLE", ROOT / "build/release/nibble"))
+MODEL = ROOT / "models/SmolLM2-135M-Instruct-NVFP4"
+TINY = ROOT / "tests/golden/llama_0/nvfp4"
+
+pytestmark = pytest.mark.skipif(not NIBBLE.exists(), reason=f"{NIBBLE} is not built")
+needs_model = pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="make model has not run")
+
+COMMANDS = ("serve", "chat", "run", "quantize", "inspect", "bench", "pull", "doctor")
+
+
+def nibble(*arguments, stdin=None, timeout=120):
+    return subprocess.run([NIBBLE, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=timeout)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_help_lists_every_command():
+    done = nibble("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "doctor"])
+def test_every_command_teaches_by_example(command):
+    done = nibble(command, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+def test_an_unknown_flag_suggests_the_nearest():
+    done = nibble("serve", TINY, "--max-modle-len", "64")
+    assert done.returncode == 2
+    assert "--max-modle-len" in done.stderr and "--max-model-len" in done.stderr
+
+
+def test_a_missing_model_says_what_was_tried():
+    done = nibble("inspect", "/no/such/model")
+    assert done.returncode != 0
+    assert "/no/such/model" in done.stderr
+
+
+@pytest.mark.parametrize("flag, value, hint", [
+    ("--device", "tpu", "auto, cpu or cuda"), ("--cpu-activations", "int3", "bf16 or int8"),
+    ("--kv-cache-dtype", "int2", "bf16 or fp8"), ("--max-model-len", "many", "32k"), ("--block-size", "17", "17")])
+def test_bad_values_are_named_with_what_is_allowed(flag, value, hint):
+    done = nibble("run", TINY, "hello", flag, value)
+    assert done.returncode == 2
+    assert value in done.stderr and hint in done.stderr
+
+
+def test_underscores_are_accepted_as_vllm_does():
+    done = nibble("run", TINY, "hello", "--max_model_len", "many")
+    assert "unknown argument" not in done.stderr
+
+
+def test_inspect_counts_formats_and_bytes():
+    done = nibble("inspect", TINY, "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["architecture"] == "LlamaForCausalLM"
+    assert facts["layers"] == 3
+    assert facts["kv_bytes_per_token_bf16"] == 3 * 2 * 2 * 24 * 2
+    stored = sum(entry["bytes"] for entry in facts["stored"].values())
+    header_and_data = (TINY / "model.safetensors").stat().st_size
+    assert 0 < stored < header_and_data
+
+
+def test_quantize_writes_a_checkpoint_that_inspect_reads(tmp_path):
+    source = ROOT / "tests/golden/llama_0/bf16"
+    for layout in ("modelopt", "compressed-tensors"):
+        target = tmp_path / layout
+        done = nibble("quantize", source, target, "--layout", layout, "--method", "max")
+        assert done.returncode == 0, done.stderr
+        assert "21 of 23 quantised" in done.stdout
+        assert "21 nvfp4" in nibble("inspect", target).stdout
+        again = nibble("quantize", source, target)
+        assert again.returncode != 0 and "--force" in again.stderr
+    assert [p.name for p in tmp_path.iterdir()] and not list(tmp_path.glob("*.partial"))
+
+
+def test_doctor_names_processor_and_kernels():
+    done = nibble("doctor")
+    assert done.returncode == 0
+    assert "processor" in done.stdout and "chosen" in done.stdout
+
+
+@needs_model
+def test_run_answers_on_stdout_alone():
+    done = nibble("run", MODEL, "What is the capital of France?", "--temperature", 0, "--max-tokens", 24)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert "tokens/s" in done.stderr and "tokens/s" not in done.stdout
+
+
+@needs_model
+def test_run_reads_standard_input_and_seeds_repeat():
+    answers = {nibble("run", MODEL, "-", "--seed", 7, "--max-tokens", 16, stdin="Tell me a story.").stdout
+               for _ in range(2)}
+    assert len(answers) == 1
+
+
+@needs_model
+def test_chat_keeps_turns_and_leaves_on_end_of_input():
+    terminal, inner = pty.openpty()
+    process = subprocess.Popen([NIBBLE, "chat", MODEL, "--temperature", "0", "--max-tokens", "24"], stdin=inner,
+                               stdout=inner, stderr=subprocess.DEVNULL)
+    os.close(inner)
+    screen = ""
+
+    def read_until(text):
+        nonlocal screen
+        end = time.monotonic() + 120
+        while text not in screen:
+            assert time.monotonic() < end, screen
+            screen += os.read(terminal, 4096).decode(errors="replace")
+
+    read_until("> ")
+    os.write(terminal, "What is the capital of France?\r".encode())
+    read_until("tokens/s")
+    assert "Paris" in screen
+    read_until("\x1b[0m\r\n\r\x1b[K> ")  # the next prompt
+    os.write(terminal, b"\x04")
+    assert process.wait(timeout=30) == 0
+
+
+@needs_model
+def test_serve_starts_refuses_a_used_port_and_stops_on_sigterm():
+    port = free_port()
+    process = subprocess.Popen([NIBBLE, "serve", MODEL, "--port", str(port), "--max-model-len", "512"],
+                               stderr=subprocess.PIPE, text=True)
+    try:
+        started = time.monotonic()
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    if answer.status == 200:
+                        break
+            except OSError:
+                pass
+            assert process.poll() is None and time.monotonic() - started < 60
+            time.sleep(0.05)
+        second = nibble("serve", MODEL, "--port", port)
+        assert second.returncode != 0 and str(port) in second.stderr and "--port" in second.stderr
+    finally:
+        process.send_signal(signal.SIGTERM)
+        log = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "Application startup complete" in log and f"127.0.0.1:{port}" in log
