@@ -155,11 +155,12 @@ The port opens at once; GET /health answers 200 when the model is ready. SIGTERM
   command->add_option("--port", o->port, "port; 0 takes a free one")
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
-  command->add_option("--api-key", o->api_keys, "key that clients must send
-      ->allow_extra_args(false); several are allowed")
+  command->add_option("--api-key", o->api_keys, "key that clients must send; several are allowed")
+      ->allow_extra_args(false)
       ->envname("VLLM_API_KEY");
-  command->add_option("--allowed-origins", o->allowed_origins,
-                      "origins of web pages that may call the API")
+  command
+      ->add_option("--allowed-origins", o->allowed_origins,
+                   "origins of web pages that may call the API")
       ->allow_extra_args(false);
   command->add_option("--allowed-hosts", o->allowed_hosts, "further Host names that are accepted")
       ->allow_extra_args(false);
@@ -194,8 +195,7 @@ The port opens at once; GET /health answers 200 when the model is ready. SIGTERM
       ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   AddAcceptedFlags(command);
-  command->callback([o, status] {
-    *status = Serve(*o); });
+  command->callback([o, status] { *status = Serve(*o); });
 }
 
 void AddChat(CLI::App& app, ChatOptions* o, int* status) {
@@ -297,17 +297,17 @@ small or sensitive tensors stay as they are; the report says which and why.)");
       ->capture_default_str();
   command->add_option("--layout", o->layout, "modelopt or compressed-tensors")
       ->capture_default_str();
-  command->add_option("--keep", o->keep,
-                      "name fragment of linears that stay as they are
-      ->allow_extra_args(false); several are allowed");
+  command
+      ->add_option("--keep", o->keep,
+                   "name fragment of linears that stay as they are; several are allowed")
+      ->allow_extra_args(false);
   command->add_flag("--lm-head", o->lm_head, "quantise lm_head too");
   command->add_option("-t,--threads", o->threads, "threads");
   command->add_flag("--perplexity", o->perplexity, "measure source and result over a text");
   command->add_option("--text", o->text,
                       "the text for --perplexity; default: a short built-in one");
   command->add_flag("--force", o->force, "replace an existing destination");
-  command->callback([o, status] {
-    *status = Quantize(*o); });
+  command->callback([o, status] { *status = Quantize(*o); });
 }
 
 void AddSmallCommands(CLI::App& app, PullOptions* pull, int* status) {
