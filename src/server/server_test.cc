@@ -169,17 +169,17 @@ TEST(Drain, SecondStopForces) {
 
 TEST(Drain, SigtermDrains) {
   TestServer server;
-  auto exit_code = std::async(std::launch::async, [&] { return server.server->Run(); });
-  // Until the handler is there SIGTERM would end the test: the drain is visible in refused
-  // connections.
-  while (true) {
+  const pthread_t runner = pthread_self();
+  std::thread sender([runner] {
     struct sigaction action{};
-    sigaction(SIGTERM, nullptr, &action);
-    if (action.sa_handler != SIG_DFL) break;
-    std::this_thread::yield();
-  }
-  kill(getpid(), SIGTERM);
-  EXPECT_EQ(exit_code.get(), 0);
+    while (action.sa_handler == SIG_DFL) {  // until the handler is there it would end the test
+      std::this_thread::yield();
+      sigaction(SIGTERM, nullptr, &action);
+    }
+    pthread_kill(runner, SIGTERM);
+  });
+  EXPECT_EQ(server.server->Run(), 0);
+  sender.join();
 }
 
 TEST(About, ModelsVersionMetrics) {

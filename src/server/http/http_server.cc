@@ -193,11 +193,9 @@ bool HttpServer::on_loopback() const { return impl_->loopback; }
 int HttpServer::connections() const { return impl_->context.connections(); }
 
 void HttpServer::OnSignal(std::function<void(int)> callback) {
-  net::post(impl_->loops[0]->io, [impl = impl_.get(), callback = std::move(callback)]() mutable {
-    impl->on_signal = std::move(callback);
-    impl->signals.emplace(impl->loops[0]->io, SIGTERM, SIGINT);
-    impl->WaitForSignal();
-  });
+  impl_->on_signal = std::move(callback);
+  impl_->signals.emplace(impl_->loops[0]->io, SIGTERM, SIGINT);
+  net::post(impl_->loops[0]->io, [impl = impl_.get()] { impl->WaitForSignal(); });
 }
 
 void HttpServer::Drain() {

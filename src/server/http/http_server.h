@@ -34,7 +34,7 @@ class HttpServer {
   bool on_loopback() const;  // reachable from this machine only
   int connections() const;
 
-  // Calls back on a network thread for every SIGTERM and SIGINT.
+  // From now on calls back on a network thread for every SIGTERM and SIGINT. Once.
   void OnSignal(std::function<void(int signal)> callback);
 
   // Stops accepting, closes idle connections; the others close after their answer.
