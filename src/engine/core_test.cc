@@ -58,9 +58,14 @@ CoreRunner::Config RandomConfig(Random& random) {
 // EXACT, HELD, ONE-WRITER, ENDS-ONCE, under pre-emption, sharing, cancellation and every page and
 // chunk size: each request that was not cancelled gets what the oracle gets for it alone.
 TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  constexpr uint32_t kSeeds = 40;  // fifteen times slower
+#else
+  constexpr uint32_t kSeeds = 200;
+#endif
   int64_t preemptions = 0;
   int64_t hits = 0;
-  for (uint32_t seed = 0; seed < 200; ++seed) {
+  for (uint32_t seed = 0; seed < kSeeds; ++seed) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Random random(seed);
     // Every other model never ends by itself: long answers on few pages pre-empt each other.
@@ -118,8 +123,8 @@ TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
     preemptions += runner.core->stats().preemptions;
     hits += runner.core->stats().prefix_hits;
   }
-  EXPECT_GT(preemptions, 10) << "the workloads should exercise pre-emption";
-  EXPECT_GT(hits, 1000) << "and the prefix cache";
+  EXPECT_GT(preemptions, kSeeds / 40) << "the workloads should exercise pre-emption";
+  EXPECT_GT(hits, 5 * kSeeds) << "and the prefix cache";
 }
 
 // EXACT to the last bit: alone on a roomy engine, and among 63 others on a small one.
