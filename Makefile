@@ -14,7 +14,8 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 serve: build model  ## build, fetch SmolLM2, quantise it to NVFP4 and serve it with a chat page
-	$(NIBBLE) serve $(MODEL) --port $(PORT) --served-model-name $(notdir $(MODEL))
+	$(NIBBLE) serve $(MODEL) --port $(PORT) --served-model-name $(notdir $(MODEL)) \
+		--override-generation-config '{"temperature": 0.2, "top_p": 0.9}'
 
 build: packages  ## build/release/nibble
 	@test -f $(BUILD)/build.ninja || cmake --preset release

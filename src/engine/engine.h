@@ -26,8 +26,7 @@
 
 namespace nibble::engine {
 
-// ---- A request
-// -------------------------------------------------------------------------------------------------------
+// ---- A request ----
 
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy
@@ -106,8 +105,7 @@ struct Request {
   std::shared_ptr<EventSink> sink;
 };
 
-// ---- The engine
-// ------------------------------------------------------------------------------------------------------
+// ---- The engine ----
 
 struct EngineOptions {
   int64_t max_model_len = 0;      // 0: the model's, or what the memory allows

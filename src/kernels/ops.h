@@ -36,8 +36,7 @@ struct OpContext {
   size_t workspace_bytes = 0;
 };
 
-// ---- Linear
-// ----------------------------------------------------------------------------------------------------------
+// ---- Linear ----
 
 // How a linear sees its activations: fixed when the weight is packed and the same for every M, so
 // that tokens do not depend on the batch. kInt8: one scale per 32 values along K.
@@ -73,8 +72,7 @@ struct LinearParams {
   int64_t m = 0;
 };
 
-// ---- Embedding, norms, activation
-// ------------------------------------------------------------------------------------
+// ---- Embedding, norms, activation ----
 
 // out (T, D) = rows of the table, dequantised and rounded to BF16. Ids are in [0, N).
 struct EmbedParams {
@@ -127,8 +125,7 @@ struct SwiGluParams {
   int64_t f = 0;
 };
 
-// ---- Attention over paged KV
-// -----------------------------------------------------------------------------------------
+// ---- Attention over paged KV ----
 
 enum class KvFormat : uint8_t { kBf16, kFp8 };
 
@@ -191,8 +188,7 @@ struct AttentionParams {
   KvLayerView cache;
 };
 
-// ---- Sampling
-// --------------------------------------------------------------------------------------------------------
+// ---- Sampling ----
 
 struct TokenCount {
   int32_t token;
@@ -252,8 +248,7 @@ struct SampleParams {
   int64_t max_top_logprobs = 0;
 };
 
-// ---- The table
-// -------------------------------------------------------------------------------------------------------
+// ---- The table ----
 
 // A backend fills what it has. Models name the ops they need; a missing one is an error when the
 // model loads.

@@ -20,8 +20,7 @@ void WaitForever(const engine::Request&, FakeStream& stream) {
   stream.WaitCancelled(seconds(30));
 }
 
-// ---- Malformed and hostile requests
-// -----------------------------------------------------------------
+// ---- Malformed and hostile requests ----
 
 struct Abuse {
   const char* name;
@@ -236,8 +235,7 @@ TEST(Limits, TooManyConnections) {
   EXPECT_EQ(third.Read().status, 503);
 }
 
-// ---- Connections
-// ------------------------------------------------------------------------------------
+// ---- Connections ----
 
 TEST(Connection, KeepAliveAndPipelining) {
   TestServer server;
@@ -304,8 +302,7 @@ TEST(Connection, ByteByByte) {
   EXPECT_EQ(client.Read().status, 200);
 }
 
-// ---- Clients that leave
-// -----------------------------------------------------------------------------
+// ---- Clients that leave ----
 
 TEST(ClientGone, CancelsWhileNothingIsWritten) {
   for (const char* body : {kHello, kHelloStream}) {
@@ -381,8 +378,7 @@ TEST(ClientGone, ManyAbortedStreamsLeaveNothing) {
   EXPECT_GE(server.engine->cancelled(), server.engine->submitted().size());
 }
 
-// ---- Slow readers
-// -----------------------------------------------------------------------------------
+// ---- Slow readers ----
 
 TEST(SlowReader, GetsEverythingInFewerChunks) {
   constexpr int kTokens = 20'000;
@@ -443,8 +439,7 @@ TEST(Heartbeat, CommentsWhileTheModelIsSilent) {
   EXPECT_TRUE(SseData(response.body)[0].find("\"role\":\"assistant\"") != std::string::npos);
 }
 
-// ---- Keys and origins
-// -------------------------------------------------------------------------------
+// ---- Keys and origins ----
 
 TEST(Keys, EveryRouteButHealth) {
   ServerOptions options;

@@ -116,8 +116,7 @@ void Service::SetLoopback(bool loopback) {
       GuardOptions{options_.api_keys, options_.allowed_origins, options_.allowed_hosts, loopback});
 }
 
-// ---- Before the body
-// --------------------------------------------------------------------------------
+// ---- Before the body ----
 
 bool Service::Screen(Exchange& exchange) {
   const HttpRequest& request = exchange.request();
@@ -233,8 +232,7 @@ std::optional<Error> Service::NotServing() const {
   return std::nullopt;
 }
 
-// ---- After the body
-// ---------------------------------------------------------------------------------
+// ---- After the body ----
 
 void Service::Handle(std::shared_ptr<Exchange> exchange) {
   const Route* route = FindRoute(exchange->request().path);
@@ -273,8 +271,7 @@ void Service::Answered(const HttpRequest& request, int status, size_t bytes) {
   http_metrics_.Observe(handler, known ? request.method : "other", status, seconds.count(), bytes);
 }
 
-// ---- State
-// ------------------------------------------------------------------------------------------
+// ---- State ----
 
 void Service::SetStage(std::string_view stage, double fraction) {
   std::lock_guard lock(mutex_);
@@ -295,8 +292,7 @@ std::shared_ptr<const ModelApi> Service::api() const {
   return api_;
 }
 
-// ---- Endpoints of the server itself
-// -----------------------------------------------------------------
+// ---- Endpoints of the server itself ----
 
 void Service::Health(Exchange& exchange) {
   std::string stage;

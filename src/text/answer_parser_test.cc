@@ -75,8 +75,7 @@ AnswerParserOptions Reasoning(std::string name, AnswerStart start, std::string t
   return {.names = {.tools = std::move(tools), .reasoning = std::move(name)}, .start = start};
 }
 
-// ---- Hermes
-// --------------------------------------------------------------------------------------
+// ---- Hermes ----
 
 struct HermesCase {
   std::string_view text;
@@ -175,8 +174,7 @@ TEST(AnswerParser, HoldsBackNoMoreThanATag) {
   EXPECT_EQ(parser->Push("s>"), (std::vector<AnswerEvent>{{Kind::kContent, " <tools>", 0}}));
 }
 
-// ---- Reasoning
-// -----------------------------------------------------------------------------------
+// ---- Reasoning ----
 
 TEST(AnswerParser, ReasoningThenContent) {
   const Answer expected{.content = "Hello", .reasoning = "Hm.\nYes."};
@@ -216,8 +214,7 @@ TEST(AnswerParser, ReasoningThenToolCalls) {
             (Answer{.reasoning = "Hm.", .calls = {{"f", "{\"a\": 1}"}}}));
 }
 
-// ---- Any cut
-// -------------------------------------------------------------------------------------
+// ---- Any cut ----
 
 std::string RandomAnswer(std::mt19937& random) {
   static constexpr std::string_view kPieces[] = {
@@ -286,8 +283,7 @@ TEST(AnswerParser, ValidCallsAreTheSameInBothModes) {
   }
 }
 
-// ---- Names
-// ---------------------------------------------------------------------------------------
+// ---- Names ----
 
 TEST(AnswerParser, UnknownNamesListWhatExists) {
   const auto tools = AnswerParser::Make({.names = {.tools = "hermess"}});

@@ -80,8 +80,7 @@ void ExpectGoldenHashes(const std::string& name, const std::string& source) {
   }
 }
 
-// ---- Against jinja2
-// ------------------------------------------------------------------------------
+// ---- Against jinja2 ----
 
 TEST(ChatTemplate, OwnTemplatesRenderAsInJinja2) {
   size_t templates = 0;
@@ -133,8 +132,7 @@ TEST(ChatTemplate, ExpressionsRenderAsInJinja2) {
   }
 }
 
-// ---- Marks
-// ---------------------------------------------------------------------------------------
+// ---- Marks ----
 
 // The prompt with the caller's ranges in «».
 std::string Marked(std::string_view source, const json::object& variables) {
@@ -226,8 +224,7 @@ TEST(ChatTemplate, NoCallerTextOutsideTheMarks) {
   }
 }
 
-// ---- Errors
-// --------------------------------------------------------------------------------------
+// ---- Errors ----
 
 TEST(ChatTemplate, ErrorsNameTheLine) {
   EXPECT_EQ(ErrorOf("a\nb {{ 'x' + 1 }}"),
@@ -247,8 +244,7 @@ TEST(ChatTemplate, ErrorsNameTheLine) {
   EXPECT_EQ(ErrorOf("\xff"), "chat template: line 1: the template is not valid UTF-8");
 }
 
-// ---- Limits
-// --------------------------------------------------------------------------------------
+// ---- Limits ----
 
 TEST(ChatTemplate, EndsWhateverTheTemplate) {
   const json::object v = {{"u", std::string(100000, 'x')}};
@@ -323,8 +319,7 @@ TEST(ChatTemplate, LongConversationsStayWithinTheLimits) {
   EXPECT_GT(prompt->text.size(), 4000000u);
 }
 
-// ---- The rest
-// ------------------------------------------------------------------------------------
+// ---- The rest ----
 
 TEST(ChatTemplate, MentionsNamesThatAreRead) {
   const auto chat_template = ChatTemplate::Compile(

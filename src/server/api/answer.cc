@@ -52,8 +52,7 @@ void Answer::Submitted(engine::RequestId id) {
   setup_.engine->Cancel(id);  // the client left in between
 }
 
-// ---- From the engine
-// --------------------------------------------------------------------------------
+// ---- From the engine ----
 
 void Answer::Post(int prompt, engine::StreamEvent event) noexcept {
   bool schedule = false;
@@ -129,8 +128,7 @@ void Answer::Fail(ApiError error) {
   if (schedule) Schedule();
 }
 
-// ---- On a worker
-// ------------------------------------------------------------------------------------
+// ---- On a worker ----
 
 // True when the caller has to queue a job. An error does not wait for the client.
 bool Answer::ScheduleLocked() {
@@ -229,8 +227,7 @@ void Answer::EndWithError(const ApiError& error) {
   Close();
 }
 
-// ---- The client
-// -------------------------------------------------------------------------------------
+// ---- The client ----
 
 void Answer::OnGone() { Close(); }
 
@@ -258,8 +255,7 @@ void Answer::Close() {
   for (const engine::RequestId id : running) setup_.engine->Cancel(id);
 }
 
-// ---- Registry
-// ---------------------------------------------------------------------------------------
+// ---- Registry ----
 
 void AnswerRegistry::Add(const std::shared_ptr<Answer>& answer) {
   std::lock_guard lock(mutex_);

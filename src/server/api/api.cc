@@ -51,8 +51,7 @@ ModelApi::ModelApi(ApiOptions options, std::shared_ptr<const ServedModel> model,
       formatters_(std::move(formatters)),
       registry_(std::move(registry)) {}
 
-// ---- Generating
-// -------------------------------------------------------------------------------------
+// ---- Generating ----
 
 ApiResult<void> ModelApi::CheckModel(const GenerationRequest& request) const {
   if (model_->Answers(request.model)) return {};
@@ -195,8 +194,7 @@ void ModelApi::Submit(const std::shared_ptr<Exchange>& exchange, const Generatio
   }
 }
 
-// ---- Tokens
-// -----------------------------------------------------------------------------------------
+// ---- Tokens ----
 
 namespace {
 
@@ -282,8 +280,7 @@ void ModelApi::Detokenize(Exchange& exchange) const {
   exchange.Respond(JsonResponse(body + "}"));
 }
 
-// ---- Models
-// -----------------------------------------------------------------------------------------
+// ---- Models ----
 
 std::string ModelApi::ModelCard(std::string_view name) const {
   std::string card = R"({"id":)";

@@ -31,8 +31,7 @@ TokenLogprob Logprob(int32_t token, float value, std::vector<std::pair<int32_t, 
   return {token, value, 1, std::move(top)};
 }
 
-// ---- Chat
-// -------------------------------------------------------------------------------------------
+// ---- Chat ----
 
 TEST(Chat, WholeAnswer) {
   TestServer server;
@@ -193,8 +192,7 @@ TEST(Chat, ContinueFinalMessage) {
                   .ends_with("<|im_end|>\n<|im_start|>assistant\nOnce upon"));
 }
 
-// ---- Tools and reasoning
-// ----------------------------------------------------------------------------
+// ---- Tools and reasoning ----
 
 const char kTools[] = R"("tools":[{"type":"function","function":{"name":"add","description":"Adds.",
     "parameters":{"type":"object","properties":{"a":{"type":"integer"}}}}}])";
@@ -297,8 +295,7 @@ TEST(Reasoning, BothNames) {
   EXPECT_FALSE(hidden.at("choices").at(0).at("message").as_object().contains("reasoning"));
 }
 
-// ---- Completions
-// ------------------------------------------------------------------------------------
+// ---- Completions ----
 
 TEST(Completions, WholeAnswerAndDefaultTokens) {
   TestServer server;
@@ -413,8 +410,7 @@ TEST(Completions, OneFailureEndsTheWholeRequest) {
   EXPECT_TRUE(server.engine->WaitCancelled(1, std::chrono::seconds(5)));
 }
 
-// ---- Tokens
-// -----------------------------------------------------------------------------------------
+// ---- Tokens ----
 
 TEST(Tokenize, BothDialectsAndMessages) {
   TestServer server;

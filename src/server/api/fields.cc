@@ -17,8 +17,7 @@ constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMinInt64 = std::numeric_limits<int64_t>::min();
 
-// ---- Values
-// -----------------------------------------------------------------------------------------
+// ---- Values ----
 
 ApiResult<int64_t> ReadInt(std::string_view name, const json::value& value, int64_t low,
                            int64_t high) {
@@ -82,8 +81,7 @@ ApiResult<std::vector<int32_t>> ReadTokenIds(std::string_view name, const json::
   return ids;
 }
 
-// ---- Kinds of rows
-// ----------------------------------------------------------------------------------
+// ---- Kinds of rows ----
 
 template <typename C>
 Field Bool(std::string_view name, unsigned apis, bool C::* member) {
@@ -198,8 +196,7 @@ Field Refused(std::string_view name, unsigned apis, std::string_view why,
           }};
 }
 
-// ---- Fields with a form of their own
-// ----------------------------------------------------------------
+// ---- Fields with a form of their own ----
 
 ApiStatus SetStop(const json::value& value, GenerationRequest& request) {
   json::array list;
@@ -401,8 +398,7 @@ ApiStatus SetDetokenizeTokens(const json::value& value, DetokenizeRequest& reque
   return {};
 }
 
-// ---- The table
-// --------------------------------------------------------------------------------------
+// ---- The table ----
 
 constexpr std::string_view kNotYet = "is not there yet; leave the field out";
 constexpr std::string_view kStructured = "needs structured output, which is not there yet";
@@ -533,8 +529,7 @@ std::vector<Field> MakeTable() {
   };
 }
 
-// ---- Parsing
-// ----------------------------------------------------------------------------------------
+// ---- Parsing ----
 
 const Field* FindField(std::string_view name, Api api) {
   for (const Field& field : FieldTable()) {

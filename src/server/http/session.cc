@@ -217,8 +217,7 @@ net::awaitable<void> SessionImpl::Run() {
   Close();
 }
 
-// ---- Reading
-// ----------------------------------------------------------------------------------------
+// ---- Reading ----
 
 // False when the client has nothing more to say.
 net::awaitable<bool> SessionImpl::WaitForRequest() {
@@ -386,8 +385,7 @@ std::shared_ptr<Exchange> SessionImpl::MakeExchange(HttpRequest request) {
   });
 }
 
-// ---- Answering
-// --------------------------------------------------------------------------------------
+// ---- Answering ----
 
 // Sends what the exchange yields until it is finished or the client has gone. True when the
 // connection can carry another request.
@@ -510,8 +508,7 @@ net::awaitable<void> SessionImpl::Linger() {
   DisarmTimer();
 }
 
-// ---- Watching
-// ---------------------------------------------------------------------------------------
+// ---- Watching ----
 
 void SessionImpl::StartWatch() {
   stop_watch_ = false;
@@ -573,8 +570,7 @@ net::awaitable<void> SessionImpl::StopWatch() {
   }
 }
 
-// ---- Timers and wake-ups
-// ----------------------------------------------------------------------------
+// ---- Timers and wake-ups ----
 
 void SessionImpl::ArmTimer(milliseconds timeout) {
   timed_out_ = false;

@@ -17,8 +17,7 @@ using ExpressionPtr = std::unique_ptr<Expression>;
 using Expressions = std::vector<ExpressionPtr>;
 using Body = std::vector<Statement>;
 
-// ---- Expressions
-// ---------------------------------------------------------------------------------
+// ---- Expressions ----
 
 struct Constant {
   Value value;
@@ -105,8 +104,7 @@ struct Expression {
   int depth = 1;  // of the tree, bounded by the parser
 };
 
-// ---- Statements
-// ----------------------------------------------------------------------------------
+// ---- Statements ----
 
 // What `set` and `for` assign to.
 struct Target {

@@ -22,8 +22,7 @@ Result<StringPtr> SoftText(Runtime& runtime, const Value& value) {
   return runtime.Str(value);
 }
 
-// ---- Numbers
-// -------------------------------------------------------------------------------------
+// ---- Numbers ----
 
 Result<Value> DoAbs(Runtime& runtime, const Value& self, Args&) {
   if (self.Is(Kind::kFloat)) return Value(std::fabs(self.number()));
@@ -131,8 +130,7 @@ Result<Value> DoRound(Runtime& runtime, const Value& self, Args& args) {
   return runtime.Apply(BinaryOperator::kDiv, whole, scale);
 }
 
-// ---- Text
-// ----------------------------------------------------------------------------------------
+// ---- Text ----
 
 Result<Value> DoString(Runtime& runtime, const Value& self, Args&) {
   NIBBLE_ASSIGN(StringPtr text, SoftText(runtime, self));
@@ -365,8 +363,7 @@ Result<Value> DoUrlEncode(Runtime& runtime, const Value& self, Args&) {
   return runtime.MakeString(out);
 }
 
-// ---- JSON
-// ----------------------------------------------------------------------------------------
+// ---- JSON ----
 
 Status ReadSeparators(const Value& separators, JsonStyle& style) {
   if (!separators.Is(Kind::kSequence) || separators.sequence().items.size() != 2) {
@@ -402,8 +399,7 @@ Result<Value> DoToJson(Runtime& runtime, const Value& self, Args& args) {
   return runtime.MakeString(out);
 }
 
-// ---- Other
-// ---------------------------------------------------------------------------------------
+// ---- Other ----
 
 Result<Value> DoDefault(Runtime&, const Value& self, Args& args) {
   const bool replace = self.IsUndefined() || (args.Has(1) && IsTrue(args[1]) && !IsTrue(self));

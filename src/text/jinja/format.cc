@@ -145,8 +145,7 @@ std::optional<int> TakeNumber(std::string_view text, size_t& at) {
   return static_cast<int>(value);
 }
 
-// ---- text % values
-// -------------------------------------------------------------------------------
+// ---- text % values ----
 
 class PercentFormatter {
  public:
@@ -330,8 +329,7 @@ class PercentFormatter {
   StringBuilder out_;
 };
 
-// ---- text.format(...)
-// ----------------------------------------------------------------------------
+// ---- text.format(...) ----
 
 class BraceFormatter {
  public:

@@ -19,8 +19,7 @@ const Builtin* FindIn(std::span<const Builtin> table, std::string_view name) {
   return at == table.end() ? nullptr : &*at;
 }
 
-// ---- Globals
-// -------------------------------------------------------------------------------------
+// ---- Globals ----
 
 Result<Value> DoRaise(Runtime& runtime, const Value&, Args& args) {
   NIBBLE_ASSIGN(const StringPtr message, runtime.Str(args[0]));
@@ -123,8 +122,7 @@ constexpr Builtin kGlobals[] = {
     {"strftime_now", "format", DoStrftimeNow},
 };
 
-// ---- Lists and tuples
-// ----------------------------------------------------------------------------
+// ---- Lists and tuples ----
 
 Result<Value> DoItemCount(Runtime& runtime, const Value& self, Args& args) {
   NIBBLE_TRY(runtime.SpendOn(self));
@@ -157,8 +155,7 @@ constexpr Builtin kSequenceMethods[] = {
     {"copy", "", DoCopy},  // last: of lists alone
 };
 
-// ---- Dicts
-// ---------------------------------------------------------------------------------------
+// ---- Dicts ----
 
 template <DictView::Type type>
 Result<Value> DoView(Runtime&, const Value& self, Args&) {
@@ -195,8 +192,7 @@ constexpr Builtin kDictMethods[] = {
     {"values", "", DoView<DictView::Type::kValues>},
 };
 
-// ---- Loops
-// ---------------------------------------------------------------------------------------
+// ---- Loops ----
 
 Result<Value> DoCycle(Runtime&, const Value& self, Args& args) {
   const Values& values = args.rest.positional;

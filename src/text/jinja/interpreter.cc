@@ -42,8 +42,7 @@ Status Interpreter::Enter() {
   return status;
 }
 
-// ---- Statements
-// ----------------------------------------------------------------------------------
+// ---- Statements ----
 
 Result<Interpreter::Flow> Interpreter::Execute(const Body& body, Frame& frame) {
   for (const Statement& statement : body) {
@@ -330,8 +329,7 @@ Result<Value> Interpreter::CallMacro(const Macro& macro, Arguments arguments) {
   return MakeString(out);
 }
 
-// ---- Expressions
-// ---------------------------------------------------------------------------------
+// ---- Expressions ----
 
 Result<Value> Interpreter::Evaluate(const Expression& expression, Frame& frame) {
   const auto run = [&]() -> Result<Value> {

@@ -112,8 +112,7 @@ Values WithoutKeys(std::vector<Keyed> keyed) {
   return items;
 }
 
-// ---- Size and ends
-// -------------------------------------------------------------------------------
+// ---- Size and ends ----
 
 Result<Value> DoLength(Runtime& runtime, const Value& self, Args&) {
   if (self.IsString()) NIBBLE_TRY(runtime.SpendOn(self));
@@ -159,8 +158,7 @@ Result<Value> DoReverse(Runtime& runtime, const Value& self, Args&) {
   return runtime.MakeIterator(std::move(items));
 }
 
-// ---- Mapping and selecting
-// -----------------------------------------------------------------------
+// ---- Mapping and selecting ----
 
 std::optional<Value> TakeNamed(Arguments& arguments, std::string_view name) {
   for (auto it = arguments.named.begin(); it != arguments.named.end(); ++it) {
@@ -260,8 +258,7 @@ Result<Value> DoItems(Runtime& runtime, const Value& self, Args&) {
   return runtime.MakeIterator(std::move(pairs));
 }
 
-// ---- Ordering and grouping
-// -----------------------------------------------------------------------
+// ---- Ordering and grouping ----
 
 // The attributes of sort: several may be named with commas between them.
 Result<Getter> MakeSortGetter(Runtime& runtime, const Value& attribute, bool ignore_case) {
@@ -397,8 +394,7 @@ Result<Value> DoSum(Runtime& runtime, const Value& self, Args& args) {
   return total;
 }
 
-// ---- Cutting
-// -------------------------------------------------------------------------------------
+// ---- Cutting ----
 
 Result<Value> DoBatch(Runtime& runtime, const Value& self, Args& args) {
   NIBBLE_ASSIGN(const Integer count, ToInteger(args[0], "the size of a batch"));
