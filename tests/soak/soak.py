@@ -29,7 +29,8 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.process = subprocess.Popen([nibble, "serve", model, "--port", str(self.port), "--max-num-seqs", "8",
-                                         "--max-num-queued-reqs", "8", "--max-model-len", "1024"],
+                                         "--max-num-queued-reqs", "8", "--max-model-len", "1024",
+                                         "--kv-cache-memory-bytes", "48M"],
                                         stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while self.status("/health") != 200:
