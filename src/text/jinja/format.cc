@@ -32,9 +32,12 @@ struct Field {
 };
 
 std::string InBase(unsigned __int128 value, unsigned base, bool upper) {
+  const char* const symbols = upper ? "0123456789ABCDEF" : "0123456789abcdef";
   std::string digits;
   do {
-    digits += (upper ? "0123456789ABCDEF" : "0123456789abcdef")[static_cast<int>(value % base)];
+    // A statement of its own: under UBSan g++ 12 miscompiles the division inside the subscript.
+    const auto digit = static_cast<unsigned>(value % base);
+    digits += symbols[digit];
     value /= base;
   } while (value != 0);
   std::reverse(digits.begin(), digits.end());
