@@ -1,5 +1,6 @@
 #include "models/config_reader.h"
 
+#include <type_traits>
 #include <utility>
 
 namespace nibble::models {
@@ -28,46 +29,38 @@ void ConfigReader::Adopt(const ConfigReader& inner) {
   if (status_ && !inner.status_) status_ = inner.status_;
 }
 
-int64_t ConfigReader::Int(std::string_view name, int64_t min, int64_t max) {
-  if (!Has(name)) {
-    Problem(fmt::format("{} is missing (an integer in {}..{})", name, min, max));
-    return min;
-  }
-  return Int(name, min, max, min);
-}
-
-int64_t ConfigReader::Int(std::string_view name, int64_t min, int64_t max, int64_t fallback) {
+template <typename T>
+T ConfigReader::Number(std::string_view name, T min, T max, std::optional<T> fallback) {
+  const std::string_view kind = std::is_integral_v<T> ? "an integer" : "a number";
   const json::value* value = Find(name);
-  if (value == nullptr) return fallback;
-  json::error_code failed;
-  const int64_t number = value->to_number<int64_t>(failed);
-  if (failed || number < min || number > max) {
-    Problem(fmt::format("{} is {}: expected an integer in {}..{}", name, json::serialize(*value),
-                        min, max));
-    return min;
+  if (value == nullptr) {
+    if (!fallback) Problem(fmt::format("{} is missing ({} in {}..{})", name, kind, min, max));
+    return fallback.value_or(min);
   }
-  return number;
-}
-
-double ConfigReader::Float(std::string_view name, double min, double max) {
-  if (!Has(name)) {
-    Problem(fmt::format("{} is missing (a number in {}..{})", name, min, max));
-    return min;
-  }
-  return Float(name, min, max, min);
-}
-
-double ConfigReader::Float(std::string_view name, double min, double max, double fallback) {
-  const json::value* value = Find(name);
-  if (value == nullptr) return fallback;
   json::error_code failed;
-  const double number = value->to_number<double>(failed);
+  const T number = value->to_number<T>(failed);
   if (failed || !(number >= min && number <= max)) {
-    Problem(fmt::format("{} is {}: expected a number in {}..{}", name, json::serialize(*value), min,
+    Problem(fmt::format("{} is {}: expected {} in {}..{}", name, json::serialize(*value), kind, min,
                         max));
     return min;
   }
   return number;
+}
+
+int64_t ConfigReader::Int(std::string_view name, int64_t min, int64_t max) {
+  return Number<int64_t>(name, min, max, std::nullopt);
+}
+
+int64_t ConfigReader::Int(std::string_view name, int64_t min, int64_t max, int64_t fallback) {
+  return Number<int64_t>(name, min, max, fallback);
+}
+
+double ConfigReader::Float(std::string_view name, double min, double max) {
+  return Number<double>(name, min, max, std::nullopt);
+}
+
+double ConfigReader::Float(std::string_view name, double min, double max, double fallback) {
+  return Number<double>(name, min, max, fallback);
 }
 
 bool ConfigReader::Bool(std::string_view name, bool fallback) {

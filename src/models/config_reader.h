@@ -40,6 +40,9 @@ class ConfigReader {
 
  private:
   const boost::json::value* Find(std::string_view name) const;
+  // Without a fallback the field is required.
+  template <typename T>
+  T Number(std::string_view name, T min, T max, std::optional<T> fallback);
   void Problem(std::string message);
 
   const boost::json::object* object_;
