@@ -45,6 +45,11 @@ uint8_t CodeAt(const QuantView& view, int64_t row, int64_t column) {
   return UnpackE2M1(reinterpret_cast<const uint8_t*>(view.data) + row * (view.k / 2), column);
 }
 
+int IntCodeAt(const QuantView& view, int64_t row, int64_t column) {
+  const auto pair = std::to_integer<int>(view.data[row * (view.k / 2) + column / 2]);
+  return column % 2 == 0 ? pair & 15 : pair >> 4;
+}
+
 }  // namespace
 
 std::string_view WeightFormatName(WeightFormat format) {
@@ -61,6 +66,10 @@ std::string_view WeightFormatName(WeightFormat format) {
       return "nvfp4";
     case WeightFormat::kMxfp4:
       return "mxfp4";
+    case WeightFormat::kInt4:
+      return "int4";
+    case WeightFormat::kInt8:
+      return "int8";
   }
   return "?";
 }
@@ -73,9 +82,11 @@ int64_t QuantView::data_bytes() const {
     case WeightFormat::kBf16:
       return n * k * 2;
     case WeightFormat::kFp8:
+    case WeightFormat::kInt8:
       return n * k;
     case WeightFormat::kNvfp4:
     case WeightFormat::kMxfp4:
+    case WeightFormat::kInt4:
       return n * (k / 2);
   }
   return 0;
@@ -87,6 +98,11 @@ int64_t QuantView::scale_bytes() const {
       return n * (k / kNvfp4Block);
     case WeightFormat::kMxfp4:
       return n * (k / kMxfp4Block);
+    case WeightFormat::kInt4:
+    case WeightFormat::kInt8: {
+      const int64_t groups = n * CeilDiv(k, scale_block_k);
+      return groups * DTypeBits(scale_dtype) / 8 + (zeros != nullptr ? groups : 0);
+    }
     case WeightFormat::kFp8:
       return CeilDiv(n, scale_block_n) * CeilDiv(k, scale_block_k) * DTypeBits(scale_dtype) / 8;
     default:
@@ -120,6 +136,14 @@ float DequantizeElement(const QuantView& view, int64_t row, int64_t column) {
       const auto scale =
           LoadUnaligned<uint8_t>(view.scales, row * (view.k / kMxfp4Block) + column / kMxfp4Block);
       return Mxfp4Dequantize(CodeAt(view, row, column), scale);
+    }
+    case WeightFormat::kInt4:
+    case WeightFormat::kInt8: {
+      const bool int4 = view.format == WeightFormat::kInt4;
+      const int64_t group = row * CeilDiv(view.k, view.scale_block_k) + column / view.scale_block_k;
+      const int code = int4 ? IntCodeAt(view, row, column) : std::to_integer<int>(view.data[at]);
+      const int zero = view.zeros != nullptr ? view.zeros[group] : (int4 ? 8 : 128);
+      return static_cast<float>(code - zero) * LoadFloat(view.scales, view.scale_dtype, group);
     }
   }
   return 0;
