@@ -8,7 +8,7 @@ VENV := .venv
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help serve build test model packages packages-test bench fuzz check-long format lint install clean
+.PHONY: help serve build test model packages packages-test configure-tests bench fuzz check-long format lint install clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,7 +18,7 @@ serve: build model  ## build, fetch SmolLM2, quantise it to NVFP4 and serve it w
 		--override-generation-config '{"temperature": 0.2, "top_p": 0.9}'
 
 build: packages  ## build/release/nibble
-	@test -f $(BUILD)/build.ninja || cmake --preset release
+	@test -f $(BUILD)/build.ninja || cmake --preset release -DNIBBLE_TESTS=OFF
 	cmake --build $(BUILD) --target nibble
 
 model: $(MODEL)/config.json  ## fetch SmolLM2 and make its NVFP4 checkpoint
@@ -29,9 +29,12 @@ $(GGUF):
 $(MODEL)/config.json: | $(GGUF) build
 	$(NIBBLE) quantize $(GGUF) $(MODEL) --force
 
-test: packages-test build model $(VENV)/ready  ## unit and end-to-end tests of the release build
+test: packages-test configure-tests build model $(VENV)/ready  ## unit and end-to-end tests of the release build
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure -j2
+
+configure-tests:
+	@grep -qs '^NIBBLE_TESTS:BOOL=ON' $(BUILD)/CMakeCache.txt || cmake --preset release -DNIBBLE_TESTS=ON
 
 $(VENV)/ready: tests/requirements.txt
 	python3 -m venv $(VENV)
