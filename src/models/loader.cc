@@ -179,6 +179,10 @@ class Loader : public TableWalk {
   void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias,
                    Linear* out) override {
     if (!status_) return;
+    if (options_.observer != nullptr) {
+      out->observer = options_.observer;
+      for (const LinearPart& part : parts) out->modules.push_back(part.prefix);
+    }
     Check(LoadLinear(parts, k, out, true));
     if (status_ && bias != Bias::kNone) Check(LoadBias(parts, bias, out));
   }

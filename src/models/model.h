@@ -101,12 +101,15 @@ class Model {
   virtual const kernels::OpTable& ops() const = 0;
 };
 
+class LinearObserver;  // models/weights.h
+
 struct LoadOptions {
   const kernels::OpTable* ops = nullptr;  // null: CpuOps()
   ThreadPool* pool = nullptr;             // required; outlives the model
   kernels::ActivationFormat activations = kernels::ActivationFormat::kBf16;
-  int64_t max_positions = 0;     // 0: the config's; else the RoPE tables are this long
-  Progress* progress = nullptr;  // advanced by stored bytes
+  int64_t max_positions = 0;           // 0: the config's; else the RoPE tables are this long
+  Progress* progress = nullptr;        // advanced by stored bytes
+  LinearObserver* observer = nullptr;  // hears every linear's input; outlives the model
 };
 
 // Picks the implementation by config.json's "architectures"; kUnsupported lists what exists.

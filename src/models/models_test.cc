@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -228,6 +229,34 @@ TEST_P(ModelsTest, ThreadsDoNotMatter) {
   ModelRunner(*single, kv_a).Run(a, 40);
   ModelRunner(*triple, kv_b).Run(b, 40);
   ExpectSameLogits(a, b, "3 threads");
+}
+
+// Calibration hears matrices under their stored names, with their own K.
+TEST_P(ModelsTest, AnObserverHearsTheInputsOfLinears) {
+  class Recorder : public LinearObserver {
+   public:
+    void OnInput(std::span<const std::string> modules, const uint16_t*, int64_t m,
+                 int64_t k) override {
+      for (const std::string& module : modules) {
+        heard[module] = k;
+        rows += m;
+      }
+    }
+    std::map<std::string, int64_t> heard;
+    int64_t rows = 0;
+  } recorder;
+  const auto checkpoint = Checkpoint();
+  auto model = LoadModel(
+      *checkpoint, {.pool = &pool_, .activations = GetParam().activations, .observer = &recorder});
+  ASSERT_TRUE(model) << model.error().message();
+  ASSERT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+  KvPool pages = Pool(**model, KvFormat::kBf16, 16, 1);
+  ModelRunner runner(**model, pages);
+  RunnerSequence sequence = Sequence(Tokens(5, 3), {0});
+  runner.Step({&sequence}, {5});
+  EXPECT_GT(recorder.rows, 0);
+  for (const auto& [module, k] : recorder.heard)
+    EXPECT_TRUE(checkpoint->ReadLinear(module, 0, k)) << module;
 }
 
 INSTANTIATE_TEST_SUITE_P(Registry, ModelsTest, ::testing::ValuesIn(AllCases()),

@@ -6,6 +6,7 @@ namespace {
 template <typename Out>
 void RunSegments(const Linear& linear, const kernels::OpTable& ops,
                  const kernels::OpContext& context, const uint16_t* x, int64_t m, Out* y) {
+  if (linear.observer != nullptr) linear.observer->OnInput(linear.modules, x, m, linear.k);
   for (const Linear::Segment& segment : linear.segments) {
     kernels::LinearParams params{
         .x = x,

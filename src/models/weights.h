@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,6 +15,16 @@
 #include "kernels/ops.h"
 
 namespace nibble::models {
+
+// Hears what goes into linears, for calibration. Called on the thread that runs Forward.
+class LinearObserver {
+ public:
+  virtual ~LinearObserver() = default;
+  // x (M, K) BF16 is about to be multiplied by the weights of `modules`
+  // ("model.layers.0.self_attn.q_proj", ...), which share it.
+  virtual void OnInput(std::span<const std::string> modules, const uint16_t* x, int64_t m,
+                       int64_t k) = 0;
+};
 
 // y = x Wᵀ + bias, rows stacked from one or more stored weights. Neighbours of one format share a
 // packed weight; a checkpoint that mixes formats inside the stack gives several.
@@ -26,6 +37,9 @@ struct Linear {
   std::vector<float> bias;  // (N) or empty
   int64_t n = 0;
   int64_t k = 0;
+  // Set while calibrating: who hears the inputs, and the names of the stacked weights.
+  LinearObserver* observer = nullptr;
+  std::vector<std::string> modules;
 
   // y (M, N) BF16, rows y_stride apart.
   void Run(const kernels::OpTable& ops, const kernels::OpContext& context, const uint16_t* x,
