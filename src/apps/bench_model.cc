@@ -5,10 +5,14 @@
 #include <algorithm>
 #include <chrono>
 #include <future>
+#include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "apps/load.h"
 #include "engine/generate.h"
+#include "engine/logits_hash.h"
 
 namespace nibble::apps {
 namespace {
@@ -19,6 +23,8 @@ using Clock = std::chrono::steady_clock;
 struct Round {
   double prefill_seconds = 0;  // until every sequence has its first token
   double decode_seconds = 0;   // from then to the last token
+  // Of each sequence's last logits. A sequence's prompt does not depend on the batch, nor may this.
+  std::vector<std::string> logits_hashes;
 };
 
 // Ids that repeat nothing, so that no prefix is shared between sequences or rounds.
@@ -56,11 +62,17 @@ Result<Round> RunRound(engine::Engine& engine, const BenchModelOptions& options,
     NIBBLE_ASSIGN(engine::Ticket ticket, engine.Reserve());
     NIBBLE_TRY(engine.Submit(std::move(request), std::move(ticket)));
   }
-  for (const auto& sink : sinks) NIBBLE_TRY(sink->Wait());
+  Round round;
+  for (const auto& sink : sinks) {
+    NIBBLE_ASSIGN(const engine::Generation answer, sink->Wait());
+    const std::optional<uint64_t> hash = answer.choices.front().done.logits_hash;
+    round.logits_hashes.push_back(hash ? engine::FormatLogitsHash(*hash) : "");
+  }
   const double total = std::chrono::duration<double>(Clock::now() - begin).count();
-  const double prefill =
+  round.prefill_seconds =
       std::chrono::duration<double>(Clock::duration(last_start_ns.load())).count();
-  return Round{.prefill_seconds = prefill, .decode_seconds = total - prefill};
+  round.decode_seconds = total - round.prefill_seconds;
+  return round;
 }
 
 double Median(std::vector<double> values) {
@@ -78,9 +90,11 @@ Result<int> RunBench(const BenchModelOptions& options) {
                 options.prompt, options.decode, engine.max_model_len());
   }
   std::vector<double> prefill, decode;
+  std::vector<std::string> logits_hashes;  // of the last round
   for (int i = 0; i < options.repeat + 1; ++i) {
-    NIBBLE_ASSIGN(const Round round, RunRound(engine, options, static_cast<uint32_t>(i + 1)));
+    NIBBLE_ASSIGN(Round round, RunRound(engine, options, static_cast<uint32_t>(i + 1)));
     if (i == 0) continue;  // warms up
+    logits_hashes = std::move(round.logits_hashes);
     prefill.push_back(static_cast<double>(options.prompt * options.batch) / round.prefill_seconds);
     decode.push_back(static_cast<double>((options.decode - 1) * options.batch) /
                      round.decode_seconds);
@@ -100,7 +114,9 @@ Result<int> RunBench(const BenchModelOptions& options) {
                                         {"decode_tokens_per_second", decode_rate},
                                         {"bytes_per_token", engine.model_info().bytes_per_token},
                                         {"decode_bytes_per_second", bandwidth},
-                                        {"read_bytes_per_second", loaded.read_bandwidth}}));
+                                        {"read_bytes_per_second", loaded.read_bandwidth},
+                                        {"share_of_read", bandwidth / loaded.read_bandwidth},
+                                        {"last_logits", json::value_from(logits_hashes)}}));
     return 0;
   }
   fmt::print("prefill  {:9.1f} tokens/s   ({} x {} tokens, median of {})\n", prefill_rate,
@@ -110,6 +126,7 @@ Result<int> RunBench(const BenchModelOptions& options) {
       "{:.1f} GB/s\n",
       decode_rate, options.batch, options.decode, 1e3 / step_rate, bandwidth / 1e9,
       100 * bandwidth / loaded.read_bandwidth, loaded.read_bandwidth / 1e9);
+  fmt::print("last logits of sequence 0: {}\n", logits_hashes.front());
   return 0;
 }
 

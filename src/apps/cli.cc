@@ -107,7 +107,8 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
       ->capture_default_str();
   command
       ->add_option("--kv-cache-memory-bytes", o->kv_cache_memory_bytes,
-                   "KV cache: 512M, 4G; 0: planned")
+                   "KV cache: 512M, 4G; 0: one context or 1024 tokens per sequence, whichever is "
+                   "more, in at most half of the memory beside the weights")
       ->transform(kSize);
   command
       ->add_option("--gpu-memory-utilization,--memory-utilization", o->memory_utilization,

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <utility>
 
+#include "engine/logits_hash.h"
 #include "server/api/prompts.h"
 
 namespace nibble::apps {
@@ -116,6 +117,7 @@ Result<Answer> Conversation::Run(std::vector<int32_t> tokens, engine::SamplingPa
         break;
       case engine::StreamEvent::Kind::kDone:
         answer.reason = event.done.reason;
+        answer.logits_hash = event.done.logits_hash;
         break;
       case engine::StreamEvent::Kind::kError:
         return tl::unexpected(*event.error);
@@ -129,9 +131,11 @@ Result<Answer> Conversation::Run(std::vector<int32_t> tokens, engine::SamplingPa
 
 std::string Conversation::SpeedLine(const Answer& answer) const {
   // The first token belongs to the prompt's step.
-  return fmt::format(
+  std::string line = fmt::format(
       "{} prompt tokens in {:.2f} s; {}", answer.prompt_tokens, answer.prefill_seconds,
       apps::SpeedLine(loaded_, std::max<int64_t>(answer.tokens - 1, 0), answer.decode_seconds));
+  if (answer.logits_hash) line += ", last logits " + engine::FormatLogitsHash(*answer.logits_hash);
+  return line;
 }
 
 }  // namespace nibble::apps

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -29,6 +30,7 @@ struct Answer {
   double decode_seconds = 0;   // from the first to the last
   bool stopped = false;        // by the caller
   engine::FinishReason reason = engine::FinishReason::kStop;
+  std::optional<uint64_t> logits_hash;  // absent when the answer was stopped
 };
 
 class Conversation {
@@ -46,7 +48,7 @@ class Conversation {
   const LoadedModel& loaded() const { return loaded_; }
   bool has_chat_template() const { return served_->chat_template.has_value(); }
 
-  // "42 tokens, 81.3 tokens/s, ...": of an answer's decoding.
+  // "42 tokens, 81.3 tokens/s, ..., last logits 0123456789abcdef": of an answer's decoding.
   std::string SpeedLine(const Answer& answer) const;
 
  private:

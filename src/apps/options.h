@@ -46,14 +46,14 @@ struct ServeOptions {
 };
 
 struct ChatOptions {
-  ModelOptions model;
+  ModelOptions model{.max_num_seqs = 1};
   std::string system;
   float temperature = -1;  // below 0: the model's
   int64_t max_tokens = -1;
 };
 
 struct RunOptions {
-  ModelOptions model;
+  ModelOptions model{.max_num_seqs = 1};
   std::string prompt;  // "-": standard input
   bool raw = false;    // no chat template
   float temperature = -1;
@@ -62,7 +62,7 @@ struct RunOptions {
 };
 
 struct BenchModelOptions {
-  ModelOptions model;
+  ModelOptions model{.max_num_seqs = 1};  // at least the batch
   int64_t prompt = 512;
   int64_t decode = 128;
   int32_t batch = 1;

@@ -31,6 +31,7 @@ int RunOnce(const RunOptions& options) {
           : conversation->Ask({{{"role", "user"}, {"content", prompt}}}, answer_options, print);
   if (!answer) return Report(answer.error());
   std::fputc('\n', stdout);
+  std::fflush(stdout);  // before the line on standard error
   LogInfo("{}", conversation->SpeedLine(*answer));
   return 0;
 }

@@ -94,7 +94,9 @@ void Core::Step() {
     for (Sequence* sequence : stepped_) IndexFullPages(*sequence);
     if (!batch_.rows().empty()) sampler_->Run(logits, batch_.rows());
     const Clock::time_point now = setup_.now();
-    for (size_t row = 0; row < batch_.rows().size(); ++row) UseRow(row, now);
+    const auto vocab = static_cast<size_t>(setup_.model->info().vocab_size);
+    for (size_t row = 0; row < batch_.rows().size(); ++row)
+      UseRow(row, {logits + row * vocab, vocab}, now);
     for (Sequence* sequence : stepped_) {
       // A prompt that is only scored has no row to sample from: it is done when it is computed.
       if (sequence->state == Sequence::State::kRunning && sequence->remaining() == 0 &&

@@ -15,6 +15,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -86,9 +87,9 @@ class Core {
 
   // After the forward pass (core_output.cc).
   void IndexFullPages(Sequence& sequence);
-  void UseRow(size_t row, Clock::time_point now);
+  void UseRow(size_t row, std::span<const float> logits, Clock::time_point now);
   void CompletePrompt(Sequence& sequence);
-  void Append(Sequence& sequence, size_t row, Clock::time_point now);
+  void Append(Sequence& sequence, size_t row, std::span<const float> logits, Clock::time_point now);
   void Emit(Sequence& sequence, std::string text);
   void Finish(Sequence& sequence, DoneEvent done, Clock::time_point now);
   void ObserveToken(Sequence& sequence, Clock::time_point now);

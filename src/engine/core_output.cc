@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "engine/core.h"
+#include "engine/logits_hash.h"
 
 namespace nibble::engine {
 namespace {
@@ -17,11 +18,12 @@ bool Contains(const std::vector<int32_t>& tokens, int32_t token) {
 
 }  // namespace
 
-void Core::UseRow(size_t row, Clock::time_point now) {
+// logits (V): of this row.
+void Core::UseRow(size_t row, std::span<const float> logits, Clock::time_point now) {
   const LogitsRow& use = batch_.rows()[row];
   if (use.sample) {
     if (use.sequence->choice == 0 && use.sequence->generated() == 0) CompletePrompt(*use.sequence);
-    Append(*use.sequence, row, now);
+    Append(*use.sequence, row, logits, now);
     return;
   }
   ActiveRequest& request = use.sequence->request;
@@ -60,7 +62,8 @@ void Core::CompletePrompt(Sequence& sequence) {
         request.choices.emplace_back(request, choice, sequence.order + choice, setup_.tokenizer));
 }
 
-void Core::Append(Sequence& sequence, size_t row, Clock::time_point now) {
+void Core::Append(Sequence& sequence, size_t row, std::span<const float> logits,
+                  Clock::time_point now) {
   const ActiveRequest& request = sequence.request;
   const SamplingParams& p = request.request.sampling;
   const int32_t token = sampler_->token(row);
@@ -91,6 +94,7 @@ void Core::Append(Sequence& sequence, size_t row, Clock::time_point now) {
   Emit(sequence, sequence.text.TakeAll());
   done.stop_string = sequence.text.stop_string();
   done.reason = ends_by_token || !goes_on ? FinishReason::kStop : FinishReason::kLength;
+  done.logits_hash = HashLogits(logits);
   Finish(sequence, std::move(done), now);
 }
 

@@ -80,6 +80,8 @@ struct DoneEvent {
   std::string stop_string;            // which one ended it, or empty
   std::optional<int32_t> stop_token;  // a stop_token_ids entry ended it; absent for EOS
   int64_t completion_tokens = 0;
+  // HashLogits of the row that the last token was drawn from; absent when none was drawn.
+  std::optional<uint64_t> logits_hash;
 };
 struct StreamEvent {
   enum class Kind { kPrompt, kDelta, kDone, kError } kind;
@@ -114,12 +116,21 @@ struct EngineOptions {
   int32_t max_queued = -1;        // --max-num-queued-reqs; -1: 4 * max_sequences
   int32_t page_size = 16;
   kernels::KvFormat kv_format = kernels::KvFormat::kBf16;
-  int64_t kv_bytes = 0;          // 0: from the memory plan
+  int64_t kv_bytes = 0;          // --kv-cache-memory-bytes; 0: from the memory plan
   double memory_fraction = 0.9;  // --gpu-memory-utilization: of what is available
   bool prefix_cache = true;
   std::vector<int32_t> eos_token_ids;
   int32_t max_logprobs = 20;   // the most that a request may ask for (--max-logprobs)
   ThreadPool* pool = nullptr;  // for sampling: the model's; outlives the engine. Null: one thread
+};
+
+// What decided the size of the KV cache.
+enum class KvSizeRule {
+  kOption,     // --kv-cache-memory-bytes
+  kSequences,  // max_sequences of a usual length
+  kContext,    // one whole context
+  kShare,      // the default's share of the memory beside weights and activations
+  kMemory,     // everything that memory_fraction leaves
 };
 
 // Where the memory goes: made before anything is allocated, printed, and held.
@@ -129,7 +140,10 @@ struct MemoryPlan {
   int64_t activation_bytes = 0;
   int64_t kv_bytes = 0;
   int64_t kv_tokens = 0;  // capacity
+  KvSizeRule kv_rule = KvSizeRule::kOption;
+  int32_t max_sequences = 0;
   int64_t max_model_len = 0;
+  int64_t model_positions = 0;   // the model's own context: max_model_len may be less
   std::string ToString() const;  // a table for people
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string_view>
 
 #include "base/progress.h"
 
@@ -14,6 +15,26 @@ constexpr int64_t kMaxPages = std::numeric_limits<int32_t>::max() / 2;
 int64_t PagesFor(int64_t tokens, int64_t page_size) { return (tokens + page_size - 1) / page_size; }
 
 std::string Bytes(int64_t bytes) { return FormatBytes(static_cast<double>(bytes)); }
+
+// Why the KV cache has its size, and the flag that changes it.
+std::string DescribeRule(const MemoryPlan& plan) {
+  constexpr std::string_view kOther = "; --kv-cache-memory-bytes sets another size";
+  switch (plan.kv_rule) {
+    case KvSizeRule::kOption:
+      return "as --kv-cache-memory-bytes says";
+    case KvSizeRule::kSequences:
+      return fmt::format("{} (--max-num-seqs) sequences of {}{}", plan.max_sequences,
+                         std::min(kUsualSequenceTokens, plan.max_model_len), kOther);
+    case KvSizeRule::kContext:
+      return fmt::format("one whole context (--max-model-len){}", kOther);
+    case KvSizeRule::kShare:
+      return fmt::format("{:.0f} % of the memory beside weights and activations{}",
+                         100 * kDefaultKvShare, kOther);
+    case KvSizeRule::kMemory:
+      return "all that --gpu-memory-utilization leaves";
+  }
+  return "";
+}
 
 }  // namespace
 
@@ -89,15 +110,38 @@ Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions&
                                   options.memory_fraction));
   }
 
+  const auto share =
+      static_cast<int64_t>(kDefaultKvShare * static_cast<double>(available - input.weight_bytes -
+                                                                 input.activation_bytes));
+  const int64_t pages_default =
+      options.kv_bytes > 0 ? pages_limit : std::clamp<int64_t>(share / page_bytes, 1, pages_limit);
+
   MemoryPlan plan;
   plan.available_bytes = available;
   plan.weight_bytes = input.weight_bytes;
   plan.activation_bytes = input.activation_bytes;
+  plan.max_sequences = options.max_sequences;
+  plan.model_positions = input.max_positions;
   plan.max_model_len = options.max_model_len > 0
                            ? options.max_model_len
-                           : std::min(input.max_positions, pages_limit * options.page_size);
-  const int64_t wanted = PagesFor(plan.max_model_len, options.page_size) * options.max_sequences;
-  const int64_t pages = options.kv_bytes > 0 ? pages_limit : std::min(pages_limit, wanted);
+                           : std::min(input.max_positions, pages_default * options.page_size);
+  const int64_t whole_context = PagesFor(
+      options.max_model_len > 0 ? options.max_model_len : input.max_positions, options.page_size);
+  const int64_t usual =
+      PagesFor(std::min(kUsualSequenceTokens, plan.max_model_len), options.page_size) *
+      options.max_sequences;
+  int64_t pages = std::min(std::max(whole_context, usual), pages_default);
+  if (options.max_model_len > 0) pages = std::max(pages, whole_context);
+  if (options.kv_bytes > 0) {
+    pages = pages_limit;
+    plan.kv_rule = KvSizeRule::kOption;
+  } else if (pages == whole_context) {
+    plan.kv_rule = KvSizeRule::kContext;
+  } else if (pages == usual) {
+    plan.kv_rule = KvSizeRule::kSequences;
+  } else {
+    plan.kv_rule = pages == pages_limit ? KvSizeRule::kMemory : KvSizeRule::kShare;
+  }
   plan.kv_bytes = pages * page_bytes;
   plan.kv_tokens = pages * options.page_size;
   return plan;
@@ -105,15 +149,17 @@ Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions&
 
 std::string MemoryPlan::ToString() const {
   const int64_t planned = weight_bytes + activation_bytes + kv_bytes;
+  const std::string shorter =
+      max_model_len < model_positions ? fmt::format(" (the model's: {})", model_positions) : "";
   return fmt::format(
       "memory plan\n"
       "  weights      {:>10}\n"
       "  activations  {:>10}\n"
-      "  KV cache     {:>10}  {} tokens, {:.1f} contexts of {}\n"
-      "  planned      {:>10}  of {} available\n",
-      Bytes(weight_bytes), Bytes(activation_bytes), Bytes(kv_bytes), kv_tokens,
-      static_cast<double>(kv_tokens) / static_cast<double>(max_model_len), max_model_len,
-      Bytes(planned), Bytes(available_bytes));
+      "  KV cache     {:>10}  {} tokens: {}\n"
+      "  planned      {:>10}  of {} available\n"
+      "  context      {:>10}  tokens{}, --max-model-len\n",
+      Bytes(weight_bytes), Bytes(activation_bytes), Bytes(kv_bytes), kv_tokens, DescribeRule(*this),
+      Bytes(planned), Bytes(available_bytes), max_model_len, shorter);
 }
 
 }  // namespace nibble::engine

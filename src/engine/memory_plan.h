@@ -19,10 +19,17 @@ struct MemoryPlanInput {
 // kInvalidArgument with the flag, the value and the allowed range.
 Status CheckOptions(const EngineOptions& options, int64_t max_positions);
 
-// The options have been checked. The context is what the options ask for, else the model's or what
-// fits, whichever is less. The pool holds max_sequences such contexts if it may; kv_bytes of the
-// options overrides that. An error names the bytes that are missing and the option that would make
-// it fit.
+// A request and its answer, as most of them are: sizes the default KV cache.
+inline constexpr int64_t kUsualSequenceTokens = 1024;
+// The default KV cache takes at most this share of what weights and activations leave: the machine
+// is not the server's alone, and the prefix cache fills whatever it gets.
+inline constexpr double kDefaultKvShare = 0.5;
+
+// The options have been checked. Without kv_bytes in them the KV cache holds the larger of one
+// whole context and max_sequences of kUsualSequenceTokens, within kDefaultKvShare. The context is
+// what the options ask for, and then lifts that share up to memory_fraction; else it is the model's
+// or what the cache holds, whichever is less. An error names the bytes that are missing and the
+// option that would make it fit.
 Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions& options);
 
 }  // namespace nibble::engine

@@ -15,13 +15,53 @@ MemoryPlanInput Input() {
           .max_positions = 8192};
 }
 
-TEST(MemoryPlan, HoldsAContextPerSequenceWhenThereIsRoom) {
-  const auto plan = PlanMemory(Input(), {.max_sequences = 4, .memory_fraction = 0.9});
+// The plan says which rule set the KV cache and which flag changes it.
+void ExpectRule(const MemoryPlan& plan, KvSizeRule rule, const std::string& said) {
+  EXPECT_EQ(static_cast<int>(plan.kv_rule), static_cast<int>(rule));
+  EXPECT_NE(plan.ToString().find(said), std::string::npos) << plan.ToString();
+}
+
+TEST(MemoryPlan, HoldsSequencesOfAUsualLength) {
+  const auto plan = PlanMemory(Input(), {.max_sequences = 64, .memory_fraction = 0.9});
   ASSERT_TRUE(plan) << plan.error().message();
   EXPECT_EQ(plan->max_model_len, 8192);
-  EXPECT_EQ(plan->kv_tokens, 4 * 8192);
-  EXPECT_EQ(plan->kv_bytes, 4 * 8 * kMiB);
+  EXPECT_EQ(plan->kv_tokens, 64 * 1024);
+  EXPECT_EQ(plan->kv_bytes, 64 * kMiB);
   EXPECT_EQ(plan->available_bytes, 1000 * kMiB);
+  ExpectRule(*plan, KvSizeRule::kSequences, "64 (--max-num-seqs) sequences of 1024");
+
+  const auto small = PlanMemory(Input(), {.max_model_len = 100, .max_sequences = 64});
+  ASSERT_TRUE(small);
+  EXPECT_EQ(small->kv_tokens, 64 * 112);  // whole pages
+  ExpectRule(*small, KvSizeRule::kSequences, "sequences of 100");
+}
+
+TEST(MemoryPlan, HoldsOneWholeContextAtLeast) {
+  const auto plan = PlanMemory(Input(), {.max_sequences = 4});
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->kv_tokens, 8192);
+  ExpectRule(*plan, KvSizeRule::kContext, "--max-model-len");
+}
+
+TEST(MemoryPlan, TakesHalfOfTheMemoryByDefaultAndMoreForAContextThatIsAskedFor) {
+  MemoryPlanInput input = Input();
+  input.max_positions = 1 << 20;
+  const auto plan = PlanMemory(input, {.memory_fraction = 0.9});
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->kv_bytes, (1000 - 150) / 2 * kMiB);
+  EXPECT_EQ(plan->max_model_len, plan->kv_tokens);
+  ExpectRule(*plan, KvSizeRule::kShare, "50 %");
+  ExpectRule(*plan, KvSizeRule::kShare, "the model's: 1048576");
+
+  const auto asked = PlanMemory(input, {.max_model_len = 700 << 10, .memory_fraction = 0.9});
+  ASSERT_TRUE(asked) << asked.error().message();
+  EXPECT_EQ(asked->kv_tokens, 700 << 10);
+  EXPECT_EQ(asked->max_model_len, 700 << 10);
+  ExpectRule(*asked, KvSizeRule::kContext, "--kv-cache-memory-bytes");
+
+  const auto more = PlanMemory(input, {.max_sequences = 4096, .memory_fraction = 0.9});
+  ASSERT_TRUE(more);
+  EXPECT_EQ(more->kv_bytes, plan->kv_bytes);
 }
 
 TEST(MemoryPlan, NeverExceedsTheFraction) {
@@ -30,16 +70,17 @@ TEST(MemoryPlan, NeverExceedsTheFraction) {
   EXPECT_LE(plan->weight_bytes + plan->activation_bytes + plan->kv_bytes, 500 * kMiB);
   EXPECT_GE(plan->kv_bytes, 349 * kMiB);
   EXPECT_EQ(plan->max_model_len, 8192);
+  ExpectRule(*plan, KvSizeRule::kMemory, "--gpu-memory-utilization");
 }
 
 TEST(MemoryPlan, ShortensTheContextToWhatFits) {
   MemoryPlanInput input = Input();
-  input.available_bytes = 72 * kMiB;
-  const auto plan = PlanMemory(input, {.memory_fraction = 0.9});
+  input.available_bytes = 60 * kMiB;
+  const auto plan = PlanMemory(input, {.memory_fraction = 0.97});
   ASSERT_TRUE(plan) << plan.error().message();
   EXPECT_LT(plan->max_model_len, 8192);
   EXPECT_EQ(plan->kv_tokens, plan->max_model_len);
-  EXPECT_NE(plan->ToString().find("KV cache"), std::string::npos);
+  EXPECT_NE(plan->ToString().find("the model's: 8192"), std::string::npos);
 }
 
 TEST(MemoryPlan, ErrorsSayWhatIsMissingAndWhatWouldFit) {
@@ -67,6 +108,12 @@ TEST(MemoryPlan, TakesTheKvBytesAsGiven) {
   ASSERT_TRUE(plan);
   EXPECT_EQ(plan->kv_bytes, 3 * kMiB);
   EXPECT_EQ(plan->max_model_len, 3072);
+  ExpectRule(*plan, KvSizeRule::kOption, "as --kv-cache-memory-bytes says");
+
+  const auto large = PlanMemory(Input(), {.max_sequences = 1, .kv_bytes = 700 * kMiB});
+  ASSERT_TRUE(large);
+  EXPECT_EQ(large->kv_bytes, 700 * kMiB);
+  EXPECT_EQ(large->max_model_len, 8192);
 }
 
 TEST(CheckOptions, NamesFlagValueAndRange) {

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -116,6 +117,37 @@ def test_run_reads_standard_input_and_seeds_repeat():
     answers = {nibble("run", MODEL, "-", "--seed", 7, "--max-tokens", 16, stdin="Tell me a story.").stdout
                for _ in range(2)}
     assert len(answers) == 1
+
+
+@needs_model
+def test_every_answer_accounts_for_itself():
+    runs = [nibble("run", MODEL, "Hello", "--temperature", 0, "--max-tokens", 8, "--threads", threads).stderr
+            for threads in (1, 2)]
+    closing = [run.splitlines()[-1] for run in runs]
+    for part in ("tokens/s", "ms/token", "GB/s (", "last logits "):
+        assert part in closing[0]
+    hashes = {line.split("last logits ")[1] for line in closing}
+    assert len(hashes) == 1 and re.fullmatch("[0-9a-f]{16}", hashes.pop())
+
+
+@needs_model
+def test_bench_hashes_the_same_logits_alone_and_in_a_batch():
+    results = [json.loads(nibble("bench", "model", MODEL, "--prompt", 24, "--decode", 6, "--repeat", 1, "--batch",
+                                 batch, "--json").stdout) for batch in (1, 3)]
+    alone, batch = (result["last_logits"] for result in results)
+    assert len(alone) == 1 and len(batch) == 3 == len(set(batch))
+    assert alone[0] == batch[0]
+    assert 0 < results[0]["share_of_read"]
+
+
+@needs_model
+def test_the_plan_says_what_set_the_kv_cache():
+    done = nibble("run", MODEL, "Hello", "--max-tokens", 2)
+    assert "one whole context (--max-model-len); --kv-cache-memory-bytes sets another size" in done.stderr
+    done = nibble("run", MODEL, "Hello", "--max-tokens", 2, "--max-num-seqs", 64)
+    assert "65536 tokens: 64 (--max-num-seqs) sequences of 1024" in done.stderr
+    done = nibble("run", MODEL, "Hello", "--max-tokens", 2, "--kv-cache-memory-bytes", "16M")
+    assert "as --kv-cache-memory-bytes says" in done.stderr
 
 
 @needs_model
