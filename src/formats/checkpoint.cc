@@ -2,26 +2,22 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <utility>
 
 #include "base/file.h"
 #include "base/log.h"
+#include "formats/float_tensor.h"
 #include "formats/gguf.h"
 #include "formats/hf_checkpoint.h"
 #include "formats/json_file.h"
 #include "formats/stored_formats.h"
-#include "numerics/bf16.h"
-#include "numerics/f16.h"
 
 namespace nibble::formats {
 namespace {
 
 namespace json = boost::json;
-
-constexpr size_t kAmbiguous = std::numeric_limits<size_t>::max();
 
 // What wrappers of a text model put in front of its names, and what the text model alone has there.
 constexpr std::array<std::pair<std::string_view, std::string_view>, 6> kPrefixes = {{
@@ -32,6 +28,25 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 6> kPrefixes
     {"embed_tokens.", "model.embed_tokens."},
     {"norm.", "model.norm."},
 }};
+
+// A name as a plain text model gives it, in two pieces: nothing is copied.
+struct Plain {
+  std::string_view prefix;  // in place of a wrapper's, or empty
+  std::string_view rest;
+
+  bool operator==(std::string_view name) const {
+    return name.size() == prefix.size() + rest.size() && name.starts_with(prefix) &&
+           name.ends_with(rest);
+  }
+};
+
+// Nothing where the name has no wrapper.
+std::optional<Plain> Unwrap(std::string_view name) {
+  for (const auto& [wrapped, plain] : kPrefixes) {
+    if (name.starts_with(wrapped)) return Plain{plain, name.substr(wrapped.size())};
+  }
+  return std::nullopt;
+}
 
 void AppendTokenIds(const json::value& value, std::vector<int32_t>& ids) {
   if (const auto* array = value.if_array()) {
@@ -55,34 +70,48 @@ std::vector<int32_t> EosTokenIds(const json::object& object) {
 }  // namespace
 
 std::string PlainName(std::string_view name) {
-  for (const auto& [wrapped, plain] : kPrefixes) {
-    if (name.starts_with(wrapped)) {
-      return std::string(plain) + std::string(name.substr(wrapped.size()));
-    }
-  }
-  return std::string(name);
+  const auto plain = Unwrap(name);
+  return plain ? std::string(plain->prefix) + std::string(plain->rest) : std::string(name);
 }
 
 void Checkpoint::SetTensors(std::vector<TensorEntry> sorted) {
   tensors_ = std::move(sorted);
-  aliases_.clear();
+  names_.Reset(tensors_.size());
+  size_t wrapped = 0;
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    std::string plain = PlainName(tensors_[i].name);
-    if (plain == tensors_[i].name) continue;
-    const auto [at, inserted] = aliases_.emplace(std::move(plain), i);
-    if (!inserted) at->second = kAmbiguous;
+    names_.Insert(tensors_[i].name, i);
+    if (Unwrap(tensors_[i].name)) ++wrapped;
+  }
+  aliases_.Reset(wrapped);
+  ambiguous_.assign(tensors_.size(), false);
+  for (size_t i = 0; wrapped > 0 && i < tensors_.size(); ++i) {
+    if (!Unwrap(tensors_[i].name)) continue;
+    const std::string plain = PlainName(tensors_[i].name);
+    const size_t other = FindAlias(plain);
+    if (other == NameIndex::kNone) {
+      aliases_.Insert(plain, i);
+    } else {
+      ambiguous_[other] = true;
+    }
   }
 }
 
+size_t Checkpoint::FindAlias(std::string_view plain) const {
+  return aliases_.Find(plain,
+                       [&](size_t position) { return *Unwrap(tensors_[position].name) == plain; });
+}
+
 const TensorEntry* Checkpoint::Find(std::string_view name) const {
-  const auto at = std::lower_bound(
-      tensors_.begin(), tensors_.end(), name,
-      [](const TensorEntry& entry, std::string_view wanted) { return entry.name < wanted; });
-  if (at != tensors_.end() && at->name == name) return &*at;
-  if (aliases_.empty()) return nullptr;
-  const auto alias = aliases_.find(PlainName(name));
-  if (alias == aliases_.end() || alias->second == kAmbiguous) return nullptr;
-  return &tensors_[alias->second];
+  if (names_.empty()) {
+    const auto at = std::ranges::lower_bound(tensors_, name, {}, &TensorEntry::name);
+    return at != tensors_.end() && at->name == name ? &*at : nullptr;
+  }
+  const auto is_name = [&](size_t position) { return tensors_[position].name == name; };
+  if (const size_t at = names_.Find(name, is_name); at != NameIndex::kNone) return &tensors_[at];
+  const auto wrapped = Unwrap(name);
+  const size_t alias = wrapped ? FindAlias(PlainName(name)) : FindAlias(name);
+  if (alias == NameIndex::kNone || ambiguous_[alias]) return nullptr;
+  return &tensors_[alias];
 }
 
 Result<TensorData> Checkpoint::Read(std::string_view name) const {
@@ -98,23 +127,8 @@ Result<float> Checkpoint::ReadScalar(const TensorEntry& entry) const {
     return Fail(Code::kCorruption, "{}: tensor {}: shape {}, expected a scalar, [] or [1]", path_,
                 Quoted(entry.name), entry.shape.ToString());
   }
-  NIBBLE_ASSIGN(const TensorData data, Read(entry));
-  uint16_t half = 0;
-  float single = 0;
-  switch (entry.dtype) {
-    case DType::kF32:
-      std::memcpy(&single, data.view.data, sizeof single);
-      return single;
-    case DType::kBF16:
-      std::memcpy(&half, data.view.data, sizeof half);
-      return Bf16ToFloat(half);
-    case DType::kF16:
-      std::memcpy(&half, data.view.data, sizeof half);
-      return F16ToFloat(half);
-    default:
-      return Fail(Code::kCorruption, "{}: tensor {}: dtype {}, expected F32, BF16 or F16", path_,
-                  Quoted(entry.name), DTypeName(entry.dtype));
-  }
+  NIBBLE_ASSIGN(const std::vector<float> values, ReadFloats(*this, entry, 0, 1, 1));
+  return values[0];
 }
 
 Result<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path,

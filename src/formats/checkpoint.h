@@ -11,13 +11,14 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/error.h"
+#include "formats/name_index.h"
 #include "tensor/quant_view.h"
 #include "tensor/tensor.h"
 
@@ -41,6 +42,16 @@ struct TensorData {
 struct LinearData {
   QuantView view;
   std::shared_ptr<const void> owner;
+};
+
+// How a model's experts lie when they are stacked in one tensor per projection pair, where names
+// and shapes cannot tell.
+struct ExpertLayout {
+  // Gate rows (columns, if transposed) are the even ones and up rows the odd ones; else all gate
+  // rows come first.
+  bool interleaved = false;
+  // Stored (E, K, N) instead of (E, N, K). Not given: decided by shape, an error if both fit.
+  std::optional<bool> transposed;
 };
 
 // The name that a plain text model gives a tensor or module, wrappers' prefixes taken off:
@@ -88,8 +99,39 @@ class Checkpoint {
   // for "nothing left over" checks. Empty where LinearFormat fails.
   std::vector<std::string> LinearTensors(std::string_view prefix) const;
 
+  // One projection, (n, k), of one expert of a mixture, whatever way the experts are stored.
+  // experts: the module that holds them ("model.layers.3.mlp.experts"); projection: "gate_proj",
+  // "up_proj" or "down_proj". Layouts seen through:
+  //   per expert        {experts}.{e}.{projection}.weight, or w1, w3, w2: any format of ReadLinear
+  //   stacked, rows     {experts}.gate_up_proj (E, 2F, D), {experts}.down_proj (E, D, F)
+  //   stacked, columns  the same transposed, (E, D, 2F) and (E, F, D); also with nibbles paired
+  //                     along the rows, U8 (E, D/2, 2F) with _weight_scale (E, D/16, 2F)
+  //   blocks            {experts}.gate_up_proj_blocks (E, 2F, D/32, 16) with _scales (E, 2F, D/32)
+  // Stacked tensors may be wide, FP8, NVFP4 or MXFP4. Rows that lie together are viewed in place,
+  // others gathered into a buffer.
+  Result<LinearData> ReadExpert(std::string_view experts, int64_t expert,
+                                std::string_view projection, int64_t n, int64_t k,
+                                const ExpertLayout& layout, bool check_values = true) const;
+
+  // Its format, from names, shapes and dtypes alone.
+  Result<WeightFormat> ExpertFormat(std::string_view experts, int64_t expert,
+                                    std::string_view projection, int64_t n, int64_t k,
+                                    const ExpertLayout& layout) const;
+
+  // Stored names of all tensors that ReadExpert and ReadExpertBias may use; stacked ones hold other
+  // experts as well. Empty where there are none.
+  std::vector<std::string> ExpertTensors(std::string_view experts, int64_t expert,
+                                         std::string_view projection) const;
+
+  // The n floats of its bias, empty if none is stored: {experts}.{e}.{projection}.bias or
+  // {experts}.gate_up_proj_bias (E, 2F), {experts}.down_proj_bias (E, D).
+  Result<std::vector<float>> ReadExpertBias(std::string_view experts, int64_t expert,
+                                            std::string_view projection, int64_t n,
+                                            const ExpertLayout& layout) const;
+
  protected:
-  // Takes the tensors, sorted by name, and indexes the names they also answer to.
+  // Takes the tensors, sorted by name, and indexes their names and those they also answer to.
+  // Without it Find knows stored names alone, and searches.
   void SetTensors(std::vector<TensorEntry> sorted);
 
   std::string path_;
@@ -97,9 +139,16 @@ class Checkpoint {
   std::vector<TensorEntry> tensors_;  // sorted by name
 
  private:
-  // Name as a plain text model gives it → index into tensors_, where it differs from the stored
-  // one.
-  std::unordered_map<std::string, size_t> aliases_;
+  // Position of the tensor whose name, its wrapper taken off, is `plain`.
+  size_t FindAlias(std::string_view plain) const;
+  // An error's message, with file and tensor in front.
+  Status InTensor(const TensorEntry& entry, Status status) const;
+  // Warns, once per checkpoint, of a multiplier that looks like a divisor.
+  void WarnOfGlobalScale(const TensorEntry& entry, const QuantView& view) const;
+
+  NameIndex names_;              // stored names
+  NameIndex aliases_;            // plain names, where they differ from the stored ones
+  std::vector<bool> ambiguous_;  // parallel to tensors_: shares its plain name with another
   mutable std::atomic_flag warned_of_global_scale_;  // once per checkpoint
 };
 

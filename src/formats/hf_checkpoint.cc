@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <functional>
 #include <set>
 #include <system_error>
 #include <unordered_map>
@@ -65,7 +66,9 @@ class HfCheckpoint : public Checkpoint {
 
   using Checkpoint::Read;
   Result<TensorData> Read(const TensorEntry& entry) const override {
-    const TensorEntry* known = Find(entry.name);
+    const bool is_own = !std::less<>()(&entry, tensors_.data()) &&
+                        std::less<>()(&entry, tensors_.data() + tensors_.size());
+    const TensorEntry* known = is_own ? &entry : Find(entry.name);
     if (known == nullptr) {
       return Fail(Code::kNotFound, "{}: no tensor {}", path_, Quoted(entry.name));
     }

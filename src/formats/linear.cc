@@ -7,11 +7,11 @@
 //   DeepSeek, Qwen FP8  weight, weight_scale_inv (multiplied, despite its name)
 //   transformers FP8    ... with activation_scale
 #include <array>
-#include <cmath>
 #include <utility>
 
 #include "base/log.h"
 #include "formats/checkpoint.h"
+#include "formats/float_tensor.h"
 #include "formats/json_file.h"
 #include "formats/linear_values.h"
 #include "formats/quantization_config.h"
@@ -38,10 +38,6 @@ struct LinearParts {
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool IsE8M0(DType dtype) { return dtype == DType::kU8 || dtype == DType::kF8E8M0; }
-
-bool IsFloat(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kBF16 || dtype == DType::kF16;
-}
 
 class Classifier {
  public:
@@ -279,52 +275,6 @@ class Classifier {
   std::string_view prefix_;
 };
 
-// A scale for the whole tensor, as a multiplier. A multiplier of 0 is given as 0.
-Result<float> ReadMultiplier(const Checkpoint& checkpoint, const TensorEntry& entry,
-                             bool is_divisor) {
-  NIBBLE_ASSIGN(const float stored, checkpoint.ReadScalar(entry));
-  return is_divisor ? 1.0f / stored : stored;
-}
-
-tl::unexpected<Error> FailScalar(const Checkpoint& checkpoint, const TensorEntry& entry,
-                                 bool is_divisor) {
-  const auto stored = checkpoint.ReadScalar(entry);
-  return Fail(Code::kCorruption, "{}: tensor {}: {}{}, expected finite and > 0", checkpoint.path(),
-              Quoted(entry.name), stored ? *stored : 0.0f, is_divisor ? " (a divisor)" : "");
-}
-
-bool IsUsableScale(float scale) { return std::isfinite(scale) && scale > 0; }
-
-Status SetScalars(const Checkpoint& checkpoint, const LinearParts& parts, QuantView& view) {
-  if (parts.global_scale != nullptr) {
-    NIBBLE_ASSIGN(view.global_scale,
-                  ReadMultiplier(checkpoint, *parts.global_scale, parts.scalars_are_divisors));
-    if (!IsUsableScale(view.global_scale)) {
-      // Exporters divide by a maximum of zero for weights that are zero throughout.
-      if (!AllCodesAreZero(view)) {
-        return FailScalar(checkpoint, *parts.global_scale, parts.scalars_are_divisors);
-      }
-      view.global_scale = 1.0f;
-    }
-  }
-  if (parts.input_scale != nullptr) {
-    NIBBLE_ASSIGN(view.input_scale,
-                  ReadMultiplier(checkpoint, *parts.input_scale, parts.scalars_are_divisors));
-    // 0: calibration never reached this linear (an expert that no sample chose). As if absent.
-    if (view.input_scale != 0 && !IsUsableScale(view.input_scale)) {
-      return FailScalar(checkpoint, *parts.input_scale, parts.scalars_are_divisors);
-    }
-  }
-  return {};
-}
-
-// Weights of trained models have a largest magnitude of 1e-3 to 1e2, and the multiplier is 2688
-// times less. An inverted one is far above.
-bool IsUnlikelyGlobalScale(const QuantView& view) {
-  return view.format == WeightFormat::kNvfp4 &&
-         (view.global_scale < 1e-9f || view.global_scale > 1);
-}
-
 }  // namespace
 
 Result<WeightFormat> Checkpoint::LinearFormat(std::string_view prefix) const {
@@ -372,20 +322,35 @@ Result<LinearData> Checkpoint::ReadLinear(std::string_view prefix, int64_t n, in
       linear.owner = std::make_shared<const Owners>(linear.owner, scale.owner);
     }
   }
-  NIBBLE_TRY(SetScalars(*this, parts, linear.view));
-  if (IsUnlikelyGlobalScale(linear.view) && !warned_of_global_scale_.test_and_set()) {
-    LogWarning(
-        "{}: tensor {}: the multiplier {} is outside 1e-9 to 1; if answers are noise, the file has "
-        "a divisor where its names promise a multiplier, or the reverse",
-        path_, Quoted(parts.global_scale->name), linear.view.global_scale);
+  if (parts.global_scale != nullptr) {
+    NIBBLE_ASSIGN(const float stored, ReadScalar(*parts.global_scale));
+    NIBBLE_TRY(InTensor(*parts.global_scale,
+                        SetGlobalScale(stored, parts.scalars_are_divisors, &linear.view)));
+    WarnOfGlobalScale(*parts.global_scale, linear.view);
+  }
+  if (parts.input_scale != nullptr) {
+    NIBBLE_ASSIGN(const float stored, ReadScalar(*parts.input_scale));
+    NIBBLE_TRY(InTensor(*parts.input_scale,
+                        SetInputScale(stored, parts.scalars_are_divisors, &linear.view)));
   }
   if (check_values && parts.scale != nullptr) {
-    if (const auto status = CheckScaleValues(linear.view); !status) {
-      return tl::unexpected<Error>(
-          status.error().Context(fmt::format("{}: tensor {}", path_, Quoted(parts.scale->name))));
-    }
+    NIBBLE_TRY(InTensor(*parts.scale, CheckScaleValues(linear.view)));
   }
   return linear;
+}
+
+Status Checkpoint::InTensor(const TensorEntry& entry, Status status) const {
+  if (status) return status;
+  return tl::unexpected<Error>(
+      status.error().Context(fmt::format("{}: tensor {}", path_, Quoted(entry.name))));
+}
+
+void Checkpoint::WarnOfGlobalScale(const TensorEntry& entry, const QuantView& view) const {
+  if (!IsUnlikelyGlobalScale(view) || warned_of_global_scale_.test_and_set()) return;
+  LogWarning(
+      "{}: tensor {}: the multiplier {} is outside 1e-9 to 1; if answers are noise, the file has a "
+      "divisor where its names promise a multiplier, or the reverse",
+      path_, Quoted(entry.name), view.global_scale);
 }
 
 }  // namespace nibble::formats

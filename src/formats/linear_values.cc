@@ -93,9 +93,35 @@ Status CheckFp8(const QuantView& view) {
   return {};
 }
 
+bool IsUsable(float scale) { return std::isfinite(scale) && scale > 0; }
+
+tl::unexpected<Error> FailScalar(float stored, bool is_divisor) {
+  return Fail(Code::kCorruption, "{}{}, expected finite and > 0", stored,
+              is_divisor ? " (a divisor)" : "");
+}
+
 }  // namespace
 
-bool AllCodesAreZero(const QuantView& view) { return CodesAreZero(view.data, view.data_bytes()); }
+Status SetGlobalScale(float stored, bool is_divisor, QuantView* view) {
+  view->global_scale = is_divisor ? 1.0f / stored : stored;
+  if (IsUsable(view->global_scale)) return {};
+  if (!CodesAreZero(view->data, view->data_bytes())) return FailScalar(stored, is_divisor);
+  view->global_scale = 1.0f;
+  return {};
+}
+
+Status SetInputScale(float stored, bool is_divisor, QuantView* view) {
+  view->input_scale = is_divisor ? 1.0f / stored : stored;
+  if (view->input_scale != 0 && !IsUsable(view->input_scale)) {
+    return FailScalar(stored, is_divisor);
+  }
+  return {};
+}
+
+bool IsUnlikelyGlobalScale(const QuantView& view) {
+  return view.format == WeightFormat::kNvfp4 &&
+         (view.global_scale < 1e-9f || view.global_scale > 1);
+}
 
 Status CheckScaleValues(const QuantView& view) {
   switch (view.format) {

@@ -15,7 +15,16 @@ namespace nibble::formats {
 // The error says which element, its value and what was expected. One pass over the scales.
 Status CheckScaleValues(const QuantView& view);
 
-// Whether every E2M1 code of an NVFP4 or MXFP4 linear is ±0.
-bool AllCodesAreZero(const QuantView& view);
+// Sets the per-tensor multiplier of an NVFP4 linear whose codes are set. Finite and > 0, or
+// anything over codes that are all ±0: exporters divide by a maximum of zero there.
+Status SetGlobalScale(float stored, bool is_divisor, QuantView* view);
+
+// Sets the activations' multiplier: finite and > 0; 0 stands for an absent one (a linear that
+// calibration never reached, such as an expert that no sample chose).
+Status SetInputScale(float stored, bool is_divisor, QuantView* view);
+
+// Whether an NVFP4 linear's multiplier is far from what trained weights have (a largest magnitude
+// of 1e-3 to 1e2, and the multiplier is 2688 times less). An inverted one is far above.
+bool IsUnlikelyGlobalScale(const QuantView& view);
 
 }  // namespace nibble::formats
