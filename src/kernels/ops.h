@@ -55,12 +55,15 @@ class PackedWeight {
 };
 
 struct PackParams {
-  std::span<const QuantView> parts;  // stacked along N: equal K and equal format
+  // Stacked along N: equal K, format, column_order and input_multiplier.
+  std::span<const QuantView> parts;
   ActivationFormat activations = ActivationFormat::kBf16;
+  bool gather_rows = false;  // for embed, too: then without column_order and input_multiplier
   ThreadPool* pool = nullptr;
 };
 
-// y (M, N) = x (M, K) Wᵀ + bias. FP32 accumulation.
+// y (M, N) = x (M, K) Wᵀ + bias. FP32 accumulation. A weight with column_order or input_multiplier
+// applies them to x first (tensor/quant_view.h).
 struct LinearParams {
   const uint16_t* x = nullptr;  // (M, K) BF16
   int64_t x_stride = 0;
@@ -74,7 +77,8 @@ struct LinearParams {
 
 // ---- Embedding, norms, activation ----
 
-// out (T, D) = rows of the table, dequantised and rounded to BF16. Ids are in [0, N).
+// out (T, D) = rows of the table, dequantised and rounded to BF16. Ids are in [0, N). The table is
+// packed with gather_rows.
 struct EmbedParams {
   const int32_t* ids = nullptr;         // (T)
   const PackedWeight* table = nullptr;  // (V, D)

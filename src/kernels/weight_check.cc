@@ -10,11 +10,18 @@
 namespace nibble::kernels {
 namespace {
 
-// FP8 scale columns must end on the 32 values along K that kernels sum up before they scale.
+// Scale columns must end on the 32 values along K that kernels sum up before they scale.
 constexpr int64_t kScaleColumnMultiple = 32;
 
-// E8M0 code of 2^100: beyond it a block's sum of products could leave FP32.
+// Beyond it a block's sum of products could leave FP32; and its E8M0 code.
+constexpr float kMaxScale = 0x1p100f;
 constexpr uint8_t kMxfp4MaxScale = 227;
+
+constexpr int kInt4MaxZero = 16;
+
+bool IsInteger(WeightFormat format) {
+  return format == WeightFormat::kInt4 || format == WeightFormat::kInt8;
+}
 
 bool IsZeroBlock(const QuantView& view, int64_t row, int64_t block, int block_size) {
   const std::byte* codes = view.data + row * (view.k / 2) + block * (block_size / 2);
@@ -53,7 +60,64 @@ Status CheckMxfp4Scale(const QuantView& view, int64_t row, int64_t block, uint8_
   return {};
 }
 
-Status CheckPart(const QuantView& view, const QuantView& first) {
+// Scales of FP8, INT4 and INT8, and the integers' zero points.
+Status CheckWideScales(const QuantView& view, int64_t row) {
+  const int64_t columns = (view.k + view.scale_block_k - 1) / view.scale_block_k;
+  for (int64_t column = 0; column < columns; ++column) {
+    const float scale = BlockScale(view, row, column * view.scale_block_k);
+    if (!(std::fabs(scale) <= kMaxScale)) {  // NaN, too
+      return Fail(Code::kCorruption,
+                  "row {}, block {}: the {} scale {} must be finite and at most 2^100 in magnitude",
+                  row, column, WeightFormatName(view.format), scale);
+    }
+    if (view.format != WeightFormat::kInt4 || view.zeros == nullptr) continue;
+    if (const int zero = view.zeros[row * columns + column]; zero > kInt4MaxZero) {
+      return Fail(Code::kCorruption, "row {}, block {}: the INT4 zero point {} is not in 0..{}",
+                  row, column, zero, kInt4MaxZero);
+    }
+  }
+  return {};
+}
+
+Status CheckScaleColumns(const QuantView& view) {
+  const std::string_view format = WeightFormatName(view.format);
+  if (view.scale_block_k <= 0 || view.scale_block_n <= 0) {
+    return Fail(Code::kInvalidArgument, "{} scales of {} rows and {} columns each", format,
+                view.scale_block_n, view.scale_block_k);
+  }
+  if (view.scale_block_k < view.k && view.scale_block_k % kScaleColumnMultiple != 0) {
+    return Fail(Code::kUnsupported,
+                "{} scales of {} columns each: must be a multiple of {}, or one per row", format,
+                view.scale_block_k, kScaleColumnMultiple);
+  }
+  const DType dtype = view.scale_dtype;
+  if (IsInteger(view.format) &&
+      (view.scale_block_n != 1 ||
+       (dtype != DType::kBF16 && dtype != DType::kF16 && dtype != DType::kF32))) {
+    return Fail(Code::kUnsupported,
+                "{} scales of {} rows each in {}: must be of one row, in BF16, F16 or F32", format,
+                view.scale_block_n, DTypeName(dtype));
+  }
+  return {};
+}
+
+// What the activations go through before the product.
+Status CheckActivations(const QuantView& view) {
+  for (int64_t i = 0; view.column_order != nullptr && i < view.k; ++i) {
+    if (const int32_t column = view.column_order[i]; column < 0 || column >= view.k) {
+      return Fail(Code::kCorruption, "column order {}: {} is not in 0..{}", i, column, view.k - 1);
+    }
+  }
+  for (int64_t i = 0; view.input_multiplier != nullptr && i < view.k; ++i) {
+    if (!std::isfinite(view.input_multiplier[i])) {
+      return Fail(Code::kCorruption, "input multiplier {}: {} is not finite", i,
+                  view.input_multiplier[i]);
+    }
+  }
+  return {};
+}
+
+Status CheckPart(const QuantView& view, const QuantView& first, bool gather_rows) {
   if (view.n <= 0 || view.k <= 0) {
     return Fail(Code::kInvalidArgument, "a weight of {} x {} is empty", view.n, view.k);
   }
@@ -62,8 +126,19 @@ Status CheckPart(const QuantView& view, const QuantView& first) {
                 "stacked weights differ: {} with K = {}, the first is {} with K = {}",
                 WeightFormatName(view.format), view.k, WeightFormatName(first.format), first.k);
   }
+  if (!SameActivations(view, first)) {
+    return Fail(Code::kInvalidArgument,
+                "stacked weights differ in their column order or input multiplier: pack them "
+                "separately");
+  }
+  if (gather_rows && (view.column_order != nullptr || view.input_multiplier != nullptr)) {
+    return Fail(Code::kUnsupported,
+                "an embedding with a column order or an input multiplier: its rows are not what "
+                "the model looks up");
+  }
   const int64_t block = view.format == WeightFormat::kNvfp4   ? kNvfp4Block
                         : view.format == WeightFormat::kMxfp4 ? kMxfp4Block
+                        : view.format == WeightFormat::kInt4  ? 2
                                                               : 1;
   if (view.k % block != 0) {
     return Fail(Code::kInvalidArgument, "K = {} is not a multiple of the {} block of {}", view.k,
@@ -74,18 +149,20 @@ Status CheckPart(const QuantView& view, const QuantView& first) {
     return Fail(Code::kCorruption, "tensor scale {}: must be finite and not negative",
                 view.global_scale);
   }
-  if (view.format == WeightFormat::kFp8 && view.scale_block_k < view.k &&
-      view.scale_block_k % kScaleColumnMultiple != 0) {
-    return Fail(Code::kUnsupported,
-                "FP8 scales of {} columns each: must be a multiple of {}, or one per row",
-                view.scale_block_k, kScaleColumnMultiple);
+  if (view.format == WeightFormat::kFp8 || IsInteger(view.format)) {
+    NIBBLE_TRY(CheckScaleColumns(view));
   }
-  return {};
+  // Equal to the first's: what other parts hold was looked at with it.
+  return &view == &first ? CheckActivations(view) : Status();
 }
 
 }  // namespace
 
 Status CheckBlockScales(const QuantView& view, int64_t row_begin, int64_t row_end) {
+  if (view.format == WeightFormat::kFp8 || IsInteger(view.format)) {
+    for (int64_t row = row_begin; row < row_end; ++row) NIBBLE_TRY(CheckWideScales(view, row));
+    return {};
+  }
   const bool nvfp4 = view.format == WeightFormat::kNvfp4;
   if (!nvfp4 && view.format != WeightFormat::kMxfp4) return {};
   const int64_t blocks = view.k / (nvfp4 ? kNvfp4Block : kMxfp4Block);
@@ -101,10 +178,11 @@ Status CheckBlockScales(const QuantView& view, int64_t row_begin, int64_t row_en
   return {};
 }
 
-Status CheckWeight(std::span<const QuantView> parts) {
+Status CheckWeight(const PackParams& params) {
+  const std::span<const QuantView> parts = params.parts;
   if (parts.empty()) return Fail(Code::kInvalidArgument, "a weight without parts");
   for (size_t i = 0; i < parts.size(); ++i) {
-    if (Status status = CheckPart(parts[i], parts[0]); !status) {
+    if (Status status = CheckPart(parts[i], parts[0], params.gather_rows); !status) {
       if (parts.size() == 1) return status;
       return tl::unexpected<Error>(status.error().Context(fmt::format("part {}", i)));
     }
@@ -114,7 +192,7 @@ Status CheckWeight(std::span<const QuantView> parts) {
 
 ActivationFormat EffectiveActivations(WeightFormat format, ActivationFormat wanted) {
   const bool has_codes = format == WeightFormat::kNvfp4 || format == WeightFormat::kMxfp4;
-  return has_codes ? wanted : ActivationFormat::kBf16;
+  return has_codes || IsInteger(format) ? wanted : ActivationFormat::kBf16;
 }
 
 }  // namespace nibble::kernels

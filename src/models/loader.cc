@@ -183,14 +183,15 @@ class Loader : public TableWalk {
       out->observer = options_.observer;
       for (const LinearPart& part : parts) out->modules.push_back(part.prefix);
     }
-    Check(LoadLinear(parts, k, out, true));
+    Check(LoadLinear(parts, k, out, {.read_per_token = true}));
     if (status_ && bias != Bias::kNone) Check(LoadBias(parts, bias, out));
   }
 
   void VisitEmbedding(const std::string& name, int64_t v, int64_t d, bool tied_head,
                       Linear* out) override {
     if (!status_) return;
-    Check(LoadLinear({{WithoutWeightSuffix(name), v}}, d, out, tied_head));
+    Check(LoadLinear({{WithoutWeightSuffix(name), v}}, d, out,
+                     {.read_per_token = tied_head, .gather_rows = true}));
   }
 
   void VisitVector(const std::string& name, int64_t n, std::vector<float>* out) override {
@@ -232,9 +233,18 @@ class Loader : public TableWalk {
       options_.progress->Advance(entry->stored_bytes);
   }
 
-  // Packs runs of neighbours that share a format into one segment each.
-  Status LoadLinear(const std::vector<LinearPart>& parts, int64_t k, Linear* out,
-                    bool read_per_token) {
+  struct LinearUse {
+    bool read_per_token = false;  // whole, for every token
+    bool gather_rows = false;     // an embedding
+  };
+
+  // Neighbours that one packed weight can hold.
+  static bool CanStack(const QuantView& a, const QuantView& b) {
+    return a.format == b.format && SameActivations(a, b);
+  }
+
+  // Packs runs of neighbours that can be stacked into one segment each.
+  Status LoadLinear(const std::vector<LinearPart>& parts, int64_t k, Linear* out, LinearUse use) {
     out->k = k;
     out->n = 0;
     std::vector<LinearData> run;
@@ -248,10 +258,11 @@ class Loader : public TableWalk {
       }
       NIBBLE_ASSIGN(auto packed, ops_.pack_weight({.parts = views,
                                                    .activations = options_.activations,
+                                                   .gather_rows = use.gather_rows,
                                                    .pool = options_.pool}));
       for (const QuantView& view : views) {
         const int64_t bytes = packed->bytes() * view.n / rows;
-        Count(view.format, bytes, read_per_token ? bytes : bytes / view.n);
+        Count(view.format, bytes, use.read_per_token ? bytes : bytes / view.n);
       }
       out->segments.push_back({std::move(packed), out->n});
       out->n += rows;
@@ -261,7 +272,7 @@ class Loader : public TableWalk {
     for (const LinearPart& part : parts) {
       UseLinear(part.prefix);
       NIBBLE_ASSIGN(LinearData data, checkpoint_.ReadLinear(part.prefix, part.n, k));
-      if (!run.empty() && run.back().view.format != data.view.format) NIBBLE_TRY(pack_run());
+      if (!run.empty() && !CanStack(run.back().view, data.view)) NIBBLE_TRY(pack_run());
       run.push_back(std::move(data));
       for (const std::string& name : checkpoint_.LinearTensors(part.prefix)) Advance(name);
     }

@@ -1,5 +1,6 @@
 #include "tensor/quant_view.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/check.h"
@@ -43,6 +44,13 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 uint8_t CodeAt(const QuantView& view, int64_t row, int64_t column) {
   return UnpackE2M1(reinterpret_cast<const uint8_t*>(view.data) + row * (view.k / 2), column);
+}
+
+// Whether two arrays of `count` elements hold the same; null is like no other array.
+template <typename T>
+bool SameElements(const T* a, const T* b, int64_t count) {
+  if (a == b) return true;
+  return a != nullptr && b != nullptr && std::equal(a, a + count, b);
 }
 
 int IntCodeAt(const QuantView& view, int64_t row, int64_t column) {
@@ -98,16 +106,28 @@ int64_t QuantView::scale_bytes() const {
       return n * (k / kNvfp4Block);
     case WeightFormat::kMxfp4:
       return n * (k / kMxfp4Block);
-    case WeightFormat::kInt4:
-    case WeightFormat::kInt8: {
-      const int64_t groups = n * CeilDiv(k, scale_block_k);
-      return groups * DTypeBits(scale_dtype) / 8 + (zeros != nullptr ? groups : 0);
-    }
     case WeightFormat::kFp8:
+    case WeightFormat::kInt4:
+    case WeightFormat::kInt8:
       return CeilDiv(n, scale_block_n) * CeilDiv(k, scale_block_k) * DTypeBits(scale_dtype) / 8;
     default:
       return 0;
   }
+}
+
+int64_t QuantView::zero_bytes() const {
+  return zeros == nullptr ? 0 : n * CeilDiv(k, scale_block_k);
+}
+
+float BlockScale(const QuantView& view, int64_t row, int64_t column) {
+  const int64_t columns = CeilDiv(view.k, view.scale_block_k);
+  const int64_t index = row / view.scale_block_n * columns + column / view.scale_block_k;
+  return LoadFloat(view.scales, view.scale_dtype, index);
+}
+
+bool SameActivations(const QuantView& a, const QuantView& b) {
+  return a.k == b.k && SameElements(a.column_order, b.column_order, a.k) &&
+         SameElements(a.input_multiplier, b.input_multiplier, a.k);
 }
 
 float DequantizeElement(const QuantView& view, int64_t row, int64_t column) {
@@ -119,12 +139,8 @@ float DequantizeElement(const QuantView& view, int64_t row, int64_t column) {
       return LoadFloat(view.data, DType::kF16, at);
     case WeightFormat::kBf16:
       return LoadFloat(view.data, DType::kBF16, at);
-    case WeightFormat::kFp8: {
-      const int64_t columns = CeilDiv(view.k, view.scale_block_k);
-      const int64_t scale_at = row / view.scale_block_n * columns + column / view.scale_block_k;
-      return LoadFloat(view.data, DType::kF8E4M3, at) *
-             LoadFloat(view.scales, view.scale_dtype, scale_at);
-    }
+    case WeightFormat::kFp8:
+      return LoadFloat(view.data, DType::kF8E4M3, at) * BlockScale(view, row, column);
     case WeightFormat::kNvfp4: {
       const auto scale =
           LoadUnaligned<uint8_t>(view.scales, row * (view.k / kNvfp4Block) + column / kNvfp4Block);
@@ -143,7 +159,7 @@ float DequantizeElement(const QuantView& view, int64_t row, int64_t column) {
       const int64_t group = row * CeilDiv(view.k, view.scale_block_k) + column / view.scale_block_k;
       const int code = int4 ? IntCodeAt(view, row, column) : std::to_integer<int>(view.data[at]);
       const int zero = view.zeros != nullptr ? view.zeros[group] : (int4 ? 8 : 128);
-      return static_cast<float>(code - zero) * LoadFloat(view.scales, view.scale_dtype, group);
+      return static_cast<float>(code - zero) * BlockScale(view, row, column);
     }
   }
   return 0;

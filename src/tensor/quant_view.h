@@ -53,10 +53,17 @@ struct QuantView {
 
   int64_t data_bytes() const;   // of `data`
   int64_t scale_bytes() const;  // of `scales`
+  int64_t zero_bytes() const;   // of `zeros`
 };
 
 // Element (row, stored column) in FP32: the definition that every kernel is checked against.
 float DequantizeElement(const QuantView& view, int64_t row, int64_t column);
+
+// FP8, INT4 and INT8: the scale of element (row, stored column).
+float BlockScale(const QuantView& view, int64_t row, int64_t column);
+
+// Whether both views prepare their activations alike: equal column_order and input_multiplier.
+bool SameActivations(const QuantView& a, const QuantView& b);
 
 // A whole row, K floats.
 void DequantizeRow(const QuantView& view, int64_t row, float* out);

@@ -17,6 +17,7 @@ class RefWeight final : public PackedWeight {
   struct Part {
     std::vector<std::byte> data;
     std::vector<std::byte> scales;
+    std::vector<uint8_t> zeros;
     QuantView view;
   };
 
@@ -31,8 +32,19 @@ class RefWeight final : public PackedWeight {
         part.scales.assign(parts[i].scales, parts[i].scales + bytes);
         part.view.scales = part.scales.data();
       }
+      if (const int64_t bytes = parts[i].zero_bytes(); bytes > 0) {
+        part.zeros.assign(parts[i].zeros, parts[i].zeros + bytes);
+        part.view.zeros = part.zeros.data();
+      }
       n_ += parts[i].n;
-      bytes_ += static_cast<int64_t>(part.data.size() + part.scales.size());
+      bytes_ += static_cast<int64_t>(part.data.size() + part.scales.size() + part.zeros.size());
+    }
+    // Of all parts: they are equal.
+    if (const int32_t* order = parts[0].column_order; order != nullptr) {
+      column_order_.assign(order, order + parts[0].k);
+    }
+    if (const float* multiplier = parts[0].input_multiplier; multiplier != nullptr) {
+      input_multiplier_.assign(multiplier, multiplier + parts[0].k);
     }
   }
 
@@ -41,6 +53,17 @@ class RefWeight final : public PackedWeight {
   int64_t n() const override { return n_; }
   int64_t k() const override { return parts_[0].view.k; }
   int64_t bytes() const override { return bytes_; }
+
+  // What meets the weight's columns in place of x, (K) both.
+  std::vector<uint16_t> TransformedActivations(const uint16_t* x) const {
+    std::vector<uint16_t> out(k());
+    for (int64_t i = 0; i < k(); ++i) {
+      const uint16_t value = x[column_order_.empty() ? i : column_order_[i]];
+      out[i] = input_multiplier_.empty() ? value
+                                         : Bf16FromFloat(Bf16ToFloat(value) * input_multiplier_[i]);
+    }
+    return out;
+  }
 
   // Row `row` of the stack, in FP32.
   void Row(int64_t row, float* out) const {
@@ -51,6 +74,8 @@ class RefWeight final : public PackedWeight {
 
  private:
   std::vector<Part> parts_;
+  std::vector<int32_t> column_order_;    // (K) or empty: as stored
+  std::vector<float> input_multiplier_;  // (K) or empty: 1
   ActivationFormat activations_;
   int64_t n_ = 0;
   int64_t bytes_ = 0;
@@ -93,7 +118,7 @@ void PrepareToken(const uint16_t* x, int64_t k, ActivationFormat format, double*
 }  // namespace
 
 Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params) {
-  NIBBLE_TRY(CheckWeight(params.parts));
+  NIBBLE_TRY(CheckWeight(params));
   for (const QuantView& part : params.parts) NIBBLE_TRY(CheckBlockScales(part, 0, part.n));
   return std::make_unique<RefWeight>(
       params.parts, EffectiveActivations(params.parts[0].format, params.activations));
@@ -105,7 +130,8 @@ void Linear(const OpContext&, const LinearParams& params) {
   const int64_t k = weight.k();
   std::vector<double> x(params.m * k);
   for (int64_t token = 0; token < params.m; ++token) {
-    PrepareToken(params.x + token * params.x_stride, k, weight.activations(), &x[token * k]);
+    const auto transformed = weight.TransformedActivations(params.x + token * params.x_stride);
+    PrepareToken(transformed.data(), k, weight.activations(), &x[token * k]);
   }
   std::vector<float> w(k);
   for (int64_t row = 0; row < n; ++row) {

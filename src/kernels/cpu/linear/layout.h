@@ -10,8 +10,15 @@
 //   F16    64 k, 2048 B  [k][row], k in pair order
 //   F32    64 k, 4096 B  [k][row], k in pair order
 //
+//   INT4   32 k, 256 B   4 vectors of 64 B of codes; before every scale column's first a header
+//   INT8   32 k, 512 B   8 vectors of 64 B: byte 4i+j of vector v is row i, k = 4v + j; likewise
+//
 // Scales: dword i belongs to row i, byte b to the b-th scale block of the group. NVFP4 stores
 // UE5M3 (below), MXFP4 its E8M0 byte.
+//
+// Headers of INT4 and INT8: dword i is row i's FP32 scale. BF16 and F16 ones leave its low 13 bits
+// zero, and the zero point takes the lowest 8. Where a scale is stored in FP32, 64 B more follow:
+// zero points as dwords.
 //
 // Codes of 32 k: vectors v = 0..3 of 64 B; byte 4i+j of vector v is row i, k = 8v + j in the low
 // nibble and k = 8v + 4 + j in the high nibble. So 16 rows fill a 512-bit register (rows 0-7 and
@@ -38,6 +45,11 @@ inline constexpr int kBlockK = 32;  // k per activation block and per 256 B of c
 inline constexpr int kScaleBytes = 64;
 inline constexpr int kCodeBytes = 256;  // of 16 rows x 32 k
 inline constexpr int kPairsPerBlock = kBlockK / 2;
+
+// Headers of INT4 and INT8 scale columns, without and with zero points in dwords of their own.
+inline constexpr int kIntHeaderBytes = 64;
+inline constexpr int kWideIntHeaderBytes = 128;
+inline constexpr uint32_t kNarrowScaleMask = 0xFFFFFF00u;
 
 // The k of a pair's two members within 8 k: pair p of a block is at 8 * (p / 4) + kPairLow[p % 4],
 // and 2 further on.
@@ -88,6 +100,15 @@ struct Int8Block {
   float scale;
 };
 static_assert(sizeof(Int8Block) == 48);
+
+// Quantised, for INT4 and INT8 weights: their zero points z differ by row, so that every row takes
+// back z * sum(q) on its own.
+struct Int8SumBlock {
+  int8_t q[kBlockK];
+  int32_t minus_sum;  // -sum(q): fits 16 bits
+  float scale;
+};
+static_assert(sizeof(Int8SumBlock) == 40);
 
 // As pairs for BF16 products: in pair order, times 2^60, in BF16 or, where a pair is two FP32
 // multiply-adds, widened to FP32.

@@ -40,6 +40,9 @@ Plan PlanFor(const CpuPackedWeight& weight) {
   const auto with_int8 = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_int8, sizeof(Int8Block)};
   };
+  const auto with_int8_sum = [&](const PanelKernel& kernel) {
+    return Plan{kernel, kernels.prepare_int8_sum, sizeof(Int8SumBlock)};
+  };
   const auto with_bf16 = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_bf16, kernels.bf16_block_bytes};
   };
@@ -59,6 +62,10 @@ Plan PlanFor(const CpuPackedWeight& weight) {
       return with_f32(kernels.f16);
     case WeightFormat::kF32:
       return with_f32(kernels.f32);
+    case WeightFormat::kInt4:
+      return int8 ? with_int8_sum(kernels.int4_int8) : with_bf16(kernels.int4_bf16);
+    case WeightFormat::kInt8:
+      return int8 ? with_int8_sum(kernels.int8_int8) : with_bf16(kernels.int8_bf16);
   }
   NIBBLE_CHECK(false, "weight format {}", static_cast<int>(weight.format()));
   return {};
@@ -79,15 +86,17 @@ Tiling TilingFor(const PanelKernel& kernel, int64_t m) {
 }
 
 // Prepares tokens [begin, end) of the pass, each into its tile: [block of 32 k][token].
-void PrepareTokens(const LinearParams& params, const Plan& plan, Tiling tiling, int64_t blocks,
-                   int64_t m, int64_t first_token, int64_t begin, int64_t end,
-                   std::byte* workspace) {
+void PrepareTokens(const LinearParams& params, const CpuPackedWeight& weight, const Plan& plan,
+                   Tiling tiling, int64_t blocks, int64_t m, int64_t first_token, int64_t begin,
+                   int64_t end, std::byte* workspace) {
   for (int64_t token = begin; token < end; ++token) {
     const int64_t in_tile = token % tiling.tile;
     const int64_t first = token - in_tile;
     const int64_t slots = m - first < tiling.tile ? tiling.last_tile : tiling.tile;
     plan.prepare({.x = params.x + (first_token + token) * params.x_stride,
-                  .k = params.weight->k(),
+                  .k = weight.k(),
+                  .column_order = weight.column_order(),
+                  .input_multiplier = weight.input_multiplier(),
                   .blocks = blocks,
                   .out = workspace + (first * blocks + in_tile) * plan.block_bytes,
                   .block_stride = slots * plan.block_bytes});
@@ -100,7 +109,8 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
   const int64_t blocks = weight.padded_k() / kBlockK;
   const Tiling tiling = TilingFor(plan.kernel, m);
   auto prepare = [&](int64_t begin, int64_t end, int) {
-    PrepareTokens(params, plan, tiling, blocks, m, first_token, begin, end, context.workspace);
+    PrepareTokens(params, weight, plan, tiling, blocks, m, first_token, begin, end,
+                  context.workspace);
   };
   if (m * weight.k() < kParallelPrepare) {
     prepare(0, m, 0);
@@ -117,6 +127,7 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
       .block_scales = weight.block_scales(),
       .scale_columns = weight.scale_columns(),
       .blocks_per_scale = weight.blocks_per_scale(),
+      .header_bytes = weight.header_bytes(),
       .activations = context.workspace,
       .token_bytes = blocks * plan.block_bytes,
       .m = m,

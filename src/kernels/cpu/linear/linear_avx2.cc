@@ -131,12 +131,12 @@ struct IntRow {
 
 // Sums over 16 k, per pair of k in 16 bits, widened.
 template <int Begin>
-NIBBLE_INLINE IntRow Dot16(const Codes& codes, const Int8Block& x) {
+NIBBLE_INLINE IntRow Dot16(const Codes& codes, const int8_t* q) {
   __m256i a = _mm256_setzero_si256();
   __m256i b = _mm256_setzero_si256();
 #pragma GCC unroll 4
   for (int d = Begin; d < Begin + 4; ++d) {
-    const __m256i activations = SplatDword(&x.q[4 * d]);
+    const __m256i activations = SplatDword(q + 4 * d);
     a = _mm256_add_epi16(a, _mm256_maddubs_epi16(codes.w[d][0], activations));
     b = _mm256_add_epi16(b, _mm256_maddubs_epi16(codes.w[d][1], activations));
   }
@@ -158,8 +158,8 @@ NIBBLE_INLINE Row MulRows(Row a, Row b) {
 
 template <CodeFormat F>
 NIBBLE_INLINE Row BlockSum(const Codes& codes, const Scales& scales, const Int8Block& x) {
-  const IntRow first = Dot16<0>(codes, x);
-  const IntRow second = Dot16<4>(codes, x);
+  const IntRow first = Dot16<0>(codes, x.q);
+  const IntRow second = Dot16<4>(codes, x.q);
   if constexpr (F == CodeFormat::kNvfp4) {
     return FmaRows(FloatDot(second, x.half_start[1]), scales.second,
                    MulRows(FloatDot(first, x.half_start[0]), scales.first));
@@ -239,8 +239,119 @@ NIBBLE_INLINE Row WidenHalfs(const std::byte* p) {
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(halfs)),
           _mm256_cvtph_ps(_mm256_extracti128_si256(halfs, 1))};
 }
+// ---- Integer weights
+
+NIBBLE_INLINE Row LoadMaskedRow(const std::byte* p, uint32_t mask) {
+  const __m256i splat = _mm256_set1_epi32(static_cast<int>(mask));
+  return {_mm256_castsi256_ps(_mm256_and_si256(Load256(p), splat)),
+          _mm256_castsi256_ps(_mm256_and_si256(Load256(p + 32), splat))};
+}
+
+using Zeros = IntRow;
+NIBBLE_INLINE Zeros LoadZeros(const std::byte* p) {
+  const __m256i mask = _mm256_set1_epi32(0xFF);
+  return {_mm256_and_si256(Load256(p), mask), _mm256_and_si256(Load256(p + 32), mask)};
+}
+
+template <bool kHigh>
+NIBBLE_INLINE __m256i Nibbles(__m256i bytes) {
+  return _mm256_and_si256(kHigh ? _mm256_srli_epi16(bytes, 4) : bytes, _mm256_set1_epi8(0x0F));
+}
+
+using IntCodes = Codes;
+
+template <int kBits>
+NIBBLE_INLINE IntCodes DecodeInts(const std::byte* p) {
+  IntCodes codes;
+#pragma GCC unroll 8
+  for (int d = 0; d < 8; ++d) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (kBits == 4) {
+        const __m256i bytes = Load256(p + d / 2 * 64 + 32 * half);
+        codes.w[d][half] = d % 2 == 0 ? Nibbles<false>(bytes) : Nibbles<true>(bytes);
+      } else {
+        codes.w[d][half] = Load256(p + d * 64 + 32 * half);
+      }
+    }
+  }
+  return codes;
+}
+
+// Adds the products of 8-bit codes with one dword of activations: in words, even k and odd k apart,
+// for 255 * 127 * 2 is too much for vpmaddubsw.
+NIBBLE_INLINE __m256i AddWordProducts(__m256i codes, __m256i activations, __m256i sum) {
+  const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(activations, 8), 8);
+  const __m256i odd = _mm256_srai_epi16(activations, 8);
+  const __m256i even_codes = _mm256_and_si256(codes, _mm256_set1_epi16(0xFF));
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even_codes, even));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), odd));
+}
+
+// The zero point in the low word of a dword meets -sum(q) in the low word of the other.
+template <int kBits>
+NIBBLE_INLINE Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int8SumBlock& x) {
+  const __m256i minus_sum = SplatDword(&x.minus_sum);
+  IntRow sum = {_mm256_madd_epi16(zeros.a, minus_sum), _mm256_madd_epi16(zeros.b, minus_sum)};
+  if constexpr (kBits == 4) {
+    // |a sum over 16 k| <= 15 * 127 * 2 * 4 fits 16 bits.
+    const IntRow first = Dot16<0>(codes, x.q);
+    const IntRow second = Dot16<4>(codes, x.q);
+    sum.a = _mm256_add_epi32(sum.a, _mm256_add_epi32(first.a, second.a));
+    sum.b = _mm256_add_epi32(sum.b, _mm256_add_epi32(first.b, second.b));
+  } else {
+#pragma GCC unroll 8
+    for (int d = 0; d < 8; ++d) {
+      const __m256i activations = SplatDword(&x.q[4 * d]);
+      sum.a = AddWordProducts(codes.w[d][0], activations, sum.a);
+      sum.b = AddWordProducts(codes.w[d][1], activations, sum.b);
+    }
+  }
+  return {_mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b)};
+}
+
+template <int kBits>
+struct PairZeros {
+  __m256i a;  // INT4: bytes. INT8: dwords
+  __m256i b;
+};
+
+template <int kBits>
+NIBBLE_INLINE PairZeros<kBits> MakePairZeros(const Zeros& zeros) {
+  if constexpr (kBits == 8) return {zeros.a, zeros.b};
+  const __m256i splat = _mm256_set1_epi32(0x01010101);
+  return {_mm256_mullo_epi32(zeros.a, splat), _mm256_mullo_epi32(zeros.b, splat)};
+}
+
+// Byte `kByte` of every dword less the zero point, as a float.
+template <int kByte>
+NIBBLE_INLINE __m256 FloatOfInt8(__m256i bytes, __m256i zeros) {
+  const __m256i code =
+      _mm256_and_si256(_mm256_srli_epi32(bytes, 8 * kByte), _mm256_set1_epi32(0xFF));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zeros));
+}
+
+template <int kBits, int P>
+NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
+  constexpr int kByte = P % 4 / 2;
+  constexpr bool kHigh = P % 2 == 1;
+  if constexpr (kBits == 4) {
+    const auto nibbles = [&](const std::byte* at) { return Nibbles<kHigh>(Load256(at)); };
+    const __m256i a = _mm256_sub_epi8(nibbles(p + P / 4 * 64), zeros.a);
+    const __m256i b = _mm256_sub_epi8(nibbles(p + P / 4 * 64 + 32), zeros.b);
+    return {.low = {FloatOfByte<kByte>(a), FloatOfByte<kByte>(b)},
+            .high = {FloatOfByte<kByte + 2>(a), FloatOfByte<kByte + 2>(b)}};
+  } else {
+    const __m256i a = Load256(p + (P / 4 * 2 + P % 2) * 64);
+    const __m256i b = Load256(p + (P / 4 * 2 + P % 2) * 64 + 32);
+    return {.low = {FloatOfInt8<kByte>(a, zeros.a), FloatOfInt8<kByte>(b, zeros.b)},
+            .high = {FloatOfInt8<kByte + 2>(a, zeros.a), FloatOfInt8<kByte + 2>(b, zeros.b)}};
+  }
+}
 
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/int_loops.inc"
 
 // ---- Probes: enough independent sums to hide the latency of a product
 
@@ -278,7 +389,8 @@ constexpr LinearKernels kKernels = {
     .name = "avx2",
     .int8_probe = ProbeInt8,
     .bf16_probe = ProbeBf16,
-    .prepare_int8 = PrepareInt8,
+    .prepare_int8 = PrepareInt8<Int8Block>,
+    .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
@@ -290,6 +402,10 @@ constexpr LinearKernels kKernels = {
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
+    .int4_int8 = MakeKernel<IntsInt8<4>, 1, 4>(),
+    .int4_bf16 = MakeKernel<IntsBf16<4>, 1, 4>(),
+    .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4>(),
+    .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4>(),
 };
 
 }  // namespace

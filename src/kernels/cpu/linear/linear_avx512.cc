@@ -15,10 +15,7 @@ namespace {
 
 #include "kernels/cpu/linear/rows_avx512.inc"
 
-struct Pairs {
-  Row low;
-  Row high;
-};
+using Pairs = RowPair;
 using PairBlock = F32Block;
 
 NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, Row c) {
@@ -42,8 +39,18 @@ template <int P>
 NIBBLE_INLINE Pairs Fp8Pair(const std::byte* p) {
   return WidenWords(Fp8Words<P>(p));
 }
+template <int kBits, int P>
+NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
+  if constexpr (kBits == 4) {
+    return WidenWords(Int4Words<P>(p, zeros));
+  } else {
+    return Int8Rows<P>(p, zeros);
+  }
+}
 
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/int_loops.inc"
 
 int64_t ProbeBf16(int64_t iterations) {
   __m512 sums[kProbeSums] = {};
@@ -62,7 +69,8 @@ constexpr LinearKernels kKernels = {
     .name = "avx512",
     .int8_probe = ProbeInt8,
     .bf16_probe = ProbeBf16,
-    .prepare_int8 = PrepareInt8,
+    .prepare_int8 = PrepareInt8<Int8Block>,
+    .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
@@ -75,6 +83,10 @@ constexpr LinearKernels kKernels = {
     .fp8 = MakeKernel<DenseFp8, 1, 4, 12>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
+    .int4_int8 = MakeKernel<IntsInt8<4>, 1, 2, 4, 8, 12>(),
+    .int4_bf16 = MakeKernel<IntsBf16<4>, 1, 2, 4, 8, 12>(),
+    .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4, 12>(),
+    .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4, 12>(),
 };
 
 }  // namespace

@@ -32,8 +32,21 @@ template <int P>
 NIBBLE_INLINE Pairs Fp8Pair(const std::byte* p) {
   return Fp8Words<P>(p);
 }
+template <int kBits, int P>
+NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
+  if constexpr (kBits == 4) {
+    return Int4Words<P>(p, zeros);
+  } else {
+    // Exact in BF16: the low halves are zero.
+    const auto [low, high] = Int8Rows<P>(p, zeros);
+    return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(low), 16),
+                           _mm512_castps_si512(high));
+  }
+}
 
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/int_loops.inc"
 
 int64_t ProbeBf16(int64_t iterations) {
   __m512 sums[kProbeSums] = {};
@@ -60,6 +73,8 @@ LinearKernels MakeTable() {
   kernels.mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4, 12>();
   kernels.bf16 = MakeKernel<DenseBf16, 1, 2, 4, 8, 12>();
   kernels.fp8 = MakeKernel<DenseFp8, 1, 4, 12>();
+  kernels.int4_bf16 = MakeKernel<IntsBf16<4>, 1, 2, 4, 8, 12>();
+  kernels.int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4, 12>();
   return kernels;
 }
 

@@ -26,6 +26,11 @@ inline Row AddRows(const Row& a, const Row& b) {
   for (int i = 0; i < kPanelRows; ++i) sum.v[i] = a.v[i] + b.v[i];
   return sum;
 }
+inline Row MulRows(const Row& a, const Row& b) {
+  Row product;
+  for (int i = 0; i < kPanelRows; ++i) product.v[i] = a.v[i] * b.v[i];
+  return product;
+}
 inline Row FmaRows(const Row& a, const Row& b, const Row& c) {
   Row sum;
   for (int i = 0; i < kPanelRows; ++i) sum.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
@@ -196,12 +201,89 @@ Row BlockSum(const Codes& codes, const Scales& scales, const Int8Block& x) {
     return FmaRows(Dot(codes, x, 0, 32), scales.first, ZeroRow());
   }
 }
+// ---- Integer weights
+
+inline uint32_t DwordAt(const std::byte* p, int row) {
+  uint32_t dword;
+  __builtin_memcpy(&dword, p + row * 4, 4);
+  return dword;
+}
+
+inline Row LoadMaskedRow(const std::byte* p, uint32_t mask) {
+  Row masked;
+  for (int row = 0; row < kPanelRows; ++row) masked.v[row] = FloatOfBits(DwordAt(p, row) & mask);
+  return masked;
+}
+
+struct Zeros {
+  uint8_t v[kPanelRows];
+};
+inline Zeros LoadZeros(const std::byte* p) {
+  Zeros zeros;
+  for (int row = 0; row < kPanelRows; ++row) {
+    zeros.v[row] = static_cast<uint8_t>(DwordAt(p, row));
+  }
+  return zeros;
+}
+
+// Code of row `row` and k of the 32 k at `codes`.
+template <int kBits>
+uint8_t IntCodeAt(const std::byte* codes, int k, int row) {
+  if constexpr (kBits == 4) return CodeAt(codes, k, row);
+  return static_cast<uint8_t>(codes[k / 4 * 64 + row * 4 + k % 4]);
+}
+
+struct IntCodes {
+  uint8_t w[kBlockK][kPanelRows];
+};
+template <int kBits>
+IntCodes DecodeInts(const std::byte* p) {
+  IntCodes codes;
+  for (int k = 0; k < kBlockK; ++k) {
+    for (int row = 0; row < kPanelRows; ++row) codes.w[k][row] = IntCodeAt<kBits>(p, k, row);
+  }
+  return codes;
+}
+
+template <int kBits>
+Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int8SumBlock& x) {
+  int32_t sums[kPanelRows];
+  for (int row = 0; row < kPanelRows; ++row) sums[row] = zeros.v[row] * x.minus_sum;
+  for (int k = 0; k < kBlockK; ++k) {
+    for (int row = 0; row < kPanelRows; ++row) sums[row] += codes.w[k][row] * x.q[k];
+  }
+  Row sum;
+  for (int row = 0; row < kPanelRows; ++row) sum.v[row] = static_cast<float>(sums[row]);
+  return sum;
+}
+
+template <int kBits>
+using PairZeros = Zeros;
+template <int kBits>
+Zeros MakePairZeros(const Zeros& zeros) {
+  return zeros;
+}
+
+template <int kBits, int P>
+Pairs IntPair(const std::byte* p, const Zeros& zeros) {
+  constexpr int kLow = P / 4 * 8 + kPairLow[P % 4];
+  Pairs pairs;
+  for (int row = 0; row < kPanelRows; ++row) {
+    const int zero = zeros.v[row];
+    pairs.low.v[row] = static_cast<float>(IntCodeAt<kBits>(p, kLow, row) - zero);
+    pairs.high.v[row] = static_cast<float>(IntCodeAt<kBits>(p, kLow + 2, row) - zero);
+  }
+  return pairs;
+}
 
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/int_loops.inc"
 
 constexpr LinearKernels kKernels = {
     .name = "generic",
-    .prepare_int8 = PrepareInt8,
+    .prepare_int8 = PrepareInt8<Int8Block>,
+    .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
@@ -213,6 +295,10 @@ constexpr LinearKernels kKernels = {
     .fp8 = MakeKernel<DenseFp8, 1>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1>(),
+    .int4_int8 = MakeKernel<IntsInt8<4>, 1>(),
+    .int4_bf16 = MakeKernel<IntsBf16<4>, 1>(),
+    .int8_int8 = MakeKernel<IntsInt8<8>, 1>(),
+    .int8_bf16 = MakeKernel<IntsBf16<8>, 1>(),
 };
 
 }  // namespace

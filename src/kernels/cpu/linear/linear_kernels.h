@@ -17,11 +17,12 @@ namespace nibble::kernels::cpu {
 struct PanelJob {
   const std::byte* weights = nullptr;  // panel 0
   int64_t panel_bytes = 0;
-  int64_t groups = 0;                   // per panel
+  int64_t groups = 0;                   // per panel; INT4, INT8: blocks of 32 k
   const float* row_scales = nullptr;    // (panels * 16): output multiplier of a row
   const float* block_scales = nullptr;  // FP8: (panels, scale columns, 16)
   int64_t scale_columns = 0;
   int64_t blocks_per_scale = 0;  // blocks of 32 k that share a scale column
+  int64_t header_bytes = 0;      // INT4, INT8: of a scale column
 
   const std::byte* activations = nullptr;  // tile after tile
   int64_t token_bytes = 0;                 // prepared bytes per token
@@ -40,7 +41,9 @@ struct PanelJob {
 struct PrepareJob {
   const uint16_t* x = nullptr;  // (K) BF16
   int64_t k = 0;
-  int64_t blocks = 0;  // of 32, zero-padded beyond K
+  const int32_t* column_order = nullptr;    // (K): x[column_order[i]] stands for x[i]
+  const float* input_multiplier = nullptr;  // (K): times this, rounded to BF16
+  int64_t blocks = 0;                       // of 32, zero-padded beyond K
   std::byte* out = nullptr;
   int64_t block_stride = 0;
 };
@@ -63,6 +66,7 @@ struct LinearKernels {
   ComputeProbe int8_probe = nullptr;
   ComputeProbe bf16_probe = nullptr;
   void (*prepare_int8)(const PrepareJob&) = nullptr;
+  void (*prepare_int8_sum)(const PrepareJob&) = nullptr;
   void (*prepare_bf16)(const PrepareJob&) = nullptr;
   int64_t bf16_block_bytes = 0;  // what prepare_bf16 makes of 32 activations
   void (*prepare_f32)(const PrepareJob&) = nullptr;
@@ -74,6 +78,10 @@ struct LinearKernels {
   PanelKernel fp8;
   PanelKernel f16;
   PanelKernel f32;
+  PanelKernel int4_int8;
+  PanelKernel int4_bf16;
+  PanelKernel int8_int8;
+  PanelKernel int8_bf16;
 };
 
 const LinearKernels& GenericLinear();

@@ -246,8 +246,115 @@ NIBBLE_INLINE Row WidenHalfs(const std::byte* p) {
   }
   return row;
 }
+// ---- Integer weights
+
+NIBBLE_INLINE Row LoadMaskedRow(const std::byte* p, uint32_t mask) {
+  Row row;
+  for (int quad = 0; quad < kQuads; ++quad) {
+    const uint32x4_t dwords = vreinterpretq_u32_u8(Load128(p + 16 * quad));
+    row.v[quad] = vreinterpretq_f32_u32(vandq_u32(dwords, vdupq_n_u32(mask)));
+  }
+  return row;
+}
+
+using Zeros = IntRow;
+NIBBLE_INLINE Zeros LoadZeros(const std::byte* p) {
+  Zeros zeros;
+  for (int quad = 0; quad < kQuads; ++quad) {
+    const uint32x4_t dwords = vreinterpretq_u32_u8(Load128(p + 16 * quad));
+    zeros.v[quad] = vreinterpretq_s32_u32(vandq_u32(dwords, vdupq_n_u32(0xFF)));
+  }
+  return zeros;
+}
+
+template <bool kHigh>
+NIBBLE_INLINE uint8x16_t Nibbles(uint8x16_t bytes) {
+  return kHigh ? vshrq_n_u8(bytes, 4) : vandq_u8(bytes, vdupq_n_u8(0x0F));
+}
+
+using IntCodes = Codes;
+
+// sdot wants signed bytes: 8-bit codes lose 128, their zero points, too (IntSum).
+constexpr int kSignedOffset = 128;
+
+template <int kBits>
+NIBBLE_INLINE IntCodes DecodeInts(const std::byte* p) {
+  IntCodes codes;
+#pragma GCC unroll 8
+  for (int d = 0; d < 8; ++d) {
+#pragma GCC unroll 4
+    for (int quad = 0; quad < kQuads; ++quad) {
+      if constexpr (kBits == 4) {
+        const uint8x16_t bytes = Load128(p + d / 2 * 64 + 16 * quad);
+        codes.w[d][quad] =
+            vreinterpretq_s8_u8(d % 2 == 0 ? Nibbles<false>(bytes) : Nibbles<true>(bytes));
+      } else {
+        const uint8x16_t bytes = Load128(p + d * 64 + 16 * quad);
+        codes.w[d][quad] = vreinterpretq_s8_u8(veorq_u8(bytes, vdupq_n_u8(kSignedOffset)));
+      }
+    }
+  }
+  return codes;
+}
+
+template <int kBits>
+NIBBLE_INLINE Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int8SumBlock& x) {
+  constexpr int kOffset = kBits == 8 ? kSignedOffset : 0;
+  IntRow sum;
+  for (int quad = 0; quad < kQuads; ++quad) {
+    sum.v[quad] = vmulq_n_s32(vsubq_s32(zeros.v[quad], vdupq_n_s32(kOffset)), x.minus_sum);
+  }
+  sum = Dot16<0>(codes, vld1q_s8(x.q), sum);
+  return FloatDot(Dot16<4>(codes, vld1q_s8(x.q + 16), sum));
+}
+
+template <int kBits>
+struct PairZeros {
+  int32x4_t v[kQuads];  // INT4: four equal bytes. INT8: dwords
+};
+
+template <int kBits>
+NIBBLE_INLINE PairZeros<kBits> MakePairZeros(const Zeros& zeros) {
+  PairZeros<kBits> pair_zeros;
+  for (int quad = 0; quad < kQuads; ++quad) {
+    pair_zeros.v[quad] = kBits == 4 ? vmulq_n_s32(zeros.v[quad], 0x01010101) : zeros.v[quad];
+  }
+  return pair_zeros;
+}
+
+// Byte `kByte` of every dword less the zero point, as a float.
+template <int kByte>
+NIBBLE_INLINE float32x4_t FloatOfInt8(uint8x16_t bytes, int32x4_t zeros) {
+  uint32x4_t dwords = vreinterpretq_u32_u8(bytes);
+  if constexpr (kByte > 0) dwords = vshrq_n_u32(dwords, 8 * kByte);
+  const uint32x4_t code = vandq_u32(dwords, vdupq_n_u32(0xFF));
+  return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(code), zeros));
+}
+
+template <int kBits, int P>
+NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
+  constexpr int kByte = P % 4 / 2;
+  Pairs pairs;
+#pragma GCC unroll 4
+  for (int quad = 0; quad < kQuads; ++quad) {
+    if constexpr (kBits == 4) {
+      const uint8x16_t nibbles = Nibbles < P % 2 == 1 > (Load128(p + P / 4 * 64 + 16 * quad));
+      const int8x16_t differences =
+          vsubq_s8(vreinterpretq_s8_u8(nibbles), vreinterpretq_s8_s32(zeros.v[quad]));
+      pairs.low.v[quad] = FloatOfByte<kByte>(differences);
+      pairs.high.v[quad] = FloatOfByte<kByte + 2>(differences);
+    } else {
+      const uint8x16_t bytes = Load128(p + (P / 4 * 2 + P % 2) * 64 + 16 * quad);
+      pairs.low.v[quad] = FloatOfInt8<kByte>(bytes, zeros.v[quad]);
+      pairs.high.v[quad] = FloatOfInt8<kByte + 2>(bytes, zeros.v[quad]);
+    }
+  }
+  return pairs;
+}
 
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/int_loops.inc"
 
 // ---- Probes: enough independent sums to hide the latency of a product
 
@@ -284,7 +391,8 @@ constexpr LinearKernels kKernels = {
     .name = "neon",
     .int8_probe = ProbeInt8,
     .bf16_probe = ProbeBf16,
-    .prepare_int8 = PrepareInt8,
+    .prepare_int8 = PrepareInt8<Int8Block>,
+    .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
@@ -296,6 +404,10 @@ constexpr LinearKernels kKernels = {
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
+    .int4_int8 = MakeKernel<IntsInt8<4>, 1, 4>(),
+    .int4_bf16 = MakeKernel<IntsBf16<4>, 1, 4>(),
+    .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4>(),
+    .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4>(),
 };
 
 }  // namespace

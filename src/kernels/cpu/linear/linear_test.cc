@@ -3,199 +3,21 @@
 
 #include <cmath>
 #include <cstring>
-#include <random>
 #include <vector>
 
-#include "device/buffer.h"
-#include "kernels/ops.h"
-#include "kernels/tolerance.h"
-#include "numerics/bf16.h"
-#include "numerics/e4m3.h"
-#include "numerics/f16.h"
+#include "kernels/cpu/linear/linear_fixture.h"
 
 namespace nibble::kernels {
 namespace {
 
-// A stored weight with random content.
-struct Stored {
-  std::vector<std::byte> data;
-  std::vector<std::byte> scales;
-  QuantView view;
-};
-
-template <typename T>
-void Append(std::vector<std::byte>& bytes, T value) {
-  const auto* begin = reinterpret_cast<const std::byte*>(&value);
-  bytes.insert(bytes.end(), begin, begin + sizeof(T));
-}
-
-struct Fp8Scales {
-  DType dtype = DType::kF32;
-  int64_t block_n = 1;
-  int64_t block_k = int64_t{1} << 40;
-};
-
-Stored MakeWeight(WeightFormat format, int64_t n, int64_t k, uint32_t seed, float global_scale = 1,
-                  Fp8Scales fp8 = {}) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  Stored stored;
-  QuantView& view = stored.view;
-  view = {.format = format, .n = n, .k = k, .global_scale = global_scale};
-  if (format == WeightFormat::kFp8) {
-    view.scale_dtype = fp8.dtype;
-    view.scale_block_n = fp8.block_n;
-    view.scale_block_k = std::min(fp8.block_k, k);
-  }
-  const bool codes = format == WeightFormat::kNvfp4 || format == WeightFormat::kMxfp4;
-  for (int64_t i = 0; i < n * k; ++i) {
-    const float value = normal(random) * 0.05f;
-    if (codes) {
-      if (i % 2 == 0) Append(stored.data, static_cast<uint8_t>(random()));
-    } else if (format == WeightFormat::kF32) {
-      Append(stored.data, value);
-    } else if (format == WeightFormat::kF16) {
-      Append(stored.data, F16FromFloat(value));
-    } else if (format == WeightFormat::kBf16) {
-      Append(stored.data, Bf16FromFloat(value));
-    } else {
-      Append(stored.data, E4M3FromFloat(value * 100.0f));  // subnormals included
-    }
-  }
-  view.data = stored.data.data();
-  if (codes) {
-    for (int64_t i = 0; i < view.scale_bytes(); ++i) {
-      const auto byte = format == WeightFormat::kNvfp4 ? random() % 0x7F : 115 + random() % 12;
-      stored.scales.push_back(std::byte(byte));
-    }
-  } else {
-    for (int64_t i = 0; i < view.scale_bytes() * 8 / DTypeBits(view.scale_dtype); ++i) {
-      const float scale = 0.01f + 0.02f * static_cast<float>(random() % 100);
-      if (fp8.dtype == DType::kF32) {
-        Append(stored.scales, scale);
-      } else {
-        Append(stored.scales, Bf16FromFloat(scale));
-      }
-    }
-  }
-  view.scales = stored.scales.data();
-  return stored;
-}
-
-std::vector<uint16_t> MakeActivations(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<uint16_t> x(count);
-  for (uint16_t& value : x) value = Bf16FromFloat(normal(random));
-  return x;
-}
-
-// A linear with its scratch: runs one table's ops.
-class Runner {
- public:
-  Runner(const OpTable& ops, int threads = 1) : ops_(ops), pool_(threads) {}
-
-  std::unique_ptr<PackedWeight> Pack(std::span<const QuantView> parts,
-                                     ActivationFormat activations) {
-    auto packed = ops_.pack_weight({.parts = parts, .activations = activations, .pool = &pool_});
-    EXPECT_TRUE(packed.has_value()) << packed.error().message();
-    return std::move(*packed);
-  }
-
-  std::vector<float> Linear(const PackedWeight& weight, const std::vector<uint16_t>& x,
-                            const std::vector<float>& bias = {}) {
-    const int64_t m = static_cast<int64_t>(x.size()) / weight.k();
-    std::vector<float> y(m * weight.n());
-    Call(weight, x, bias, nullptr, y.data());
-    return y;
-  }
-
-  std::vector<uint16_t> LinearBf16(const PackedWeight& weight, const std::vector<uint16_t>& x,
-                                   const std::vector<float>& bias = {}) {
-    const int64_t m = static_cast<int64_t>(x.size()) / weight.k();
-    std::vector<uint16_t> y(m * weight.n());
-    Call(weight, x, bias, y.data(), nullptr);
-    return y;
-  }
-
-  std::vector<uint16_t> Embed(const PackedWeight& table, const std::vector<int32_t>& ids) {
-    std::vector<uint16_t> out(ids.size() * table.k());
-    ops_.embed({.pool = &pool_}, {.ids = ids.data(),
-                                  .table = &table,
-                                  .out = out.data(),
-                                  .t = static_cast<int64_t>(ids.size())});
-    return out;
-  }
-
- private:
-  void Call(const PackedWeight& weight, const std::vector<uint16_t>& x,
-            const std::vector<float>& bias, uint16_t* y, float* y_f32) {
-    const int64_t m = static_cast<int64_t>(x.size()) / weight.k();
-    const size_t bytes = ops_.linear_workspace(m, weight.k());
-    Buffer workspace = std::move(*Buffer::Allocate(bytes));
-    ops_.linear({.pool = &pool_, .workspace = workspace.data(), .workspace_bytes = bytes},
-                {.x = x.data(),
-                 .x_stride = weight.k(),
-                 .weight = &weight,
-                 .bias = bias.empty() ? nullptr : bias.data(),
-                 .y = y,
-                 .y_f32 = y_f32,
-                 .y_stride = weight.n(),
-                 .m = m});
-  }
-
-  const OpTable& ops_;
-  ThreadPool pool_;
-};
-
-// Sum over K of |x * w|, per (token, row).
-std::vector<float> Magnitudes(std::span<const QuantView> parts, const std::vector<uint16_t>& x) {
-  const int64_t k = parts[0].k;
-  const int64_t m = static_cast<int64_t>(x.size()) / k;
-  int64_t n = 0;
-  for (const QuantView& part : parts) n += part.n;
-  std::vector<float> sums(m * n);
-  std::vector<float> w(k);
-  int64_t row = 0;
-  for (const QuantView& part : parts) {
-    for (int64_t r = 0; r < part.n; ++r, ++row) {
-      DequantizeRow(part, r, w.data());
-      for (int64_t token = 0; token < m; ++token) {
-        float sum = 0;
-        for (int64_t i = 0; i < k; ++i) sum += std::fabs(Bf16ToFloat(x[token * k + i]) * w[i]);
-        sums[token * n + row] = sum;
-      }
-    }
-  }
-  return sums;
-}
-
-void ExpectClose(const std::vector<float>& y, const std::vector<float>& ref,
-                 const std::vector<float>& magnitudes) {
-  ASSERT_EQ(y.size(), ref.size());
-  for (size_t i = 0; i < y.size(); ++i) {
-    // Two percent more: int8 activations may be larger than what they stand for.
-    ASSERT_LE(std::fabs(y[i] - ref[i]), 1.02f * kLinearTolerance * magnitudes[i])
-        << "at " << i << ": " << y[i] << " instead of " << ref[i];
-  }
-}
-
-constexpr WeightFormat kFormats[] = {WeightFormat::kNvfp4, WeightFormat::kMxfp4,
-                                     WeightFormat::kBf16,  WeightFormat::kFp8,
-                                     WeightFormat::kF16,   WeightFormat::kF32};
+constexpr WeightFormat kFormats[] = {
+    WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kBf16, WeightFormat::kFp8,
+    WeightFormat::kF16,   WeightFormat::kF32,   WeightFormat::kInt4, WeightFormat::kInt8};
 constexpr ActivationFormat kActivations[] = {ActivationFormat::kInt8, ActivationFormat::kBf16};
 
 int64_t BlockOf(WeightFormat format) {
   if (format == WeightFormat::kNvfp4) return 16;
   return format == WeightFormat::kMxfp4 ? 32 : 1;
-}
-
-std::vector<std::string> Variants() {
-  std::vector<std::string> names;
-  for (const char* name : {"generic", "avx2", "avx512", "avx512bf16", "neon"}) {
-    if (CpuOpsVariant(name)) names.push_back(name);
-  }
-  return names;
 }
 
 class LinearVariant : public testing::TestWithParam<std::string> {
@@ -209,7 +31,7 @@ TEST_P(LinearVariant, MatchesRefOverAwkwardShapes) {
   uint32_t seed = 1;
   for (const WeightFormat format : kFormats) {
     for (const ActivationFormat activations : kActivations) {
-      if (activations == ActivationFormat::kInt8 && BlockOf(format) == 1) continue;
+      if (EffectiveActivations(format, activations) != activations) continue;
       for (const int64_t n : {1, 15, 17, 96}) {
         for (const int64_t k : {16, 32, 64, 80, 100, 576, 1536}) {
           if (k % BlockOf(format) != 0) continue;
@@ -251,12 +73,13 @@ TEST_P(LinearVariant, Fp8ScalesPerTensorChannelAndBlock) {
   Runner cpu(ops());
   Runner ref(RefOps());
   constexpr int64_t kWhole = int64_t{1} << 40;
-  const Fp8Scales kinds[] = {{DType::kF32, kWhole, kWhole},
-                             {DType::kBF16, 1, kWhole},
-                             {DType::kF32, 128, 128},
-                             {DType::kF32, 16, 32}};
-  for (const Fp8Scales& kind : kinds) {
-    for (const int64_t k : {96, 128, 320, 416}) {
+  const BlockScales kinds[] = {{DType::kF32, kWhole, kWhole},
+                               {DType::kBF16, 1, kWhole},
+                               {DType::kF32, 128, 128},
+                               {DType::kF32, 16, 32},
+                               {DType::kF8E8M0, 1, 32}};
+  for (const BlockScales& kind : kinds) {
+    for (const int64_t k : {96, 100, 128, 200, 320, 416}) {
       SCOPED_TRACE(testing::Message() << kind.block_n << " x " << kind.block_k << " K=" << k);
       const Stored stored = MakeWeight(WeightFormat::kFp8, 150, k, 9, 1, kind);
       const auto x = MakeActivations(2 * k, 10);
@@ -273,7 +96,7 @@ TEST_P(LinearVariant, StackedPartsGiveTheBitsOfEachAlone) {
     for (const ActivationFormat activations : kActivations) {
       SCOPED_TRACE(WeightFormatName(format));
       const int64_t k = 192;
-      const Fp8Scales fp8[] = {{DType::kF32, 1, 64}, {DType::kF32, 1, 96}, {}};
+      const BlockScales fp8[] = {{DType::kF32, 1, 64}, {DType::kF32, 1, 96}, {}};
       const Stored parts[] = {MakeWeight(format, 37, k, 1, 0.5f, fp8[0]),
                               MakeWeight(format, 5, k, 2, 3e-4f, fp8[1]),
                               MakeWeight(format, 64, k, 3, 7.0f, fp8[2])};

@@ -41,6 +41,10 @@ CpuPackedWeight::Group GroupOf(WeightFormat format) {
       return {.k = 64, .bytes = kPanelRows * 64 * 2};
     case WeightFormat::kF32:
       return {.k = 64, .bytes = kPanelRows * 64 * 4};
+    case WeightFormat::kInt4:
+      return {.k = kBlockK, .bytes = kCodeBytes};
+    case WeightFormat::kInt8:
+      return {.k = kBlockK, .bytes = 2 * kCodeBytes};
   }
   return {};
 }
@@ -117,6 +121,9 @@ uint32_t InterleaveNibbles(uint32_t codes) {
   return spread(codes & 0xFFFFu) | spread(codes >> 16) << 4;
 }
 
+// Where element (row, k) of 32 k of INT8 lies.
+int64_t PlaceOfInt8(int64_t row, int64_t k) { return k / 4 * kVectorBytes + row * 4 + k % 4; }
+
 // The codes of one row's k [0, k_count): 8 k at a time, one dword of the panel each.
 void PackCodes(const std::byte* codes, int64_t k_count, int64_t row, CpuPackedWeight::Group group,
                std::byte* panel) {
@@ -154,19 +161,9 @@ void PackMxfp4Scales(const std::byte* scales, int64_t k_count, int64_t row,
   }
 }
 
-// The scale that belongs to an FP8 element, whatever type it is stored in: the value of a weight of
-// one element, 1.0, under that scale.
-float Fp8Scale(const QuantView& view, int64_t row, int64_t column) {
-  constexpr std::byte kOne{0x38};
-  const int64_t columns = CeilDiv(view.k, view.scale_block_k);
-  const int64_t index = row / view.scale_block_n * columns + column / view.scale_block_k;
-  const QuantView one = {.format = WeightFormat::kFp8,
-                         .n = 1,
-                         .k = 1,
-                         .data = &kOne,
-                         .scales = view.scales + index * DTypeBits(view.scale_dtype) / 8,
-                         .scale_dtype = view.scale_dtype};
-  return DequantizeElement(one, 0, 0);
+uint8_t ZeroPoint(const QuantView& view, int64_t row, int64_t column) {
+  if (view.zeros == nullptr) return view.format == WeightFormat::kInt4 ? 8 : 128;
+  return view.zeros[row * CeilDiv(view.k, view.scale_block_k) + column / view.scale_block_k];
 }
 
 // What brings an accumulator back to the product of the stored values (layout.h).
@@ -178,6 +175,8 @@ float RowScale(const QuantView& view) {
       return 0x1p-61f;
     case WeightFormat::kBf16:
     case WeightFormat::kFp8:
+    case WeightFormat::kInt4:
+    case WeightFormat::kInt8:
       return 0x1p-60f;
     default:
       return 1.0f;
@@ -211,7 +210,7 @@ class FirstError {
 
 Result<std::unique_ptr<CpuPackedWeight>> CpuPackedWeight::Pack(const PackParams& params,
                                                                const LinearKernels& kernels) {
-  NIBBLE_TRY(CheckWeight(params.parts));
+  NIBBLE_TRY(CheckWeight(params));
   const QuantView& first = params.parts[0];
   std::unique_ptr<CpuPackedWeight> weight(new CpuPackedWeight());
   weight->format_ = first.format;
@@ -225,19 +224,18 @@ Result<std::unique_ptr<CpuPackedWeight>> CpuPackedWeight::Pack(const PackParams&
   weight->group_ = GroupOf(first.format);
   weight->groups_ = CeilDiv(first.k, weight->group_.k);
   weight->panels_ = CeilDiv(weight->n_, kPanelRows);
-  const int64_t padded_rows = weight->panels_ * kPanelRows;
-  if (first.format == WeightFormat::kFp8) {
-    // Parts may differ in their scale columns: the finest one serves all.
-    int64_t column = weight->padded_k();
-    for (const QuantView& part : params.parts) {
-      if (part.scale_block_k < part.k) column = std::gcd(column, part.scale_block_k);
-    }
-    weight->blocks_per_scale_ = column / kBlockK;
-    weight->scale_columns_ = CeilDiv(weight->padded_k(), column);
+  weight->SetScaleColumns(params.parts);
+  if (first.column_order != nullptr) {
+    weight->column_order_.assign(first.column_order, first.column_order + first.k);
   }
+  if (first.input_multiplier != nullptr) {
+    weight->input_multiplier_.assign(first.input_multiplier, first.input_multiplier + first.k);
+  }
+  const int64_t padded_rows = weight->panels_ * kPanelRows;
   const int64_t panel_bytes = weight->panels_ * weight->panel_bytes();
   const int64_t row_scale_bytes = RoundUp(padded_rows * sizeof(float), kAlignment);
-  const int64_t block_scale_bytes = padded_rows * weight->scale_columns_ * sizeof(float);
+  const int64_t block_scale_bytes =
+      weight->is_int() ? 0 : padded_rows * weight->scale_columns_ * sizeof(float);
   NIBBLE_ASSIGN(weight->buffer_,
                 Buffer::Allocate(panel_bytes + row_scale_bytes + block_scale_bytes));
   std::byte* base = weight->buffer_.data();
@@ -247,6 +245,23 @@ Result<std::unique_ptr<CpuPackedWeight>> CpuPackedWeight::Pack(const PackParams&
   }
   NIBBLE_TRY(weight->PackPanels(params));
   return weight;
+}
+
+void CpuPackedWeight::SetScaleColumns(std::span<const QuantView> parts) {
+  if (format_ != WeightFormat::kFp8 && !is_int()) return;
+  // Parts may differ in their scale columns: the finest one serves all.
+  int64_t column = padded_k();
+  for (const QuantView& part : parts) {
+    if (part.scale_block_k < part.k) column = std::gcd(column, part.scale_block_k);
+  }
+  if (is_int()) {
+    header_bytes_ = kIntHeaderBytes;
+    for (const QuantView& part : parts) {
+      if (part.scale_dtype == DType::kF32) header_bytes_ = kWideIntHeaderBytes;
+    }
+  }
+  blocks_per_scale_ = column / kBlockK;
+  scale_columns_ = CeilDiv(padded_k(), column);
 }
 
 Status CpuPackedWeight::PackPanels(const PackParams& params) {
@@ -289,12 +304,16 @@ Status CpuPackedWeight::PackRow(const QuantView& view, int64_t view_row, int64_t
     }
     return {};
   }
+  if (is_int()) {
+    PackIntRow(view, view_row, in_panel, panel);
+    return {};
+  }
   PackElements(view.data + view_row * k_ * ElementBytes(format_), in_panel, panel);
   for (int64_t column = 0; column < scale_columns_; ++column) {
     const int64_t k = column * blocks_per_scale_ * kBlockK;
     if (k >= k_) break;
     block_scales_[(panel_index * scale_columns_ + column) * kPanelRows + in_panel] =
-        Fp8Scale(view, view_row, k);
+        BlockScale(view, view_row, k);
   }
   return {};
 }
@@ -320,7 +339,43 @@ void CpuPackedWeight::PackElements(const std::byte* elements, int64_t in_panel, 
   }
 }
 
+void CpuPackedWeight::PackIntRow(const QuantView& view, int64_t view_row, int64_t in_panel,
+                                 std::byte* panel) {
+  const bool wide = header_bytes_ == kWideIntHeaderBytes;
+  for (int64_t column = 0; column < scale_columns_; ++column) {
+    const int64_t k = column * blocks_per_scale_ * kBlockK;
+    auto scale = std::bit_cast<uint32_t>(BlockScale(view, view_row, k));
+    const uint32_t zero = ZeroPoint(view, view_row, k);
+    std::byte* place = panel + HeaderOffset(column) + in_panel * 4;
+    if (wide) {
+      std::memcpy(place + kIntHeaderBytes, &zero, sizeof(zero));
+    } else {
+      scale |= zero;
+    }
+    std::memcpy(place, &scale, sizeof(scale));
+  }
+  // 32 k at a time: the last ones may be fewer.
+  const bool int4 = format_ == WeightFormat::kInt4;
+  const std::byte* codes = view.data + view_row * (int4 ? k_ / 2 : k_);
+  for (int64_t begin = 0; begin < k_; begin += kBlockK) {
+    const int64_t count = std::min<int64_t>(kBlockK, k_ - begin);
+    std::byte* block = panel + BlockOffset(begin / kBlockK);
+    uint32_t words[kBlockK / 4] = {};
+    std::memcpy(words, codes + (int4 ? begin / 2 : begin), int4 ? count / 2 : count);
+    const int word_k = int4 ? 8 : 4;  // of one dword
+    for (int64_t k = 0; k < kBlockK; k += word_k) {
+      const uint32_t word = int4 ? InterleaveNibbles(words[k / 8]) : words[k / 4];
+      const int64_t place = int4 ? PlaceOfCode(in_panel, k).byte : PlaceOfInt8(in_panel, k);
+      std::memcpy(block + place, &word, sizeof(word));
+    }
+  }
+}
+
 void CpuPackedWeight::GatherRow(int64_t row, uint16_t* out) const {
+  if (is_int()) {
+    GatherInts(row, out);
+    return;
+  }
   if (format_ == WeightFormat::kNvfp4 || format_ == WeightFormat::kMxfp4) {
     GatherCodes(row, out);
     return;
@@ -365,6 +420,30 @@ void CpuPackedWeight::GatherCodes(int64_t row, uint16_t* out) const {
       const auto byte = std::to_integer<uint8_t>(group[kScaleBytes + place.byte]);
       out[k] = Bf16FromFloat(E2M1ToFloat((byte >> place.shift) & 0xFu) * scale);
     }
+  }
+}
+
+void CpuPackedWeight::GatherInts(int64_t row, uint16_t* out) const {
+  const std::byte* row_panel = panel(row / kPanelRows);
+  const int64_t in_panel = row % kPanelRows;
+  const bool wide = header_bytes_ == kWideIntHeaderBytes;
+  for (int64_t k = 0; k < k_; ++k) {
+    const int64_t block = k / kBlockK;
+    const std::byte* header = row_panel + HeaderOffset(block / blocks_per_scale_) + in_panel * 4;
+    uint32_t scale, zero;
+    std::memcpy(&scale, header, sizeof(scale));
+    std::memcpy(&zero, wide ? header + kIntHeaderBytes : header, sizeof(zero));
+    if (!wide) scale &= kNarrowScaleMask;
+    const std::byte* codes = row_panel + BlockOffset(block);
+    int code;
+    if (format_ == WeightFormat::kInt4) {
+      const CodePlace place = PlaceOfCode(in_panel, k % kBlockK);
+      code = std::to_integer<int>(codes[place.byte]) >> place.shift & 0xF;
+    } else {
+      code = std::to_integer<int>(codes[PlaceOfInt8(in_panel, k % kBlockK)]);
+    }
+    const int difference = code - static_cast<int>(zero & 0xFFu);
+    out[k] = Bf16FromFloat(static_cast<float>(difference) * std::bit_cast<float>(scale));
   }
 }
 

@@ -15,7 +15,8 @@ namespace nibble::kernels::cpu {
 
 class CpuPackedWeight final : public PackedWeight {
  public:
-  // The bytes of one group along K of one panel, and how many k it covers.
+  // The bytes of one group along K of one panel, and how many k it covers. The groups of INT4 and
+  // INT8 are blocks of 32 k; a header precedes the first of every scale column (layout.h).
   struct Group {
     int64_t k = 0;
     int64_t bytes = 0;
@@ -41,12 +42,25 @@ class CpuPackedWeight final : public PackedWeight {
   int64_t panels() const { return panels_; }
   int64_t groups() const { return groups_; }
   int64_t padded_k() const { return groups_ * group_.k; }
-  int64_t panel_bytes() const { return groups_ * group_.bytes; }
+  int64_t panel_bytes() const {
+    return groups_ * group_.bytes + (header_bytes_ > 0 ? scale_columns_ * header_bytes_ : 0);
+  }
   const std::byte* panel(int64_t index) const { return buffer_.data() + index * panel_bytes(); }
   const float* row_scales() const { return row_scales_; }
 
-  // FP8: (panels, scale_columns, 16), each for blocks_per_scale blocks of 32 k. Null elsewhere.
+  // What activations go through before they are prepared, (K) each; null: as in QuantView.
+  const int32_t* column_order() const {
+    return column_order_.empty() ? nullptr : column_order_.data();
+  }
+  const float* input_multiplier() const {
+    return input_multiplier_.empty() ? nullptr : input_multiplier_.data();
+  }
+
+  // Scale columns of FP8, INT4 and INT8 hold blocks_per_scale blocks of 32 k each. FP8's scales are
+  // block_scales, (panels, scale_columns, 16), null elsewhere; those of INT4 and INT8 stand in
+  // headers of header_bytes.
   const float* block_scales() const { return block_scales_; }
+  int64_t header_bytes() const { return header_bytes_; }
   int64_t scale_columns() const { return scale_columns_; }
   int64_t blocks_per_scale() const { return blocks_per_scale_; }
 
@@ -55,10 +69,22 @@ class CpuPackedWeight final : public PackedWeight {
 
  private:
   CpuPackedWeight() = default;
+  void SetScaleColumns(std::span<const QuantView> parts);
   Status PackPanels(const PackParams& params);
   Status PackRow(const QuantView& view, int64_t view_row, int64_t row);
   void PackElements(const std::byte* elements, int64_t in_panel, std::byte* panel);
+  void PackIntRow(const QuantView& view, int64_t view_row, int64_t in_panel, std::byte* panel);
   void GatherCodes(int64_t row, uint16_t* out) const;
+  void GatherInts(int64_t row, uint16_t* out) const;
+
+  bool is_int() const { return format_ == WeightFormat::kInt4 || format_ == WeightFormat::kInt8; }
+  // Offsets within a panel of INT4 and INT8: of a scale column's header and of a block of 32 k.
+  int64_t HeaderOffset(int64_t column) const {
+    return column * (header_bytes_ + blocks_per_scale_ * group_.bytes);
+  }
+  int64_t BlockOffset(int64_t block) const {
+    return (block / blocks_per_scale_ + 1) * header_bytes_ + block * group_.bytes;
+  }
 
   WeightFormat format_ = WeightFormat::kBf16;
   ActivationFormat activations_ = ActivationFormat::kBf16;
@@ -70,6 +96,9 @@ class CpuPackedWeight final : public PackedWeight {
   Group group_;
   int64_t scale_columns_ = 0;
   int64_t blocks_per_scale_ = 0;
+  int64_t header_bytes_ = 0;
+  std::vector<int32_t> column_order_;
+  std::vector<float> input_multiplier_;
   std::vector<Part> parts_;
   Buffer buffer_;  // panels, then row scales, then FP8 block scales
   float* row_scales_ = nullptr;
