@@ -15,7 +15,20 @@ namespace {
 
 constexpr double kMinSeconds = 0.1;  // per measurement
 constexpr int kMinRepetitions = 5;
+constexpr int64_t kIntGroup = 128;    // columns per scale of INT4 and INT8
 constexpr int64_t kStreamTokens = 8;  // up to here memory is the limit
+
+bool IsInteger(WeightFormat format) {
+  return format == WeightFormat::kInt4 || format == WeightFormat::kInt8;
+}
+
+// "int4 g128 x bf16"
+std::string KernelName(const PackedWeight& weight) {
+  const std::string group =
+      IsInteger(weight.format()) ? fmt::format(" g{}", kIntGroup) : std::string();
+  const bool int8 = weight.activations() == ActivationFormat::kInt8;
+  return fmt::format("{}{} x {}", WeightFormatName(weight.format()), group, int8 ? "int8" : "bf16");
+}
 
 double Now(bool thread_time) {
   if (!thread_time) {
@@ -71,6 +84,10 @@ Result<std::unique_ptr<PackedWeight>> MakeWeight(const OpTable& ops, ThreadPool&
                                                  WeightFormat format, ActivationFormat activations,
                                                  int64_t n, int64_t k) {
   QuantView view = {.format = format, .n = n, .k = k, .global_scale = 0.01f};
+  if (IsInteger(format)) {
+    view.scale_dtype = DType::kF16;
+    view.scale_block_k = kIntGroup;
+  }
   NIBBLE_ASSIGN(Buffer data, Buffer::Allocate(view.data_bytes()));
   NIBBLE_ASSIGN(Buffer scales, Buffer::Allocate(view.scale_bytes()));
   Sequence sequence;
@@ -82,9 +99,10 @@ Result<std::unique_ptr<PackedWeight>> MakeWeight(const OpTable& ops, ThreadPool&
   } else {
     auto* codes = data.as<uint32_t>();
     for (int64_t i = 0; i < view.data_bytes() / 4; ++i) codes[i] = sequence.Next() * 2;
+    // F16 scales, likewise: two bytes of 0x30..0x37 are 0.13 to 0.45.
     auto* scale = scales.as<uint8_t>();
     for (int64_t i = 0; i < view.scale_bytes(); ++i) {
-      scale[i] = static_cast<uint8_t>((format == WeightFormat::kNvfp4 ? 0x30 : 0x78) +
+      scale[i] = static_cast<uint8_t>((format == WeightFormat::kMxfp4 ? 0x78 : 0x30) +
                                       (sequence.Next() & 7u));
     }
   }
@@ -125,8 +143,7 @@ class LinearBench {
                                  .m = m};
     LinearMeasurement result = {.n = n, .k = k, .m = m};
     const bool int8 = weight_.activations() == ActivationFormat::kInt8;
-    result.kernel =
-        fmt::format("{} x {}", WeightFormatName(weight_.format()), int8 ? "int8" : "bf16");
+    result.kernel = KernelName(weight_);
     ops_.linear(context, params);  // first touch of the output
     result.seconds = BestSeconds(pool_.threads() == 1, [&] { ops_.linear(context, params); });
     result.bytes_per_second = static_cast<double>(weight_.bytes()) / result.seconds;
@@ -162,6 +179,10 @@ Result<LinearBenchReport> BenchLinear(
   constexpr Case kCases[] = {{WeightFormat::kNvfp4, ActivationFormat::kInt8},
                              {WeightFormat::kNvfp4, ActivationFormat::kBf16},
                              {WeightFormat::kMxfp4, ActivationFormat::kInt8},
+                             {WeightFormat::kInt4, ActivationFormat::kInt8},
+                             {WeightFormat::kInt4, ActivationFormat::kBf16},
+                             {WeightFormat::kInt8, ActivationFormat::kInt8},
+                             {WeightFormat::kInt8, ActivationFormat::kBf16},
                              {WeightFormat::kBf16, ActivationFormat::kBf16}};
   for (const Case& item : kCases) {
     for (const bool stream : {true, false}) {
@@ -187,7 +208,7 @@ Result<LinearBenchReport> BenchLinear(
 
 std::string FormatMeasurement(const LinearMeasurement& measurement) {
   return fmt::format(
-      "{:13} {:6} x {:<5} M={:<4} {:7.2f} GB/s ({:3.0f} % of read) {:7.1f} GOP/s ({:3.0f} % of "
+      "{:16} {:6} x {:<5} M={:<4} {:7.2f} GB/s ({:3.0f} % of read) {:7.1f} GOP/s ({:3.0f} % of "
       "peak)",
       measurement.kernel, measurement.n, measurement.k, measurement.m,
       measurement.bytes_per_second / 1e9, 100 * measurement.read_share,
