@@ -12,11 +12,9 @@
 #include <vector>
 
 #include "formats/checkpoint.h"
-#include "formats/hf_checkpoint.h"
 #include "formats/safetensors.h"
-#include "formats/safetensors_writer.h"
 #include "testing/golden.h"
-#include "testing/temp_folder.h"
+#include "testing/tensor_folder.h"
 
 namespace nibble::formats {
 namespace {
@@ -139,68 +137,41 @@ TEST(LinearGoldenTest, FormatsShapesAndScalars) {
 
 // --- defects ---
 
-struct StoredTensor {
-  DType dtype;
-  Shape shape;
-  std::vector<uint8_t> bytes;  // empty: zeros
-};
-using Tensors = std::map<std::string, StoredTensor>;
-
-std::vector<uint8_t> Floats(std::initializer_list<float> values) {
-  std::vector<uint8_t> bytes(values.size() * sizeof(float));
-  std::memcpy(bytes.data(), std::data(values), bytes.size());
-  return bytes;
-}
+// Below "p.".
+using Tensors = StoredTensors;
 
 class LinearTest : public ::testing::Test {
  protected:
-  // A folder with these tensors below "p." and this config.json, opened without cross-checks.
   std::unique_ptr<Checkpoint> Open(const Tensors& tensors, const std::string& config = "{}") {
-    folder_.Write("config.json", config);
-    std::vector<TensorSpec> specs;
-    for (const auto& [name, tensor] : tensors) {
-      specs.push_back({"p." + name, tensor.dtype, tensor.shape});
-    }
-    auto writer = SafetensorsWriter::Create(folder_.path() + "/model.safetensors", specs);
-    EXPECT_TRUE(writer) << writer.error().message();
-    for (const auto& [name, tensor] : tensors) {
-      std::vector<uint8_t> bytes = tensor.bytes;
-      bytes.resize(static_cast<size_t>(tensor.shape.elements() * DTypeBits(tensor.dtype) / 8));
-      EXPECT_TRUE(writer->Write("p." + name, std::as_bytes(std::span(bytes))));
-    }
-    EXPECT_TRUE(writer->Finish());
-    auto opened = OpenHfFolder(folder_.path());
-    EXPECT_TRUE(opened) << opened.error().message();
-    return std::move(*opened);
+    Tensors prefixed;
+    for (const auto& [name, tensor] : tensors) prefixed["p." + name] = tensor;
+    return folder_.Open(prefixed, config);
   }
 
   // What ReadLinear says, the folder's path cut off; "" if it reads.
   std::string ErrorOf(const Tensors& tensors, int64_t n = 0, int64_t k = 0) {
     const auto checkpoint = Open(tensors);
     const auto linear = checkpoint->ReadLinear("p", n, k);
-    if (linear) return "";
-    std::string message = linear.error().message();
-    const size_t path = message.find(folder_.path() + ": ");
-    return path == 0 ? message.substr(folder_.path().size() + 2) : message;
+    return linear ? "" : folder_.Shorten(linear.error().message());
   }
 
   // (2, 32), block scales 1.0, codes 0x11.
   static Tensors ModelOpt() {
     return {{"weight", {DType::kU8, {2, 16}, std::vector<uint8_t>(32, 0x11)}},
             {"weight_scale", {DType::kF8E4M3, {2, 2}, std::vector<uint8_t>(4, 0x38)}},
-            {"weight_scale_2", {DType::kF32, {}, Floats({0.5f})}}};
+            {"weight_scale_2", {DType::kF32, {}, FloatBytes({0.5f})}}};
   }
   static Tensors CompressedTensors() {
     return {{"weight_packed", {DType::kU8, {2, 16}, std::vector<uint8_t>(32, 0x11)}},
             {"weight_scale", {DType::kF8E4M3, {2, 2}, std::vector<uint8_t>(4, 0x38)}},
-            {"weight_global_scale", {DType::kF32, {1}, Floats({4.0f})}}};
+            {"weight_global_scale", {DType::kF32, {1}, FloatBytes({4.0f})}}};
   }
   static Tensors Fp8(Shape scale_shape, DType scale_dtype = DType::kF32) {
     return {{"weight", {DType::kF8E4M3, {200, 160}, {}}},
             {"weight_scale_inv", {scale_dtype, scale_shape, {}}}};
   }
 
-  TempFolder folder_;
+  TensorFolder folder_;
 };
 
 TEST_F(LinearTest, BothConventionsOfTheGlobalScale) {
@@ -216,7 +187,7 @@ TEST_F(LinearTest, BothConventionsOfTheGlobalScale) {
 
 TEST_F(LinearTest, AnInvertedGlobalScaleIsReportedAndKept) {
   Tensors tensors = ModelOpt();
-  tensors["weight_scale_2"].bytes = Floats({35288.6f});
+  tensors["weight_scale_2"].bytes = FloatBytes({35288.6f});
   ::testing::internal::CaptureStderr();
   const auto checkpoint = Open(tensors);
   EXPECT_EQ(checkpoint->ReadLinear("p", 0, 0)->view.global_scale, 35288.6f);
@@ -238,7 +209,7 @@ TEST_F(LinearTest, MissingCompanionsAreNamed) {
   EXPECT_EQ(ErrorOf(tensors),
             "tensor \"p.weight_packed\": U8 needs p.weight_global_scale, which is missing");
   tensors.erase("weight_packed");
-  EXPECT_EQ(ErrorOf(tensors), "no tensor p.weight or p.weight_packed");
+  EXPECT_EQ(ErrorOf(tensors), "no tensor p.weight, weight_packed or qweight");
   EXPECT_EQ(ErrorOf({{"weight", {DType::kF8E4M3, {2, 2}, {}}}}),
             "tensor \"p.weight\": F8_E4M3 needs p.weight_scale or weight_scale_inv, which is "
             "missing");
@@ -260,7 +231,7 @@ TEST_F(LinearTest, ShapesAndTypesThatCannotFit) {
             "tensor \"p.weight\": U8 [2, 12], expected 12 bytes per row to be a multiple of 8: K = "
             "24 must be one of 16 for nvfp4");
   tensors = ModelOpt();
-  tensors["weight_scale_2"] = {DType::kF32, {2}, Floats({1, 1})};
+  tensors["weight_scale_2"] = {DType::kF32, {2}, FloatBytes({1, 1})};
   EXPECT_EQ(ErrorOf(tensors),
             "tensor \"p.weight_scale_2\": F32 [2], expected a F32 scalar, [] or [1]");
   tensors = ModelOpt();
@@ -277,19 +248,32 @@ TEST_F(LinearTest, ShapesAndTypesThatCannotFit) {
 }
 
 TEST_F(LinearTest, FormatsThatAreNotReadAreRefusedByName) {
-  EXPECT_NE(ErrorOf({{"qweight", {DType::kI32, {2, 2}, {}}}}).find("AWQ and GPTQ"),
-            std::string::npos);
-  EXPECT_NE(ErrorOf({{"weight_packed", {DType::kI32, {2, 2}, {}}}}).find("pack-quantized"),
-            std::string::npos);
-  EXPECT_NE(
-      ErrorOf({{"weight", {DType::kU8, {2, 2}, {}}}, {"weight_scale", {DType::kBF16, {4, 1}, {}}}})
-          .find("INT4"),
-      std::string::npos);
-  EXPECT_NE(ErrorOf({{"weight", {DType::kI8, {2, 2}, {}}}}).find("I8 [2, 2], expected U8"),
-            std::string::npos);
   Tensors tensors = ModelOpt();
-  tensors["pre_quant_scale"] = {DType::kBF16, {32}, {}};
-  EXPECT_NE(ErrorOf(tensors).find("\"p.pre_quant_scale\": NVFP4_AWQ"), std::string::npos);
+  tensors["svdquant_lora_a"] = {DType::kBF16, {4, 32}, {}};
+  EXPECT_NE(ErrorOf(tensors).find("\"p.svdquant_lora_a\": NVFP4_SVD"), std::string::npos);
+  EXPECT_NE(ErrorOf({{"weight", {DType::kF64, {2, 2}, {}}}}).find("F64 [2, 2], expected U8"),
+            std::string::npos);
+}
+
+TEST_F(LinearTest, PreQuantScaleMultipliesTheInput) {
+  Tensors tensors = ModelOpt();
+  std::vector<float> scales(32, 1.0f);
+  scales[5] = 0.25f;
+  tensors["pre_quant_scale"] = {DType::kF32, {32}, BytesOf(scales)};
+  const auto linear = Open(tensors)->ReadLinear("p", 2, 32);
+  ASSERT_TRUE(linear) << linear.error().message();
+  ASSERT_NE(linear->view.input_multiplier, nullptr);
+  EXPECT_EQ(linear->view.input_multiplier[5], 0.25f);
+  EXPECT_EQ(linear->view.input_multiplier[6], 1.0f);
+  EXPECT_EQ(DequantizeElement(linear->view, 1, 5), 0.25f) << "weights are as without it";
+  EXPECT_EQ(Open(tensors)->LinearTensors("p").back(), "p.pre_quant_scale");
+  scales[7] = INFINITY;
+  tensors["pre_quant_scale"].bytes = BytesOf(scales);
+  EXPECT_EQ(ErrorOf(tensors), "tensor \"p.pre_quant_scale\": element 7 is inf, expected finite");
+  tensors["pre_quant_scale"].shape = {16};
+  EXPECT_EQ(ErrorOf(tensors),
+            "tensor \"p.pre_quant_scale\": F32 [16], expected one float for each of the 32 columns "
+            "of \"p.weight\"");
 }
 
 TEST_F(LinearTest, ScalesThatAreNoScales) {
@@ -305,14 +289,14 @@ TEST_F(LinearTest, ScalesThatAreNoScales) {
   for (const float bad : {0.0f, -1.0f, std::numeric_limits<float>::infinity(),
                           std::numeric_limits<float>::quiet_NaN()}) {
     tensors = ModelOpt();
-    tensors["weight_scale_2"].bytes = Floats({bad});
+    tensors["weight_scale_2"].bytes = FloatBytes({bad});
     EXPECT_NE(ErrorOf(tensors).find("expected finite and > 0"), std::string::npos) << bad;
     tensors = CompressedTensors();
-    tensors["weight_global_scale"].bytes = Floats({bad});
+    tensors["weight_global_scale"].bytes = FloatBytes({bad});
     EXPECT_NE(ErrorOf(tensors).find("(a divisor), expected finite and > 0"), std::string::npos)
         << bad;
     tensors = ModelOpt();
-    tensors["input_scale"] = {DType::kF32, {}, Floats({bad})};
+    tensors["input_scale"] = {DType::kF32, {}, FloatBytes({bad})};
     EXPECT_EQ(ErrorOf(tensors) == "", bad == 0.0f) << bad;
   }
 }
@@ -333,7 +317,7 @@ TEST_F(LinearTest, AllZeroTensorsMayHaveAnyGlobalScale) {
     Tensors tensors = ModelOpt();
     tensors["weight"].bytes.assign(32, 0x08);
     tensors["weight_scale"].bytes.assign(4, 0x7F);
-    tensors["weight_scale_2"].bytes = Floats({bad});
+    tensors["weight_scale_2"].bytes = FloatBytes({bad});
     const auto linear = Open(tensors)->ReadLinear("p", 0, 0);
     ASSERT_TRUE(linear) << linear.error().message();
     EXPECT_EQ(DequantizeElement(linear->view, 1, 5), 0.0f);
@@ -385,12 +369,12 @@ TEST_F(LinearTest, Fp8Granularities) {
 
 TEST_F(LinearTest, Fp8ScaleValues) {
   Tensors tensors = Fp8({2, 2});
-  tensors["weight_scale_inv"].bytes = Floats({1, 0, 2, -1});
+  tensors["weight_scale_inv"].bytes = FloatBytes({1, 0, 2, -1});
   EXPECT_NE(ErrorOf(tensors).find(
                 "\"p.weight_scale_inv\": element [1, 1] is -1, expected finite and not negative"),
             std::string::npos)
       << ErrorOf(tensors);
-  tensors["weight_scale_inv"].bytes = Floats({1, 0, 2, 3});
+  tensors["weight_scale_inv"].bytes = FloatBytes({1, 0, 2, 3});
   EXPECT_EQ(ErrorOf(tensors), "");
   tensors = Fp8({2, 2}, DType::kF8E8M0);
   tensors["weight_scale_inv"].bytes = {127, 127, 0xFF, 127};

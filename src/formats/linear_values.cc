@@ -67,7 +67,7 @@ Status CheckMxfp4(const QuantView& view) {
               at / columns, at % columns);
 }
 
-float Fp8ScaleAt(const QuantView& view, int64_t index) {
+float FloatScaleAt(const QuantView& view, int64_t index) {
   if (view.scale_dtype == DType::kF32) {
     float value;
     std::memcpy(&value, view.scales + index * 4, sizeof value);
@@ -81,14 +81,14 @@ float Fp8ScaleAt(const QuantView& view, int64_t index) {
   return view.scale_dtype == DType::kBF16 ? Bf16ToFloat(bits) : F16ToFloat(bits);
 }
 
-Status CheckFp8(const QuantView& view) {
+Status CheckFloatScales(const QuantView& view, bool may_be_negative) {
   const int64_t columns = (view.k + view.scale_block_k - 1) / view.scale_block_k;
   const int64_t rows = (view.n + view.scale_block_n - 1) / view.scale_block_n;
   for (int64_t at = 0; at < rows * columns; ++at) {
-    const float scale = Fp8ScaleAt(view, at);
-    if (std::isfinite(scale) && scale >= 0) continue;
-    return Fail(Code::kCorruption, "element [{}, {}] is {}, expected finite and not negative",
-                at / columns, at % columns, scale);
+    const float scale = FloatScaleAt(view, at);
+    if (std::isfinite(scale) && (may_be_negative || scale >= 0)) continue;
+    return Fail(Code::kCorruption, "element [{}, {}] is {}, expected finite{}", at / columns,
+                at % columns, scale, may_be_negative ? "" : " and not negative");
   }
   return {};
 }
@@ -130,7 +130,10 @@ Status CheckScaleValues(const QuantView& view) {
     case WeightFormat::kMxfp4:
       return CheckMxfp4(view);
     case WeightFormat::kFp8:
-      return CheckFp8(view);
+      return CheckFloatScales(view, /*may_be_negative=*/false);
+    case WeightFormat::kInt4:
+    case WeightFormat::kInt8:
+      return CheckFloatScales(view, /*may_be_negative=*/true);
     default:
       return {};
   }

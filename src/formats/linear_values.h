@@ -12,6 +12,8 @@ namespace nibble::formats {
 //          wrote for zero blocks
 //   MXFP4  NaN (0xFF)
 //   FP8    NaN, infinite or negative
+//   INT4, INT8  NaN or infinite (some producers let the scale carry the sign); [row, group] is of
+//          the view
 // The error says which element, its value and what was expected. One pass over the scales.
 Status CheckScaleValues(const QuantView& view);
 

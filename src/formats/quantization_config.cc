@@ -356,6 +356,34 @@ Result<QuantizationConfig> ReadQuantizationConfig(const Checkpoint& checkpoint) 
   return ParseQuantizationConfig(checkpoint.config(), &hf_quant);
 }
 
+std::vector<int64_t> ConfiguredGroupSizes(const json::object& config) {
+  std::vector<int64_t> sizes;
+  const json::object* object = QuantizationObject(config);
+  if (object == nullptr) return sizes;
+  for (const std::string_view key : {"group_size", "q_group_size"}) {
+    if (const int64_t size = MemberInt(*object, key); size > 0) sizes.push_back(size);
+  }
+  const auto* groups = MemberObject(*object, "config_groups");
+  if (groups == nullptr) return sizes;
+  for (const auto& member : *groups) {
+    const auto* group = member.value().if_object();
+    const auto* weights = group == nullptr ? nullptr : MemberObject(*group, "weights");
+    if (weights == nullptr) continue;
+    if (const int64_t size = MemberInt(*weights, "group_size"); size > 0) sizes.push_back(size);
+  }
+  return sizes;
+}
+
+GptqZeros ConfiguredGptqZeros(const json::object& config) {
+  GptqZeros zeros;
+  const json::object* object = QuantizationObject(config);
+  if (object == nullptr) return zeros;
+  zeros.minus_one = MemberString(*object, "checkpoint_format") != "gptq_v2";
+  const json::value* symmetric = object->if_contains("sym");
+  zeros.symmetric = symmetric != nullptr && symmetric->is_bool() && symmetric->get_bool();
+  return zeros;
+}
+
 std::pair<int64_t, int64_t> ConfiguredFp8Block(const json::object& config) {
   const json::object* object = QuantizationObject(config);
   if (object == nullptr) return {0, 0};

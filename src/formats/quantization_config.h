@@ -57,6 +57,17 @@ QuantizationConfig ParseQuantizationConfig(const boost::json::object& config,
 // Of an open checkpoint. Fails if hf_quant_config.json is there and is not a JSON object.
 Result<QuantizationConfig> ReadQuantizationConfig(const Checkpoint& checkpoint);
 
+// Group sizes along K that config.json names for integer weights; of several groups of modules
+// each.
+std::vector<int64_t> ConfiguredGroupSizes(const boost::json::object& config);
+
+// How GPTQ weights' zero points are to be read, which tensors cannot show.
+struct GptqZeros {
+  bool minus_one = true;   // stored less 1: checkpoint_format "gptq", the default, not "gptq_v2"
+  bool symmetric = false;  // says the config: all are in the middle
+};
+GptqZeros ConfiguredGptqZeros(const boost::json::object& config);
+
 // (rows, columns) of an FP8 scale block as config.json gives it; (0, 0) if it does not.
 std::pair<int64_t, int64_t> ConfiguredFp8Block(const boost::json::object& config);
 
