@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "apps/load.h"
+#include "apps/signals.h"
 #include "engine/generate.h"
 #include "engine/logits_hash.h"
 
@@ -83,7 +84,9 @@ double Median(std::vector<double> values) {
 Result<int> RunBench(const BenchModelOptions& options) {
   ModelOptions model = options.model;
   model.max_num_seqs = std::max(model.max_num_seqs, options.batch);
+  std::optional<ExitOnSignal> exit_on_signal(std::in_place);
   NIBBLE_ASSIGN(const LoadedModel loaded, LoadEngine(model));
+  exit_on_signal.reset();
   engine::Engine& engine = *loaded.engine;
   if (options.prompt + options.decode > engine.max_model_len()) {
     return Fail(Code::kInvalidArgument, "--prompt {} and --decode {} exceed the context of {}",

@@ -1,33 +1,15 @@
 // nibble chat: a conversation in the terminal. Ctrl-C stops the answer, not the program; Ctrl-D
 // leaves.
-#include <atomic>
-#include <csignal>
 #include <cstdio>
 #include <string>
 
 #include "apps/conversation.h"
 #include "apps/line_editor.h"
+#include "apps/signals.h"
 #include "base/log.h"
 
 namespace nibble::apps {
 namespace {
-
-std::atomic<bool> g_interrupted{false};
-
-// While it lives, Ctrl-C sets g_interrupted instead of ending the program.
-class InterruptFlag {
- public:
-  InterruptFlag() {
-    g_interrupted = false;
-    previous_ = std::signal(SIGINT, [](int) { g_interrupted = true; });
-  }
-  ~InterruptFlag() { std::signal(SIGINT, previous_); }
-  InterruptFlag(const InterruptFlag&) = delete;
-  InterruptFlag& operator=(const InterruptFlag&) = delete;
-
- private:
-  void (*previous_)(int);
-};
 
 constexpr const char* kHelp =
     "  /clear   forget the conversation\n"
@@ -68,13 +50,13 @@ int Chat(const ChatOptions& options) {
       continue;
     }
     messages.push_back({{"role", "user"}, {"content", *line}});
-    const InterruptFlag interrupt;
+    const SignalFlag interrupt = SignalFlag::Interrupts();
     auto answer = conversation->Ask(
         messages, {.temperature = options.temperature, .max_tokens = options.max_tokens},
-        [](std::string_view text) {
+        [&interrupt](std::string_view text) {
           std::fwrite(text.data(), 1, text.size(), stdout);
           std::fflush(stdout);
-          return !g_interrupted.load();
+          return !interrupt.raised();
         });
     if (!answer) {
       Report(answer.error());

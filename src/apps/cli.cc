@@ -147,7 +147,8 @@ Examples:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \
     -d '{"messages": [{"role": "user", "content": "Hello"}]}'
 
-The port opens at once; GET /health answers 200 when the model is ready. SIGTERM finishes running answers first.)");
+The port opens at once; GET /health answers 200 when the model is ready. SIGTERM finishes running answers first; while
+the model loads it ends the program at once. Both exit with 0.)");
   AddModelOptions(command, &o->model);
   command->add_option("--served-model-name", o->served_model_names,
                       "names in the API; default: MODEL as typed");
@@ -210,10 +211,7 @@ void AddChat(CLI::App& app, ChatOptions* o, int* status) {
   command->add_option("--temperature", o->temperature,
                       "0: always the likeliest token; default: the model's");
   command->add_option("--max-tokens", o->max_tokens, "longest answer");
-  command->callback([o, status] {
-    o->model.max_num_seqs = 1;
-    *status = Chat(*o);
-  });
+  command->callback([o, status] { *status = Chat(*o); });
 }
 
 void AddRun(CLI::App& app, RunOptions* o, int* status) {
@@ -229,10 +227,7 @@ void AddRun(CLI::App& app, RunOptions* o, int* status) {
                       "0: always the likeliest token; default: the model's");
   command->add_option("--max-tokens", o->max_tokens, "longest answer");
   command->add_option("--seed", o->seed, "the same seed gives the same answer");
-  command->callback([o, status] {
-    o->model.max_num_seqs = 1;
-    *status = RunOnce(*o);
-  });
+  command->callback([o, status] { *status = RunOnce(*o); });
 }
 
 void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kernels, int* status) {

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <utility>
 
+#include "apps/signals.h"
 #include "engine/logits_hash.h"
 #include "server/api/prompts.h"
 
@@ -50,6 +51,7 @@ void ApplyOptions(const AnswerOptions& options, server::GenerationRequest* reque
 }  // namespace
 
 Result<Conversation> Conversation::Open(const ModelOptions& options) {
+  const ExitOnSignal exit_on_signal;
   NIBBLE_ASSIGN(LoadedModel loaded, LoadEngine(options));
   NIBBLE_ASSIGN(auto served, server::MakeServedModel({
                                  .engine = loaded.engine,

@@ -35,6 +35,7 @@ struct Answer {
 
 class Conversation {
  public:
+  // A signal while the model loads ends the program (ExitOnSignal).
   static Result<Conversation> Open(const ModelOptions& options);
 
   // Answers the messages. on_text gets the text as it comes, on this thread; return false from it

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <optional>
 #include <utility>
 
 #include "base/log.h"
@@ -42,9 +43,13 @@ Status CheckDevice(const std::string& device) {
   return Fail(Code::kInvalidArgument, "--device {}: expected auto, cpu or cuda", device);
 }
 
-std::string TextOrEmpty(const formats::Checkpoint& checkpoint, std::string_view name) {
+// A file that a checkpoint need not have.
+Result<std::optional<std::string>> ReadOptional(const formats::Checkpoint& checkpoint,
+                                                std::string_view name) {
   auto text = checkpoint.ReadText(name);
-  return text ? std::move(*text) : std::string();
+  if (text) return std::move(*text);
+  if (text.error().code() == Code::kNotFound) return std::nullopt;
+  return tl::unexpected(text.error());
 }
 
 Result<std::shared_ptr<const text::Tokenizer>> LoadTokenizer(const formats::Checkpoint& checkpoint,
@@ -58,17 +63,12 @@ Result<std::shared_ptr<const text::Tokenizer>> LoadTokenizer(const formats::Chec
 }
 
 // The usual template, "" if the checkpoint has none.
-Result<std::string> FindChatTemplate(const formats::Checkpoint& checkpoint) {
-  const auto file = [&](std::string_view name) -> std::optional<std::string> {
-    auto text = checkpoint.ReadText(name);
-    if (!text) return std::nullopt;
-    return std::move(*text);
-  };
-  NIBBLE_ASSIGN(
-      const text::ChatTemplateSources sources,
-      text::ChatTemplateSources::Load({.chat_template_jinja = file("chat_template.jinja"),
-                                       .tokenizer_config_json = file("tokenizer_config.json"),
-                                       .chat_template_json = file("chat_template.json")}));
+Result<std::string> FindChatTemplate(const formats::Checkpoint& checkpoint,
+                                     std::optional<std::string> tokenizer_config) {
+  text::ChatTemplateFiles files{.tokenizer_config_json = std::move(tokenizer_config)};
+  NIBBLE_ASSIGN(files.chat_template_jinja, ReadOptional(checkpoint, "chat_template.jinja"));
+  NIBBLE_ASSIGN(files.chat_template_json, ReadOptional(checkpoint, "chat_template.json"));
+  NIBBLE_ASSIGN(const text::ChatTemplateSources sources, text::ChatTemplateSources::Load(files));
   if (sources.empty()) return std::string();
   NIBBLE_ASSIGN(const std::string_view source, sources.Select(false));
   return std::string(source);
@@ -100,6 +100,7 @@ int ThreadCount(int option) { return option > 0 ? option : std::max(1, GetCpuInf
 
 int Report(const Error& error) {
   LogError("{}", error.message());
+  if (error.code() == Code::kCancelled) return 130;  // as shells say of an interrupted command
   return error.code() == Code::kInvalidArgument || error.code() == Code::kUnsupported ? 2 : 1;
 }
 
@@ -118,10 +119,14 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                 formats::OpenCheckpoint(loaded.path, {.quantization = options.quantization}));
   NIBBLE_ASSIGN(const models::ModelInfo described, models::DescribeModel(*checkpoint));
 
-  loaded.tokenizer_config_json = TextOrEmpty(*checkpoint, "tokenizer_config.json");
-  loaded.generation_config_json = TextOrEmpty(*checkpoint, "generation_config.json");
+  NIBBLE_ASSIGN(std::optional<std::string> tokenizer_config,
+                ReadOptional(*checkpoint, "tokenizer_config.json"));
+  NIBBLE_ASSIGN(const std::optional<std::string> generation_config,
+                ReadOptional(*checkpoint, "generation_config.json"));
+  loaded.tokenizer_config_json = tokenizer_config.value_or("");
+  loaded.generation_config_json = generation_config.value_or("");
   NIBBLE_ASSIGN(auto tokenizer, LoadTokenizer(*checkpoint, loaded.tokenizer_config_json));
-  NIBBLE_ASSIGN(loaded.chat_template, FindChatTemplate(*checkpoint));
+  NIBBLE_ASSIGN(loaded.chat_template, FindChatTemplate(*checkpoint, std::move(tokenizer_config)));
 
   loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));
   loaded.activations = activations == ActivationFormat::kInt8 ? "int8" : "bf16";

@@ -6,6 +6,7 @@
 
 #include "apps/load.h"
 #include "apps/sample_text.h"
+#include "apps/signals.h"
 #include "base/file.h"
 #include "eval/perplexity.h"
 #include "formats/hub.h"
@@ -62,13 +63,22 @@ Status ReportPerplexity(const QuantizeOptions& options, const std::string& sourc
   return {};
 }
 
+// SIGINT and SIGTERM leave no half-made folder behind.
+Result<quantize::QuantizeReport> QuantizeUnlessStopped(const formats::Checkpoint& checkpoint,
+                                                       const std::string& destination,
+                                                       quantize::QuantizeOptions job) {
+  const SignalFlag stop = SignalFlag::Stops();
+  job.cancelled = [&stop] { return stop.raised(); };
+  return quantize::QuantizeCheckpoint(checkpoint, destination, job);
+}
+
 Status RunQuantize(const QuantizeOptions& options) {
   ThreadPool pool(ThreadCount(options.threads));
   NIBBLE_ASSIGN(const quantize::QuantizeOptions job, ToQuantizeOptions(options, &pool));
   NIBBLE_ASSIGN(const std::string source, formats::ResolveModel(options.source));
   NIBBLE_ASSIGN(const auto checkpoint, formats::OpenCheckpoint(source));
   NIBBLE_ASSIGN(const quantize::QuantizeReport report,
-                quantize::QuantizeCheckpoint(*checkpoint, options.destination, job));
+                QuantizeUnlessStopped(*checkpoint, options.destination, job));
   fmt::print("{}", report.ToString());
   return options.perplexity ? ReportPerplexity(options, source) : Status();
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "apps/load.h"
+#include "apps/signals.h"
 #include "apps/web_pages.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -66,6 +67,7 @@ int Serve(const ServeOptions& options) {
       std::chrono::milliseconds(static_cast<int64_t>(options.request_timeout * 1e3));
   network.shutdown_timeout =
       std::chrono::milliseconds(static_cast<int64_t>(options.shutdown_timeout * 1e3));
+  const ExitOnSignal exit_on_signal(0);  // until Run takes the signals over
   auto server = server::Server::Start(std::move(network));
   if (!server) return Report(server.error());
 

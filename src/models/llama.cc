@@ -9,7 +9,7 @@ namespace {
 
 Result<std::unique_ptr<LoadableModel>> MakeLlama(const boost::json::object& json) {
   ConfigReader config(json, "config.json");
-  DenseDecoderConfig c = ReadDenseDecoderConfig(config, "LlamaForCausalLM", 10000.0);
+  DenseDecoderConfig c = ReadDenseDecoderConfig(config, "LlamaForCausalLM", {});
   if (config.Bool("attention_bias", false)) {
     c.attention.qkv_bias = Bias::kRequired;
     c.attention.output_bias = Bias::kRequired;

@@ -9,7 +9,7 @@ namespace {
 
 Result<std::unique_ptr<LoadableModel>> MakeMistral(const boost::json::object& json) {
   ConfigReader config(json, "config.json");
-  DenseDecoderConfig c = ReadDenseDecoderConfig(config, "MistralForCausalLM", 10000.0);
+  DenseDecoderConfig c = ReadDenseDecoderConfig(config, "MistralForCausalLM", {});
   const auto window = static_cast<int32_t>(config.Int("sliding_window", 1, 1 << 30, 0));
   c.layer_window.assign(c.layers, window);
   NIBBLE_TRY(config.status());

@@ -271,6 +271,18 @@ TEST(Registry, UnknownArchitectureListsTheKnown) {
   EXPECT_NE(found.error().message().find("LlamaForCausalLM"), std::string::npos);
 }
 
+TEST(Registry, Qwen3HasHeadsOf128UnlessTheConfigSays) {
+  auto config = boost::json::parse(R"({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 96,
+    "intermediate_size": 144, "num_hidden_layers": 1, "num_attention_heads": 5, "num_key_value_heads": 1,
+    "vocab_size": 293, "max_position_embeddings": 512})")
+                    .as_object();
+  auto architecture = FindArchitecture(config);
+  ASSERT_TRUE(architecture) << architecture.error().message();
+  auto model = (*architecture)->make(config);
+  ASSERT_TRUE(model) << model.error().message();
+  EXPECT_EQ((*model)->info().kv.front().head_dim, 128);
+}
+
 TEST(Registry, ConfigErrorsNameFieldValueAndRange) {
   for (
       const auto& [text, expected] : std::vector<std::pair<const char*, const char*>>{

@@ -9,7 +9,8 @@ namespace {
 
 Result<std::unique_ptr<LoadableModel>> MakeQwen2(const boost::json::object& json) {
   ConfigReader config(json, "config.json");
-  DenseDecoderConfig c = ReadDenseDecoderConfig(config, "Qwen2ForCausalLM", 1000000.0);
+  DenseDecoderConfig c =
+      ReadDenseDecoderConfig(config, "Qwen2ForCausalLM", {.rope_theta = 1000000.0});
   c.attention.qkv_bias = Bias::kRequired;
   ReadQwenWindows(config, &c);
   NIBBLE_TRY(config.status());

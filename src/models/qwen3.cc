@@ -9,10 +9,9 @@ namespace {
 
 Result<std::unique_ptr<LoadableModel>> MakeQwen3(const boost::json::object& json) {
   ConfigReader config(json, "config.json");
-  DenseDecoderConfig c = ReadDenseDecoderConfig(config, "Qwen3ForCausalLM", 1000000.0);
+  DenseDecoderConfig c = ReadDenseDecoderConfig(config, "Qwen3ForCausalLM",
+                                                {.rope_theta = 1000000.0, .head_dim = 128});
   c.attention.qk_norm = true;
-  c.attention.head_dim = static_cast<int32_t>(config.Int("head_dim", 2, 512, 128));
-  c.rope = ReadRopeConfig(config, c.attention.head_dim, c.max_positions, 1000000.0);
   if (config.Bool("attention_bias", false)) {
     c.attention.qkv_bias = Bias::kRequired;
     c.attention.output_bias = Bias::kRequired;

@@ -208,6 +208,7 @@ class Job {
     const std::vector<TensorSpec> specs = OutputSpecs(source_, plans_, options_.layout);
     NIBBLE_ASSIGN(auto writer, formats::ShardedWriter::Create(folder, specs, kMaxShardBytes));
     for (const Plan& plan : plans_) {
+      NIBBLE_TRY(CheckCancelled());
       switch (plan.action) {
         case Plan::Action::kQuantise:
           NIBBLE_TRY(Quantise(plan, writer));
@@ -227,6 +228,12 @@ class Job {
   }
 
  private:
+  Status CheckCancelled() const {
+    if (options_.cancelled && options_.cancelled())
+      return Fail(Code::kCancelled, "stopped; nothing was written");
+    return {};
+  }
+
   int64_t StoredBytes(const Plan& plan) const {
     if (plan.action == Plan::Action::kCopy) return source_.Find(plan.name)->stored_bytes;
     int64_t bytes = 0;
@@ -241,6 +248,7 @@ class Job {
   Status FindGroupScales() {
     for (const Plan& plan : plans_) {
       if (plan.action != Plan::Action::kQuantise) continue;
+      NIBBLE_TRY(CheckCancelled());
       NIBBLE_ASSIGN(const std::vector<float> weight, Dequantise(source_, plan, *options_.pool));
       const float amax = LargestMagnitude(weight);
       if (!std::isfinite(amax)) {

@@ -26,9 +26,10 @@ struct QuantizeOptions {
   Method method = Method::kMse;
   Layout layout = Layout::kModelOpt;
   QuantizePolicy policy;
-  ThreadPool* pool = nullptr;  // required
-  bool replace = false;        // an existing destination
-  bool quiet = false;          // no progress bar
+  ThreadPool* pool = nullptr;       // required
+  bool replace = false;             // an existing destination
+  bool quiet = false;               // no progress bar
+  std::function<bool()> cancelled;  // asked between tensors; true ends with kCancelled
 };
 
 struct TensorReport {

@@ -364,6 +364,19 @@ TEST_F(QuantizerTest, AFailureHalfwayLeavesNothingBehind) {
   EXPECT_FALSE(fs::exists(destination_ + ".partial"));
 }
 
+TEST_F(QuantizerTest, ACancelledJobLeavesNothingBehind) {
+  const MemoryCheckpoint source = TinyModel();
+  for (int allowed = 0; allowed < 12; ++allowed) {
+    QuantizeOptions options = Options();
+    int asked = 0;
+    options.cancelled = [&] { return ++asked > allowed; };
+    const auto report = QuantizeCheckpoint(source, destination_, options);
+    ASSERT_FALSE(report) << allowed;
+    EXPECT_EQ(report.error().code(), Code::kCancelled);
+    EXPECT_TRUE(FolderIsEmpty()) << allowed;
+  }
+}
+
 TEST_F(QuantizerTest, Nvfp4IsNotQuantisedAgain) {
   for (const char* name : {"formats/modelopt_nvfp4", "formats/compressed_tensors_nvfp4"}) {
     const auto source = OpenCheckpoint(GoldenPath(name)).value();

@@ -1,7 +1,5 @@
 #include "text/chat_template_source.h"
 
-#include <boost/json.hpp>
-
 #include <algorithm>
 
 namespace nibble::text {
@@ -43,6 +41,13 @@ Result<Templates> ReadKey(std::string_view text, std::string_view file) {
     templates.emplace_back(name->get_string(), source->get_string());
   }
   return templates;
+}
+
+// A special token is a string or {"content": string, ...}.
+void AddToken(std::string_view name, const json::value& value, json::object* tokens) {
+  const json::value* text = &value;
+  if (const json::object* object = value.if_object()) text = object->if_contains("content");
+  if (text != nullptr && text->is_string()) (*tokens)[name] = text->get_string();
 }
 
 }  // namespace
@@ -98,17 +103,16 @@ Result<std::string_view> ChatTemplateSources::Named(std::string_view name) const
               Names());
 }
 
-Result<std::vector<std::pair<std::string, std::string>>> SpecialTokenVariables(
-    std::string_view tokenizer_config_json) {
+Result<json::object> SpecialTokenVariables(std::string_view tokenizer_config_json) {
   NIBBLE_ASSIGN(const json::object config,
                 ParseObject(tokenizer_config_json, "tokenizer_config.json"));
-  std::vector<std::pair<std::string, std::string>> tokens;
+  json::object tokens;
   for (const auto& [key, value] : config) {
-    const std::string_view name = key;
-    if (!name.ends_with("_token")) continue;
-    const json::value* text = &value;
-    if (const json::object* object = value.if_object()) text = object->if_contains("content");
-    if (text != nullptr && text->is_string()) tokens.emplace_back(name, text->get_string());
+    if (std::string_view(key).ends_with("_token")) AddToken(key, value, &tokens);
+  }
+  const json::value* extra = config.if_contains("extra_special_tokens");
+  if (extra != nullptr && extra->is_object()) {
+    for (const auto& [key, value] : extra->get_object()) AddToken(key, value, &tokens);
   }
   return tokens;
 }

@@ -6,6 +6,7 @@
 // needed.
 #pragma once
 
+#include <boost/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -47,10 +48,11 @@ class ChatTemplateSources {
   std::vector<std::pair<std::string, std::string>> templates_;
 };
 
-// Special tokens by name ("bos_token", "eos_token", ...) as text, from tokenizer_config.json, where
-// each is a string, null or {"content": ...}; what a template may print and nobody else may. Lists
-// of additional special tokens are left out. kCorruption when the file is not a JSON object.
-Result<std::vector<std::pair<std::string, std::string>>> SpecialTokenVariables(
-    std::string_view tokenizer_config_json);
+// The special tokens that a template may print, by name, as transformers passes them: every
+// "..._token" of tokenizer_config.json (bos_token, image_token, ...) and every entry of its object
+// extra_special_tokens; each is a string or {"content": string}, and null or anything else means
+// that there is none. Lists of tokens without a name are left out. kCorruption when the file is not
+// a JSON object.
+Result<boost::json::object> SpecialTokenVariables(std::string_view tokenizer_config_json);
 
 }  // namespace nibble::text

@@ -60,13 +60,22 @@ TEST(ChatTemplateSource, BrokenFilesAreNamed) {
             std::string::npos);
 }
 
+// What PreTrainedTokenizerFast.special_tokens_map of transformers 5 says of the same file.
 TEST(ChatTemplateSource, SpecialTokens) {
   const auto tokens = SpecialTokenVariables(
-      R"({"bos_token": null, "eos_token": "<e>", "pad_token": {"content": "<p>"},
-          "add_bos_token": true, "additional_special_tokens": ["<a>"]})");
-  ASSERT_TRUE(tokens);
-  EXPECT_EQ(*tokens, (std::vector<std::pair<std::string, std::string>>{{"eos_token", "<e>"},
-                                                                       {"pad_token", "<p>"}}));
+      R"({"bos_token": null, "eos_token": "<e>", "pad_token": {"content": "<p>"}, "unk_token": "",
+          "image_token": "<img>", "boi_token": 5, "add_bos_token": true,
+          "additional_special_tokens": ["<a>"],
+          "extra_special_tokens": {"audio_token": "<aud>", "think": "<think>"}})");
+  ASSERT_TRUE(tokens) << tokens.error().message();
+  EXPECT_EQ(*tokens, (boost::json::object{{"eos_token", "<e>"},
+                                          {"pad_token", "<p>"},
+                                          {"unk_token", ""},
+                                          {"image_token", "<img>"},
+                                          {"audio_token", "<aud>"},
+                                          {"think", "<think>"}}));
+  EXPECT_EQ(SpecialTokenVariables("[]").error().code(), Code::kCorruption);
+  EXPECT_TRUE(SpecialTokenVariables(R"({"extra_special_tokens": ["<x>"]})")->empty());
 }
 
 }  // namespace

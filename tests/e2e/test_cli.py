@@ -15,6 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 NIBBLE = pathlib.Path(os.environ.get("NIBBLE", ROOT / "build/release/nibble"))
 MODEL = ROOT / "models/SmolLM2-135M-Instruct-NVFP4"
+GGUF = ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
 TINY = ROOT / "tests/golden/llama_0/nvfp4"
 
 pytestmark = pytest.mark.skipif(not NIBBLE.exists(), reason=f"{NIBBLE} is not built")
@@ -197,3 +198,59 @@ def test_serve_starts_refuses_a_used_port_and_stops_on_sigterm():
         log = process.communicate(timeout=60)[1]
     assert process.returncode == 0
     assert "Application startup complete" in log and f"127.0.0.1:{port}" in log
+
+
+def start_loading(tmp_path, command):
+    """A command whose model comes from a hub that never answers: it loads until it is stopped."""
+    silent_hub = socket.create_server(("127.0.0.1", 0))
+    environment = dict(os.environ, HF_HOME=str(tmp_path / "hub"), HF_ENDPOINT=f"http://127.0.0.1:{silent_hub.getsockname()[1]}")
+    environment.pop("HF_HUB_OFFLINE", None)
+    process = subprocess.Popen([NIBBLE, *map(str, command)], env=environment, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    connection, _ = silent_hub.accept()
+    assert connection.recv(1)
+    return process, (silent_hub, connection)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", ["serve", "run", "chat", "bench"])
+def test_a_signal_while_loading_ends_at_once_with_a_line(tmp_path, command, stop):
+    arguments = {"serve": ["serve", "org/model", "--port", free_port()], "run": ["run", "org/model", "Hello"],
+                 "chat": ["chat", "org/model"], "bench": ["bench", "model", "org/model"]}[command]
+    process, sockets = start_loading(tmp_path, arguments)
+    process.send_signal(stop)
+    out, log = process.communicate(timeout=10)
+    assert process.returncode == (0 if command == "serve" else 128 + stop), log
+    assert log.splitlines()[-1] == "stopped while loading the model" and not out
+    for connection in sockets:
+        connection.close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 0]
+
+
+@needs_model
+def test_sigterm_at_any_moment_of_a_start_ends_serve_with_0():
+    for delay in (0, 0.05, 0.2, 0.5, 0.8):
+        port = free_port()
+        process = subprocess.Popen([NIBBLE, "serve", MODEL, "--port", str(port)], stderr=subprocess.PIPE, text=True)
+        while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(delay)
+        process.send_signal(signal.SIGTERM)
+        log = process.communicate(timeout=20)[1]
+        assert process.returncode == 0, (delay, log)
+        assert "stopped while loading the model" in log or "shutting down" in log
+
+
+@pytest.mark.skipif(not GGUF.exists(), reason="make model has not run")
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_quantize_leaves_nothing(tmp_path, stop):
+    process = subprocess.Popen([NIBBLE, "quantize", GGUF, tmp_path / "out", "--threads", "1"], stderr=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    while not any(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(stop)
+    log = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and "nothing was written" in log, log
+    assert not list(tmp_path.iterdir())

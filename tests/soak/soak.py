@@ -63,10 +63,12 @@ class Server:
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
-    def running(self):
+    def metric(self, *prefixes):
         metrics = self.request("GET", "/metrics")[1].decode()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines()
-                   if line.startswith(("vllm:num_requests_running", "vllm:num_requests_waiting{")))
+        return sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(prefixes))
+
+    def running(self):
+        return self.metric("vllm:num_requests_running", "vllm:num_requests_waiting{")
 
 
 def abuse(server, seed, deadline, counts):
@@ -83,7 +85,10 @@ def abuse(server, seed, deadline, counts):
                 body["stream"] = kind != "chat"
                 status, _ = server.request("POST", "/v1/chat/completions", json.dumps(body), read=kind != "cut")
                 assert status in (200, 503), f"{kind} got {status}"
-            counts[kind] = counts.get(kind, 0) + 1
+            outcome = "refused" if status == 503 else kind
+            counts[outcome] = counts.get(outcome, 0) + 1
+            if status == 503:
+                time.sleep(generator.uniform(0, 0.2))  # clients come back; without a pause nearly all would be refusals
         except (ConnectionError, http.client.HTTPException) as error:
             raise AssertionError(f"{kind}: {error!r}") from error
 
@@ -110,12 +115,15 @@ def main():
             time.sleep(0.2)
         assert server.running() == 0, "requests still run a minute after the last client left"
         assert server.answer() == expected, "the greedy answer changed"
+        assert all(counts.get(kind, 0) > 0 for kind in ("chat", "stream", "cut", "bad", "refused")), counts
+        tokens, preempted = (int(server.metric(f"vllm:{name}_total")) for name in ("generation_tokens", "num_preemptions"))
         after = server.resident()
         assert after < before + 64, f"resident memory grew from {before} to {after} MiB"
         assert server.descriptors() <= fds + 4, f"descriptors grew from {fds} to {server.descriptors()}"
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0, "SIGTERM did not end it cleanly"
-        print(f"soak: {sum(counts.values())} requests {counts}, {before} -> {after} MiB: nothing found")
+        print(f"soak: {sum(counts.values())} requests {counts}, {tokens} tokens, {preempted} pre-emptions, "
+              f"{before} -> {after} MiB: nothing found")
     finally:
         server.process.kill()
 

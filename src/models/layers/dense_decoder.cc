@@ -14,7 +14,7 @@ constexpr int64_t kMaxLayers = 4096;
 }  // namespace
 
 DenseDecoderConfig ReadDenseDecoderConfig(ConfigReader& config, std::string architecture,
-                                          double default_theta) {
+                                          const ClassDefaults& defaults) {
   DenseDecoderConfig c;
   c.architecture = std::move(architecture);
   c.layers = config.Int("num_hidden_layers", 1, kMaxLayers);
@@ -28,7 +28,9 @@ DenseDecoderConfig ReadDenseDecoderConfig(ConfigReader& config, std::string arch
   a.hidden_size = config.Int("hidden_size", 1, kMaxSize);
   a.q_heads = static_cast<int32_t>(config.Int("num_attention_heads", 1, 1 << 16));
   a.kv_heads = static_cast<int32_t>(config.Int("num_key_value_heads", 1, 1 << 16, a.q_heads));
-  a.head_dim = static_cast<int32_t>(config.Int("head_dim", 1, 1 << 16, a.hidden_size / a.q_heads));
+  a.head_dim = static_cast<int32_t>(
+      config.Int("head_dim", 1, 1 << 16,
+                 defaults.head_dim > 0 ? defaults.head_dim : a.hidden_size / a.q_heads));
   a.norm_eps = c.norm_eps;
   config.Require(a.q_heads % a.kv_heads == 0,
                  fmt::format("num_attention_heads {} is not a multiple of num_key_value_heads {}",
@@ -40,7 +42,7 @@ DenseDecoderConfig ReadDenseDecoderConfig(ConfigReader& config, std::string arch
       fmt::format("hidden_act {}: only silu is supported", config.String("hidden_act", "silu")));
 
   c.layer_window.assign(c.layers, 0);
-  c.rope = ReadRopeConfig(config, a.head_dim, c.max_positions, default_theta);
+  c.rope = ReadRopeConfig(config, a.head_dim, c.max_positions, defaults.rope_theta);
   return c;
 }
 

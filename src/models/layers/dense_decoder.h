@@ -29,10 +29,15 @@ struct DenseDecoderConfig {
   RopeConfig rope;
 };
 
-// The fields that all four families share, with the checks that span them. default_theta: the
-// class's default.
+// What a class of transformers takes where its config is silent.
+struct ClassDefaults {
+  double rope_theta = 10000.0;
+  int64_t head_dim = 0;  // 0: hidden_size / num_attention_heads
+};
+
+// The fields that all four families share, with the checks that span them.
 DenseDecoderConfig ReadDenseDecoderConfig(ConfigReader& config, std::string architecture,
-                                          double default_theta);
+                                          const ClassDefaults& defaults);
 
 // Qwen's windows: use_sliding_window switches them on; layer_types says where, or max_window_layers
 // from which layer on.

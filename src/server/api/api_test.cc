@@ -141,6 +141,16 @@ TEST(Chat, MessageTextNeverBecomesControlTokens) {
   EXPECT_EQ(server.engine->submitted().at(1).tokens, (std::vector<int32_t>{'a', kEndId, 'b'}));
 }
 
+TEST(Chat, TemplatesKnowEveryNamedSpecialToken) {
+  TestServer server(
+      SayHello, {},
+      {.tokenizer_config_json = R"({"eos_token": {"content": "E"}, "image_token": "I",
+                                    "extra_special_tokens": {"audio_token": "A"}, "chat_template": "no"})",
+       .chat_template = "{{ eos_token }}{{ image_token }}{{ audio_token }}{{ bos_token }}"});
+  server.PostJson(kChatPath, Hello());
+  EXPECT_EQ(server.engine->submitted().at(0).tokens, (std::vector<int32_t>{'E', 'I', 'A'}));
+}
+
 TEST(Chat, SamplingReachesTheEngine) {
   ServedModelOptions model;
   model.generation_config_json =

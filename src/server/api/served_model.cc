@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "server/api/json_text.h"
+#include "text/chat_template_source.h"
 
 namespace nibble::server {
 namespace {
@@ -17,43 +18,6 @@ Result<json::object> ParseObject(std::string_view text, std::string_view what) {
   if (!value) return tl::unexpected(value.error().Context(what));
   if (!value->is_object()) return Fail(Code::kInvalidArgument, "{}: must be a JSON object", what);
   return std::move(value->get_object());
-}
-
-// A special token is a string or {"content": string, ...}.
-std::optional<std::string> SpecialToken(const json::value& value) {
-  const json::value* text = &value;
-  if (value.is_object()) text = value.get_object().if_contains("content");
-  if (text == nullptr || !text->is_string()) return std::nullopt;
-  return std::string(text->get_string());
-}
-
-json::object SpecialTokens(const json::object& tokenizer_config) {
-  constexpr std::string_view kNames[] = {"bos_token", "eos_token", "unk_token", "pad_token",
-                                         "sep_token", "cls_token", "mask_token"};
-  json::object tokens;
-  for (const std::string_view name : kNames) {
-    const json::value* value = tokenizer_config.if_contains(name);
-    if (value == nullptr) continue;
-    if (auto token = SpecialToken(*value)) tokens[name] = *token;
-  }
-  return tokens;
-}
-
-// "chat_template" is a string, or a list of {"name", "template"} of which "default" is taken.
-std::string FindTemplate(const json::object& tokenizer_config) {
-  const json::value* value = tokenizer_config.if_contains("chat_template");
-  if (value == nullptr) return "";
-  if (value->is_string()) return std::string(value->get_string());
-  if (!value->is_array()) return "";
-  for (const json::value& item : value->get_array()) {
-    if (!item.is_object()) continue;
-    const json::value* name = item.get_object().if_contains("name");
-    const json::value* source = item.get_object().if_contains("template");
-    if (name != nullptr && *name == "default" && source != nullptr && source->is_string()) {
-      return std::string(source->get_string());
-    }
-  }
-  return "";
 }
 
 template <typename T>
@@ -111,9 +75,10 @@ Result<std::shared_ptr<const ServedModel>> MakeServedModel(ServedModelOptions op
   model->max_logprobs = options.max_logprobs;
   model->longest_token_bytes = LongestToken(model->tokenizer());
 
-  NIBBLE_ASSIGN(const json::object tokenizer_config,
-                ParseObject(options.tokenizer_config_json, "tokenizer_config.json"));
-  model->special_tokens = SpecialTokens(tokenizer_config);
+  if (!options.tokenizer_config_json.empty()) {
+    NIBBLE_ASSIGN(model->special_tokens,
+                  text::SpecialTokenVariables(options.tokenizer_config_json));
+  }
   NIBBLE_ASSIGN(json::object generation,
                 ParseObject(options.generation_config_json, "generation_config.json"));
   NIBBLE_ASSIGN(const json::object overrides,
@@ -123,14 +88,12 @@ Result<std::shared_ptr<const ServedModel>> MakeServedModel(ServedModelOptions op
   NIBBLE_ASSIGN(model->default_kwargs, ParseObject(options.default_chat_template_kwargs,
                                                    "--default-chat-template-kwargs"));
 
-  const std::string source =
-      options.chat_template.empty() ? FindTemplate(tokenizer_config) : options.chat_template;
-  if (!source.empty()) {
-    auto compiled = text::ChatTemplate::Compile(source);
+  if (!options.chat_template.empty()) {
+    auto compiled = text::ChatTemplate::Compile(options.chat_template);
     if (!compiled) return tl::unexpected(compiled.error().Context("chat template"));
     model->chat_template = std::move(*compiled);
   }
-  const text::ParserNames found = text::ChooseParsers(source);
+  const text::ParserNames found = text::ChooseParsers(options.chat_template);
   model->parsers.tools = options.tool_parser == "auto" ? found.tools : options.tool_parser;
   model->parsers.reasoning =
       options.reasoning_parser == "auto" ? found.reasoning : options.reasoning_parser;

@@ -16,13 +16,13 @@
 namespace nibble::server {
 
 struct ServedModelOptions {
-  std::shared_ptr<engine::Engine> engine;  // outlives the served model
-  std::vector<std::string> names;          // the first is reported; all are accepted
-  std::string root;                        // of the model card: what was loaded
-  std::string tokenizer_config_json;
+  std::shared_ptr<engine::Engine> engine;    // outlives the served model
+  std::vector<std::string> names;            // the first is reported; all are accepted
+  std::string root;                          // of the model card: what was loaded
+  std::string tokenizer_config_json;         // empty: templates know no special tokens
   std::string generation_config_json;        // empty: neutral defaults
   std::string override_generation_config;    // JSON object of single values, or empty
-  std::string chat_template;                 // empty: the one of tokenizer_config.json, if any
+  std::string chat_template;                 // empty: none, and chat is refused
   std::string default_chat_template_kwargs;  // JSON object, or empty
   std::string tool_parser = "auto";          // or a name of text/answer_parser.h
   std::string reasoning_parser = "auto";     // the same
