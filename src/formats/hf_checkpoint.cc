@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
-#include <set>
+#include <map>
 #include <system_error>
 #include <unordered_map>
 #include <utility>
@@ -25,34 +25,35 @@ constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
 using Shard = std::shared_ptr<const SafetensorsFile>;
 
-// Tensor name → shard file name, as the index claims; empty without an index.
-using WeightMap = std::unordered_map<std::string, std::string>;
+// Tensor name → place of its shard in ShardList::names, as the index claims; empty without an
+// index.
+using WeightMap = std::unordered_map<std::string, size_t>;
 
 struct ShardList {
   std::vector<std::string> names;  // below the folder, sorted
   WeightMap index;
 };
 
-// A tensor and where it lies.
+// A tensor and the shard it lies in.
 struct Located {
-  TensorEntry entry;
+  const SafetensorsEntry* entry = nullptr;
   size_t shard = 0;
-  int64_t offset = 0;
 };
 
 class HfCheckpoint : public Checkpoint {
  public:
   HfCheckpoint(std::string folder, json::object config, std::vector<Shard> shards,
-               std::vector<Located> sorted)
+               const std::vector<Located>& sorted)
       : shards_(std::move(shards)) {
     path_ = std::move(folder);
     config_ = std::move(config);
     std::vector<TensorEntry> entries;
     entries.reserve(sorted.size());
     places_.reserve(sorted.size());
-    for (Located& located : sorted) {
-      places_.push_back({located.shard, located.offset});
-      entries.push_back(std::move(located.entry));
+    for (const auto& [entry, shard] : sorted) {
+      places_.push_back({shard, entry->begin});
+      entries.push_back({entry->name, entry->dtype, entry->shape, entry->end - entry->begin,
+                         std::string(DTypeName(entry->dtype))});
     }
     SetTensors(std::move(entries));
   }
@@ -99,25 +100,31 @@ Result<ShardList> ShardsFromIndex(const std::string& folder) {
     return Fail(Code::kCorruption, "{}: no object \"weight_map\"", path);
   }
   ShardList list;
-  std::set<std::string> names;
+  std::map<std::string, size_t, std::less<>> names;
   for (const auto& [tensor, shard] : map->get_object()) {
     if (!shard.is_string()) {
       return Fail(Code::kCorruption, "{}: weight_map entry {} is not a file name", path,
                   Quoted(tensor));
     }
-    std::string name(shard.get_string());
+    const std::string_view name = shard.get_string();
+    if (names.contains(name)) continue;
     NIBBLE_TRY(CheckShardName(name, path));
-    names.insert(name);
-    list.index.emplace(std::string(tensor), std::move(name));
+    names.emplace(name, 0);
   }
-  for (const std::string& name : names) {
-    if (FileExists(folder + "/" + name)) continue;
-    return Fail(Code::kNotFound,
-                "{}: names the shard {}, which is not in the folder; is the "
-                "download incomplete?",
-                path, Quoted(name));
+  for (auto& [name, place] : names) {
+    if (!FileExists(folder + "/" + name)) {
+      return Fail(Code::kNotFound,
+                  "{}: names the shard {}, which is not in the folder; is the "
+                  "download incomplete?",
+                  path, Quoted(name));
+    }
+    place = list.names.size();
+    list.names.push_back(name);
   }
-  list.names.assign(names.begin(), names.end());
+  list.index.reserve(map->get_object().size());
+  for (const auto& [tensor, shard] : map->get_object()) {
+    list.index.emplace(tensor, names.find(std::string_view(shard.get_string()))->second);
+  }
   return list;
 }
 
@@ -169,50 +176,40 @@ Result<std::vector<Located>> Merge(const std::string& folder, const ShardList& l
   std::vector<Located> all;
   for (size_t shard = 0; shard < shards.size(); ++shard) {
     for (const SafetensorsEntry& entry : shards[shard]->header.tensors) {
-      all.push_back({{entry.name, entry.dtype, entry.shape, entry.end - entry.begin,
-                      std::string(DTypeName(entry.dtype))},
-                     shard,
-                     entry.begin});
+      all.push_back({&entry, shard});
     }
   }
-  std::stable_sort(all.begin(), all.end(),
-                   [](const Located& a, const Located& b) { return a.entry.name < b.entry.name; });
+  std::ranges::stable_sort(
+      all, {}, [](const Located& located) { return std::string_view(located.entry->name); });
   std::vector<Located> merged;
   merged.reserve(all.size());
-  for (Located& located : all) {
-    if (merged.empty() || merged.back().entry.name != located.entry.name) {
-      merged.push_back(std::move(located));
+  for (const Located& located : all) {
+    const std::string& name = located.entry->name;
+    if (merged.empty() || merged.back().entry->name != name) {
+      merged.push_back(located);
       continue;
     }
-    const std::string& name = located.entry.name;
     const auto choice = list.index.find(name);
-    const std::string& first = list.names[merged.back().shard];
-    const std::string& second = list.names[located.shard];
-    if (choice != list.index.end() && choice->second == second) {
-      merged.back() = std::move(located);
-    } else if (choice == list.index.end() || choice->second != first) {
+    if (choice != list.index.end() && choice->second == located.shard) {
+      merged.back() = located;
+    } else if (choice == list.index.end() || choice->second != merged.back().shard) {
       return Fail(Code::kCorruption,
                   "{}: tensor {} is in {} and in {}, and no index says which "
                   "one counts",
-                  folder, Quoted(name), first, second);
+                  folder, Quoted(name), list.names[merged.back().shard], list.names[located.shard]);
     }
   }
   return merged;
 }
 
-void ReportAbsentTensors(const std::string& folder, const WeightMap& index,
-                         const std::vector<Located>& tensors) {
+void ReportAbsentTensors(const Checkpoint& checkpoint, const WeightMap& index) {
   std::vector<std::string_view> absent;
   for (const auto& [name, shard] : index) {
-    const auto at = std::lower_bound(tensors.begin(), tensors.end(), name,
-                                     [](const Located& located, const std::string& wanted) {
-                                       return located.entry.name < wanted;
-                                     });
-    if (at == tensors.end() || at->entry.name != name) absent.push_back(name);
+    if (checkpoint.Find(name) == nullptr) absent.push_back(name);
   }
   if (absent.empty()) return;
-  LogWarning("{}: {} lists {} tensors that no shard holds (one is {})", folder, kIndexFile,
-             absent.size(), Quoted(*std::min_element(absent.begin(), absent.end())));
+  LogWarning("{}: {} lists {} tensors that no shard holds (one is {})", checkpoint.path(),
+             kIndexFile, absent.size(), Quoted(*std::min_element(absent.begin(), absent.end())));
 }
 
 }  // namespace
@@ -241,10 +238,11 @@ Result<std::unique_ptr<Checkpoint>> OpenHfFolder(const std::string& folder) {
     NIBBLE_ASSIGN(Shard shard, OpenSafetensors(folder + "/" + name));
     shards.push_back(std::move(shard));
   }
-  NIBBLE_ASSIGN(std::vector<Located> tensors, Merge(folder, list, shards));
-  ReportAbsentTensors(folder, list.index, tensors);
-  return std::unique_ptr<Checkpoint>(std::make_unique<HfCheckpoint>(
-      folder, std::move(config), std::move(shards), std::move(tensors)));
+  NIBBLE_ASSIGN(const std::vector<Located> tensors, Merge(folder, list, shards));
+  auto checkpoint =
+      std::make_unique<HfCheckpoint>(folder, std::move(config), std::move(shards), tensors);
+  ReportAbsentTensors(*checkpoint, list.index);
+  return checkpoint;
 }
 
 }  // namespace nibble::formats
