@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes tests/golden/formats: checkpoints as their producers write them, and what they mean.
 
-    tools/make_formats_goldens.py [PART...]     parts: cases, modelopt, compressed, formats, sharded, corpus
+    tools/make_formats_goldens.py [PART...]     parts: the keys of PARTS below
 
 Needs safetensors; for the checkpoints also torch, transformers, nvidia-modelopt and
 compressed-tensors. Weights are random and tiny; every folder holds, beside the checkpoint, an
@@ -333,6 +333,304 @@ def make_formats():
     save_expected(folder, expected)
 
 
+def modelopt_export(model, config):
+    """Quantises and exports with ModelOpt: tensors, config.json and hf_quant_config.json."""
+    import copy
+    import tempfile
+
+    import modelopt.torch.quantization as mtq
+    import torch
+    from modelopt.torch.export import export_hf_checkpoint
+
+    model.config.architectures = [type(model).__name__]
+    ids = torch.arange(24).reshape(1, 24)
+    model = mtq.quantize(model, copy.deepcopy(config), lambda calibrated: calibrated(input_ids=ids))
+    with tempfile.TemporaryDirectory() as name, torch.no_grad():
+        export_hf_checkpoint(model, export_dir=name)
+        folder = Path(name)
+        configs = [json.loads((folder / file).read_text()) for file in ["config.json", "hf_quant_config.json"]]
+        return load(folder), configs[0]["quantization_config"], configs[1]
+
+
+def modelopt_dequantized(state):
+    """The FP32 weight of an exported linear, by ModelOpt's own tensor classes where it has one for what it exports."""
+    import torch
+    from modelopt.torch.quantization import qtensor
+
+    weight, scale = state["weight"], state["weight_scale"]
+    shape = torch.Size((weight.shape[0], weight.shape[1] * (2 if weight.dtype == torch.uint8 else 1)))
+    arguments = {"dtype": torch.float32, "scale": scale}
+    if weight.dtype == torch.uint8 and scale.dtype == torch.float8_e4m3fn:
+        return qtensor.NVFP4QTensor(shape, torch.float32, weight).dequantize(
+            **arguments, double_scale=state["weight_scale_2"], block_sizes={-1: 16})
+    if weight.dtype == torch.uint8 and scale.dtype == torch.uint8:
+        return qtensor.MXFP4QTensor(shape, torch.float32, weight).dequantize(**arguments, block_sizes={-1: 32})
+    if weight.dtype == torch.float8_e4m3fn and scale.dtype == torch.uint8:
+        return qtensor.MXFP8QTensor(shape, torch.float32, weight).dequantize(**arguments)
+    if weight.dtype == torch.float8_e4m3fn and scale.dim() == 4:
+        arguments["scale"] = scale.reshape(scale.shape[0], scale.shape[2])
+        return qtensor.FP8QTensor(shape, torch.float32, weight).dequantize(**arguments, block_sizes={-1: 128, -2: 128})
+    if weight.dtype == torch.uint8:  # two rows of signed nibbles in a byte
+        low, high = (weight & 15).to(torch.int8), (weight >> 4).to(torch.int8)
+        codes = torch.stack([low, high], 1).reshape(-1, weight.shape[1])
+        codes = torch.where(codes > 7, codes - 16, codes)
+        return codes.float() * scale.float().repeat_interleave(codes.shape[1] // scale.shape[1], 1)
+    return weight.float() * (scale.float()[:, None] if scale.dim() == 1 else scale.float())
+
+
+def make_modelopt_formats():
+    """One linear in every format of ModelOpt that is read, each out of an export of its own, in one file; and the
+    configs of all those exports."""
+    import modelopt.torch.quantization as mtq
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    names = ["NVFP4_DEFAULT_CFG", "W4A16_NVFP4_CFG", "FP8_DEFAULT_CFG", "FP8_PER_CHANNEL_PER_TOKEN_CFG",
+             "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "INT4_AWQ_CFG", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", "W4A8_AWQ_BETA_CFG",
+             "INT8_WEIGHT_ONLY_CFG", "INT8_SMOOTHQUANT_CFG", "MXFP4_DEFAULT_CFG", "MXFP8_DEFAULT_CFG"]
+    mixed = dict(mtq.NVFP4_DEFAULT_CFG)
+    fp8 = [entry for entry in mtq.FP8_DEFAULT_CFG["quant_cfg"] if "weight_quantizer" in str(entry.get("quantizer_name"))
+           or "input_quantizer" in str(entry.get("quantizer_name"))]
+    mixed["quant_cfg"] = list(mixed["quant_cfg"]) + [
+        {**entry, "quantizer_name": "*self_attn" + entry["quantizer_name"]} for entry in fp8
+        if entry["quantizer_name"] in ("*weight_quantizer", "*input_quantizer")]
+    tensors, expected, configs = {}, {}, {}
+    for name in [*names, "MIXED"]:
+        torch.manual_seed(2)
+        model = LlamaForCausalLM(LlamaConfig(
+            hidden_size=128, intermediate_size=256, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=1,
+            head_dim=16, vocab_size=40, max_position_embeddings=128, dtype="bfloat16")).to(torch.bfloat16).eval()
+        attention = model.model.layers[0].self_attn
+        wide = {"k_proj": attention.k_proj.weight.detach().float(),
+                "down_proj": model.model.layers[0].mlp.down_proj.weight.detach().float()}
+        exported, config, hf_quant = modelopt_export(model, mixed if name == "MIXED" else getattr(mtq, name))
+        stem = name.removesuffix("_CFG").removesuffix("_DEFAULT").lower()
+        configs[stem] = {"config.json": {"quantization_config": config}, "hf_quant_config.json": hf_quant}
+        is_large = name in ("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "MIXED")  # more than one block
+        for module in ["k_proj", "down_proj"] if is_large else ["k_proj"]:
+            if name == "MIXED" and module == "down_proj":
+                continue
+            path = f"model.layers.0.{'self_attn' if module == 'k_proj' else 'mlp'}.{module}"
+            state = {key.removeprefix(path + "."): value for key, value in exported.items() if key.startswith(path + ".")
+                     and not key.endswith(("k_scale", "v_scale"))}
+            tensors.update({f"{stem}.{module}.{key}": value for key, value in state.items()})
+            value = modelopt_dequantized(state)
+            original = wide[module]
+            smoothed = value * state["pre_quant_scale"].float() if "pre_quant_scale" in state else value
+            error = (smoothed - original).abs().max() / original.abs().max()
+            print(f"{stem}.{module}: {config['quant_algo']}, {sorted(state)}, largest error {error:.3f}")
+            if "awq" not in stem and "smooth" not in stem:
+                assert error < 0.2
+            expected[f"{stem}.{module}"] = value
+            if module == "down_proj":
+                rows = torch.tensor([0, 3, 127])
+                expected[f"{stem}.{module}.rows"], expected[f"{stem}.{module}"] = rows, value[rows]
+    folder = fresh("modelopt_formats")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(configs["mixed"]["config.json"], indent=1) + "\n")
+    (folder / "exports.json").write_text(json.dumps(configs, indent=1) + "\n")
+    save_expected(folder, expected)
+
+
+def make_deepseek():
+    """Block FP8 as DeepSeek and Qwen publish it, written and read by transformers' conversions; scales as FP32 and as
+    powers of two."""
+    from types import SimpleNamespace
+
+    import torch
+    from safetensors.torch import save_file
+    from transformers import FineGrainedFP8Config
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
+
+    torch.manual_seed(5)
+    tensors, expected = {}, {}
+    config = FineGrainedFP8Config(weight_block_size=(128, 128))
+    for name, scale_fmt in [("float_scales", "float"), ("ue8m0_scales", "ue8m0")]:
+        config.scale_fmt = scale_fmt
+        quantizer = SimpleNamespace(quantization_config=config)
+        stored = Fp8Quantize(quantizer)._quantize_one(f"{name}.weight", torch.randn(128, 256))
+        tensors.update(stored)
+        weight, scale = stored[f"{name}.weight"], stored[f"{name}.weight_scale_inv"]
+        print(name, weight.dtype, scale.dtype, tuple(scale.shape))
+        value = Fp8Dequantize(quantizer)._dequantize_one(weight, scale, torch.float32)
+        rows = torch.tensor([0, 77])
+        expected[f"{name}.rows"], expected[name] = rows, value[rows]
+    folder = fresh("deepseek_fp8")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                    "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}, indent=1) + "\n")
+    save_expected(folder, expected)
+
+
+def make_integers():
+    """Integers as compressed-tensors packs them, dequantised by its own decompressor."""
+    import torch
+    from compressed_tensors.compressors.base import compress_module, decompress_module
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+    from compressed_tensors.quantization import (QuantizationArgs, QuantizationConfig, QuantizationScheme,
+                                                 apply_quantization_config)
+    from compressed_tensors.quantization.utils.helpers import calculate_qparams
+    from safetensors.torch import save_file
+
+    torch.manual_seed(3)
+    group = {"strategy": "group", "group_size": 32}
+    schemes = {"w4_symmetric": {"num_bits": 4, "symmetric": True, **group},
+               "w4_asymmetric": {"num_bits": 4, "symmetric": False, **group},
+               "w4_channel": {"num_bits": 4, "symmetric": True, "strategy": "channel"},
+               "w8_symmetric": {"num_bits": 8, "symmetric": True, **group},
+               "w8_asymmetric": {"num_bits": 8, "symmetric": False, **group}}
+    layers, groups = torch.nn.Module(), {}
+    for name, args in schemes.items():
+        columns = 36 if name == "w4_channel" else 96  # 36: the last word of a row is not full
+        layers.add_module(name, torch.nn.Linear(columns, 20, bias=False, dtype=torch.bfloat16))
+        groups[name] = QuantizationScheme(targets=[name], weights=QuantizationArgs(type="int", **args))
+    config = QuantizationConfig(config_groups=groups, ignore=[])
+    apply_quantization_config(layers, config)
+    tensors, expected = {}, {}
+    for name, module in layers.named_children():
+        args = module.quantization_scheme.weights
+        weight = module.weight.detach().float()
+        size = args.group_size or weight.shape[1]
+        parts = weight.reshape(weight.shape[0], -1, size)
+        scale, zero = calculate_qparams(parts.amin(-1), parts.amax(-1), args)
+        module.weight_scale.data = scale.to(module.weight_scale.dtype).reshape(module.weight_scale.shape)
+        if hasattr(module, "weight_zero_point"):
+            module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype).reshape(scale.shape)
+        compress_module(module)
+        state = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
+        tensors.update({f"{name}.{key}": value for key, value in state.items()})
+        module.weight_scale.data = module.weight_scale.data.float()  # the product is not rounded to BF16 then
+        decompress_module(module)
+        expected[name] = module.weight.detach().float()
+        error = (expected[name] - weight).abs().max() / weight.abs().max()
+        print(name, module.weight.dtype, {key: (value.dtype, tuple(value.shape)) for key, value in state.items()}, float(error))
+        assert error < 0.2
+    # Act-order: this version writes none, so the columns of one of its weights are put in another order by hand.
+    order = torch.randperm(96)
+    packed = {key.removeprefix("w4_asymmetric."): value for key, value in tensors.items()
+              if key.startswith("w4_asymmetric.")}
+    codes = unpack_from_int32(packed["weight_packed"], 4, torch.Size([20, 96]))
+    tensors.update({f"w4_act_order.{key}": value.clone() for key, value in packed.items()})
+    tensors["w4_act_order.weight_packed"] = pack_to_int32(codes[:, order].contiguous(), 4)
+    tensors["w4_act_order.weight_g_idx"] = (order // 32).to(torch.int32)
+    expected["w4_act_order"] = expected["w4_asymmetric"][:, order]
+    folder = fresh("compressed_tensors_integers")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    quantization = json.loads(config.model_dump_json())
+    quantization["format"] = "pack-quantized"
+    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}, indent=1) + "\n")
+    save_expected(folder, expected)
+
+
+def expert_models():
+    from transformers import (GptOssConfig, GptOssForCausalLM, Llama4ForCausalLM, Llama4TextConfig, MixtralConfig,
+                              MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
+    from transformers.models.qwen3_vl_moe import Qwen3VLMoeTextConfig, Qwen3VLMoeTextModel
+
+    base = {"hidden_size": 64, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 40, "max_position_embeddings": 64,
+            "num_experts_per_tok": 1, "dtype": "bfloat16"}
+    return {
+        "gpt_oss": lambda: GptOssForCausalLM(GptOssConfig(**base, num_local_experts=2, layer_types=["full_attention"])),
+        "llama4": lambda: Llama4ForCausalLM(Llama4TextConfig(
+            **base, intermediate_size_mlp=16, num_local_experts=2, interleave_moe_layer_step=1, pad_token_id=0)),
+        "qwen3_vl": lambda: Qwen3VLMoeTextModel(Qwen3VLMoeTextConfig(**base, moe_intermediate_size=16, num_experts=2)),
+        "qwen3": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**base, moe_intermediate_size=16, num_experts=2)),
+        "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**base, num_local_experts=2)),
+    }
+
+
+def make_experts():
+    """Experts as transformers and ModelOpt store them; expected: every projection of expert 1, (N, K)."""
+    import tempfile
+
+    import modelopt.torch.quantization as mtq
+    import torch
+    from safetensors.torch import save_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    tensors, expected, chosen = {}, {}, 1
+    names = ("gate_proj", "up_proj", "down_proj")
+    for family, make in expert_models().items():
+        for export, config in [("bf16", None), ("nvfp4", mtq.NVFP4_DEFAULT_CFG), ("fp8", mtq.FP8_DEFAULT_CFG)]:
+            if family == "qwen3_vl" and export != "bf16":
+                continue  # split into names of their own, as Qwen3's are
+            torch.manual_seed(4)
+            model = make().to(torch.bfloat16).eval()
+            for parameter in model.parameters():
+                if parameter.dim() == 3:
+                    torch.nn.init.normal_(parameter.data, std=0.05)
+            layer = (model.model if hasattr(model, "model") else model).layers[0]
+            experts = (layer.feed_forward if family == "llama4" else layer.mlp).experts
+            # (N, K) of the model in memory: what its forward pass multiplies.
+            pair = experts.gate_up_proj.detach()[chosen].float()
+            down = experts.down_proj.detach()[chosen].float()
+            if family in ("gpt_oss", "llama4"):  # x @ W
+                pair, down = pair.T, down.T
+            gate, up = (pair[0::2], pair[1::2]) if family == "gpt_oss" else pair.chunk(2)
+            original = dict(zip(names, (gate, up, down)))
+            if config is None:
+                with tempfile.TemporaryDirectory() as folder:
+                    model.save_pretrained(folder)
+                    stored = load(Path(folder))
+            else:
+                stored, _, _ = modelopt_export(model, config)
+            prefix = f"{family}_{export}.experts."
+            mine = {name.split("experts.", 1)[1]: value for name, value in stored.items() if "experts." in name
+                    and "shared" not in name and not (name.split("experts.", 1)[1][0] == "0")}
+            tensors.update({prefix + name: value for name, value in mine.items()})
+            print(prefix, {name: (str(value.dtype), tuple(value.shape)) for name, value in mine.items()})
+            for name, alias in zip(names, ("w1", "w3", "w2")):
+                if "gate_up_proj" in mine:
+                    value = stacked_value(mine, "down_proj" if name == "down_proj" else "gate_up_proj", chosen)
+                    transposed = value.shape[0] == original[name].shape[1]
+                    value = value.T if transposed else value
+                    if name != "down_proj":
+                        half = slice(name == "up_proj", None, 2) if family == "gpt_oss" else (
+                            slice(16 * (name == "up_proj"), 16 * (name == "up_proj") + 16))
+                        value = value[half]
+                else:
+                    own = f"{chosen}.{alias if family == 'mixtral' else name}."
+                    state = {key.removeprefix(own): value for key, value in mine.items() if key.startswith(own)}
+                    value = modelopt_dequantized(state) if "weight_scale" in state else state["weight"].float()
+                assert value.shape == original[name].shape
+                error = (value - original[name]).abs().max() / original[name].abs().max()
+                assert error < {"bf16": 1e-9, "nvfp4": 0.2, "fp8": 0.05}[export], (prefix, name, error)
+                expected[f"{prefix}{chosen}.{name}"] = value
+    # gpt-oss as OpenAI publishes it: no package writes it, transformers reads it.
+    for name, rows, columns in [("gate_up_proj", 64, 64), ("down_proj", 64, 32)]:
+        blocks = torch.randint(0, 256, (2, rows, columns // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(100, 140, (2, rows, columns // 32), dtype=torch.uint8)
+        tensors[f"gpt_oss_mxfp4.experts.{name}_blocks"] = blocks
+        tensors[f"gpt_oss_mxfp4.experts.{name}_scales"] = scales
+        value = convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)[chosen].float().T  # exact in BF16
+        parts = {"gate_proj": value[0::2], "up_proj": value[1::2]} if name == "gate_up_proj" else {"down_proj": value}
+        for part, rows_of in parts.items():
+            expected[f"gpt_oss_mxfp4.experts.{chosen}.{part}"] = rows_of
+    folder = fresh("experts")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}\n")
+    save_expected(folder, expected)
+
+
+def stacked_value(stored, name, expert):
+    """One expert of a stacked tensor as it lies, in FP32."""
+    import torch
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    weight = stored[name]
+    if weight.dtype == torch.uint8:  # pairs along the first axis of the matrix
+        codes, scale = weight[expert].T.contiguous(), stored[name + "_weight_scale"][expert].T.contiguous()
+        shape = torch.Size((codes.shape[0], codes.shape[1] * 2))
+        return NVFP4QTensor(shape, torch.float32, codes).dequantize(
+            dtype=torch.float32, scale=scale, double_scale=stored[name + "_weight_scale_2"], block_sizes={-1: 16}).T
+    if weight.dtype == torch.float8_e4m3fn:
+        return weight[expert].float() * stored[name + "_weight_scale"].float()
+    return weight[expert].float()
+
+
 def make_sharded():
     """BF16 in shards with an index, as transformers writes it."""
     model = tiny_llama()
@@ -376,7 +674,8 @@ def make_corpus():
 
 
 PARTS = {"cases": make_cases, "modelopt": make_modelopt, "compressed": make_compressed,
-         "formats": make_formats, "sharded": make_sharded, "corpus": make_corpus}
+         "formats": make_formats, "sharded": make_sharded,
+         "modelopt_formats": make_modelopt_formats, "integers": make_integers, "deepseek": make_deepseek, "experts": make_experts, "corpus": make_corpus}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

@@ -119,7 +119,7 @@ class Classifier {
       case DType::kF8E4M3:
         return Fp8(weight);
       case DType::kI8:
-        return SignedBytes(weight);
+        return ClassifySignedBytes(weight);
       case DType::kBF16:
         return Wide(weight, WeightFormat::kBf16);
       case DType::kF16:
@@ -322,6 +322,15 @@ class Classifier {
     parts.n = sizes[0];
     parts.k = sizes[1];
     return {};
+  }
+
+  // INT8; or E2M1 pairs, as DeepSeek stores MXFP4 experts.
+  Result<LinearParts> ClassifySignedBytes(const TensorEntry& weight) {
+    for (const std::string_view suffix : {"weight_scale_inv", "scale"}) {
+      const TensorEntry* scale = Find(suffix);
+      if (scale != nullptr && scale->dtype == DType::kF8E8M0) return Mxfp4(weight, *scale);
+    }
+    return SignedBytes(weight);
   }
 
   // ModelOpt's and compressed-tensors' INT8: signed bytes (N, K).

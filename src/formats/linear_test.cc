@@ -74,13 +74,15 @@ void CheckAgainstProducer(const std::string& golden, int ulps) {
     } else {
       for (int64_t row = 0; row < linear->view.n; ++row) rows.push_back(row);
     }
-    const int64_t k = linear->view.k;
+    const QuantView& view = linear->view;
+    const int64_t k = view.k;
     ASSERT_EQ(values.size(), rows.size() * static_cast<size_t>(k)) << module;
     std::vector<float> got(static_cast<size_t>(k));
     for (size_t i = 0; i < rows.size(); ++i) {
       DequantizeRow(linear->view, rows[i], got.data());
       for (int64_t column = 0; column < k; ++column) {
-        const float want = values[i * static_cast<size_t>(k) + static_cast<size_t>(column)];
+        const int64_t original = view.column_order != nullptr ? view.column_order[column] : column;
+        const float want = values[i * static_cast<size_t>(k) + static_cast<size_t>(original)];
         const float allowed = static_cast<float>(ulps) * std::ldexp(std::fabs(want), -23);
         ASSERT_NEAR(got[static_cast<size_t>(column)], want, allowed)
             << module << " [" << rows[i] << ", " << column << "]";
@@ -96,6 +98,11 @@ TEST(LinearGoldenTest, CompressedTensorsNvfp4) {
 TEST(LinearGoldenTest, CompressedTensorsOtherFormats) {
   CheckAgainstProducer("compressed_tensors_formats", 3);
 }
+TEST(LinearGoldenTest, CompressedTensorsIntegersAreExact) {
+  CheckAgainstProducer("compressed_tensors_integers", 0);
+}
+TEST(LinearGoldenTest, ModelOptFormatsAreExact) { CheckAgainstProducer("modelopt_formats", 0); }
+TEST(LinearGoldenTest, DeepSeekFp8IsExact) { CheckAgainstProducer("deepseek_fp8", 0); }
 TEST(LinearGoldenTest, ShardedBf16IsExact) { CheckAgainstProducer("sharded_bf16", 0); }
 
 TEST(LinearGoldenTest, FormatsShapesAndScalars) {
@@ -133,6 +140,64 @@ TEST(LinearGoldenTest, FormatsShapesAndScalars) {
   EXPECT_EQ(formats->ReadLinear("fp8_block", 0, 0)->view.scale_block_k, 128);
   EXPECT_EQ(formats->ReadLinear("mxfp8a16", 0, 0)->view.scale_block_k, 32);
   EXPECT_EQ(formats->ReadLinear("fp8", 0, 0)->view.input_scale, 0.0078125f);
+}
+
+TEST(LinearGoldenTest, FormatsOfModelOpt) {
+  const auto checkpoint = OpenGolden("modelopt_formats");
+  const std::map<std::string, WeightFormat> expected = {
+      {"nvfp4", WeightFormat::kNvfp4},
+      {"w4a16_nvfp4", WeightFormat::kNvfp4},
+      {"fp8", WeightFormat::kFp8},
+      {"fp8_per_channel_per_token", WeightFormat::kFp8},
+      {"fp8_2d_blockwise_weight_only", WeightFormat::kFp8},
+      {"int4_awq", WeightFormat::kInt4},
+      {"int4_blockwise_weight_only", WeightFormat::kInt4},
+      {"w4a8_awq_beta", WeightFormat::kInt4},
+      {"int8_weight_only", WeightFormat::kInt8},
+      {"int8_smoothquant", WeightFormat::kInt8},
+      {"mxfp4", WeightFormat::kMxfp4},
+      {"mxfp8", WeightFormat::kFp8},
+      {"mixed", WeightFormat::kFp8}};
+  for (const auto& [module, format] : expected) {
+    const auto found = checkpoint->LinearFormat(module + ".k_proj");
+    ASSERT_TRUE(found) << found.error().message();
+    EXPECT_EQ(*found, format) << module;
+  }
+  const auto read = [&](const char* module) {
+    return checkpoint->ReadLinear(fmt::format("{}.k_proj", module), 16, 128)->view;
+  };
+  EXPECT_GT(read("nvfp4").input_scale, 0);
+  EXPECT_EQ(read("w4a16_nvfp4").input_scale, 0);
+  EXPECT_EQ(read("mxfp8").scale_block_k, 32);
+  EXPECT_EQ(read("int4_awq").scale_block_k, 128);
+  EXPECT_EQ(read("int4_awq").zeros, nullptr);
+  EXPECT_NE(read("int8_smoothquant").input_multiplier, nullptr);
+}
+
+TEST(LinearGoldenTest, ExpertsAreExact) {
+  const auto checkpoint = OpenGolden("experts");
+  ASSERT_NE(checkpoint, nullptr);
+  const Expected expected("experts");
+  constexpr int64_t kD = 64;
+  constexpr int64_t kF = 16;
+  for (const std::string& name : expected.Modules()) {  // "llama4_fp8.experts.1.up_proj"
+    const size_t at = name.find(".1.");
+    const std::string module = name.substr(0, at);
+    const std::string projection = name.substr(at + 3);
+    const bool blocks = module.starts_with("gpt_oss_mxfp4");  // F = 32 there
+    const int64_t f = blocks ? 2 * kF : kF;
+    const int64_t n = projection == "down_proj" ? kD : f;
+    const int64_t k = projection == "down_proj" ? f : kD;
+    const bool gpt_oss = module.starts_with("gpt_oss");
+    const auto read = checkpoint->ReadExpert(module, 1, projection, n, k,
+                                             {.interleaved = gpt_oss, .transposed = {}});
+    ASSERT_TRUE(read) << read.error().message();
+    EXPECT_EQ(DequantizeAll(read->view), expected.Values<float>(name)) << name;
+    const auto bias = checkpoint->ReadExpertBias(module, 1, projection, n, {});
+    ASSERT_TRUE(bias) << bias.error().message();
+    EXPECT_EQ(bias->empty(), !gpt_oss || blocks) << name;
+  }
+  EXPECT_EQ(expected.Modules().size(), 42u);
 }
 
 // --- defects ---
@@ -339,6 +404,8 @@ TEST_F(LinearTest, Mxfp4InBothSpellings) {
   EXPECT_NE(ErrorOf(tensors).find("expected [2, 2]"), std::string::npos);
   tensors = {{"weight", {DType::kU8, {2, 32}, {}}}, {"weight_scale", {DType::kU8, {2, 2}, {}}}};
   EXPECT_EQ(*Open(tensors)->LinearFormat("p"), WeightFormat::kMxfp4);
+  tensors = {{"weight", {DType::kI8, {2, 32}, {}}}, {"scale", {DType::kF8E8M0, {2, 2}, {}}}};
+  EXPECT_EQ(*Open(tensors)->LinearFormat("p"), WeightFormat::kMxfp4) << "DeepSeek's experts";
 }
 
 TEST_F(LinearTest, Fp8Granularities) {

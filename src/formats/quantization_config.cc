@@ -114,8 +114,8 @@ std::optional<std::string_view> KindOf(std::string_view spelled) {
       {"FP8", "fp8"},
       {"FP8_PER_CHANNEL_PER_TOKEN", "fp8"},
       {"FP8_PB_WO", "fp8"},
-      {"MXFP8", "fp8"},
-      {"MXFP8-QUANTIZED", "fp8"},
+      {"MXFP8", "mxfp8"},
+      {"MXFP8-QUANTIZED", "mxfp8"},
       {"FLOAT-QUANTIZED", "fp8"},
       {"FBGEMM_FP8", "fp8"},
       {"W4A16_AWQ", "int"},
@@ -124,8 +124,8 @@ std::optional<std::string_view> KindOf(std::string_view spelled) {
       {"W8A8_SQ_PER_CHANNEL", "int"},
       {"PACK-QUANTIZED", "int"},
       {"INT-QUANTIZED", "int"},
-      {"AWQ", "int"},
-      {"GPTQ", "int"},
+      {"AWQ", "awq"},
+      {"GPTQ", "gptq"},
       {"NAIVE-QUANTIZED", ""},  // 8-bit float or integer: the groups say which
       {"DENSE", ""},
       {"MIXED-PRECISION", ""},
@@ -247,10 +247,13 @@ class Collector {
     const int64_t bits = MemberInt(*weights, "num_bits");
     if (MemberString(*weights, "type") != "float") {
       if (bits > 0) AddKind("int", fmt::format("{}-bit int weights", bits));
-    } else if (bits == 8) {
-      AddKind("fp8", "8-bit float weights");
+      return;
+    }
+    const int64_t size = MemberInt(*weights, "group_size");
+    if (bits == 8) {
+      AddKind(size == 32 ? "mxfp8" : "fp8",
+              size == 32 ? "8-bit float weights in groups of 32" : "8-bit float weights");
     } else if (bits == 4) {
-      const int64_t size = MemberInt(*weights, "group_size");
       AddKind(size == 32 ? "mxfp4" : "nvfp4",
               fmt::format("4-bit float weights in groups of {}", size));
     }

@@ -36,7 +36,7 @@ class ModulePattern {
 
 struct QuantizationConfig {
   struct Named {
-    std::string kind;     // "nvfp4", "mxfp4", "fp8", "int": as stored_formats.h names them
+    std::string kind;     // "nvfp4", "int", ...: as stored_formats.h names them
     std::string spelled;  // as the file spells it: "W4A16_NVFP4"
     std::string file;     // "config.json"
   };

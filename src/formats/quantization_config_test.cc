@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <string>
 #include <utility>
 
@@ -39,7 +40,9 @@ TEST(QuantizationConfigTest, SpellingsOfTheFormats) {
       {R"({"quant_method":"fp8","weight_block_size":[128,128]})", "fp8"},
       {R"({"quant_method":"fp8","moe_quant_algo":"NVFP4"})", "nvfp4 fp8"},
       {R"({"quant_method":"mxfp4"})", "mxfp4"},
-      {R"({"quant_method":"awq","bits":4})", "int"},
+      {R"({"quant_method":"awq","bits":4})", "awq"},
+      {R"({"quant_method":"gptq","bits":4})", "gptq"},
+      {R"({"quant_method":"mxfp8"})", "mxfp8"},
       {R"({"quant_method":"compressed-tensors","format":"dense","config_groups":{"a":{"weights":
           {"num_bits":4,"type":"float","group_size":16}}}})",
        ""},
@@ -70,10 +73,39 @@ TEST(QuantizationConfigTest, FilesOfTheProducers) {
   const auto formats = OpenCheckpoint(golden + "compressed_tensors_formats");
   ASSERT_TRUE(formats) << formats.error().message();
   const auto mixed = ReadQuantizationConfig(**formats);
-  EXPECT_EQ(Kinds(*mixed), "nvfp4 mxfp4 fp8");
+  EXPECT_EQ(Kinds(*mixed), "nvfp4 mxfp4 fp8 mxfp8");
   EXPECT_TRUE(mixed->NamesModule("fp8_block"));
   EXPECT_FALSE(mixed->NamesModule("bf16"));
   EXPECT_EQ(ConfiguredFp8Block((*formats)->config()), (std::pair<int64_t, int64_t>{128, 128}));
+}
+
+TEST(QuantizationConfigTest, EveryExportOfModelOpt) {
+  const std::map<std::string, std::string> expected = {{"nvfp4", "nvfp4"},
+                                                       {"w4a16_nvfp4", "nvfp4"},
+                                                       {"fp8", "fp8"},
+                                                       {"fp8_per_channel_per_token", "fp8"},
+                                                       {"fp8_2d_blockwise_weight_only", "fp8"},
+                                                       {"int4_awq", "int"},
+                                                       {"int4_blockwise_weight_only", "int"},
+                                                       {"w4a8_awq_beta", "int"},
+                                                       {"int8_weight_only", "int"},
+                                                       {"int8_smoothquant", "int"},
+                                                       {"mxfp4", "mxfp4"},
+                                                       {"mxfp8", "mxfp8"},
+                                                       {"mixed", "fp8 nvfp4"}};
+  const auto text = ReadFile(GoldenPath("formats/modelopt_formats/exports.json"));
+  ASSERT_TRUE(text);
+  const auto exports = ParseJsonObject(*text, "exports.json");
+  ASSERT_TRUE(exports) << exports.error().message();
+  EXPECT_EQ(exports->size(), expected.size());
+  for (const auto& [name, kinds] : expected) {
+    const auto& files = exports->at(name).as_object();
+    const auto config = ParseQuantizationConfig(files.at("config.json").as_object(),
+                                                &files.at("hf_quant_config.json").as_object());
+    EXPECT_EQ(Kinds(config), kinds) << name;
+    EXPECT_TRUE(config.unknown.empty()) << name;
+    EXPECT_FALSE(config.NamesModule("lm_head")) << name;
+  }
 }
 
 TEST(QuantizationConfigTest, HfQuantConfigIsMerged) {

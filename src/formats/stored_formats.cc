@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "formats/json_file.h"
 #include "formats/quantization_config.h"
+#include "numerics/mxfp4.h"
 
 namespace nibble::formats {
 namespace {
@@ -17,25 +18,40 @@ constexpr size_t kMaxComparisons = 20'000'000;
 
 struct FlagMeaning {
   std::string_view name;
-  std::array<std::string_view, 4> kinds;  // any of these; none: nothing quantised
+  std::array<std::string_view, 5> kinds;  // any of these; none: nothing quantised
 };
 
 constexpr FlagMeaning kFlags[] = {
     {"nvfp4", {"nvfp4"}},
     {"modelopt_fp4", {"nvfp4"}},
-    {"modelopt", {"nvfp4", "fp8", "mxfp4", "int"}},
-    {"modelopt_mixed", {"nvfp4", "fp8", "mxfp4", "int"}},
-    {"compressed-tensors", {"nvfp4", "fp8", "mxfp4", "int"}},
+    {"modelopt", {"nvfp4", "fp8", "mxfp8", "mxfp4", "int"}},
+    {"modelopt_mixed", {"nvfp4", "fp8", "mxfp8", "mxfp4", "int"}},
+    {"modelopt_mxfp8", {"mxfp8"}},
+    {"compressed-tensors", {"nvfp4", "fp8", "mxfp8", "mxfp4", "int"}},
     {"mxfp4", {"mxfp4"}},
     {"gpt_oss_mxfp4", {"mxfp4"}},
     {"fp8", {"fp8"}},
-    {"mxfp8", {"fp8"}},
+    {"fbgemm_fp8", {"fp8"}},
+    {"mxfp8", {"mxfp8"}},
+    {"awq", {"awq"}},
+    {"awq_marlin", {"awq"}},
+    {"gptq", {"gptq"}},
+    {"gptq_marlin", {"gptq"}},
+    {"auto-round", {"gptq", "awq", "int"}},
     {"bf16", {}},
     {"none", {}},
 };
 
+// Kinds that a config does not tell apart reliably: what is stored decides within a family.
+std::string_view FamilyOf(std::string_view kind) {
+  if (kind == "mxfp8") return "fp8";
+  if (kind == "awq" || kind == "gptq") return "int";
+  return kind;
+}
+
 bool IsQuantized(std::string_view kind) {
-  return kind == "nvfp4" || kind == "mxfp4" || kind == "fp8" || kind == "int";
+  const std::string_view family = FamilyOf(kind);
+  return family == "nvfp4" || family == "mxfp4" || family == "fp8" || family == "int";
 }
 
 // A weight's kind and, where it is quantised, the tensor with its block scales.
@@ -64,10 +80,28 @@ Weight WideWeight(DType dtype) {
   }
 }
 
+// AutoAWQ keeps eight columns in a word, GPTQ rows of K.
+Weight WordWeight(const Checkpoint& checkpoint, const TensorEntry& words) {
+  const std::string stem =
+      words.name.substr(0, words.name.size() - std::string_view("qweight").size());
+  const TensorEntry* scales = checkpoint.Find(stem + "scales");
+  const bool is_gptq =
+      scales != nullptr && scales->shape.rank() == 2 && scales->shape[1] == words.shape[1];
+  return {is_gptq ? "gptq" : "awq", scales};
+}
+
+// MXFP8 has a power of two for 32 columns of a row.
+Weight Fp8Weight(const TensorEntry& weight, const TensorEntry* scale) {
+  const bool is_mx = scale != nullptr &&
+                     (scale->dtype == DType::kU8 || scale->dtype == DType::kF8E8M0) &&
+                     scale->shape.elements() * kMxfp4Block == weight.shape.elements();
+  return {is_mx ? "mxfp8" : "fp8", scale};
+}
+
 Weight ClassifyWeight(const Checkpoint& checkpoint, const TensorEntry& entry) {
   if (entry.shape.rank() < 2) return {};
   const std::string& name = entry.name;
-  if (name.ends_with(".qweight")) return {"int"};
+  if (name.ends_with(".qweight")) return WordWeight(checkpoint, entry);
   if (name.ends_with("_blocks") && entry.dtype == DType::kU8) {
     const std::string stem = name.substr(0, name.size() - std::string_view("blocks").size());
     return {"mxfp4", checkpoint.Find(stem + "scales")};
@@ -85,8 +119,8 @@ Weight ClassifyWeight(const Checkpoint& checkpoint, const TensorEntry& entry) {
       return ByteWeight(checkpoint.Find(name + (stacked ? "_weight_scale" : "_scale")));
     case DType::kF8E4M3:
     case DType::kF8E5M2: {
-      const TensorEntry* scale = checkpoint.Find(name + "_scale");
-      return {"fp8", scale != nullptr ? scale : checkpoint.Find(name + "_scale_inv")};
+      const TensorEntry* scale = checkpoint.Find(name + (stacked ? "_weight_scale" : "_scale"));
+      return Fp8Weight(entry, scale != nullptr ? scale : checkpoint.Find(name + "_scale_inv"));
     }
     case DType::kI8:
     case DType::kI32:
@@ -145,7 +179,10 @@ Status CheckFlag(const Checkpoint& checkpoint, std::string_view flag,
 Status CheckConfig(const Checkpoint& checkpoint, std::span<const StoredFormat> stored,
                    const QuantizationConfig& config) {
   for (const auto& named : config.formats) {
-    if (FindKind(stored, named.kind) != nullptr) continue;
+    const bool is_stored = std::ranges::any_of(stored, [&](const StoredFormat& format) {
+      return FamilyOf(format.kind) == FamilyOf(named.kind);
+    });
+    if (is_stored) continue;
     return Fail(Code::kCorruption,
                 "{}: {} names the format {}, but no weight is stored so; stored are {}. Files of "
                 "two checkpoints may be mixed; without the entry in {} the weights load as stored",

@@ -17,7 +17,8 @@
 namespace nibble::formats {
 
 struct StoredFormat {
-  std::string kind;  // "nvfp4", "mxfp4", "fp8", "int" (of any kind), "bf16", "f16", "f32"
+  // "nvfp4", "mxfp4", "fp8", "mxfp8", "awq", "gptq", "int" (other integers), "bf16", "f16", "f32"
+  std::string kind;
   int64_t weights = 0;
   int64_t bytes = 0;    // with scales
   std::string example;  // stored name of one weight

@@ -11,6 +11,7 @@
 #include "formats/safetensors_writer.h"
 #include "testing/golden.h"
 #include "testing/temp_folder.h"
+#include "testing/tensor_folder.h"
 
 namespace nibble::formats {
 namespace {
@@ -63,6 +64,15 @@ TEST(StoredFormatsTest, AFlagMustNameAStoredFormat) {
   EXPECT_EQ(OpenError(GoldenPath("formats/sharded_bf16"), "none"), "");
   EXPECT_EQ(OpenError(GoldenPath("formats/sharded_bf16"), "bf16"), "");
 
+  const std::string integers = GoldenPath("formats/compressed_tensors_integers");
+  EXPECT_EQ(OpenError(integers), "");
+  EXPECT_EQ(OpenError(integers, "compressed-tensors"), "");
+  EXPECT_TRUE(
+      Contains(OpenError(integers, "awq"), "6 int (such as \"w4_act_order.weight_packed\")"))
+      << "re-releases of AWQ weights in this format are not AWQ files";
+  EXPECT_EQ(OpenError(GoldenPath("formats/modelopt_formats"), "mxfp8"), "");
+  EXPECT_EQ(OpenError(GoldenPath("formats/experts"), "gpt_oss_mxfp4"), "");
+
   // The error names flag, config and tensor.
   const std::string fp8 = OpenError(GoldenPath("formats/modelopt_nvfp4"), "fp8");
   EXPECT_TRUE(Contains(fp8, "--quantization fp8: ")) << fp8;
@@ -108,6 +118,26 @@ TEST(StoredFormatsTest, HfQuantConfigCountsToo) {
   EXPECT_TRUE(Contains(folder.Error(), "hf_quant_config.json names the format W4A16_NVFP4"));
   ASSERT_TRUE(WriteFileAtomic(folder.path() + "/hf_quant_config.json", "{"));
   EXPECT_TRUE(Contains(folder.Error(), "hf_quant_config.json: not valid JSON at line 1"));
+}
+
+TEST(StoredFormatsTest, AwqAndGptqAreToldApart) {
+  const TensorFolder folder;
+  const StoredTensor scales{DType::kF16, {1, 8}, {}};
+  StoredTensors awq = {{"a.qweight", {DType::kI32, {8, 1}, {}}},
+                       {"a.qzeros", {DType::kI32, {1, 1}, {}}},
+                       {"a.scales", scales}};
+  folder.Write(awq, R"({"quantization_config": {"quant_method": "awq", "bits": 4}})");
+  for (const char* flag : {"", "awq", "awq_marlin", "auto-round"}) {
+    EXPECT_EQ(OpenError(folder.path(), flag), "") << flag;
+  }
+  const std::string gptq = OpenError(folder.path(), "gptq");
+  EXPECT_TRUE(Contains(gptq, "--quantization gptq: ")) << gptq;
+  EXPECT_TRUE(Contains(gptq, "1 awq (such as \"a.qweight\"); config.json says awq")) << gptq;
+  EXPECT_TRUE(Contains(gptq, "drop the flag")) << gptq;
+  awq["a.qweight"].shape = {1, 8};
+  folder.Write(awq, R"({"quantization_config": {"quant_method": "gptq", "bits": 4}})");
+  EXPECT_EQ(OpenError(folder.path(), "gptq_marlin"), "");
+  EXPECT_TRUE(Contains(OpenError(folder.path(), "awq"), "1 gptq (such as"));
 }
 
 TEST(StoredFormatsTest, GgufFilesAreHeldToTheSameFlag) {
