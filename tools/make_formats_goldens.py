@@ -650,14 +650,23 @@ def make_corpus():
         if not case["name"].startswith("dtype"):
             name = "".join(c if c.isalnum() else "_" for c in case["name"])
             (seeds / f"case_{name}").write_bytes(bytes.fromhex(case["hex"]))
-    for folder in ["modelopt_nvfp4", "compressed_tensors_nvfp4", "compressed_tensors_formats"]:
+    families = {}
+    for name, tensor in load(ROOT / "experts").items():
+        family, name = name.split(".", 1)
+        if family in ("gpt_oss_nvfp4", "gpt_oss_mxfp4", "llama4_nvfp4", "llama4_fp8", "qwen3_vl_bf16"):
+            families.setdefault(family, {})[name] = tensor
+    for family, parts in families.items():
+        (seeds / f"experts_{family}").write_bytes(save(parts))
+    for folder in ["modelopt_nvfp4", "compressed_tensors_nvfp4", "compressed_tensors_formats", "modelopt_formats",
+                   "compressed_tensors_integers"]:
         tensors = load(ROOT / folder)
         for module in {name.rsplit(".", 1)[0] for name in tensors}:
             if module.count(".") and not module.endswith(("k_proj", "o_proj")) or module == "fp8_block":
                 continue
             parts = {"p." + name.rsplit(".", 1)[1]: tensor for name, tensor in tensors.items()
                      if name.rsplit(".", 1)[0] == module}
-            (seeds / f"{folder}_{module.rsplit('.', 1)[-1]}").write_bytes(save(parts))
+            stem = module.replace(".", "_") if folder == "modelopt_formats" else module.rsplit(".", 1)[-1]
+            (seeds / f"{folder}_{stem}").write_bytes(save(parts))
     seeds = fuzz / "config_fuzz"
     seeds.mkdir(parents=True, exist_ok=True)
     for file in sorted(ROOT.glob("*/*.json")):

@@ -323,6 +323,11 @@ TEST_F(StackedExpertsTest, DefectsAreNamed) {
   EXPECT_EQ(ErrorOf(tensors, "gate_proj", 2, 24),
             "tensor \"e.gate_up_proj\": K = 24 of the architecture, expected a multiple of 16 for "
             "nvfp4");
+  tensors["e.gate_up_proj_pre_quant_scale"] = {DType::kBF16, {32}, {}};
+  EXPECT_EQ(ErrorOf(tensors, "gate_proj", 2, 32),
+            "tensor \"e.gate_up_proj_pre_quant_scale\": a pre_quant_scale of stacked experts is "
+            "not supported; export with plain NVFP4");
+  tensors.erase("e.gate_up_proj_pre_quant_scale");
   tensors["e.gate_up_proj_weight_scale"].shape = {2, 4, 1};
   EXPECT_EQ(ErrorOf(tensors, "gate_proj", 2, 32),
             "tensor \"e.gate_up_proj_weight_scale\": F8_E4M3 [2, 4, 1], expected [2, 4, 2] beside "

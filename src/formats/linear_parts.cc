@@ -1,5 +1,6 @@
 #include "formats/linear_parts.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <string>
@@ -17,7 +18,7 @@ namespace {
 constexpr int64_t kWordBits = 32;
 constexpr int64_t kMaxSize = int64_t{1} << 31;  // of an axis that a tensor gives
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
 bool IsE8M0(DType dtype) { return dtype == DType::kU8 || dtype == DType::kF8E8M0; }
 
@@ -27,7 +28,7 @@ int64_t GroupSize(const boost::json::object& config, int64_t k, int64_t groups) 
   if (groups <= 0 || groups > k) return 0;
   if (groups == 1) return k;
   for (const int64_t size : ConfiguredGroupSizes(config)) {
-    if (size > 0 && CeilDiv(k, size) == groups) return size;
+    if (size <= k && CeilDiv(k, size) == groups) return size;
   }
   if (k % groups == 0) return k / groups;
   for (int64_t size = 16; size < k; size *= 2) {
@@ -226,8 +227,8 @@ class Classifier {
     const int64_t n = parts.n;
     const int64_t k = parts.k;
     const auto set = [&parts](int64_t block_n, int64_t block_k) -> Status {
-      parts.scale_block_n = block_n;
-      parts.scale_block_k = block_k;
+      parts.scale_block_n = std::min(block_n, parts.n);
+      parts.scale_block_k = std::min(block_k, parts.k);
       return {};
     };
     if (shape.elements() == 1) return set(n, k);

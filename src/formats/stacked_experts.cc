@@ -1,5 +1,6 @@
 #include "formats/stacked_experts.h"
 
+#include <algorithm>
 #include <array>
 #include <numeric>
 #include <utility>
@@ -15,7 +16,7 @@ namespace {
 
 constexpr int64_t kBlockBytes = kMxfp4Block / 2;  // of a stack of blocks
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 
 bool IsE8M0(DType dtype) { return dtype == DType::kU8 || dtype == DType::kF8E8M0; }
 
@@ -60,6 +61,7 @@ class StackFinder {
     }
     stack.global_scale = Tensor(fmt::format("{}weight_scale_2", joint));
     stack.input_scale = Tensor(fmt::format("{}input_scale", joint));
+    stack.input_multiplier = Tensor(fmt::format("{}pre_quant_scale", joint));
     return stack;
   }
 
@@ -105,6 +107,12 @@ class StackClassifier {
   }
 
   Status SetFormat() {
+    if (linear_.stack.input_multiplier != nullptr) {
+      return Fail(Code::kUnsupported,
+                  "{}: tensor {}: a pre_quant_scale of stacked experts is not supported; export "
+                  "with plain NVFP4",
+                  checkpoint_.path(), Quoted(linear_.stack.input_multiplier->name));
+    }
     const int rank = linear_.stack.is_blocks ? 4 : 3;
     if (weight().shape.rank() != rank || weight().shape.elements() == 0) {
       return FailTensor(checkpoint_, weight(),
@@ -263,8 +271,8 @@ class StackClassifier {
   }
 
   Status SetBlocks(int64_t block_n, int64_t block_k) {
-    linear_.scale_block_n = block_n;
-    linear_.scale_block_k = block_k;
+    linear_.scale_block_n = std::min(block_n, rows_);
+    linear_.scale_block_k = std::min(block_k, linear_.k);
     return {};
   }
 

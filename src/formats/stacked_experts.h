@@ -26,8 +26,9 @@ struct ExpertStack {
   const TensorEntry* scale = nullptr;
   const TensorEntry* global_scale = nullptr;
   const TensorEntry* input_scale = nullptr;
-  bool is_blocks = false;  // (E, N, K/32, 16)
-  bool is_pair = false;    // gate and up rows in one matrix
+  const TensorEntry* input_multiplier = nullptr;  // pre_quant_scale: refused
+  bool is_blocks = false;                         // (E, N, K/32, 16)
+  bool is_pair = false;                           // gate and up rows in one matrix
 
   // Rows of the matrix that has `n` rows per projection.
   int64_t Rows(int64_t n) const { return is_pair ? 2 * n : n; }
