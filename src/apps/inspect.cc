@@ -56,7 +56,7 @@ Result<int> InspectModel(const InspectOptions& options) {
                json::serialize(json::object{{"architecture", info.architecture},
                                             {"path", path},
                                             {"stored", std::move(formats)},
-                                            {"layers", static_cast<int64_t>(info.kv.size())},
+                                            {"layers", info.layers},
                                             {"hidden_size", info.hidden_size},
                                             {"vocab_size", info.vocab_size},
                                             {"max_positions", info.max_positions},
@@ -72,8 +72,7 @@ Result<int> InspectModel(const InspectOptions& options) {
   if (options.tensors) PrintTensors(*checkpoint);
   fmt::print("{}\n", path);
   fmt::print("  architecture     {}, {} layers, hidden {}, vocabulary {}, context {}\n",
-             info.architecture, info.kv.size(), info.hidden_size, info.vocab_size,
-             info.max_positions);
+             info.architecture, info.layers, info.hidden_size, info.vocab_size, info.max_positions);
   for (const auto& [name, total] : totals) {
     fmt::print("  stored           {:<8} {:>6} tensors {:>12}\n", name, total.tensors,
                FormatBytes(static_cast<double>(total.bytes)));

@@ -77,13 +77,14 @@ struct LinearParams {
 
 // ---- Embedding, norms, activation ----
 
-// out (T, D) = rows of the table, dequantised and rounded to BF16. Ids are in [0, N). The table is
-// packed with gather_rows.
+// out (T, D) = rows of the table, dequantised and rounded to BF16, then times scale (Gemma's √D,
+// itself a BF16 number) and rounded again. Ids are in [0, N). The table is packed with gather_rows.
 struct EmbedParams {
   const int32_t* ids = nullptr;         // (T)
   const PackedWeight* table = nullptr;  // (V, D)
   uint16_t* out = nullptr;              // (T, D)
   int64_t t = 0;
+  float scale = 1.0f;
 };
 
 // How the norm's weight enters: Llama rounds the normalised value to BF16 before it multiplies by
@@ -112,6 +113,13 @@ struct AddParams {
   int64_t d = 0;
 };
 
+// y = x rounded to BF16.
+struct RoundParams {
+  const float* x = nullptr;  // (n)
+  uint16_t* y = nullptr;     // (n)
+  int64_t n = 0;
+};
+
 // out (R, D) = the given rows of x.
 struct GatherRowsParams {
   const uint16_t* x = nullptr;    // (T, D)
@@ -121,12 +129,115 @@ struct GatherRowsParams {
   int64_t d = 0;
 };
 
-// out (T, F) = silu(gate) * up; silu is rounded to BF16 before the product, as the references do.
-struct SwiGluParams {
+// What stands between the two linears of a feed-forward block.
+enum class ActivationKind : uint8_t {
+  kSilu,         // silu(g) * u; silu is rounded to BF16 before the product, as the references do
+  kGeluTanh,     // gelu(g) * u with the tanh form, rounded in the same way
+  kClampedSilu,  // gpt-oss: g = min(g, limit), u = clamp(u, ±limit): (u + 1) * g * σ(alpha * g)
+  kSquaredRelu,  // without a gate: max(x, 0)²; gate_up is (T, F)
+};
+
+struct Activation {
+  ActivationKind kind = ActivationKind::kSilu;
+  float alpha = 1.702f;  // kClampedSilu
+  float limit = 7.0f;    // kClampedSilu
+
+  bool gated() const { return kind != ActivationKind::kSquaredRelu; }
+  // Width of the linear before it, for F outputs.
+  int64_t inputs(int64_t f) const { return gated() ? 2 * f : f; }
+};
+
+// out (T, F).
+struct ActivationParams {
   const uint16_t* gate_up = nullptr;  // (T, 2F): gate in [0, F), up in [F, 2F)
   uint16_t* out = nullptr;            // (T, F)
   int64_t t = 0;
   int64_t f = 0;
+  Activation activation;
+};
+
+// x (T, N) *= σ(gate), rounded once: the output gate of an attention.
+struct SigmoidGateParams {
+  uint16_t* x = nullptr;           // (T, N)
+  const uint16_t* gate = nullptr;  // (T, N), rows gate_stride apart
+  int64_t gate_stride = 0;
+  int64_t t = 0;
+  int64_t n = 0;
+};
+
+// ---- Mixture of experts ----
+
+enum class RouterScore : uint8_t { kSoftmax, kSigmoid };
+enum class GroupScore : uint8_t { kMax, kSumOfTwoBest };
+
+// Which experts a token goes to, and with what weights. Scores are of the FP32 logits; the choice
+// is of scores + choice_bias, first among groups, then among the experts of the chosen groups (the
+// others cannot be chosen); weights are the scores without bias. Among equals the smaller id wins.
+struct Routing {
+  int32_t experts = 0;  // E
+  int32_t top_k = 0;
+  RouterScore score = RouterScore::kSoftmax;
+  const float* choice_bias = nullptr;  // (E) or null
+  int32_t groups = 1;                  // of E / groups neighbours each
+  int32_t top_groups = 1;
+  GroupScore group_score = GroupScore::kSumOfTwoBest;
+  bool renormalize = true;  // divide by the sum of the chosen weights (+ 1e-20)
+  float scale = 1.0f;       // the weights' last factor
+};
+
+// One expert: down(activation(gate_up x)). Rows of gate_up as Activation says. Two weights where
+// gate and up cannot be stacked (other formats): then gate_up holds the gate rows, up the others.
+struct ExpertWeights {
+  const PackedWeight* gate_up = nullptr;  // (2F or F, D); null: not held by this rank, adds nothing
+  const PackedWeight* up = nullptr;       // (F, D) or null
+  const PackedWeight* down = nullptr;     // (D, F)
+  const float* gate_up_bias = nullptr;    // (2F) or null
+  const float* down_bias = nullptr;       // (D) or null
+};
+
+// A whole block: router, experts, shared expert and sum. For each token
+//
+//   y = Σ over its experts, by ascending id, of weight * expert(x)
+//     + σ(shared_gate x) * shared(x)                              (if there is a shared expert)
+//
+// Expert outputs are FP32 after down (its input is BF16); the sum is FP32 and rounded once.
+// weight_on_input: expert(bf16(weight * x)) without a factor on the output (Llama 4).
+struct MoeParams {
+  const uint16_t* x = nullptr;  // (T, D)
+  int64_t t = 0;
+  int64_t d = 0;
+  const PackedWeight* router = nullptr;  // (E, D); logits in FP32
+  const float* router_bias = nullptr;    // (E) or null, part of the logits
+  Routing routing;
+  std::span<const ExpertWeights> experts;  // (E)
+  int64_t f = 0;                           // of every expert
+  Activation activation;
+  bool weight_on_input = false;
+  ExpertWeights shared;  // gate_up null: none
+  int64_t shared_f = 0;
+  const PackedWeight* shared_gate = nullptr;  // (1, D) or null: weight 1
+  uint16_t* out = nullptr;                    // (T, D) BF16, or
+  float* out_f32 = nullptr;                   // (T, D): exactly one of the two is set
+};
+
+struct MoeSizes {
+  int64_t t = 0;
+  int64_t d = 0;
+  int64_t f = 0;  // the larger of expert and shared expert
+  int32_t experts = 0;
+  int32_t top_k = 0;
+};
+
+// One linear per head: y[t, h] = x[t, h] Wᵀ of head h. For MLA's absorbed projections.
+struct HeadLinearParams {
+  const uint16_t* x = nullptr;  // token t, head h at t * x_stride + h * x_head_stride: (K)
+  int64_t x_stride = 0;
+  int64_t x_head_stride = 0;
+  std::span<const PackedWeight* const> weights;  // (H): (N, K) each
+  uint16_t* y = nullptr;                         // t * y_stride + h * y_head_stride: (N)
+  int64_t y_stride = 0;
+  int64_t y_head_stride = 0;
+  int64_t t = 0;
 };
 
 // ---- Attention over paged KV ----
@@ -151,30 +262,67 @@ struct KvLayerView {
   int32_t head_dim = 0;    // Dh
 };
 
+// Which dimensions turn together, d = rotary_dim.
+enum class RopePairs : uint8_t {
+  kHalves,      // (i, i + d/2)
+  kNeighbours,  // (2i, 2i + 1)
+};
+
 // Per-head q/k norm (optional), rotary embedding, and the write of k and v into the cache.
 // cos and sin are rounded to BF16 by the caller if the reference does so; products and sums in
 // FP32, rounded to BF16 once per product as BF16 tensors do in the references: q' =
 // bf16(bf16(q*cos) + bf16(rotate_half(q)*sin)).
 struct RopeAndCacheParams {
   const uint16_t* qkv = nullptr;  // (T, (Hq + 2 Hk) * Dh): q heads, k heads, v heads
+  int64_t qkv_stride = 0;         // between tokens; 0: dense
   int64_t t = 0;
   int32_t q_heads = 0;
   const float* q_norm = nullptr;  // (Dh) or null: RMS norm over the head before rotation
   const float* k_norm = nullptr;  // (Dh) or null
   float eps = 1e-6f;
   NormStyle norm_style = NormStyle::kRoundThenScale;
-  const float* cos = nullptr;  // (max positions, rotary_dim / 2), any attention factor included
-  const float* sin = nullptr;  // (max positions, rotary_dim / 2)
-  int32_t rotary_dim = 0;      // even, <= Dh; half-split pairs (i, i + rotary_dim/2)
-  const int32_t* positions = nullptr;  // (T)
+  bool norm_after_rotation = false;  // Llama 4
+  const float* cos = nullptr;  // (rows, rotary_dim / 2), any attention factor included; null: no
+                               // rotation
+  const float* sin = nullptr;  // (rows, rotary_dim / 2)
+  int32_t rotary_dim = 0;      // even, <= Dh: the leading dimensions of a head
+  RopePairs pairs = RopePairs::kHalves;
+  const int32_t* positions = nullptr;  // (T): rows of cos, sin and q_scale
+  const float* q_scale = nullptr;      // (rows) or null: q *= this, last, rounded (Llama 4)
   const int64_t* slots = nullptr;      // (T): page * page_size + offset
   KvLayerView cache;
   uint16_t* q_out = nullptr;  // (T, Hq, Dh)
 };
 
+// MLA, before the attention: the latent's norm, the rotation of the shared key, the write of both
+// into the cache (one KV head of R + P numbers, k and v the same memory), and the rotation of the
+// queries' rope part. Pairs are neighbours; the result lies half-split (even members first).
+struct MlaRopeAndCacheParams {
+  const uint16_t* kv_a = nullptr;  // (T, R + P): latent, then rope key; rows kv_a_stride apart
+  int64_t kv_a_stride = 0;
+  const float* kv_norm = nullptr;  // (R)
+  float eps = 1e-6f;
+  int32_t latent_dim = 0;  // R
+  int32_t rope_dim = 0;    // P
+  const uint16_t* q =
+      nullptr;  // token t, head h at t * q_stride + h * q_head_stride: the rope part
+  int64_t q_stride = 0;
+  int64_t q_head_stride = 0;
+  int32_t q_heads = 0;
+  int64_t t = 0;
+  RopePairs pairs = RopePairs::kNeighbours;
+  const float* cos = nullptr;          // (rows, P / 2)
+  const float* sin = nullptr;          // (rows, P / 2)
+  const int32_t* positions = nullptr;  // (T)
+  const int64_t* slots = nullptr;      // (T)
+  KvLayerView cache;                   // kv_heads 1, head_dim R + P, v == k
+  uint16_t* q_out = nullptr;           // (T, Hq, R + P): only the last P of each head are written
+};
+
 // Causal attention of T query tokens, grouped by sequence, over their pages. Query token i of
 // sequence b (tokens [q_start[b], q_start[b+1])) sits at position kv_len[b] - (q_start[b+1] - i)
-// and sees positions max(0, pos - window + 1)..pos. Scores, softmax and the weighted sum are FP32.
+// and sees positions max(0, pos - window + 1)..pos, and with a chunk only those of its own chunk,
+// from ⌊pos / chunk⌋ * chunk on. Scores, softmax and the weighted sum are FP32.
 // Keys are visited in blocks of fixed, absolute borders.
 struct AttentionParams {
   const uint16_t* q = nullptr;  // (T, Hq, Dh)
@@ -188,8 +336,98 @@ struct AttentionParams {
   int32_t q_heads = 0;
   float scale = 0.0f;
   int32_t window = 0;            // 0: no window
+  int32_t chunk = 0;             // 0: no chunks
   const float* sinks = nullptr;  // (Hq) or null: one more logit per head, without a value
   KvLayerView cache;
+};
+
+// ---- Recurrent layers ----
+
+// State that a layer keeps per sequence, whatever its length: sequence b's bytes are at
+// base + slots[b] * stride. A sequence whose first token in the step sits at position 0 starts from
+// zero; what its slot held does not matter.
+struct StateView {
+  std::byte* base = nullptr;
+  int64_t stride = 0;  // bytes
+};
+
+// Which rows of a step belong to which sequence, for recurrent ops: tokens q_start[b]..q_start[b+1]
+// are consecutive positions ending at kv_len[b].
+struct StateSequences {
+  int64_t count = 0;                 // B
+  const int32_t* q_start = nullptr;  // (B + 1)
+  const int32_t* kv_len = nullptr;   // (B)
+  const int32_t* slots = nullptr;    // (B)
+
+  bool starts(int64_t b) const { return kv_len[b] == q_start[b + 1] - q_start[b]; }
+};
+
+// Gated DeltaNet between its projections (Qwen3-Next, Qwen3.5). Per token: a depthwise causal
+// convolution of width W over q, k and v, then silu (FP32 sum, rounded to BF16); q and k divided by
+// sqrt(Σ² + 1e-6), q times 1/√Dk; β = σ(b), g = -exp(a_log) * softplus(a + dt_bias); then per value
+// head, with state S (Dv, Dk) and key head hv / (Hv / Hk),
+//
+//   S ← e^g S;  S ← S + β (v - S k) kᵀ;  o = S q
+//
+// and out = norm_weight * o / sqrt(mean(o²) + eps) * silu(z), all FP32, rounded once. Source: Yang
+// et al. 2024, "Gated Delta Networks"; transformers' Qwen3Next.
+struct GatedDeltaNetParams {
+  const uint16_t* qkv = nullptr;  // (T, C), C = 2 Hk Dk + Hv Dv: q heads, k heads, v heads
+  int64_t qkv_stride = 0;
+  const uint16_t* z = nullptr;  // (T, Hv * Dv)
+  int64_t z_stride = 0;
+  const float* b = nullptr;            // (T, Hv)
+  const float* a = nullptr;            // (T, Hv)
+  int64_t ba_stride = 0;               // of both
+  int32_t k_heads = 0;                 // Hk
+  int32_t v_heads = 0;                 // Hv, a multiple of Hk
+  int32_t k_dim = 0;                   // Dk
+  int32_t v_dim = 0;                   // Dv
+  int32_t conv_width = 0;              // W, 2..8
+  const float* conv_weight = nullptr;  // (C, W), the last column meets the newest input
+  const float* a_log = nullptr;        // (Hv)
+  const float* dt_bias = nullptr;      // (Hv)
+  const float* norm_weight = nullptr;  // (Dv)
+  float eps = 1e-6f;
+  bool sigmoid_gate = false;  // σ(z) in place of silu(z)
+  int64_t t = 0;
+  StateSequences sequences;
+  StateView conv_state;       // (W - 1, C) BF16 inputs, oldest first
+  StateView recurrent_state;  // (Hv, Dv, Dk) FP32
+  uint16_t* out = nullptr;    // (T, Hv * Dv)
+};
+
+// Mamba-2 between its projections (Nemotron-H). Rows of zxbcdt: z (H P), x (H P), B (G N), C (G N),
+// dt (H). A depthwise causal convolution with bias over x, B and C, then silu; dt' =
+// clamp(softplus(dt + dt_bias)); per head with state S (P, N) and group h / (H / G),
+//
+//   S ← exp(-exp(a_log) dt') S + dt' x Bᵀ;  y = S C + d x
+//
+// and out = norm_weight * u / sqrt(mean(u² over its group of H P / G) + eps) with u = y * silu(z),
+// all FP32, rounded once. Source: Dao and Gu 2024, "Transformers are SSMs"; transformers'
+// NemotronH.
+struct Mamba2Params {
+  const uint16_t* zxbcdt = nullptr;  // (T, 2 H P + 2 G N + H)
+  int64_t stride = 0;
+  int32_t heads = 0;                   // H
+  int32_t head_dim = 0;                // P
+  int32_t groups = 0;                  // G
+  int32_t state_dim = 0;               // N
+  int32_t conv_width = 0;              // W, 2..8
+  const float* conv_weight = nullptr;  // (H P + 2 G N, W)
+  const float* conv_bias = nullptr;    // (H P + 2 G N) or null
+  const float* a_log = nullptr;        // (H)
+  const float* dt_bias = nullptr;      // (H)
+  const float* d = nullptr;            // (H)
+  const float* norm_weight = nullptr;  // (H P)
+  float eps = 1e-5f;
+  float dt_min = 0.0f;
+  float dt_max = 3.4e38f;
+  int64_t t = 0;
+  StateSequences sequences;
+  StateView conv_state;       // (W - 1, H P + 2 G N) BF16 inputs, oldest first
+  StateView recurrent_state;  // (H, P, N) FP32
+  uint16_t* out = nullptr;    // (T, H P)
 };
 
 // ---- Sampling ----
@@ -267,12 +505,23 @@ struct OpTable {
   void (*embed)(const OpContext&, const EmbedParams&) = nullptr;
   void (*rms_norm)(const OpContext&, const RmsNormParams&) = nullptr;
   void (*add)(const OpContext&, const AddParams&) = nullptr;
+  void (*round)(const OpContext&, const RoundParams&) = nullptr;
   void (*gather_rows)(const OpContext&, const GatherRowsParams&) = nullptr;
-  void (*swiglu)(const OpContext&, const SwiGluParams&) = nullptr;
+  void (*activation)(const OpContext&, const ActivationParams&) = nullptr;
+  void (*sigmoid_gate)(const OpContext&, const SigmoidGateParams&) = nullptr;
+  size_t (*moe_workspace)(int threads, const MoeSizes&) = nullptr;
+  void (*moe)(const OpContext&, const MoeParams&) = nullptr;
+  size_t (*head_linear_workspace)(int threads, int64_t max_t, int64_t k) = nullptr;
+  void (*head_linear)(const OpContext&, const HeadLinearParams&) = nullptr;
   void (*rope_and_cache)(const OpContext&, const RopeAndCacheParams&) = nullptr;
+  void (*mla_rope_and_cache)(const OpContext&, const MlaRopeAndCacheParams&) = nullptr;
   size_t (*attention_workspace)(int threads, int64_t max_t, int32_t q_heads,
                                 int32_t head_dim) = nullptr;
   void (*attention)(const OpContext&, const AttentionParams&) = nullptr;
+  size_t (*gated_delta_net_workspace)(int threads, const GatedDeltaNetParams& sizes) = nullptr;
+  void (*gated_delta_net)(const OpContext&, const GatedDeltaNetParams&) = nullptr;
+  size_t (*mamba2_workspace)(int threads, const Mamba2Params& sizes) = nullptr;
+  void (*mamba2)(const OpContext&, const Mamba2Params&) = nullptr;
   size_t (*sample_workspace)(int threads, int64_t max_rows, int64_t vocab) = nullptr;
   void (*sample)(const OpContext&, const SampleParams&) = nullptr;
 };

@@ -51,12 +51,12 @@ void Norm(benchmark::State& state, const OpTable* ops) {
   state.SetItemsProcessed(state.iterations() * d);
 }
 
-void SwiGlu(benchmark::State& state, const OpTable* ops) {
+void Silu(benchmark::State& state, const OpTable* ops) {
   const int64_t f = state.range(0);
   const std::vector<uint16_t> gate_up = Ramp(2 * f);
   std::vector<uint16_t> out(f);
   for (auto _ : state)
-    ops->swiglu({}, {.gate_up = gate_up.data(), .out = out.data(), .t = 1, .f = f});
+    ops->activation({}, {.gate_up = gate_up.data(), .out = out.data(), .t = 1, .f = f});
   state.SetItemsProcessed(state.iterations() * f);
 }
 
@@ -169,7 +169,7 @@ void RegisterVariant(const OpTable* ops) {
     return benchmark::RegisterBenchmark((name + "/" + variant).c_str(), function, ops, args...);
   };
   add("rms_norm", Norm)->Arg(576)->Arg(4096);
-  add("swiglu", SwiGlu)->Arg(1536)->Arg(14336);
+  add("activation", Silu)->Arg(1536)->Arg(14336);
   add("rope_bf16", Rope, KvFormat::kBf16)->Args({9, 3, 64});
   add("rope_fp8", Rope, KvFormat::kFp8)->Args({9, 3, 64});
   for (KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {

@@ -113,6 +113,7 @@ struct AttentionShape {
   int32_t kv_heads = 2;
   int32_t head_dim = 64;
   int32_t window = 0;
+  int32_t chunk = 0;
   bool sinks = false;
   KvFormat format = KvFormat::kBf16;
 };
@@ -204,6 +205,7 @@ inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionSha
                           .q_heads = shape.q_heads,
                           .scale = 1.0f / std::sqrt(static_cast<float>(dh)),
                           .window = shape.window,
+                          .chunk = shape.chunk,
                           .sinks = shape.sinks ? sinks.data() : nullptr,
                           .cache = cache});
   return out;

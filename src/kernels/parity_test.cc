@@ -76,6 +76,16 @@ TEST_P(Parity, AddRoundsToNearestEvenAndKeepsNan) {
   EXPECT_EQ(x, expected);
 }
 
+TEST_P(Parity, Round) {
+  const std::vector<float> x = NoiseF32(1, 40001, 100.0f);
+  std::vector<uint16_t> got(x.size()), expected(x.size());
+  RoundParams params = {.x = x.data(), .y = expected.data(), .n = static_cast<int64_t>(x.size())};
+  RefOps().round({}, params);
+  params.y = got.data();
+  ops().round(DirtyContext(2, 0), params);
+  EXPECT_EQ(got, expected);
+}
+
 TEST_P(Parity, GatherRows) {
   const std::vector<uint16_t> x = NoiseBf16(1, 7 * 33);
   const std::vector<int32_t> rows = {6, 0, 0, 3};
@@ -88,22 +98,51 @@ TEST_P(Parity, GatherRows) {
   EXPECT_EQ(got, expected);
 }
 
-TEST_P(Parity, SwiGlu) {
-  for (int64_t f : kWidths) {
-    SCOPED_TRACE(testing::Message() << "F " << f);
-    const int64_t t = 9;
-    std::vector<uint16_t> gate_up = NoiseBf16(f, t * 2 * f, 10.0f);
-    gate_up[0] = Bf16FromFloat(-150.0f);
-    gate_up[2 * f] = Bf16FromFloat(1e30f);
-    gate_up[4 * f] = Bf16FromFloat(-1e30f);
-    gate_up[6 * f] = Bf16FromFloat(-0.0f);
-    std::vector<uint16_t> got(t * f), expected(t * f), alone(f);
-    RefOps().swiglu({}, {.gate_up = gate_up.data(), .out = expected.data(), .t = t, .f = f});
-    ops().swiglu(DirtyContext(3, 0),
-                 {.gate_up = gate_up.data(), .out = got.data(), .t = t, .f = f});
-    ExpectNear(got, expected, f, kSwiGluTolerance);
-    ops().swiglu({}, {.gate_up = gate_up.data() + 4 * 2 * f, .out = alone.data(), .t = 1, .f = f});
-    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), got.begin() + 4 * f));
+TEST_P(Parity, Activation) {
+  for (const ActivationKind kind : {ActivationKind::kSilu, ActivationKind::kGeluTanh,
+                                    ActivationKind::kClampedSilu, ActivationKind::kSquaredRelu})
+    for (int64_t f : kWidths) {
+      SCOPED_TRACE(testing::Message() << "kind " << static_cast<int>(kind) << ", F " << f);
+      const int64_t t = 9;
+      const Activation activation = {.kind = kind};
+      const int64_t width = activation.inputs(f);
+      std::vector<uint16_t> gate_up = NoiseBf16(f, t * width, 10.0f);
+      gate_up[0] = Bf16FromFloat(-150.0f);
+      gate_up[2 * width] = Bf16FromFloat(1e15f);
+      gate_up[4 * width] = Bf16FromFloat(-1e15f);
+      gate_up[6 * width] = Bf16FromFloat(-0.0f);
+      std::vector<uint16_t> got(t * f), expected(t * f), alone(f);
+      ActivationParams params = {.gate_up = gate_up.data(),
+                                 .out = expected.data(),
+                                 .t = t,
+                                 .f = f,
+                                 .activation = activation};
+      RefOps().activation({}, params);
+      params.out = got.data();
+      ops().activation(DirtyContext(3, 0), params);
+      ExpectNear(got, expected, f, kActivationTolerance);
+      ops().activation({}, {.gate_up = gate_up.data() + 4 * width,
+                            .out = alone.data(),
+                            .t = 1,
+                            .f = f,
+                            .activation = activation});
+      EXPECT_TRUE(std::equal(alone.begin(), alone.end(), got.begin() + 4 * f));
+    }
+}
+
+TEST_P(Parity, SigmoidGate) {
+  for (int64_t n : kWidths) {
+    SCOPED_TRACE(testing::Message() << "N " << n);
+    const int64_t t = 5, stride = n + 7;
+    const std::vector<uint16_t> gate = NoiseBf16(1, t * stride, 8.0f);
+    std::vector<uint16_t> got = NoiseBf16(2, t * n, 3.0f);
+    std::vector<uint16_t> expected = got;
+    SigmoidGateParams params = {
+        .x = expected.data(), .gate = gate.data(), .gate_stride = stride, .t = t, .n = n};
+    RefOps().sigmoid_gate({}, params);
+    params.x = got.data();
+    ops().sigmoid_gate(DirtyContext(3, 0), params);
+    ExpectNear(got, expected, n, kActivationTolerance);
   }
 }
 
@@ -114,6 +153,11 @@ struct RopeCase {
   bool norm;
   KvFormat format;
   int32_t page_size;
+  RopePairs pairs = RopePairs::kHalves;
+  bool norm_after_rotation = false;
+  bool rotate = true;
+  bool scale_q = false;
+  int32_t gap = 0;  // between the rows of qkv
 };
 
 struct RopeResult {
@@ -123,7 +167,9 @@ struct RopeResult {
 
 RopeResult RunRope(const OpTable& ops, const RopeCase& c, int threads) {
   const int64_t t = 21, dh = c.head_dim, positions_count = 50;
-  const std::vector<uint16_t> qkv = NoiseBf16(1, t * (c.q_heads + 2 * c.kv_heads) * dh, 3.0f);
+  const int64_t stride = (c.q_heads + 2 * c.kv_heads) * dh + c.gap;
+  const std::vector<uint16_t> qkv = NoiseBf16(1, t * stride, 3.0f);
+  const std::vector<float> q_scale = NoiseF32(6, positions_count, 2.0f);
   const std::vector<float> q_norm = NoiseF32(2, dh, 2.0f), k_norm = NoiseF32(3, dh, 2.0f);
   const std::vector<float> cos = NoiseF32(4, positions_count * c.rotary_dim / 2 + 1);
   const std::vector<float> sin = NoiseF32(5, positions_count * c.rotary_dim / 2 + 1);
@@ -138,14 +184,18 @@ RopeResult RunRope(const OpTable& ops, const RopeCase& c, int threads) {
   RopeResult result = {std::vector<uint16_t>(t * c.q_heads * dh),
                        std::vector<std::byte>(cache_bytes), std::vector<std::byte>(cache_bytes)};
   ops.rope_and_cache(DirtyContext(threads, 0), {.qkv = qkv.data(),
+                                                .qkv_stride = c.gap > 0 ? stride : 0,
                                                 .t = t,
                                                 .q_heads = c.q_heads,
                                                 .q_norm = c.norm ? q_norm.data() : nullptr,
                                                 .k_norm = c.norm ? k_norm.data() : nullptr,
-                                                .cos = cos.data(),
-                                                .sin = sin.data(),
+                                                .norm_after_rotation = c.norm_after_rotation,
+                                                .cos = c.rotate ? cos.data() : nullptr,
+                                                .sin = c.rotate ? sin.data() : nullptr,
                                                 .rotary_dim = c.rotary_dim,
+                                                .pairs = c.pairs,
                                                 .positions = positions.data(),
+                                                .q_scale = c.scale_q ? q_scale.data() : nullptr,
                                                 .slots = slots.data(),
                                                 .cache = {.k = result.k.data(),
                                                           .v = result.v.data(),
@@ -193,6 +243,25 @@ TEST_P(Parity, RopeAndCache) {
         }
 }
 
+TEST_P(Parity, RopeVariants) {
+  const RopeCase base = {4, 2, 40, 24, true, KvFormat::kBf16, 16};
+  RopeCase neighbours = base, norm_last = base, none = base, scaled = base;
+  neighbours.pairs = RopePairs::kNeighbours;
+  neighbours.gap = 24;
+  norm_last.norm_after_rotation = true;
+  none.rotate = false;
+  scaled.scale_q = true;
+  for (const RopeCase& c : {neighbours, norm_last, none, scaled}) {
+    const RopeResult got = RunRope(ops(), c, 3);
+    const RopeResult expected = RunRope(RefOps(), c, 1);
+    EXPECT_NE(expected.q, RunRope(RefOps(), base, 1).q);
+    EXPECT_EQ(got.v, expected.v);
+    ExpectNear(got.q, expected.q, c.head_dim, kRopeNormTolerance);
+    ExpectNear(CacheValues(got.k, c.format), CacheValues(expected.k, c.format), c.head_dim,
+               kRopeNormTolerance);
+  }
+}
+
 TEST_P(Parity, Fp8CacheHoldsEveryBf16AsE4M3FromFloatDoes) {
   const int32_t dh = 256, t = 256;
   std::vector<uint16_t> qkv(t * 3 * dh);
@@ -234,6 +303,7 @@ const AttentionShape kShapes[] = {
     {.q_heads = 40, .kv_heads = 1, .head_dim = 6},
     {.q_heads = 9, .kv_heads = 3, .head_dim = 64, .format = KvFormat::kFp8},
     {.q_heads = 6, .kv_heads = 2, .head_dim = 28, .window = 30, .format = KvFormat::kFp8},
+    {.q_heads = 6, .kv_heads = 2, .head_dim = 16, .chunk = 48},
 };
 
 std::string Describe(const AttentionShape& s) {

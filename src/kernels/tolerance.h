@@ -20,8 +20,8 @@ struct Tolerance {
 inline constexpr Tolerance kExact = {0.0f, 0.0f};
 // The sum of squares; kRoundThenScale rounds twice.
 inline constexpr Tolerance kRmsNormTolerance = {0x1p-6f, 0.0f};
-// silu by another exponential, then a product.
-inline constexpr Tolerance kSwiGluTolerance = {0x1p-6f, 0x1p-100f};
+// A sigmoid by another exponential, then a product.
+inline constexpr Tolerance kActivationTolerance = {0x1p-6f, 0x1p-100f};
 // With q/k norm: values off by one unit, then sums that may cancel. Without: exact.
 inline constexpr Tolerance kRopeNormTolerance = {0x1p-6f, 0x1p-7f};
 // The same in an FP8 cache: one unit of E4M3.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -58,8 +59,11 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
 
   // ---- the walk that lists the tensors
 
-  void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear*) override {
+  void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear*,
+                   ColumnRange) override {
     for (const LinearPart& part : parts) {
+      // A weight whose rows are taken in two goes is stored once.
+      if (!listed_.insert(part.prefix).second) continue;
       const bool quantised =
           options_.linear_format == WeightFormat::kNvfp4 && part.prefix != "lm_head";
       if (quantised) {
@@ -73,16 +77,32 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
     }
   }
 
+  void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>*) override {
+    VisitLinear({{heads.prefix, heads.n, {}}}, heads.k, Bias::kNone, nullptr, {});
+  }
+
+  void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>*) override {
+    const Bias bias = spec.bias ? Bias::kRequired : Bias::kNone;
+    for (int64_t e = 0; e < spec.experts; ++e) {
+      const std::string prefix = fmt::format("{}.{}.", spec.prefix, e);
+      if (spec.gated) VisitLinear({{prefix + "gate_proj", spec.f, {}}}, spec.d, bias, nullptr, {});
+      VisitLinear({{prefix + "up_proj", spec.f, {}}}, spec.d, bias, nullptr, {});
+      VisitLinear({{prefix + "down_proj", spec.d, {}}}, spec.f, bias, nullptr, {});
+    }
+  }
+
   void VisitEmbedding(const std::string& name, int64_t v, int64_t d, bool, Linear*) override {
     Add(name, DType::kBF16, {v, d}, {Recipe::Kind::kLinear, v, d});
   }
 
-  void VisitVector(const std::string& name, int64_t n, std::vector<float>*) override {
+  void VisitVector(const std::string& name, int64_t n, std::vector<float>*, int64_t,
+                   const std::vector<RowRange>&) override {
     Add(name, DType::kBF16, {n}, {Recipe::Kind::kNormVector, n, 1});
   }
 
   void VisitScalar(const std::vector<std::string>&, float*) override {}
   void Ignore(std::string_view) override {}
+  void IgnorePrefix(std::string_view) override {}
 
   void Finish() { std::ranges::sort(tensors_, {}, &formats::TensorEntry::name); }
 
@@ -163,6 +183,7 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
 
   const DummyOptions options_;
   std::map<std::string, Recipe> recipes_;
+  std::set<std::string> listed_;  // prefixes of linears
 };
 
 }  // namespace
@@ -174,8 +195,7 @@ Result<std::unique_ptr<formats::Checkpoint>> MakeDummyCheckpoint(const boost::js
     return Fail(Code::kUnsupported, "dummy weights are nvfp4 or bf16, not {}",
                 WeightFormatName(options.linear_format));
   }
-  NIBBLE_ASSIGN(const Architecture* architecture, FindArchitecture(config));
-  NIBBLE_ASSIGN(const std::unique_ptr<LoadableModel> model, architecture->make(config));
+  NIBBLE_ASSIGN(const std::unique_ptr<LoadableModel> model, BuildModel(config));
   auto checkpoint = std::make_unique<DummyCheckpoint>(config, options);
   model->VisitWeights(*checkpoint);
   checkpoint->Finish();

@@ -104,7 +104,7 @@ void CheckAgainstGolden(const Case& test) {
     const std::vector<int32_t> greedy = Ids(prompt.at("greedy"));
     RunnerSequence sequence{.tokens = Ids(prompt.at("tokens")), .pages = std::vector<int32_t>(16)};
     std::iota(sequence.pages.begin(), sequence.pages.end(), 0);
-    auto kv = KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 16);
+    auto kv = KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 16, 1);
     ASSERT_TRUE(kv);
     ModelRunner runner(**model, *kv);
     runner.Run(sequence, kMaxStep);

@@ -1,37 +1,67 @@
 #include <cstring>
+#include <numeric>
+#include <span>
 
 #include "models/model.h"
 
 namespace nibble::models {
+namespace {
+
+int64_t RoundUpToLine(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+}  // namespace
 
 int64_t KvBytesPerToken(const ModelInfo& info, kernels::KvFormat format) {
   int64_t elements = 0;
-  for (const KvSpec& spec : info.kv) elements += int64_t{2} * spec.kv_heads * spec.head_dim;
+  for (const KvSpec& spec : info.kv) elements += spec.elements();
   return elements * kernels::KvElementBytes(format);
 }
 
+int64_t StateBytes(const ModelInfo& info) {
+  int64_t bytes = 0;
+  for (const StateSpec& spec : info.state)
+    bytes += RoundUpToLine(spec.conv) + RoundUpToLine(spec.recurrent);
+  return bytes;
+}
+
+int64_t SectionBytes::total() const {
+  return std::accumulate(bytes, bytes + kSections, int64_t{0});
+}
+
 Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, int32_t page_size,
-                              int64_t pages) {
+                              int64_t pages, int64_t state_slots) {
   NIBBLE_CHECK(page_size >= 16 && page_size <= 256 && (page_size & (page_size - 1)) == 0,
                "page_size {}", page_size);
   KvPool pool;
   pool.pages_ = pages;
   pool.page_size_ = page_size;
   pool.page_bytes_ = KvBytesPerToken(info, format) * page_size;
-  NIBBLE_ASSIGN(pool.memory_, Buffer::Allocate(static_cast<size_t>(pool.page_bytes_ * pages)));
+  pool.state_slots_ = state_slots;
+  pool.state_bytes_ = StateBytes(info);
+  const int64_t page_memory = RoundUpToLine(pool.page_bytes_ * pages);
+  NIBBLE_ASSIGN(pool.memory_, Buffer::Allocate(static_cast<size_t>(page_memory + pool.state_bytes_ *
+                                                                                     state_slots)));
   std::byte* next = pool.memory_.data();
   for (const KvSpec& spec : info.kv) {
     const int64_t half = int64_t{spec.kv_heads} * spec.head_dim * page_size * pages *
                          kernels::KvElementBytes(format);
     pool.layers_.push_back({.k = next,
-                            .v = next + half,
+                            .v = spec.shared_kv ? next : next + half,
                             .format = format,
                             .k_scale = spec.k_scale,
                             .v_scale = spec.v_scale,
                             .page_size = page_size,
                             .kv_heads = spec.kv_heads,
                             .head_dim = spec.head_dim});
-    next += 2 * half;
+    next += spec.shared_kv ? half : 2 * half;
+  }
+  pool.state_base_ = pool.memory_.data() + page_memory;
+  next = pool.state_base_;
+  for (const StateSpec& spec : info.state) {
+    std::byte* recurrent = next + RoundUpToLine(spec.conv);
+    pool.states_.push_back(
+        {.conv = {next, pool.state_bytes_}, .recurrent = {recurrent, pool.state_bytes_}});
+    next = recurrent + RoundUpToLine(spec.recurrent);
   }
   return pool;
 }
@@ -44,12 +74,18 @@ int64_t HalfPageBytes(const kernels::KvLayerView& layer) {
          kernels::KvElementBytes(layer.format);
 }
 
+// k, then v where it is other memory.
+std::vector<std::byte*> Halves(const kernels::KvLayerView& layer) {
+  if (layer.k == layer.v) return {layer.k};
+  return {layer.k, layer.v};
+}
+
 }  // namespace
 
 void KvPool::SavePage(int64_t page, std::byte* out) const {
   for (const kernels::KvLayerView& layer : layers_) {
     const int64_t bytes = HalfPageBytes(layer);
-    for (const std::byte* half : {layer.k, layer.v}) {
+    for (const std::byte* half : Halves(layer)) {
       std::memcpy(out, half + page * bytes, bytes);
       out += bytes;
     }
@@ -59,11 +95,23 @@ void KvPool::SavePage(int64_t page, std::byte* out) const {
 void KvPool::LoadPage(int64_t page, const std::byte* in) {
   for (const kernels::KvLayerView& layer : layers_) {
     const int64_t bytes = HalfPageBytes(layer);
-    for (std::byte* half : {layer.k, layer.v}) {
+    for (std::byte* half : Halves(layer)) {
       std::memcpy(half + page * bytes, in, bytes);
       in += bytes;
     }
   }
+}
+
+void KvPool::CopyState(int64_t from, int64_t to) {
+  std::memcpy(StateSlot(to), StateSlot(from), state_bytes_);
+}
+
+void KvPool::SaveState(int64_t slot, std::byte* out) const {
+  std::memcpy(out, StateSlot(slot), state_bytes_);
+}
+
+void KvPool::LoadState(int64_t slot, const std::byte* in) {
+  std::memcpy(StateSlot(slot), in, state_bytes_);
 }
 
 }  // namespace nibble::models

@@ -2,9 +2,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
-#include <set>
+#include <unordered_set>
 #include <utility>
 
 #include "base/log.h"
@@ -57,16 +58,24 @@ class TableWalk : public WeightVisitor {
   explicit TableWalk(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
   void Ignore(std::string_view suffix) override { ignored_.emplace_back(suffix); }
+  void IgnorePrefix(std::string_view prefix) override { ignored_prefixes_.emplace_back(prefix); }
 
   const Status& status() const { return status_; }
-  int64_t weight_bytes() const { return weight_bytes_; }
-  int64_t bytes_per_token() const { return bytes_per_token_; }
+
+  void TakeCounts(ModelInfo* info) const {
+    info->weight_bytes = weight_bytes_;
+    info->sections = sections_;
+    info->bytes_per_token = sections_.total();
+    info->parameters = parameters_;
+    info->active_parameters = static_cast<int64_t>(std::llround(active_parameters_));
+    info->weight_summary = Summary();
+  }
 
   // "210 nvfp4, 61 bf16"
   std::string Summary() const {
     std::vector<std::string> parts;
     for (const auto& [format, count] : formats_)
-      parts.push_back(fmt::format("{} {}", count, format));
+      parts.push_back(fmt::format("{} {}", count, WeightFormatName(format)));
     return fmt::format("{}", fmt::join(parts, ", "));
   }
 
@@ -75,9 +84,7 @@ class TableWalk : public WeightVisitor {
     std::vector<std::string> names;
     for (const TensorEntry& entry : checkpoint_.tensors()) {
       if (used_.contains(entry.name)) continue;
-      const bool ignored = std::ranges::any_of(
-          ignored_, [&](const std::string& suffix) { return entry.name.ends_with(suffix); });
-      if (!ignored) names.push_back(entry.name);
+      if (!IsIgnored(entry.name)) names.push_back(entry.name);
     }
     if (names.empty()) return;
     LogWarning("{}: {} tensors are not used by this model, the first is {}", checkpoint_.path(),
@@ -92,26 +99,63 @@ class TableWalk : public WeightVisitor {
   void UseLinear(const std::string& prefix) {
     for (std::string& name : checkpoint_.LinearTensors(prefix)) used_.insert(std::move(name));
   }
-  void Count(WeightFormat format, int64_t resident, int64_t per_token) {
-    ++formats_[std::string(WeightFormatName(format))];
-    weight_bytes_ += resident;
-    bytes_per_token_ += per_token;
+  void UseExpert(const ExpertsSpec& spec, int64_t expert, std::string_view projection) {
+    for (std::string& name : checkpoint_.ExpertTensors(spec.prefix, expert, projection))
+      used_.insert(std::move(name));
   }
-  void CountVector(int64_t n) {
+  // share: the part of it that one token uses.
+  void Count(WeightFormat format, int64_t elements, int64_t resident, double share) {
+    ++formats_[format];
+    parameters_ += elements;
+    active_parameters_ += static_cast<double>(elements) * share;
+    weight_bytes_ += resident;
+    sections_[section()] += static_cast<int64_t>(static_cast<double>(resident) * share);
+  }
+  void CountVector(int64_t n, double share = 1.0) {
     weight_bytes_ += n * 4;
-    bytes_per_token_ += n * 4;
+    parameters_ += n;
+    active_parameters_ += static_cast<double>(n) * share;
+    sections_[section()] += static_cast<int64_t>(static_cast<double>(n * 4) * share);
+  }
+  static double ExpertShare(const ExpertsSpec& spec) {
+    return static_cast<double>(spec.top_k) / static_cast<double>(spec.experts);
   }
 
   const Checkpoint& checkpoint_;
   Status status_;
 
  private:
-  std::set<std::string, std::less<>> used_;
+  bool IsIgnored(const std::string& name) const {
+    const std::string plain = formats::PlainName(name);
+    return std::ranges::any_of(ignored_, [&](const auto& s) { return name.ends_with(s); }) ||
+           std::ranges::any_of(ignored_prefixes_,
+                               [&](const auto& s) { return plain.starts_with(s); });
+  }
+
+  std::unordered_set<std::string> used_;
   std::vector<std::string> ignored_;
-  std::map<std::string, int> formats_;
+  std::vector<std::string> ignored_prefixes_;
+  std::map<WeightFormat, int64_t> formats_;
   int64_t weight_bytes_ = 0;
-  int64_t bytes_per_token_ = 0;
+  SectionBytes sections_;
+  int64_t parameters_ = 0;
+  double active_parameters_ = 0;
 };
+
+// The projections of an expert, in the order of its weights.
+struct Projection {
+  std::string_view name;
+  int64_t n = 0;
+  int64_t k = 0;
+};
+
+std::vector<Projection> InputProjections(const ExpertsSpec& spec) {
+  const Projection up = {"up_proj", spec.f, spec.d};
+  if (!spec.gated) return {up};
+  return {{"gate_proj", spec.f, spec.d}, up};
+}
+
+Projection OutputProjection(const ExpertsSpec& spec) { return {"down_proj", spec.d, spec.f}; }
 
 std::string WithoutWeightSuffix(std::string name) {
   if (name.ends_with(".weight")) name.resize(name.size() - 7);
@@ -122,33 +166,42 @@ class Describer : public TableWalk {
  public:
   using TableWalk::TableWalk;
 
-  void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear*) override {
+  void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear*,
+                   ColumnRange columns) override {
     for (const LinearPart& part : parts) {
-      CountLinear(part.prefix, part.n, k, true);
-      const std::string bias_name = part.prefix + ".bias";
-      const bool stored = checkpoint_.Find(bias_name) != nullptr;
-      if (bias == Bias::kNone || (bias == Bias::kIfStored && !stored)) continue;
-      Use(bias_name);
-      if (!stored)
-        Fail(Error(Code::kNotFound,
-                   fmt::format("{}: tensor {} is missing", checkpoint_.path(), bias_name)));
-      CountVector(part.n);
+      CountLinear(part.prefix, part.rows_taken(), columns.count > 0 ? columns.count : k, 1.0);
+      CountBias(part, bias);
+    }
+  }
+
+  void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>*) override {
+    const int64_t rows = RowCount(heads.heads);
+    if (!heads.transposed) return CountLinear(heads.prefix, rows, heads.k, 1.0);
+    UseLinear(heads.prefix);
+    Count(WeightFormat::kBf16, rows * heads.k, rows * heads.k * 2, 1.0);
+  }
+
+  void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>*) override {
+    for (int64_t e = spec.first; e < spec.first + spec.count; ++e) {
+      for (const Projection& projection : InputProjections(spec)) CountExpert(spec, e, projection);
+      CountExpert(spec, e, OutputProjection(spec));
     }
   }
 
   void VisitEmbedding(const std::string& name, int64_t v, int64_t d, bool tied_head,
                       Linear*) override {
-    CountLinear(WithoutWeightSuffix(name), v, d, tied_head);
+    CountLinear(WithoutWeightSuffix(name), v, d, tied_head ? 1.0 : 1.0 / static_cast<double>(v));
   }
 
-  void VisitVector(const std::string& name, int64_t n, std::vector<float>*) override {
+  void VisitVector(const std::string& name, int64_t n, std::vector<float>*, int64_t width,
+                   const std::vector<RowRange>& rows) override {
     Use(name);
     const TensorEntry* entry = checkpoint_.Find(name);
     if (entry == nullptr) {
       return Fail(Error(Code::kNotFound,
                         fmt::format("{}: tensor {} is missing", checkpoint_.path(), name)));
     }
-    CountVector(n);
+    CountVector(rows.empty() ? n : RowCount(rows) * width);
   }
 
   void VisitScalar(const std::vector<std::string>& names, float*) override {
@@ -156,18 +209,41 @@ class Describer : public TableWalk {
   }
 
  private:
-  void CountLinear(const std::string& prefix, int64_t n, int64_t k, bool read_per_token) {
+  void CountLinear(const std::string& prefix, int64_t n, int64_t k, double share) {
     UseLinear(prefix);
     auto format = checkpoint_.LinearFormat(prefix);
     if (!format) return Fail(format.error());
-    QuantView view{.format = *format,
-                   .n = n,
-                   .k = k,
-                   .scale_dtype = DType::kF32,
-                   .scale_block_n = n,
-                   .scale_block_k = k};
-    const int64_t bytes = view.data_bytes() + view.scale_bytes();
-    Count(*format, bytes, read_per_token ? bytes : bytes / n);
+    CountMatrix(*format, n, k, share);
+  }
+
+  void CountExpert(const ExpertsSpec& spec, int64_t expert, const Projection& p) {
+    const double share = ExpertShare(spec);
+    UseExpert(spec, expert, p.name);
+    auto format = checkpoint_.ExpertFormat(spec.prefix, expert, p.name, p.n, p.k, spec.layout);
+    if (!format) return Fail(format.error());
+    CountMatrix(*format, p.n, p.k, share);
+    if (spec.bias) CountVector(p.n, share);
+  }
+
+  void CountMatrix(WeightFormat format, int64_t n, int64_t k, double share) {
+    const QuantView view{.format = format,
+                         .n = n,
+                         .k = k,
+                         .scale_dtype = DType::kF32,
+                         .scale_block_n = n,
+                         .scale_block_k = k};
+    Count(format, n * k, view.data_bytes() + view.scale_bytes(), share);
+  }
+
+  void CountBias(const LinearPart& part, Bias bias) {
+    const std::string name = part.prefix + ".bias";
+    const bool stored = checkpoint_.Find(name) != nullptr;
+    if (bias == Bias::kNone || (bias == Bias::kIfStored && !stored)) return;
+    Use(name);
+    if (!stored)
+      return Fail(Error(Code::kNotFound,
+                        fmt::format("{}: tensor {} is missing", checkpoint_.path(), name)));
+    CountVector(part.rows_taken());
   }
 };
 
@@ -176,31 +252,47 @@ class Loader : public TableWalk {
   Loader(const Checkpoint& checkpoint, const kernels::OpTable& ops, const LoadOptions& options)
       : TableWalk(checkpoint), ops_(ops), options_(options) {}
 
-  void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias,
-                   Linear* out) override {
+  void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear* out,
+                   ColumnRange columns) override {
     if (!status_) return;
     if (options_.observer != nullptr) {
       out->observer = options_.observer;
       for (const LinearPart& part : parts) out->modules.push_back(part.prefix);
     }
-    Check(LoadLinear(parts, k, out, {.read_per_token = true}));
+    Check(LoadLinear(parts, k, columns, {}, out));
     if (status_ && bias != Bias::kNone) Check(LoadBias(parts, bias, out));
+  }
+
+  void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>* out) override {
+    if (!status_) return;
+    Check(LoadHeadLinears(heads, out));
+  }
+
+  void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>* out) override {
+    for (int64_t e = spec.first; e < spec.first + spec.count; ++e) {
+      if (!status_) return;
+      Expert& expert = out->emplace_back();
+      Check(LoadExpert(spec, e, InputProjections(spec), &expert.gate_up));
+      if (status_) Check(LoadExpert(spec, e, {OutputProjection(spec)}, &expert.down));
+    }
   }
 
   void VisitEmbedding(const std::string& name, int64_t v, int64_t d, bool tied_head,
                       Linear* out) override {
     if (!status_) return;
-    Check(LoadLinear({{WithoutWeightSuffix(name), v}}, d, out,
-                     {.read_per_token = tied_head, .gather_rows = true}));
+    const double share = tied_head ? 1.0 : 1.0 / static_cast<double>(v);
+    Check(LoadLinear({{WithoutWeightSuffix(name), v, {}}}, d, {},
+                     {.share = share, .gather_rows = true}, out));
   }
 
-  void VisitVector(const std::string& name, int64_t n, std::vector<float>* out) override {
+  void VisitVector(const std::string& name, int64_t n, std::vector<float>* out, int64_t width,
+                   const std::vector<RowRange>& rows) override {
     if (!status_) return;
     Use(name);
     auto values = ReadFloats(checkpoint_, name, n);
     if (!values) return Fail(values.error());
-    *out = std::move(*values);
-    CountVector(n);
+    *out = TakeRows(std::move(*values), width, rows);
+    CountVector(static_cast<int64_t>(out->size()));
     Advance(name);
   }
 
@@ -233,10 +325,73 @@ class Loader : public TableWalk {
       options_.progress->Advance(entry->stored_bytes);
   }
 
+  static std::vector<float> TakeRows(std::vector<float> values, int64_t width,
+                                     const std::vector<RowRange>& rows) {
+    if (rows.empty()) return values;
+    std::vector<float> taken;
+    for (const RowRange& range : rows) {
+      for (int64_t i = 0; i < range.count; ++i) {
+        const auto from = values.begin() + (range.begin + i * range.step) * width;
+        taken.insert(taken.end(), from, from + width);
+      }
+    }
+    return taken;
+  }
+
+  Result<LinearData> ReadPart(const LinearPart& part, int64_t k, ColumnRange columns) {
+    UseLinear(part.prefix);
+    NIBBLE_ASSIGN(LinearData data, checkpoint_.ReadLinear(part.prefix, part.n, k));
+    for (const std::string& name : checkpoint_.LinearTensors(part.prefix)) Advance(name);
+    if (part.rows.empty() && columns.count == 0) return data;
+    auto slice = SliceWeight(data.view, part.rows, columns);
+    if (!slice) {
+      return tl::unexpected(
+          slice.error().Context(fmt::format("{}: {}", checkpoint_.path(), part.prefix)));
+    }
+    return LinearData{slice->view, slice->owner != nullptr ? slice->owner : data.owner};
+  }
+
   struct LinearUse {
-    bool read_per_token = false;  // whole, for every token
-    bool gather_rows = false;     // an embedding
+    double share = 1.0;        // the part of it that one token uses
+    bool gather_rows = false;  // an embedding
   };
+
+  Status LoadLinear(const std::vector<LinearPart>& parts, int64_t k, ColumnRange columns,
+                    LinearUse use, Linear* out) {
+    std::vector<LinearData> stack;
+    for (const LinearPart& part : parts) {
+      NIBBLE_ASSIGN(LinearData data, ReadPart(part, k, columns));
+      stack.push_back(std::move(data));
+    }
+    return PackStack(stack, use, out);
+  }
+
+  Status LoadExpert(const ExpertsSpec& spec, int64_t expert,
+                    const std::vector<Projection>& projections, Linear* out) {
+    std::vector<LinearData> stack;
+    for (const Projection& p : projections) {
+      UseExpert(spec, expert, p.name);
+      NIBBLE_ASSIGN(LinearData data,
+                    checkpoint_.ReadExpert(spec.prefix, expert, p.name, p.n, p.k, spec.layout));
+      if (options_.progress != nullptr)
+        options_.progress->Advance(data.view.data_bytes() + data.view.scale_bytes());
+      stack.push_back(std::move(data));
+      if (spec.bias) NIBBLE_TRY(LoadExpertBias(spec, expert, p, out));
+    }
+    return PackStack(stack, {.share = ExpertShare(spec)}, out);
+  }
+
+  Status LoadExpertBias(const ExpertsSpec& spec, int64_t expert, const Projection& p, Linear* out) {
+    NIBBLE_ASSIGN(const std::vector<float> bias,
+                  checkpoint_.ReadExpertBias(spec.prefix, expert, p.name, p.n, spec.layout));
+    if (bias.empty()) {
+      return nibble::Fail(Code::kNotFound, "{}: expert {} of {} has no bias for {}",
+                          checkpoint_.path(), expert, spec.prefix, p.name);
+    }
+    out->bias.insert(out->bias.end(), bias.begin(), bias.end());
+    CountVector(p.n, ExpertShare(spec));
+    return {};
+  }
 
   // Neighbours that one packed weight can hold.
   static bool CanStack(const QuantView& a, const QuantView& b) {
@@ -244,39 +399,64 @@ class Loader : public TableWalk {
   }
 
   // Packs runs of neighbours that can be stacked into one segment each.
-  Status LoadLinear(const std::vector<LinearPart>& parts, int64_t k, Linear* out, LinearUse use) {
-    out->k = k;
+  Status PackStack(std::span<const LinearData> stack, LinearUse use, Linear* out) {
+    out->k = stack[0].view.k;
     out->n = 0;
-    std::vector<LinearData> run;
-    const auto pack_run = [&]() -> Status {
-      if (run.empty()) return {};
-      std::vector<QuantView> views;
-      int64_t rows = 0;
-      for (const LinearData& data : run) {
-        views.push_back(data.view);
-        rows += data.view.n;
+    std::vector<QuantView> run;
+    for (const LinearData& data : stack) {
+      if (!run.empty() && !CanStack(run.back(), data.view)) {
+        NIBBLE_TRY(PackSegment(run, use, out));
+        run.clear();
       }
-      NIBBLE_ASSIGN(auto packed, ops_.pack_weight({.parts = views,
-                                                   .activations = options_.activations,
-                                                   .gather_rows = use.gather_rows,
-                                                   .pool = options_.pool}));
-      for (const QuantView& view : views) {
-        const int64_t bytes = packed->bytes() * view.n / rows;
-        Count(view.format, bytes, use.read_per_token ? bytes : bytes / view.n);
-      }
-      out->segments.push_back({std::move(packed), out->n});
-      out->n += rows;
-      run.clear();
-      return {};
-    };
-    for (const LinearPart& part : parts) {
-      UseLinear(part.prefix);
-      NIBBLE_ASSIGN(LinearData data, checkpoint_.ReadLinear(part.prefix, part.n, k));
-      if (!run.empty() && !CanStack(run.back().view, data.view)) NIBBLE_TRY(pack_run());
-      run.push_back(std::move(data));
-      for (const std::string& name : checkpoint_.LinearTensors(part.prefix)) Advance(name);
+      run.push_back(data.view);
     }
-    return pack_run();
+    return PackSegment(run, use, out);
+  }
+
+  Status PackSegment(std::span<const QuantView> views, LinearUse use, Linear* out) {
+    int64_t rows = 0;
+    for (const QuantView& view : views) rows += view.n;
+    NIBBLE_ASSIGN(auto packed, ops_.pack_weight({.parts = views,
+                                                 .activations = options_.activations,
+                                                 .gather_rows = use.gather_rows,
+                                                 .pool = options_.pool}));
+    for (const QuantView& view : views)
+      Count(view.format, view.n * view.k, packed->bytes() * view.n / rows, use.share);
+    out->segments.push_back({std::move(packed), out->n});
+    out->n += rows;
+    return {};
+  }
+
+  Status LoadHeadLinears(const HeadLinears& heads, std::vector<Linear>* out) {
+    NIBBLE_ASSIGN(const LinearData data, ReadPart({heads.prefix, heads.n, {}}, heads.k, {}));
+    for (const RowRange& rows : heads.heads) {
+      Linear& linear = out->emplace_back();
+      if (heads.transposed) {
+        const std::vector<uint16_t> values = Transposed(data.view, rows);
+        linear.k = rows.count;
+        const QuantView view = {.format = WeightFormat::kBf16,
+                                .n = heads.k,
+                                .k = rows.count,
+                                .data = reinterpret_cast<const std::byte*>(values.data())};
+        NIBBLE_TRY(PackSegment({&view, 1}, {}, &linear));
+        continue;
+      }
+      linear.k = heads.k;
+      NIBBLE_ASSIGN(const QuantSlice slice, SliceWeight(data.view, {&rows, 1}, {}));
+      NIBBLE_TRY(PackSegment({&slice.view, 1}, {}, &linear));
+    }
+    return {};
+  }
+
+  // (K, rows) BF16.
+  static std::vector<uint16_t> Transposed(const QuantView& view, const RowRange& rows) {
+    std::vector<uint16_t> out(view.k * rows.count);
+    std::vector<float> row(view.k);
+    for (int64_t i = 0; i < rows.count; ++i) {
+      DequantizeRow(view, rows.begin + i * rows.step, row.data());
+      for (int64_t j = 0; j < view.k; ++j) out[j * rows.count + i] = Bf16FromFloat(row[j]);
+    }
+    return out;
   }
 
   Status LoadBias(const std::vector<LinearPart>& parts, Bias bias, Linear* out) {
@@ -285,13 +465,14 @@ class Loader : public TableWalk {
     for (const LinearPart& part : parts) {
       const std::string name = part.prefix + ".bias";
       if (bias == Bias::kIfStored && checkpoint_.Find(name) == nullptr) {
-        values.resize(values.size() + part.n, 0.0f);
+        values.resize(values.size() + part.rows_taken(), 0.0f);
         continue;
       }
       Use(name);
-      NIBBLE_ASSIGN(const std::vector<float> piece, ReadFloats(checkpoint_, name, part.n));
+      NIBBLE_ASSIGN(std::vector<float> piece, ReadFloats(checkpoint_, name, part.n));
+      piece = TakeRows(std::move(piece), 1, part.rows);
       values.insert(values.end(), piece.begin(), piece.end());
-      CountVector(part.n);
+      CountVector(part.rows_taken());
       Advance(name);
       any = true;
     }
@@ -314,25 +495,19 @@ Status CheckOps(const LoadableModel& model, const kernels::OpTable& ops) {
   return {};
 }
 
-void TakeCounts(const TableWalk& walk, ModelInfo* info) {
-  info->weight_bytes = walk.weight_bytes();
-  info->bytes_per_token = walk.bytes_per_token();
-  info->weight_summary = walk.Summary();
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const LoadOptions& options) {
   NIBBLE_CHECK(options.pool != nullptr, "LoadOptions.pool");
   const kernels::OpTable& ops = options.ops != nullptr ? *options.ops : kernels::CpuOps();
-  NIBBLE_ASSIGN(const Architecture* architecture, FindArchitecture(checkpoint.config()));
-  NIBBLE_ASSIGN(std::unique_ptr<LoadableModel> model, architecture->make(checkpoint.config()));
+  NIBBLE_ASSIGN(std::unique_ptr<LoadableModel> model,
+                BuildModel(checkpoint.config(), {.tp = options.tp, .draft = options.draft}));
   NIBBLE_TRY(CheckOps(*model, ops));
   Loader loader(checkpoint, ops, options);
   model->VisitWeights(loader);
   NIBBLE_TRY(loader.status());
   loader.ReportLeftOver();
-  TakeCounts(loader, &model->mutable_info());
+  loader.TakeCounts(&model->mutable_info());
   const int64_t positions = options.max_positions > 0
                                 ? std::min(options.max_positions, model->info().max_positions)
                                 : model->info().max_positions;
@@ -341,13 +516,12 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
 }
 
 Result<ModelInfo> DescribeModel(const Checkpoint& checkpoint) {
-  NIBBLE_ASSIGN(const Architecture* architecture, FindArchitecture(checkpoint.config()));
-  NIBBLE_ASSIGN(std::unique_ptr<LoadableModel> model, architecture->make(checkpoint.config()));
+  NIBBLE_ASSIGN(std::unique_ptr<LoadableModel> model, BuildModel(checkpoint.config()));
   Describer describer(checkpoint);
   model->VisitWeights(describer);
   NIBBLE_TRY(describer.status());
   ModelInfo info = model->info();
-  TakeCounts(describer, &info);
+  describer.TakeCounts(&info);
   return info;
 }
 

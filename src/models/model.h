@@ -20,39 +20,78 @@
 #include "device/buffer.h"
 #include "formats/checkpoint.h"
 #include "kernels/ops.h"
+#include "models/tensor_parallel.h"
+#include "models/weights.h"
 
 namespace nibble::models {
 
-// What a model keeps per token and layer.
+// What an attention layer keeps per token.
 struct KvSpec {
-  int32_t kv_heads = 0;  // Hk
-  int32_t head_dim = 0;  // Dh
-  int32_t window = 0;    // 0: sees everything
-  float k_scale = 1.0f;  // FP8 scales of the checkpoint
+  int32_t kv_heads = 0;    // Hk
+  int32_t head_dim = 0;    // Dh
+  int32_t window = 0;      // 0: sees everything
+  bool shared_kv = false;  // MLA: one latent row is key and value
+  float k_scale = 1.0f;    // FP8 scales of the checkpoint
   float v_scale = 1.0f;
+
+  int64_t elements() const { return int64_t{shared_kv ? 1 : 2} * kv_heads * head_dim; }
+};
+
+// What a recurrent layer keeps per sequence, in bytes.
+struct StateSpec {
+  int64_t conv = 0;
+  int64_t recurrent = 0;
+};
+
+// Bytes of weights read for one decoded token at batch 1, by what they belong to; experts count
+// with the share that a token uses.
+struct SectionBytes {
+  int64_t bytes[kSections] = {};
+  int64_t& operator[](Section section) { return bytes[static_cast<int>(section)]; }
+  int64_t operator[](Section section) const { return bytes[static_cast<int>(section)]; }
+  int64_t total() const;
 };
 
 struct ModelInfo {
   std::string architecture;  // "LlamaForCausalLM"
   int64_t vocab_size = 0;    // rows of lm_head: may exceed the tokenizer's
   int64_t hidden_size = 0;
-  int64_t max_positions = 0;    // what the config allows
-  std::vector<KvSpec> kv;       // one per layer
-  int64_t weight_bytes = 0;     // resident
-  int64_t bytes_per_token = 0;  // of weights, read for one decoded token at batch 1
-  std::string weight_summary;   // "210 nvfp4, 2 bf16": tensors by format, for the start line
+  int64_t max_positions = 0;  // what the config allows
+  int64_t layers = 0;
+  std::vector<KvSpec> kv;        // one per attention layer
+  std::vector<StateSpec> state;  // one per recurrent layer
+  int64_t weight_bytes = 0;      // resident
+  int64_t bytes_per_token = 0;   // of weights: sections.total()
+  SectionBytes sections;
+  int64_t parameters = 0;
+  int64_t active_parameters = 0;  // used by one token; the embedding counts as one row
+  // LongRoPE: a sequence longer than this uses other frequencies than a shorter one, so its cache
+  // must be computed anew when it crosses. 0: no such border.
+  int64_t rope_border = 0;
+  std::string weight_summary;  // "210 nvfp4, 2 bf16": tensors by format, for the start line
 };
 
 int64_t KvBytesPerToken(const ModelInfo& info, kernels::KvFormat format);
+// Of all recurrent layers, per sequence.
+int64_t StateBytes(const ModelInfo& info);
 
-// The pages of every layer: page p of the pool is page p of each layer's cache. Owned by the
-// engine; a page's meaning is the engine's business.
+// One recurrent layer's states, over all slots.
+struct StateLayer {
+  kernels::StateView conv;
+  kernels::StateView recurrent;
+};
+
+// What sequences keep between steps: the pages of every attention layer (page p of the pool is page
+// p of each layer's cache) and the state slots of every recurrent one. Owned by the engine; what a
+// page or a slot means is the engine's business.
 class KvPool {
  public:
   static Result<KvPool> Create(const ModelInfo& info, kernels::KvFormat format, int32_t page_size,
-                               int64_t pages);
+                               int64_t pages, int64_t state_slots = 0);
 
+  // index into ModelInfo.kv and ModelInfo.state.
   kernels::KvLayerView layer(int64_t index) const { return layers_[index]; }
+  StateLayer state(int64_t index) const { return states_[index]; }
   int64_t pages() const { return pages_; }
   int32_t page_size() const { return page_size_; }
   int64_t bytes() const { return static_cast<int64_t>(memory_.size()); }
@@ -62,8 +101,21 @@ class KvPool {
   void SavePage(int64_t page, std::byte* out) const;
   void LoadPage(int64_t page, const std::byte* in);
 
+  // All recurrent layers' bytes of one slot.
+  int64_t state_slots() const { return state_slots_; }
+  int64_t state_bytes() const { return state_bytes_; }
+  void CopyState(int64_t from, int64_t to);
+  void SaveState(int64_t slot, std::byte* out) const;
+  void LoadState(int64_t slot, const std::byte* in);
+
  private:
+  std::byte* StateSlot(int64_t slot) const { return state_base_ + slot * state_bytes_; }
+
   Buffer memory_;
+  std::vector<StateLayer> states_;
+  std::byte* state_base_ = nullptr;  // (slots, state_bytes)
+  int64_t state_slots_ = 0;
+  int64_t state_bytes_ = 0;
   std::vector<kernels::KvLayerView> layers_;
   int64_t pages_ = 0;
   int64_t page_bytes_ = 0;
@@ -81,6 +133,11 @@ struct Batch {
   std::span<const int32_t> page_table;  // (B, max_pages)
   int64_t max_pages = 0;
   std::span<const int32_t> logits_rows;  // (R): indices into tokens whose logits are wanted
+  // (B): a slot of the pool per sequence; empty for models without recurrent layers.
+  std::span<const int32_t> state_slots;
+  // (B): which frequencies a LongRoPE model uses, 0 up to ModelInfo.rope_border, 1 beyond; empty:
+  // 0.
+  std::span<const uint8_t> rope_sets;
 };
 
 class Model {
@@ -98,18 +155,30 @@ class Model {
   // Allocates nothing. Returns a pointer that stays valid until the next call.
   virtual const float* Forward(const Batch& batch, const KvPool& kv) = 0;
 
+  // ---- The draft head of a checkpoint with an MTP module, if LoadOptions.draft asked for it.
+  virtual bool has_draft() const { return false; }
+  // (T, D) BF16: what the draft head continues from, for every token of the last Forward or
+  // ForwardDraft. Only with has_draft().
+  virtual const uint16_t* hidden() const { return nullptr; }
+  // As Forward, through the draft head: row i's token follows the position whose hidden state is
+  // row i of `hidden` (T, D), and stands at that position in the head's own cache.
+  virtual const float* ForwardDraft(const Batch&, [[maybe_unused]] const uint16_t* hidden,
+                                    const KvPool&) {
+    return nullptr;
+  }
+
   virtual const kernels::OpTable& ops() const = 0;
 };
-
-class LinearObserver;  // models/weights.h
 
 struct LoadOptions {
   const kernels::OpTable* ops = nullptr;  // null: CpuOps()
   ThreadPool* pool = nullptr;             // required; outlives the model
   kernels::ActivationFormat activations = kernels::ActivationFormat::kBf16;
-  int64_t max_positions = 0;           // 0: the config's; else the RoPE tables are this long
-  Progress* progress = nullptr;        // advanced by stored bytes
+  int64_t max_positions = 0;  // 0: the config's; else the RoPE tables are this long
+  TensorParallel tp;
+  bool draft = false;                  // load the MTP module, if the checkpoint has one
   LinearObserver* observer = nullptr;  // hears every linear's input; outlives the model
+  Progress* progress = nullptr;        // advanced by stored bytes
 };
 
 // Picks the implementation by config.json's "architectures"; kUnsupported lists what exists.

@@ -2,30 +2,36 @@
 // own. Source: transformers' Qwen3ForCausalLM.
 #include <memory>
 
-#include "models/layers/dense_decoder.h"
+#include "models/layers/decoder.h"
 
 namespace nibble::models {
 namespace {
 
-Result<std::unique_ptr<LoadableModel>> MakeQwen3(const boost::json::object& json) {
+Result<std::unique_ptr<LoadableModel>> MakeQwen3(const boost::json::object& json,
+                                                 const BuildOptions& options) {
   ConfigReader config(json, "config.json");
-  DenseDecoderConfig c = ReadDenseDecoderConfig(config, "Qwen3ForCausalLM",
-                                                {.rope_theta = 1000000.0, .head_dim = 128});
-  c.attention.qk_norm = true;
+  const DecoderConfig c = ReadDecoderConfig(config, "Qwen3ForCausalLM");
+  AttentionConfig attention = ReadAttentionConfig(config, c, 128);
+  attention.qk_norm = true;
+  attention.rope = std::make_shared<Rope>(
+      ReadRopeConfig(config, attention.head_dim, c.max_positions, 1000000.0));
   if (config.Bool("attention_bias", false)) {
-    c.attention.qkv_bias = Bias::kRequired;
-    c.attention.output_bias = Bias::kRequired;
+    attention.qkv_bias = Bias::kRequired;
+    attention.output_bias = Bias::kRequired;
   }
-  ReadQwenWindows(config, &c);
+  const FeedForwardConfig ffn = ReadFeedForwardConfig(config, c);
+  const std::vector<int32_t> windows = ReadQwenWindows(config, c.layers);
   NIBBLE_TRY(config.status());
-  return std::make_unique<DenseDecoder>(std::move(c));
+  NIBBLE_TRY(CheckShares(options.tp, attention, ffn.ffn_size));
+  return std::make_unique<Decoder>(c, MakeDenseLayers(c, {attention, windows, ffn}, options),
+                                   options);
 }
 
 const Registration kRegistration({.architectures = {"Qwen3ForCausalLM"},
                                   .make = &MakeQwen3,
                                   .tiny_configs = {
                                       R"({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 96,
-    "intermediate_size": 144, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
+    "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
     "head_dim": 48, "vocab_size": 293, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
     "tie_word_embeddings": true})"}});
 

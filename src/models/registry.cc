@@ -44,4 +44,10 @@ Result<const Architecture*> FindArchitecture(const boost::json::object& config) 
               boost::json::serialize(*names), fmt::join(known, ", "));
 }
 
+Result<std::unique_ptr<LoadableModel>> BuildModel(const boost::json::object& config,
+                                                  const BuildOptions& options) {
+  NIBBLE_ASSIGN(const Architecture* architecture, FindArchitecture(config));
+  return architecture->make(config, options);
+}
+
 }  // namespace nibble::models

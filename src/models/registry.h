@@ -35,11 +35,18 @@ class LoadableModel : public Model {
   virtual std::vector<std::string_view> RequiredOps() const = 0;
 };
 
+// How a model is built from a config, beyond the config itself.
+struct BuildOptions {
+  TensorParallel tp;
+  bool draft = false;  // with the MTP module, if the architecture has one
+};
+
 struct Architecture {
   std::vector<std::string> architectures;  // of config.json
   // Reads config.json; no weights yet.
-  Result<std::unique_ptr<LoadableModel>> (*make)(const boost::json::object& config) = nullptr;
-  // Awkward small sizes for the generic suite; one or more JSON objects.
+  Result<std::unique_ptr<LoadableModel>> (*make)(const boost::json::object& config,
+                                                 const BuildOptions& options) = nullptr;
+  // Awkward small sizes for the generic suite, divisible by 2 ranks; one or more JSON objects.
   std::vector<std::string> tiny_configs;
 };
 
@@ -51,5 +58,9 @@ struct Registration {
 
 // By config.json's "architectures"; kUnsupported names what was asked and lists what exists.
 Result<const Architecture*> FindArchitecture(const boost::json::object& config);
+
+// FindArchitecture, then make.
+Result<std::unique_ptr<LoadableModel>> BuildModel(const boost::json::object& config,
+                                                  const BuildOptions& options = {});
 
 }  // namespace nibble::models

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -12,7 +11,9 @@
 #include <vector>
 
 #include "base/error.h"
+#include "formats/checkpoint.h"
 #include "kernels/ops.h"
+#include "tensor/quant_slice.h"
 
 namespace nibble::models {
 
@@ -44,42 +45,110 @@ struct Linear {
   // y (M, N) BF16, rows y_stride apart.
   void Run(const kernels::OpTable& ops, const kernels::OpContext& context, const uint16_t* x,
            int64_t m, uint16_t* y) const;
-  // y (M, N) FP32.
+  // y (M, N) FP32, rows y_stride apart (0: N).
   void RunF32(const kernels::OpTable& ops, const kernels::OpContext& context, const uint16_t* x,
-              int64_t m, float* y) const;
+              int64_t m, float* y, int64_t y_stride = 0) const;
 };
 
 struct LinearPart {
   std::string prefix;  // "model.layers.0.self_attn.q_proj": without ".weight"
-  int64_t n = 0;
+  int64_t n = 0;       // rows as stored
+  // Which of them, in which order; empty: all. A row moves with its scales, so the order is exact.
+  std::vector<RowRange> rows;
+
+  int64_t rows_taken() const { return rows.empty() ? n : RowCount(rows); }
 };
 
-enum class Presence { kRequired, kOptional };
 enum class Bias { kNone, kRequired, kIfStored };
+
+// One projection per head, out of the rows of one stored weight (n, k).
+struct HeadLinears {
+  std::string prefix;
+  int64_t n = 0;
+  int64_t k = 0;
+  std::vector<RowRange> heads;
+  // The head's linear is Wᵀ: (k, rows). Not a re-ordering of codes, so the weight is dequantised to
+  // BF16.
+  bool transposed = false;
+};
+
+// The routed experts of one layer: gate_up (2F, D), gate rows first, and down (D, F) of each.
+struct ExpertsSpec {
+  std::string prefix;  // "model.layers.3.mlp.experts"
+  int64_t experts = 0;
+  int64_t first = 0;  // held by this rank: [first, first + count)
+  int64_t count = 0;
+  int64_t top_k = 0;  // for bytes per token
+  int64_t d = 0;
+  int64_t f = 0;
+  bool gated = true;
+  bool bias = false;
+  formats::ExpertLayout layout;  // where experts are stacked
+};
+
+struct Expert {
+  Linear gate_up;
+  Linear down;
+};
+
+// The same, as the moe op reads them; entries outside [first, first + count) are empty.
+std::vector<kernels::ExpertWeights> ExpertTable(const ExpertsSpec& spec,
+                                                const std::vector<Expert>& experts);
+kernels::ExpertWeights ExpertOf(const Linear& gate_up, const Linear& down);
+
+// What a weight's bytes are counted under.
+enum class Section : uint8_t {
+  kAttention,
+  kLinearAttention,
+  kFfn,
+  kExperts,
+  kSharedExpert,
+  kHead,
+  kOther,  // embedding row, router, norms
+};
+inline constexpr int kSections = 7;
+std::string_view SectionName(Section section);  // "linear_attention"
 
 class WeightVisitor {
  public:
   virtual ~WeightVisitor() = default;
 
-  // Stacked linears with equal K.
-  virtual void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias,
-                           Linear* out) = 0;
+  // What the following weights belong to. At first kOther.
+  void SetSection(Section section) { section_ = section; }
+  Section section() const { return section_; }
+
+  // Stacked linears with equal K, as stored. columns: the part of K that is taken.
+  virtual void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear* out,
+                           ColumnRange columns = {}) = 0;
+
+  // out: one Linear per head.
+  virtual void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>* out) = 0;
+
+  // out: one Expert per expert held.
+  virtual void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>* out) = 0;
 
   // The token embedding, (V, D): looked up by row. tied_head: lm_head is the same tensor, read
   // whole for every token.
   virtual void VisitEmbedding(const std::string& name, int64_t v, int64_t d, bool tied_head,
                               Linear* out) = 0;
 
-  // A vector that is used in FP32: norm weights and the like.
-  virtual void VisitVector(const std::string& name, int64_t n, std::vector<float>* out) = 0;
+  // A tensor that is used in FP32: norm weights, convolutions and the like. n elements as stored,
+  // in rows of `width`; `rows` picks some of them.
+  virtual void VisitVector(const std::string& name, int64_t n, std::vector<float>* out,
+                           int64_t width = 1, const std::vector<RowRange>& rows = {}) = 0;
 
   // A scalar that may be absent (KV scales): `out` keeps its value then. Several names: the first
   // that is stored counts.
   virtual void VisitScalar(const std::vector<std::string>& names, float* out) = 0;
 
-  // Tensors that this model knows and does not use ("rotary_emb.inv_freq"): not reported as left
-  // over.
+  // Tensors that this model knows and does not use, by the end of their name
+  // ("rotary_emb.inv_freq"): not reported as left over.
   virtual void Ignore(std::string_view suffix) = 0;
+  // The same by the start of their name as a plain text model gives it ("mtp.").
+  virtual void IgnorePrefix(std::string_view prefix) = 0;
+
+ private:
+  Section section_ = Section::kOther;
 };
 
 }  // namespace nibble::models

@@ -15,6 +15,7 @@ namespace nibble::testing {
 struct RunnerSequence {
   std::vector<int32_t> tokens;
   std::vector<int32_t> pages;
+  int32_t slot = 0;                        // of the recurrent layers' states
   int64_t done = 0;                        // tokens already in the cache
   std::vector<std::vector<float>> logits;  // one row of V per computed token
 };
@@ -27,6 +28,8 @@ class ModelRunner {
   void Step(const std::vector<RunnerSequence*>& sequences, const std::vector<int64_t>& counts) {
     std::vector<int32_t> tokens, positions, q_start = {0}, kv_len, page_table, rows;
     std::vector<int64_t> slots;
+    std::vector<int32_t> state_slots;
+    std::vector<uint8_t> rope_sets;
     size_t max_pages = 1;
     for (const RunnerSequence* sequence : sequences)
       max_pages = std::max(max_pages, sequence->pages.size());
@@ -40,6 +43,10 @@ class ModelRunner {
       }
       q_start.push_back(static_cast<int32_t>(tokens.size()));
       kv_len.push_back(static_cast<int32_t>(sequence.done + counts[b]));
+      state_slots.push_back(sequence.slot);
+      const int64_t border = model_.info().rope_border;
+      const auto length = static_cast<int64_t>(sequence.tokens.size());
+      rope_sets.push_back(border > 0 && length > border ? 1 : 0);
       std::vector<int32_t> row(max_pages, 0);
       std::copy(sequence.pages.begin(), sequence.pages.end(), row.begin());
       page_table.insert(page_table.end(), row.begin(), row.end());
@@ -54,7 +61,9 @@ class ModelRunner {
                                           .kv_len = kv_len,
                                           .page_table = page_table,
                                           .max_pages = static_cast<int64_t>(max_pages),
-                                          .logits_rows = rows},
+                                          .logits_rows = rows,
+                                          .state_slots = state_slots,
+                                          .rope_sets = rope_sets},
                                          pool_);
     int64_t row = 0;
     for (size_t b = 0; b < sequences.size(); ++b) {

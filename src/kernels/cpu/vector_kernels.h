@@ -22,11 +22,19 @@ struct VectorKernels {
   // out (d) = x (d) normalised, scaled as style says. out may be x.
   void (*rms_norm)(const uint16_t* x, const float* weight, int64_t d, float eps, NormStyle style,
                    uint16_t* out);
-  // out (f) = silu(gate) * up.
-  void (*swiglu)(const uint16_t* gate, const uint16_t* up, int64_t f, uint16_t* out);
+  // out (f) = activation(gate) * up; up is not used where there is no gate.
+  void (*activate)(const Activation& activation, const uint16_t* gate, const uint16_t* up,
+                   int64_t f, uint16_t* out);
+  // x (n) *= sigmoid(gate).
+  void (*sigmoid_gate)(uint16_t* x, const uint16_t* gate, int64_t n);
   // out = in with pairs (i, i + half) turned; only 2 * half elements. out may be in.
   void (*rotate)(const uint16_t* in, const float* cos, const float* sin, int64_t half,
                  uint16_t* out);
+  // The same with pairs (2i, 2i + 1).
+  void (*rotate_neighbours)(const uint16_t* in, const float* cos, const float* sin, int64_t half,
+                            uint16_t* out);
+  // x (n) *= scale.
+  void (*scale_row)(uint16_t* x, float scale, int64_t n);
   // out (n) = E4M3(in / scale), saturating.
   void (*encode_e4m3)(const uint16_t* in, float scale, int64_t n, uint8_t* out);
 
@@ -36,6 +44,7 @@ struct VectorKernels {
                       int64_t head_dim);
   void (*finish_row)(const AttentionState& state, int64_t row, int64_t head_dim, const float* sink,
                      float value_scale, uint16_t* out);
+  void (*round)(const float* in, int64_t n, uint16_t* out);  // FP32 to BF16
   void (*widen)(const uint16_t* in, int64_t n, float* out);  // BF16 to FP32
 
   // Sampling: logits where NaN reads as -inf and +inf as the largest finite value.

@@ -20,9 +20,15 @@ void FillFrom(OpTable* table) {
   table->add = [](const OpContext& context, const AddParams& params) {
     Add(kKernels, context, params);
   };
+  table->round = [](const OpContext& context, const RoundParams& params) {
+    Round(kKernels, context, params);
+  };
   table->gather_rows = GatherRows;
-  table->swiglu = [](const OpContext& context, const SwiGluParams& params) {
-    SwiGlu(kKernels, context, params);
+  table->activation = [](const OpContext& context, const ActivationParams& params) {
+    Activate(kKernels, context, params);
+  };
+  table->sigmoid_gate = [](const OpContext& context, const SigmoidGateParams& params) {
+    SigmoidGate(kKernels, context, params);
   };
   table->rope_and_cache = [](const OpContext& context, const RopeAndCacheParams& params) {
     RopeAndCache(kKernels, context, params);

@@ -28,7 +28,8 @@ void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position
                 const uint16_t* q, uint16_t* out) {
   const KvLayerView& cache = p.cache;
   const int32_t kv_head = head / (p.q_heads / cache.kv_heads);
-  const int32_t first = p.window > 0 ? std::max(0, position - p.window + 1) : 0;
+  int32_t first = p.window > 0 ? std::max(0, position - p.window + 1) : 0;
+  if (p.chunk > 0) first = std::max(first, position / p.chunk * p.chunk);
   std::vector<double> weights;
   double largest = p.sinks != nullptr ? p.sinks[head] : -INFINITY;
   for (int32_t j = first; j <= position; ++j) {

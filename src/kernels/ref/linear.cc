@@ -156,7 +156,7 @@ void Embed(const OpContext&, const EmbedParams& params) {
   for (int64_t token = 0; token < params.t; ++token) {
     table.Row(params.ids[token], row.data());
     for (int64_t i = 0; i < table.k(); ++i) {
-      params.out[token * table.k() + i] = Bf16FromFloat(row[i]);
+      params.out[token * table.k() + i] = Bf16FromFloat(RoundToBf16(row[i]) * params.scale);
     }
   }
 }

@@ -48,4 +48,8 @@ void RmsNorm(const OpContext&, const RmsNormParams& p) {
 
 void Add(const OpContext&, const AddParams& p) { AddRow(p.x, p.delta, p.t * p.d); }
 
+void Round(const OpContext&, const RoundParams& p) {
+  for (int64_t i = 0; i < p.n; ++i) p.y[i] = Bf16FromFloat(p.x[i]);
+}
+
 }  // namespace nibble::kernels::ref

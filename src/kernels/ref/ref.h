@@ -16,8 +16,10 @@ void Linear(const OpContext&, const LinearParams& params);
 void Embed(const OpContext&, const EmbedParams& params);
 void RmsNorm(const OpContext&, const RmsNormParams& params);
 void Add(const OpContext&, const AddParams& params);
+void Round(const OpContext&, const RoundParams& params);
 void GatherRows(const OpContext&, const GatherRowsParams& params);
-void SwiGlu(const OpContext&, const SwiGluParams& params);
+void Activation(const OpContext&, const ActivationParams& params);
+void SigmoidGate(const OpContext&, const SigmoidGateParams& params);
 void RopeAndCache(const OpContext&, const RopeAndCacheParams& params);
 void Attention(const OpContext&, const AttentionParams& params);
 void Sample(const OpContext&, const SampleParams& params);
@@ -25,5 +27,8 @@ void Sample(const OpContext&, const SampleParams& params);
 // x (Dh or D) normalised and scaled as `style` says; shared by the residual norm and the q/k norm.
 void NormalizeRow(const uint16_t* x, const float* weight, int64_t d, float eps, NormStyle style,
                   uint16_t* out);
+
+// One output of an activation, before its rounding to BF16; up is ignored where there is no gate.
+float Activate(const kernels::Activation& activation, float gate, float up);
 
 }  // namespace nibble::kernels::ref

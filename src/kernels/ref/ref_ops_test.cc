@@ -64,10 +64,10 @@ TEST(RefRmsNorm, StylesRoundWhereTheyPromise) {
   EXPECT_EQ(Floats(out), (std::vector<float>{1.0f, 0.0f}));
 }
 
-TEST(RefSwiGlu, KnownValues) {
+TEST(RefActivation, KnownValues) {
   const std::vector<uint16_t> gate_up = Bf16({0, 100, -100, 5, 2, 3});
   std::vector<uint16_t> out(3);
-  RefOps().swiglu({}, {.gate_up = gate_up.data(), .out = out.data(), .t = 1, .f = 3});
+  RefOps().activation({}, {.gate_up = gate_up.data(), .out = out.data(), .t = 1, .f = 3});
   EXPECT_EQ(Bf16ToFloat(out[0]), 0.0f);
   EXPECT_EQ(Bf16ToFloat(out[1]), 200.0f);
   EXPECT_NEAR(Bf16ToFloat(out[2]), 0.0f, 1e-30f);

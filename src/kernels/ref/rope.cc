@@ -8,14 +8,17 @@
 namespace nibble::kernels::ref {
 namespace {
 
-// One head (Dh): pairs (i, i + rotary/2) turn by the angle of the token's position; the rest stays.
-void RotateHead(const float* cos, const float* sin, int32_t rotary_dim, uint16_t* head) {
+// One head (Dh): pairs turn by the angle of the token's position; the rest stays.
+void RotateHead(const float* cos, const float* sin, int32_t rotary_dim, RopePairs pairs,
+                uint16_t* head) {
   const int32_t half = rotary_dim / 2;
   for (int32_t i = 0; i < half; ++i) {
-    const float a = Bf16ToFloat(head[i]);
-    const float b = Bf16ToFloat(head[i + half]);
-    head[i] = Bf16FromFloat(RoundToBf16(a * cos[i]) + RoundToBf16(-b * sin[i]));
-    head[i + half] = Bf16FromFloat(RoundToBf16(b * cos[i]) + RoundToBf16(a * sin[i]));
+    uint16_t& first = pairs == RopePairs::kHalves ? head[i] : head[2 * i];
+    uint16_t& second = pairs == RopePairs::kHalves ? head[i + half] : head[2 * i + 1];
+    const float a = Bf16ToFloat(first);
+    const float b = Bf16ToFloat(second);
+    first = Bf16FromFloat(RoundToBf16(a * cos[i]) + RoundToBf16(-b * sin[i]));
+    second = Bf16FromFloat(RoundToBf16(b * cos[i]) + RoundToBf16(a * sin[i]));
   }
 }
 
@@ -41,17 +44,27 @@ void RopeAndCache(const OpContext&, const RopeAndCacheParams& p) {
   const int32_t kv_heads = p.cache.kv_heads;
   std::vector<uint16_t> head(head_dim);
   for (int64_t t = 0; t < p.t; ++t) {
-    const uint16_t* q = p.qkv + t * (p.q_heads + 2 * kv_heads) * head_dim;
+    const int64_t dense = int64_t{p.q_heads + 2 * kv_heads} * head_dim;
+    const uint16_t* q = p.qkv + t * (p.qkv_stride > 0 ? p.qkv_stride : dense);
     const uint16_t* k = q + p.q_heads * head_dim;
     const uint16_t* v = k + kv_heads * head_dim;
     const int64_t angle = int64_t{p.positions[t]} * (p.rotary_dim / 2);
     const auto transform = [&](const uint16_t* in, const float* norm) {
       std::copy(in, in + head_dim, head.begin());
-      if (norm != nullptr) NormalizeRow(in, norm, head_dim, p.eps, p.norm_style, head.data());
-      RotateHead(p.cos + angle, p.sin + angle, p.rotary_dim, head.data());
+      const auto normalize = [&] {
+        if (norm == nullptr) return;
+        NormalizeRow(head.data(), norm, head_dim, p.eps, p.norm_style, head.data());
+      };
+      if (!p.norm_after_rotation) normalize();
+      if (p.cos != nullptr)
+        RotateHead(p.cos + angle, p.sin + angle, p.rotary_dim, p.pairs, head.data());
+      if (p.norm_after_rotation) normalize();
     };
     for (int32_t h = 0; h < p.q_heads; ++h) {
       transform(q + h * head_dim, p.q_norm);
+      if (p.q_scale != nullptr) {
+        for (uint16_t& x : head) x = Bf16FromFloat(Bf16ToFloat(x) * p.q_scale[p.positions[t]]);
+      }
       std::copy(head.begin(), head.end(), p.q_out + (t * p.q_heads + h) * head_dim);
     }
     for (int32_t h = 0; h < kv_heads; ++h) {

@@ -1,58 +1,155 @@
 #include "models/layers/attention.h"
 
 #include <cmath>
+#include <utility>
 
 namespace nibble::models {
+namespace {
 
-void Attention::VisitWeights(WeightVisitor& visitor, const std::string& prefix,
-                             const AttentionConfig& config) {
-  const int64_t q_rows = config.attention_width();
-  const int64_t kv_rows = int64_t{config.kv_heads} * config.head_dim;
-  visitor.VisitLinear(
-      {{prefix + ".q_proj", q_rows}, {prefix + ".k_proj", kv_rows}, {prefix + ".v_proj", kv_rows}},
-      config.hidden_size, config.qkv_bias, &qkv_);
-  visitor.VisitLinear({{prefix + ".o_proj", config.hidden_size}}, q_rows, config.output_bias,
-                      &output_);
-  if (config.qk_norm) {
-    visitor.VisitVector(prefix + ".q_norm.weight", config.head_dim, &q_norm_);
-    visitor.VisitVector(prefix + ".k_norm.weight", config.head_dim, &k_norm_);
-  }
-  visitor.VisitScalar({prefix + ".k_proj.k_scale", prefix + ".k_scale"}, &k_scale_);
-  visitor.VisitScalar({prefix + ".v_proj.v_scale", prefix + ".v_scale"}, &v_scale_);
+// Rows of whole heads.
+RowRange HeadRows(const RowRange& heads, int64_t head_dim) {
+  return {.begin = heads.begin * head_dim, .count = heads.count * head_dim};
 }
 
-void Attention::Forward(const kernels::OpTable& ops, const Batch& batch,
-                        const kernels::KvLayerView& cache, const RopeTable& rope,
-                        const AttentionConfig& config, Activations& a) const {
-  const auto t = static_cast<int64_t>(batch.tokens.size());
-  qkv_.Run(ops, a.context, a.normed, t, a.qkv);
-  ops.rope_and_cache(a.context, {.qkv = a.qkv,
-                                 .t = t,
-                                 .q_heads = config.q_heads,
-                                 .q_norm = config.qk_norm ? q_norm_.data() : nullptr,
-                                 .k_norm = config.qk_norm ? k_norm_.data() : nullptr,
-                                 .eps = config.norm_eps,
-                                 .cos = rope.cos.data(),
-                                 .sin = rope.sin.data(),
-                                 .rotary_dim = rope.rotary_dim,
-                                 .positions = batch.positions.data(),
-                                 .slots = batch.slots.data(),
-                                 .cache = cache,
-                                 .q_out = a.q});
-  ops.attention(a.context,
-                {.q = a.q,
-                 .out = a.attention,
-                 .t = t,
-                 .sequences = static_cast<int64_t>(batch.kv_len.size()),
-                 .q_start = batch.q_start.data(),
-                 .kv_len = batch.kv_len.data(),
-                 .page_table = batch.page_table.data(),
-                 .max_pages = batch.max_pages,
-                 .q_heads = config.q_heads,
-                 .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_dim))),
-                 .window = config.window,
-                 .cache = cache});
-  output_.Run(ops, a.context, a.attention, t, a.delta);
+}  // namespace
+
+Attention::Attention(AttentionConfig config, std::string prefix, const TensorParallel& tp)
+    : config_(std::move(config)),
+      prefix_(std::move(prefix)),
+      tp_(tp),
+      q_share_(tp.Share(config_.q_heads)),
+      kv_share_(tp.KvShare(config_.kv_heads)) {}
+
+void Attention::DescribeCaches(ModelInfo* info) {
+  cache_ = static_cast<int64_t>(info->kv.size());
+  info->kv.push_back({.kv_heads = static_cast<int32_t>(kv_share_.count),
+                      .head_dim = config_.head_dim,
+                      .window = config_.window});
+}
+
+// q rows, k rows, v rows, then gate rows.
+std::vector<LinearPart> Attention::QkvParts() const {
+  const int64_t dh = config_.head_dim;
+  RowRange q = HeadRows(q_share_, dh), k = HeadRows(kv_share_, dh), v = k;
+  if (config_.fused_qkv) {
+    k.begin += config_.q_width();
+    v.begin += config_.q_width() + config_.kv_width();
+    const int64_t rows = config_.q_width() + 2 * config_.kv_width();
+    if (!tp_.active()) return {{prefix_ + ".qkv_proj", rows}};
+    return {{prefix_ + ".qkv_proj", rows, {q, k, v}}};
+  }
+  const bool all = !tp_.active();
+  const auto rows = [&](const RowRange& share) {
+    return all ? std::vector<RowRange>() : std::vector<RowRange>{share};
+  };
+  const LinearPart k_part = {prefix_ + ".k_proj", config_.kv_width(), rows(k)};
+  const LinearPart v_part = {prefix_ + ".v_proj", config_.kv_width(), rows(v)};
+  if (!config_.output_gate) {
+    return {{prefix_ + ".q_proj", config_.q_width(), rows(q)}, k_part, v_part};
+  }
+  std::vector<RowRange> queries, gates;
+  for (int64_t h = q_share_.begin; h < q_share_.begin + q_share_.count; ++h) {
+    queries.push_back({.begin = 2 * h * dh, .count = dh});
+    gates.push_back({.begin = (2 * h + 1) * dh, .count = dh});
+  }
+  const int64_t stored = 2 * config_.q_width();
+  return {
+      {prefix_ + ".q_proj", stored, queries}, k_part, v_part, {prefix_ + ".q_proj", stored, gates}};
+}
+
+void Attention::VisitWeights(WeightVisitor& visitor) {
+  visitor.SetSection(Section::kAttention);
+  const ColumnRange columns = tp_.active() ? ColumnRange{HeadRows(q_share_, config_.head_dim).begin,
+                                                         q_share_.count * config_.head_dim}
+                                           : ColumnRange{};
+  visitor.VisitLinear(QkvParts(), config_.hidden_size, config_.qkv_bias, &qkv_);
+  visitor.VisitLinear({{prefix_ + ".o_proj", config_.hidden_size}}, config_.q_width(),
+                      config_.output_bias, &output_, columns);
+  if (config_.qk_norm) {
+    visitor.VisitVector(prefix_ + ".q_norm.weight", config_.head_dim, &q_norm_);
+    visitor.VisitVector(prefix_ + ".k_norm.weight", config_.head_dim, &k_norm_);
+  }
+  if (config_.sinks) {
+    visitor.VisitVector(prefix_ + ".sinks", config_.q_heads, &sinks_, 1, {q_share_});
+  }
+  visitor.VisitScalar({prefix_ + ".k_proj.k_scale", prefix_ + ".k_scale"}, &k_scale_);
+  visitor.VisitScalar({prefix_ + ".v_proj.v_scale", prefix_ + ".v_scale"}, &v_scale_);
+}
+
+Status Attention::FinishLoad(const FinishContext& context) {
+  context.info->kv[cache_].k_scale = k_scale_;
+  context.info->kv[cache_].v_scale = v_scale_;
+  if (config_.rope != nullptr) config_.rope->Build(context.max_positions);
+  if (tp_.rank > 0) output_.bias.clear();  // added once
+  return {};
+}
+
+std::vector<std::string_view> Attention::RequiredOps() const {
+  std::vector<std::string_view> ops = {"linear", "rope_and_cache", "attention"};
+  if (config_.output_gate) ops.push_back("sigmoid_gate");
+  return ops;
+}
+
+void Attention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) {
+  const int64_t q_width = q_share_.count * config_.head_dim;
+  const int64_t kv_width = kv_share_.count * config_.head_dim;
+  arena.Take(&qkv_out_, sizes.t * (q_width * (config_.output_gate ? 2 : 1) + 2 * kv_width));
+  arena.Take(&q_, sizes.t * q_width);
+  arena.Take(&attention_, sizes.t * q_width);
+  if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
+  arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, q_width)));
+  arena.NeedWorkspace(ops.attention_workspace(
+      sizes.threads, sizes.t, static_cast<int32_t>(q_share_.count), config_.head_dim));
+}
+
+void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
+  const Batch& batch = step.batch;
+  const auto q_heads = static_cast<int32_t>(q_share_.count);
+  const int64_t q_width = q_heads * config_.head_dim;
+  const kernels::KvLayerView cache = step.kv.layer(cache_);
+  const RopeTable* rope = config_.rope != nullptr ? &config_.rope->table() : nullptr;
+  qkv_.Run(step.ops, step.context, x, step.t, qkv_out_);
+  step.ops.rope_and_cache(step.context, {.qkv = qkv_out_,
+                                         .qkv_stride = qkv_.n,
+                                         .t = step.t,
+                                         .q_heads = q_heads,
+                                         .q_norm = config_.qk_norm ? q_norm_.data() : nullptr,
+                                         .k_norm = config_.qk_norm ? k_norm_.data() : nullptr,
+                                         .eps = config_.norm_eps,
+                                         .norm_style = config_.norm_style,
+                                         .norm_after_rotation = config_.norm_after_rotation,
+                                         .cos = rope != nullptr ? rope->cos.data() : nullptr,
+                                         .sin = rope != nullptr ? rope->sin.data() : nullptr,
+                                         .rotary_dim = rope != nullptr ? rope->rotary_dim : 0,
+                                         .pairs = config_.pairs,
+                                         .positions = batch.positions.data(),
+                                         .slots = batch.slots.data(),
+                                         .cache = cache,
+                                         .q_out = q_});
+  const double scale =
+      config_.scale > 0 ? config_.scale : 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
+  step.ops.attention(step.context, {.q = q_,
+                                    .out = attention_,
+                                    .t = step.t,
+                                    .sequences = static_cast<int64_t>(batch.kv_len.size()),
+                                    .q_start = batch.q_start.data(),
+                                    .kv_len = batch.kv_len.data(),
+                                    .page_table = batch.page_table.data(),
+                                    .max_pages = batch.max_pages,
+                                    .q_heads = q_heads,
+                                    .scale = static_cast<float>(scale),
+                                    .window = config_.window,
+                                    .chunk = config_.chunk,
+                                    .sinks = config_.sinks ? sinks_.data() : nullptr,
+                                    .cache = cache});
+  if (config_.output_gate) {
+    step.ops.sigmoid_gate(step.context, {.x = attention_,
+                                         .gate = qkv_out_ + qkv_.n - q_width,
+                                         .gate_stride = qkv_.n,
+                                         .t = step.t,
+                                         .n = q_width});
+  }
+  step.RunReduced(output_, attention_, partial_, delta);
 }
 
 }  // namespace nibble::models

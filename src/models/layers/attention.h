@@ -1,52 +1,75 @@
-// Grouped-query attention with rotary positions over the paged cache: Llama, Mistral, Qwen2, Qwen3.
+// Grouped-query attention with rotary positions over the paged cache: what Llama, Qwen, Mistral,
+// gpt-oss and most others share.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "models/layers/activations.h"
+#include "models/layers/block.h"
 #include "models/layers/rope.h"
-#include "models/model.h"
-#include "models/weights.h"
 
 namespace nibble::models {
 
 struct AttentionConfig {
-  int64_t hidden_size = 0;  // D
-  int32_t q_heads = 0;      // Hq
-  int32_t kv_heads = 0;     // Hk
-  int32_t head_dim = 0;     // Dh
-  int32_t window = 0;       // 0: none
+  int64_t hidden_size = 0;     // D
+  int32_t q_heads = 0;         // Hq
+  int32_t kv_heads = 0;        // Hk
+  int32_t head_dim = 0;        // Dh
+  double scale = 0.0;          // 0: 1/√Dh
+  int32_t window = 0;          // 0: none
+  int32_t chunk = 0;           // 0: none
+  std::shared_ptr<Rope> rope;  // null: no positions (NoPE)
+  kernels::RopePairs pairs = kernels::RopePairs::kHalves;
   Bias qkv_bias = Bias::kNone;
   Bias output_bias = Bias::kNone;
-  bool qk_norm = false;  // RMS norm per head, before the rotation
+  bool qk_norm = false;  // RMS norm per head
+  kernels::NormStyle norm_style = kernels::NormStyle::kRoundThenScale;
+  bool norm_after_rotation = false;
   float norm_eps = 1e-6f;
+  bool fused_qkv = false;    // stored as one "qkv_proj", rows q, k, v
+  bool output_gate = false;  // q_proj holds [query | gate] per head; out *= σ(gate)
+  bool sinks = false;        // one more logit per head: "sinks" (Hq)
 
-  int64_t qkv_rows() const { return int64_t{q_heads + 2 * kv_heads} * head_dim; }
-  int64_t attention_width() const { return int64_t{q_heads} * head_dim; }
+  int64_t q_width() const { return int64_t{q_heads} * head_dim; }
+  int64_t kv_width() const { return int64_t{kv_heads} * head_dim; }
 };
 
-class Attention {
+class Attention final : public Block {
  public:
   // prefix: "model.layers.0.self_attn".
-  void VisitWeights(WeightVisitor& visitor, const std::string& prefix,
-                    const AttentionConfig& config);
+  Attention(AttentionConfig config, std::string prefix, const TensorParallel& tp);
 
-  // a.normed (T, D) → a.delta (T, D); writes this step's k and v into the cache.
-  void Forward(const kernels::OpTable& ops, const Batch& batch, const kernels::KvLayerView& cache,
-               const RopeTable& rope, const AttentionConfig& config, Activations& a) const;
-
-  float k_scale() const { return k_scale_; }
-  float v_scale() const { return v_scale_; }
+  void DescribeCaches(ModelInfo* info) override;
+  void VisitWeights(WeightVisitor& visitor) override;
+  Status FinishLoad(const FinishContext& context) override;
+  void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) override;
+  std::vector<std::string_view> RequiredOps() const override;
+  void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
 
  private:
-  Linear qkv_;                 // ((Hq + 2 Hk) * Dh, D)
-  Linear output_;              // (D, Hq * Dh)
+  std::vector<LinearPart> QkvParts() const;
+
+  const AttentionConfig config_;
+  const std::string prefix_;
+  const TensorParallel tp_;
+  const RowRange q_share_;   // heads of this rank
+  const RowRange kv_share_;  // heads of this rank
+  int64_t cache_ = 0;        // index into ModelInfo.kv
+
+  Linear qkv_;                 // (q, k, v and gate rows of this rank, D)
+  Linear output_;              // (D, Hq * Dh of this rank)
   std::vector<float> q_norm_;  // (Dh)
   std::vector<float> k_norm_;  // (Dh)
+  std::vector<float> sinks_;   // (Hq of this rank)
   float k_scale_ = 1.0f;
   float v_scale_ = 1.0f;
+
+  uint16_t* qkv_out_ = nullptr;    // (T, qkv_.n)
+  uint16_t* q_ = nullptr;          // (T, Hq, Dh)
+  uint16_t* attention_ = nullptr;  // (T, Hq, Dh)
+  float* partial_ = nullptr;       // (T, D)
 };
 
 }  // namespace nibble::models

@@ -1,18 +1,56 @@
 #include "models/layers/ffn.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace nibble::models {
 
-void GatedFfn::VisitWeights(WeightVisitor& visitor, const std::string& prefix, int64_t d,
-                            int64_t f) {
-  visitor.VisitLinear({{prefix + ".gate_proj", f}, {prefix + ".up_proj", f}}, d, Bias::kIfStored,
-                      &gate_up_);
-  visitor.VisitLinear({{prefix + ".down_proj", d}}, f, Bias::kIfStored, &down_);
+FeedForward::FeedForward(FeedForwardConfig config, std::string prefix, const TensorParallel& tp)
+    : config_(config), prefix_(std::move(prefix)), tp_(tp), share_(tp.Share(config.ffn_size)) {}
+
+std::vector<LinearPart> FeedForward::InputParts() const {
+  const int64_t f = config_.ffn_size;
+  const auto rows = [&](int64_t offset) {
+    if (!tp_.active()) return std::vector<RowRange>();
+    return std::vector<RowRange>{{.begin = offset + share_.begin, .count = share_.count}};
+  };
+  const LinearPart up = {prefix_ + ".up_proj", f, rows(0)};
+  if (!config_.activation.gated()) return {up};
+  if (!config_.fused_gate_up) return {{prefix_ + ".gate_proj", f, rows(0)}, up};
+  std::vector<RowRange> both = rows(0);
+  if (tp_.active()) both.push_back(rows(f)[0]);
+  return {{prefix_ + ".gate_up_proj", 2 * f, both}};
 }
 
-void GatedFfn::Forward(const kernels::OpTable& ops, int64_t t, Activations& a) const {
-  gate_up_.Run(ops, a.context, a.normed, t, a.gate_up);
-  ops.swiglu(a.context, {.gate_up = a.gate_up, .out = a.ffn, .t = t, .f = down_.k});
-  down_.Run(ops, a.context, a.ffn, t, a.delta);
+void FeedForward::VisitWeights(WeightVisitor& visitor) {
+  visitor.SetSection(config_.section);
+  const ColumnRange columns =
+      tp_.active() ? ColumnRange{share_.begin, share_.count} : ColumnRange{};
+  visitor.VisitLinear(InputParts(), config_.hidden_size, Bias::kIfStored, &gate_up_);
+  visitor.VisitLinear({{prefix_ + ".down_proj", config_.hidden_size}}, config_.ffn_size,
+                      Bias::kIfStored, &down_, columns);
+}
+
+Status FeedForward::FinishLoad(const FinishContext&) {
+  if (tp_.rank > 0) down_.bias.clear();  // added once
+  return {};
+}
+
+void FeedForward::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) {
+  arena.Take(&hidden_, sizes.t * config_.activation.inputs(share_.count));
+  arena.Take(&activated_, sizes.t * share_.count);
+  if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
+  arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, share_.count)));
+}
+
+void FeedForward::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
+  gate_up_.Run(step.ops, step.context, x, step.t, hidden_);
+  step.ops.activation(step.context, {.gate_up = hidden_,
+                                     .out = activated_,
+                                     .t = step.t,
+                                     .f = share_.count,
+                                     .activation = config_.activation});
+  step.RunReduced(down_, activated_, partial_, delta);
 }
 
 }  // namespace nibble::models

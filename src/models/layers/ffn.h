@@ -1,25 +1,46 @@
-// The gated feed-forward block: down(silu(gate x) * up x).
+// The feed-forward block: down(activation(gate x, up x)), or down(activation(up x)) without a gate.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
-#include "models/layers/activations.h"
-#include "models/weights.h"
+#include "models/layers/block.h"
 
 namespace nibble::models {
 
-class GatedFfn {
+struct FeedForwardConfig {
+  int64_t hidden_size = 0;  // D
+  int64_t ffn_size = 0;     // F
+  kernels::Activation activation;
+  bool fused_gate_up = false;  // stored as one "gate_up_proj", gate rows first
+  Section section = Section::kFfn;
+};
+
+class FeedForward final : public Block {
  public:
   // prefix: "model.layers.0.mlp".
-  void VisitWeights(WeightVisitor& visitor, const std::string& prefix, int64_t d, int64_t f);
+  FeedForward(FeedForwardConfig config, std::string prefix, const TensorParallel& tp);
 
-  // a.normed (T, D) → a.delta (T, D).
-  void Forward(const kernels::OpTable& ops, int64_t t, Activations& a) const;
+  void VisitWeights(WeightVisitor& visitor) override;
+  Status FinishLoad(const FinishContext& context) override;
+  void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) override;
+  std::vector<std::string_view> RequiredOps() const override { return {"linear", "activation"}; }
+  void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
 
  private:
-  Linear gate_up_;  // (2F, D): gate rows, then up rows
-  Linear down_;     // (D, F)
+  std::vector<LinearPart> InputParts() const;
+
+  const FeedForwardConfig config_;
+  const std::string prefix_;
+  const TensorParallel tp_;
+  const RowRange share_;  // of F
+
+  Linear gate_up_;  // (2F or F of this rank, D): gate rows, then up rows
+  Linear down_;     // (D, F of this rank)
+
+  uint16_t* hidden_ = nullptr;     // (T, 2F or F)
+  uint16_t* activated_ = nullptr;  // (T, F)
+  float* partial_ = nullptr;       // (T, D)
 };
 
 }  // namespace nibble::models

@@ -163,4 +163,8 @@ RopeTable MakeRopeTable(const RopeConfig& config, int64_t positions) {
   return table;
 }
 
+void Rope::Build(int64_t positions) {
+  if (table_.rotary_dim == 0) table_ = MakeRopeTable(config_, positions);
+}
+
 }  // namespace nibble::models

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -49,5 +50,21 @@ struct RopeTable {
 };
 
 RopeTable MakeRopeTable(const RopeConfig& config, int64_t positions);
+
+// The table that the layers of a model share: its config is known early, its length when the model
+// is loaded.
+class Rope {
+ public:
+  explicit Rope(RopeConfig config) : config_(std::move(config)) {}
+
+  // Called by every layer; the first call counts.
+  void Build(int64_t positions);
+  const RopeTable& table() const { return table_; }
+  const RopeConfig& config() const { return config_; }
+
+ private:
+  const RopeConfig config_;
+  RopeTable table_;
+};
 
 }  // namespace nibble::models

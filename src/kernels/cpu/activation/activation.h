@@ -1,4 +1,4 @@
-// SwiGLU: rows are split among the threads.
+// Activations and gates: rows are split among the threads.
 #pragma once
 
 #include "kernels/cpu/vector_kernels.h"
@@ -6,6 +6,9 @@
 
 namespace nibble::kernels::cpu {
 
-void SwiGlu(const VectorKernels& kernels, const OpContext& context, const SwiGluParams& params);
+void Activate(const VectorKernels& kernels, const OpContext& context,
+              const ActivationParams& params);
+void SigmoidGate(const VectorKernels& kernels, const OpContext& context,
+                 const SigmoidGateParams& params);
 
 }  // namespace nibble::kernels::cpu

@@ -107,7 +107,8 @@ class AttentionRun {
   }
 
   int32_t FirstVisible(int32_t position) const {
-    return p_.window > 0 ? std::max(0, position - p_.window + 1) : 0;
+    const int32_t first = p_.window > 0 ? std::max(0, position - p_.window + 1) : 0;
+    return p_.chunk > 0 ? std::max(first, position / p_.chunk * p_.chunk) : first;
   }
   int32_t FirstChunk(const Tile& tile) const { return FirstVisible(tile.position) / kChunkKeys; }
   int32_t EndChunk(const Tile& tile) const {

@@ -5,6 +5,7 @@
 #include "base/check.h"
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/packed_weight.h"
+#include "numerics/bf16.h"
 
 namespace nibble::kernels::cpu {
 namespace {
@@ -172,7 +173,10 @@ void Embed(const OpContext& context, const EmbedParams& params) {
   const int64_t d = table.k();
   context.pool->ParallelFor(params.t, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t token = begin; token < end; ++token) {
-      table.GatherRow(params.ids[token], params.out + token * d);
+      uint16_t* row = params.out + token * d;
+      table.GatherRow(params.ids[token], row);
+      if (params.scale == 1.0f) continue;
+      for (int64_t i = 0; i < d; ++i) row[i] = Bf16FromFloat(Bf16ToFloat(row[i]) * params.scale);
     }
   });
 }

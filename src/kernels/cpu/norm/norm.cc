@@ -28,4 +28,10 @@ void Add(const VectorKernels& kernels, const OpContext& context, const AddParams
   });
 }
 
+void Round(const VectorKernels& kernels, const OpContext& context, const RoundParams& p) {
+  ForEachRange(context, p.n, kGrainElements, [&](int64_t begin, int64_t end) {
+    kernels.round(p.x + begin, end - begin, p.y + begin);
+  });
+}
+
 }  // namespace nibble::kernels::cpu

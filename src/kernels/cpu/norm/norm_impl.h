@@ -9,6 +9,11 @@ static void AddRow(uint16_t* x, const uint16_t* delta, int64_t n) {
   });
 }
 
+static void RoundRow(const float* in, int64_t n, uint16_t* out) {
+  ForEachVector(n,
+                [&](int64_t i, auto count) { StoreBf16(out + i, LoadF32(in + i, count), count); });
+}
+
 // Four partial sums, so that a row is not bound by the latency of one chain.
 static float SumOfSquares(const uint16_t* x, int64_t d) {
   F32 sums[4] = {Set(0), Set(0), Set(0), Set(0)};

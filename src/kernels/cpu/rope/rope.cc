@@ -15,9 +15,11 @@ class RopeWriter {
   void WriteToken(int64_t t) const {
     const int64_t q_width = p_.q_heads * head_dim_;
     const int64_t kv_width = p_.cache.kv_heads * head_dim_;
-    const uint16_t* q = p_.qkv + t * (q_width + 2 * kv_width);
+    const uint16_t* q = p_.qkv + t * (p_.qkv_stride > 0 ? p_.qkv_stride : q_width + 2 * kv_width);
     for (int64_t at = 0; at < q_width; at += head_dim_)
       Transform(t, q + at, p_.q_norm, p_.q_out + t * q_width + at);
+    if (p_.q_scale != nullptr)
+      kernels_.scale_row(p_.q_out + t * q_width, p_.q_scale[p_.positions[t]], q_width);
     const uint16_t* k = q + q_width;
     const uint16_t* v = k + kv_width;
     uint16_t head[kMaxHeadDim];
@@ -30,13 +32,21 @@ class RopeWriter {
 
  private:
   void Transform(int64_t t, const uint16_t* in, const float* norm, uint16_t* out) const {
-    if (norm != nullptr)
+    const bool norm_first = norm != nullptr && !p_.norm_after_rotation;
+    if (norm_first)
       kernels_.rms_norm(in, norm, head_dim_, p_.eps, p_.norm_style, out);
     else
       std::memcpy(out, in, static_cast<size_t>(head_dim_) * sizeof(uint16_t));
+    if (p_.cos != nullptr) Turn(p_.positions[t], out);
+    if (norm != nullptr && !norm_first)
+      kernels_.rms_norm(out, norm, head_dim_, p_.eps, p_.norm_style, out);
+  }
+
+  void Turn(int64_t position, uint16_t* head) const {
     const int64_t half = p_.rotary_dim / 2;
-    const int64_t angle = p_.positions[t] * half;
-    kernels_.rotate(out, p_.cos + angle, p_.sin + angle, half, out);
+    const int64_t angle = position * half;
+    const auto turn = p_.pairs == RopePairs::kHalves ? kernels_.rotate : kernels_.rotate_neighbours;
+    turn(head, p_.cos + angle, p_.sin + angle, half, head);
   }
 
   void Store(std::byte* base, float scale, int64_t t, int32_t kv_head, const uint16_t* head) const {

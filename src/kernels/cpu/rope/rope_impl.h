@@ -15,6 +15,26 @@ static void Rotate(const uint16_t* in, const float* cos, const float* sin, int64
   });
 }
 
+static void RotateNeighbours(const uint16_t* in, const float* cos, const float* sin, int64_t half,
+                             uint16_t* out) {
+  uint16_t halves[kMaxHeadDim];
+  for (int64_t i = 0; i < half; ++i) {
+    halves[i] = in[2 * i];
+    halves[half + i] = in[2 * i + 1];
+  }
+  Rotate(halves, cos, sin, half, halves);
+  for (int64_t i = 0; i < half; ++i) {
+    out[2 * i] = halves[i];
+    out[2 * i + 1] = halves[half + i];
+  }
+}
+
+static void ScaleRow(uint16_t* x, float scale, int64_t n) {
+  ForEachVector(n, [&](int64_t i, auto count) {
+    StoreBf16(x + i, Mul(LoadBf16(x + i, count), Set(scale)), count);
+  });
+}
+
 // The rules of numerics/e4m3.h: nearest even, saturating at 448, NaN to 0x7F.
 NIBBLE_SIMD I32 EncodeE4M3(F32 x) {
   const I32 bits = Bits(x);

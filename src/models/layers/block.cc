@@ -1,0 +1,24 @@
+#include "models/layers/block.h"
+
+namespace nibble::models {
+
+void StepContext::RunReduced(const Linear& linear, const uint16_t* x, float* partial,
+                             uint16_t* y) const {
+  if (!tp.active()) return linear.Run(ops, context, x, t, y);
+  linear.RunF32(ops, context, x, t, partial);
+  Reduce(partial, t * linear.n, y);
+}
+
+void StepContext::Reduce(float* partial, int64_t n, uint16_t* y) const {
+  tp.comm->AllReduceSum(partial, n);
+  ops.round(context, {.x = partial, .y = y, .n = n});
+}
+
+kernels::StateSequences StepContext::StateSequences() const {
+  return {.count = static_cast<int64_t>(batch.kv_len.size()),
+          .q_start = batch.q_start.data(),
+          .kv_len = batch.kv_len.data(),
+          .slots = batch.state_slots.data()};
+}
+
+}  // namespace nibble::models

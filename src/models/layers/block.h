@@ -1,0 +1,67 @@
+// A block of a decoder layer: what stands between a norm and the residual stream. Attention, a
+// feed-forward network, experts, a recurrent mixer.
+//
+// A block owns its weights and its scratch tensors; it knows which entries of ModelInfo's caches
+// are its own. One instance per layer.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "models/model.h"
+#include "models/scratch_arena.h"
+#include "models/tensor_parallel.h"
+#include "models/weights.h"
+
+namespace nibble::models {
+
+// Largest sizes of a step.
+struct StepSizes {
+  int64_t t = 0;     // tokens
+  int64_t rows = 0;  // rows of logits
+  int threads = 1;
+};
+
+// What a block needs during a step.
+struct StepContext {
+  const kernels::OpTable& ops;
+  const kernels::OpContext& context;
+  const Batch& batch;
+  const KvPool& kv;
+  const TensorParallel& tp;
+  int64_t t = 0;
+
+  // y (T, N) = x Wᵀ of a linear whose columns are divided among ranks, summed over them.
+  // partial: (T, N) scratch, used with more than one rank alone.
+  void RunReduced(const Linear& linear, const uint16_t* x, float* partial, uint16_t* y) const;
+  // y (n) = the sum of `partial` over ranks, rounded.
+  void Reduce(float* partial, int64_t n, uint16_t* y) const;
+
+  kernels::StateSequences StateSequences() const;
+};
+
+struct FinishContext {
+  const kernels::OpTable& ops;
+  ThreadPool* pool = nullptr;
+  int64_t max_positions = 0;
+  ModelInfo* info = nullptr;  // cache scales are known now
+};
+
+class Block {
+ public:
+  virtual ~Block() = default;
+
+  // Appends what the block keeps per token or per sequence. Called once, before anything else.
+  virtual void DescribeCaches(ModelInfo*) {}
+  virtual void VisitWeights(WeightVisitor& visitor) = 0;
+  // After the weights are there: tables and other derived data.
+  virtual Status FinishLoad(const FinishContext&) { return {}; }
+  virtual void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) = 0;
+  virtual std::vector<std::string_view> RequiredOps() const = 0;
+
+  // x (T, D), normed → delta (T, D).
+  virtual void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) = 0;
+};
+
+}  // namespace nibble::models

@@ -1,0 +1,259 @@
+#include "models/layers/decoder.h"
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+namespace nibble::models {
+
+Decoder::Decoder(DecoderConfig config, std::vector<Sublayer> sublayers, const BuildOptions& options)
+    : config_(std::move(config)),
+      options_(options),
+      sublayers_(std::move(sublayers)),
+      norms_(sublayers_.size()) {
+  info_.architecture = config_.architecture;
+  info_.vocab_size = config_.vocab_size;
+  info_.hidden_size = config_.hidden_size;
+  info_.max_positions = config_.max_positions;
+  info_.layers = config_.layers;
+  for (const Sublayer& sublayer : sublayers_) sublayer.block->DescribeCaches(&info_);
+}
+
+void Decoder::VisitWeights(WeightVisitor& visitor) {
+  const int64_t d = config_.hidden_size;
+  for (const std::string& suffix : config_.ignored) visitor.Ignore(suffix);
+  for (const std::string& prefix : config_.ignored_prefixes) visitor.IgnorePrefix(prefix);
+  visitor.SetSection(config_.tied_embeddings ? Section::kHead : Section::kOther);
+  visitor.VisitEmbedding(config_.embedding_name, config_.vocab_size, d, config_.tied_embeddings,
+                         &embedding_);
+  for (size_t i = 0; i < sublayers_.size(); ++i) {
+    const Sublayer& sublayer = sublayers_[i];
+    visitor.SetSection(Section::kOther);
+    visitor.VisitVector(sublayer.norm, d, &norms_[i].before);
+    if (!sublayer.post_norm.empty()) visitor.VisitVector(sublayer.post_norm, d, &norms_[i].after);
+    sublayer.block->VisitWeights(visitor);
+  }
+  visitor.SetSection(Section::kOther);
+  visitor.VisitVector(config_.final_norm_name, d, &final_norm_);
+  if (config_.tied_embeddings) {
+    visitor.Ignore("lm_head.weight");  // some exports store the tied copy
+    return;
+  }
+  visitor.SetSection(Section::kHead);
+  std::vector<RowRange> rows;
+  if (options_.tp.active()) {
+    const int64_t begin = options_.tp.rank * VocabShare();
+    rows = {{.begin = begin, .count = std::min(VocabShare(), config_.vocab_size - begin)}};
+  }
+  visitor.VisitLinear({{"lm_head", config_.vocab_size, rows}}, d, Bias::kIfStored, &head_);
+}
+
+std::vector<std::string_view> Decoder::RequiredOps() const {
+  std::set<std::string_view> ops = {"pack_weight", "linear", "embed", "rms_norm", "gather_rows"};
+  if (options_.tp.active()) ops.insert("round");
+  for (const Sublayer& sublayer : sublayers_) {
+    for (const std::string_view op : sublayer.block->RequiredOps()) ops.insert(op);
+  }
+  return {ops.begin(), ops.end()};
+}
+
+Status Decoder::FinishLoad(const kernels::OpTable& ops, ThreadPool* pool, int64_t max_positions) {
+  ops_ = &ops;
+  pool_ = pool;
+  const FinishContext context = {
+      .ops = ops, .pool = pool, .max_positions = max_positions, .info = &info_};
+  for (const Sublayer& sublayer : sublayers_) NIBBLE_TRY(sublayer.block->FinishLoad(context));
+  return {};
+}
+
+void Decoder::Carve(ScratchArena& arena, const StepSizes& sizes) {
+  const int64_t d = config_.hidden_size;
+  const bool post_norms =
+      std::ranges::any_of(sublayers_, [](const Sublayer& s) { return !s.post_norm.empty(); });
+  arena.Take(&x_, sizes.t * d);
+  arena.Take(&normed_, std::max(sizes.t, sizes.rows) * d);
+  arena.Take(&delta_, sizes.t * d);
+  if (post_norms) arena.Take(&post_delta_, sizes.t * d);
+  arena.Take(&row_x_, sizes.rows * d);
+  arena.Take(&row_delta_, sizes.rows * d);
+  arena.Take(&logits_, sizes.rows * config_.vocab_size);
+  if (options_.tp.active() && !config_.tied_embeddings) {
+    arena.Take(&shard_logits_, sizes.rows * VocabShare());
+    arena.Take(&gathered_, sizes.rows * VocabShare() * options_.tp.size);
+  }
+  arena.NeedWorkspace(ops_->linear_workspace(sizes.rows, d));
+  const int64_t mark = arena.mark();
+  for (const Sublayer& sublayer : sublayers_) {
+    arena.Rewind(mark);
+    sublayer.block->Carve(arena, *ops_, sizes);
+  }
+}
+
+int64_t Decoder::ActivationBytes(int64_t max_tokens, int64_t max_rows) const {
+  // Counting points every tensor at null, which is what they are before Prepare.
+  auto& self = const_cast<Decoder&>(*this);
+  return ScratchArena::Count([&](ScratchArena& arena) {
+    self.Carve(arena, {.t = max_tokens, .rows = max_rows, .threads = pool_->threads()});
+  });
+}
+
+Status Decoder::Prepare(int64_t max_tokens, int64_t max_rows) {
+  const auto carve = [&](ScratchArena& arena) {
+    Carve(arena, {.t = max_tokens, .rows = max_rows, .threads = pool_->threads()});
+  };
+  context_.pool = pool_;
+  NIBBLE_ASSIGN(memory_, ScratchArena::Make(carve, &context_));
+  return {};
+}
+
+void Decoder::Normalize(uint16_t* x, const uint16_t* delta, const std::vector<float>& weight,
+                        int64_t t, uint16_t* out) const {
+  ops_->rms_norm(context_, {.x = x,
+                            .delta = delta,
+                            .weight = weight.data(),
+                            .out = out,
+                            .t = t,
+                            .d = config_.hidden_size,
+                            .eps = config_.norm_eps,
+                            .style = config_.norm_style});
+}
+
+const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
+  const auto t = static_cast<int64_t>(batch.tokens.size());
+  const auto rows = static_cast<int64_t>(batch.logits_rows.size());
+  const int64_t d = config_.hidden_size;
+  const StepContext step = {
+      .ops = *ops_, .context = context_, .batch = batch, .kv = kv, .tp = options_.tp, .t = t};
+
+  ops_->embed(context_, {.ids = batch.tokens.data(),
+                         .table = embedding_.segments[0].weight.get(),
+                         .out = x_,
+                         .t = t,
+                         .scale = config_.embedding_scale});
+  const uint16_t* delta = nullptr;
+  for (size_t i = 0; i < sublayers_.size(); ++i) {
+    Normalize(x_, delta, norms_[i].before, t, normed_);
+    sublayers_[i].block->Forward(step, normed_, delta_);
+    delta = delta_;
+    if (!sublayers_[i].post_norm.empty()) {
+      Normalize(delta_, nullptr, norms_[i].after, t, post_delta_);
+      delta = post_delta_;
+    }
+  }
+  if (rows == 0) return logits_;
+  const int32_t* picked = batch.logits_rows.data();
+  ops_->gather_rows(context_, {.x = x_, .rows = picked, .out = row_x_, .r = rows, .d = d});
+  ops_->gather_rows(context_, {.x = delta, .rows = picked, .out = row_delta_, .r = rows, .d = d});
+  Normalize(row_x_, row_delta_, final_norm_, rows, normed_);
+  RunHead(step, rows);
+  return logits_;
+}
+
+void Decoder::RunHead(const StepContext& step, int64_t rows) {
+  if (config_.tied_embeddings)
+    return embedding_.RunF32(*ops_, step.context, normed_, rows, logits_);
+  if (!options_.tp.active()) return head_.RunF32(*ops_, step.context, normed_, rows, logits_);
+  const int64_t share = VocabShare();
+  head_.RunF32(*ops_, step.context, normed_, rows, shard_logits_, share);
+  options_.tp.comm->AllGather(shard_logits_, rows * share, gathered_);
+  for (int64_t rank = 0; rank < options_.tp.size; ++rank) {
+    const int64_t count = std::min(share, config_.vocab_size - rank * share);
+    for (int64_t row = 0; row < rows; ++row) {
+      std::copy_n(gathered_ + (rank * rows + row) * share, count,
+                  logits_ + row * config_.vocab_size + rank * share);
+    }
+  }
+}
+
+int64_t Decoder::VocabShare() const {
+  return (config_.vocab_size + options_.tp.size - 1) / options_.tp.size;
+}
+
+DecoderConfig ReadDecoderConfig(ConfigReader& config, std::string architecture) {
+  DecoderConfig c;
+  c.architecture = std::move(architecture);
+  c.layers = config.Int("num_hidden_layers", 1, kMaxLayers);
+  c.hidden_size = config.Int("hidden_size", 1, kMaxSize);
+  c.vocab_size = config.Int("vocab_size", 1, kMaxSize);
+  c.max_positions = config.Int("max_position_embeddings", 1, int64_t{1} << 30);
+  c.tied_embeddings = config.Bool("tie_word_embeddings", false);
+  c.norm_eps = static_cast<float>(config.Float("rms_norm_eps", 0.0, 1.0, 1e-6));
+  c.ignored = {"rotary_emb.inv_freq"};
+  return c;
+}
+
+AttentionConfig ReadAttentionConfig(ConfigReader& config, const DecoderConfig& decoder,
+                                    int64_t default_head_dim) {
+  AttentionConfig a;
+  a.hidden_size = decoder.hidden_size;
+  a.q_heads = static_cast<int32_t>(config.Int("num_attention_heads", 1, 1 << 16));
+  a.kv_heads = static_cast<int32_t>(config.Int("num_key_value_heads", 1, 1 << 16, a.q_heads));
+  a.head_dim = static_cast<int32_t>(config.Int(
+      "head_dim", 1, 1 << 16, default_head_dim > 0 ? default_head_dim : a.hidden_size / a.q_heads));
+  a.norm_eps = decoder.norm_eps;
+  a.norm_style = decoder.norm_style;
+  config.Require(a.q_heads % a.kv_heads == 0,
+                 fmt::format("num_attention_heads {} is not a multiple of num_key_value_heads {}",
+                             a.q_heads, a.kv_heads));
+  config.Require(a.head_dim >= 2 && a.head_dim % 2 == 0 && a.head_dim <= 512,
+                 fmt::format("head_dim {}: expected an even number in 2..512", a.head_dim));
+  return a;
+}
+
+FeedForwardConfig ReadFeedForwardConfig(ConfigReader& config, const DecoderConfig& decoder) {
+  FeedForwardConfig f;
+  f.hidden_size = decoder.hidden_size;
+  f.ffn_size = config.Int("intermediate_size", 1, kMaxSize);
+  const std::string activation = config.String("hidden_act", "silu");
+  config.Require(activation == "silu",
+                 fmt::format("hidden_act {}: only silu is supported", activation));
+  return f;
+}
+
+std::vector<Sublayer> MakeDenseLayers(const DecoderConfig& decoder, const DenseLayers& layers,
+                                      const BuildOptions& options) {
+  std::vector<Sublayer> sublayers;
+  for (int64_t l = 0; l < decoder.layers; ++l) {
+    const std::string prefix = fmt::format("model.layers.{}", l);
+    AttentionConfig attention = layers.attention;
+    attention.window = layers.layer_window.empty() ? 0 : layers.layer_window[l];
+    sublayers.push_back({prefix + ".input_layernorm.weight",
+                         std::make_unique<Attention>(attention, prefix + ".self_attn", options.tp),
+                         ""});
+    sublayers.push_back({prefix + ".post_attention_layernorm.weight",
+                         std::make_unique<FeedForward>(layers.ffn, prefix + ".mlp", options.tp),
+                         ""});
+  }
+  return sublayers;
+}
+
+std::vector<int32_t> ReadQwenWindows(ConfigReader& config, int64_t layers) {
+  std::vector<int32_t> windows(layers, 0);
+  if (!config.Bool("use_sliding_window", false)) return windows;
+  const auto window = static_cast<int32_t>(config.Int("sliding_window", 1, 1 << 30));
+  const std::vector<std::string> types = config.Strings("layer_types");
+  if (!types.empty()) {
+    config.Require(
+        static_cast<int64_t>(types.size()) == layers,
+        fmt::format("layer_types names {} layers, num_hidden_layers is {}", types.size(), layers));
+    if (!config.status()) return windows;
+    for (int64_t l = 0; l < layers; ++l) windows[l] = types[l] == "sliding_attention" ? window : 0;
+    return windows;
+  }
+  const int64_t first = config.Int("max_window_layers", 0, 1 << 20, 28);
+  for (int64_t l = first; l < layers; ++l) windows[l] = window;
+  return windows;
+}
+
+Status CheckShares(const TensorParallel& tp, const AttentionConfig& attention, int64_t ffn_size) {
+  if (!tp.active()) return {};
+  NIBBLE_TRY(TensorParallel::CheckDivides(tp.size, attention.q_heads, "num_attention_heads"));
+  if (attention.kv_heads >= tp.size) {
+    NIBBLE_TRY(TensorParallel::CheckDivides(tp.size, attention.kv_heads, "num_key_value_heads"));
+  } else {
+    NIBBLE_TRY(TensorParallel::CheckDivides(attention.kv_heads, tp.size, "ranks"));
+  }
+  return TensorParallel::CheckDivides(tp.size, ffn_size, "intermediate_size");
+}
+
+}  // namespace nibble::models

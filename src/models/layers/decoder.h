@@ -1,0 +1,130 @@
+// The decoder that every family here is an instance of: embedding, a list of blocks around the
+// residual stream, final norm, head. A family's file reads its config, makes the blocks and hands
+// them over; what differs between families is data and the blocks themselves.
+#pragma once
+
+#include <boost/json.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/layers/attention.h"
+#include "models/layers/block.h"
+#include "models/layers/ffn.h"
+#include "models/registry.h"
+
+namespace nibble::models {
+
+struct DecoderConfig {
+  std::string architecture;
+  int64_t layers = 0;
+  int64_t hidden_size = 0;  // D
+  int64_t vocab_size = 0;   // V
+  int64_t max_positions = 0;
+  bool tied_embeddings = false;
+  float norm_eps = 1e-6f;
+  kernels::NormStyle norm_style = kernels::NormStyle::kRoundThenScale;
+  float embedding_scale = 1.0f;
+  std::string embedding_name = "model.embed_tokens.weight";
+  std::string final_norm_name = "model.norm.weight";
+  std::vector<std::string> ignored;           // ends of names that the model knows and does not use
+  std::vector<std::string> ignored_prefixes;  // starts of such names
+};
+
+// x += post_norm(block(norm(x))); without a post_norm name, x += block(norm(x)).
+struct Sublayer {
+  std::string norm;  // name of its weight
+  std::unique_ptr<Block> block;
+  std::string post_norm;
+};
+
+class Decoder final : public LoadableModel {
+ public:
+  Decoder(DecoderConfig config, std::vector<Sublayer> sublayers, const BuildOptions& options);
+
+  const ModelInfo& info() const override { return info_; }
+  ModelInfo& mutable_info() override { return info_; }
+  int64_t ActivationBytes(int64_t max_tokens, int64_t max_rows) const override;
+  Status Prepare(int64_t max_tokens, int64_t max_rows) override;
+  const float* Forward(const Batch& batch, const KvPool& kv) override;
+  const kernels::OpTable& ops() const override { return *ops_; }
+
+  void VisitWeights(WeightVisitor& visitor) override;
+  std::vector<std::string_view> RequiredOps() const override;
+  Status FinishLoad(const kernels::OpTable& ops, ThreadPool* pool, int64_t max_positions) override;
+
+ private:
+  struct Norms {
+    std::vector<float> before;  // (D)
+    std::vector<float> after;   // (D) or empty
+  };
+
+  void Carve(ScratchArena& arena, const StepSizes& sizes);
+  void Normalize(uint16_t* x, const uint16_t* delta, const std::vector<float>& weight, int64_t t,
+                 uint16_t* out) const;
+  // Logits of normed rows (R, D), gathered from all ranks.
+  void RunHead(const StepContext& step, int64_t rows);
+  int64_t VocabShare() const;  // rows of the head on a rank; the last one may have fewer
+
+  const DecoderConfig config_;
+  const BuildOptions options_;
+  ModelInfo info_;
+
+  Linear embedding_;  // (V, D)
+  std::vector<Sublayer> sublayers_;
+  std::vector<Norms> norms_;       // one per sublayer
+  std::vector<float> final_norm_;  // (D)
+  Linear head_;                    // (V of this rank, D); empty when tied to the embedding
+
+  const kernels::OpTable* ops_ = nullptr;
+  ThreadPool* pool_ = nullptr;
+  kernels::OpContext context_;
+  Buffer memory_;
+  uint16_t* x_ = nullptr;           // (T, D) residual stream
+  uint16_t* normed_ = nullptr;      // (max(T, R), D)
+  uint16_t* delta_ = nullptr;       // (T, D) what a block adds to the residual stream
+  uint16_t* post_delta_ = nullptr;  // (T, D) the same after its norm
+  uint16_t* row_x_ = nullptr;       // (R, D)
+  uint16_t* row_delta_ = nullptr;   // (R, D)
+  float* shard_logits_ = nullptr;   // (R, V of this rank)
+  float* gathered_ = nullptr;       // (ranks, R, V of a rank)
+  float* logits_ = nullptr;         // (R, V)
+};
+
+// ---- What most families' configs share
+
+// Far beyond any published model; keeps products of sizes inside int64.
+inline constexpr int64_t kMaxSize = int64_t{1} << 24;
+inline constexpr int64_t kMaxLayers = 4096;
+
+// num_hidden_layers, hidden_size, vocab_size, max_position_embeddings, tie_word_embeddings,
+// rms_norm_eps.
+DecoderConfig ReadDecoderConfig(ConfigReader& config, std::string architecture);
+
+// num_attention_heads, num_key_value_heads, head_dim, with the checks that span them; rope is left
+// to the family. default_head_dim 0: hidden_size / num_attention_heads.
+AttentionConfig ReadAttentionConfig(ConfigReader& config, const DecoderConfig& decoder,
+                                    int64_t default_head_dim = 0);
+
+// intermediate_size, hidden_act (silu).
+FeedForwardConfig ReadFeedForwardConfig(ConfigReader& config, const DecoderConfig& decoder);
+
+// The pre-norm layers that Llama, Mistral, Qwen2 and Qwen3 share. layer_window: one per layer.
+struct DenseLayers {
+  AttentionConfig attention;
+  std::vector<int32_t> layer_window;
+  FeedForwardConfig ffn;
+};
+std::vector<Sublayer> MakeDenseLayers(const DecoderConfig& decoder, const DenseLayers& layers,
+                                      const BuildOptions& options);
+
+// Qwen's windows: use_sliding_window switches them on; layer_types says where, or max_window_layers
+// from which layer on. One per layer, 0: none.
+std::vector<int32_t> ReadQwenWindows(ConfigReader& config, int64_t layers);
+
+// What divides among ranks: heads and ffn rows.
+Status CheckShares(const TensorParallel& tp, const AttentionConfig& attention, int64_t ffn_size);
+
+}  // namespace nibble::models
