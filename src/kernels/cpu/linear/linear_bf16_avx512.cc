@@ -32,6 +32,37 @@ template <int P>
 NIBBLE_INLINE Pairs Fp8Pair(const std::byte* p) {
   return Fp8Words<P>(p);
 }
+// -16..15 by its five low bits: INT4 codes less their zero points.
+constexpr WordTable MakeBf16Differences() {
+  WordTable table = {};
+  for (int i = 0; i < 32; ++i) table.v[i] = Bf16OfSmallInteger(i < 16 ? i : i - 32);
+  return table;
+}
+
+constexpr WordTable kBf16Differences = MakeBf16Differences();
+
+template <>
+struct PairZeros<4> {
+  __m512i v;  // four equal bytes per row
+};
+
+template <int kBits>
+NIBBLE_INLINE PairZeros<kBits> MakePairZeros(Zeros zeros) {
+  if constexpr (kBits == 8)
+    return MakeInt8Zeros(zeros);
+  else
+    return {_mm512_mullo_epi32(zeros, _mm512_set1_epi32(0x01010101))};
+}
+
+// Pair P of 8 k of INT4: its members are byte P % 4 / 2 of the low or high nibbles' words.
+template <int P>
+NIBBLE_INLINE __m512i Int4Words(const std::byte* p, const PairZeros<4>& zeros) {
+  const __m512i nibbles = Nibbles < P % 2 == 1 > (_mm512_load_si512(p + P / 4 * 64));
+  const __m512i differences = _mm512_sub_epi8(nibbles, zeros.v);
+  return _mm512_permutexvar_epi16(_mm512_srli_epi16(differences, P % 4 / 2 * 8),
+                                  LoadTable(&kBf16Differences));
+}
+
 template <int kBits, int P>
 NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
   if constexpr (kBits == 4) {
