@@ -249,11 +249,12 @@ Result<std::unique_ptr<CpuPackedWeight>> CpuPackedWeight::Pack(const PackParams&
 
 void CpuPackedWeight::SetScaleColumns(std::span<const QuantView> parts) {
   if (format_ != WeightFormat::kFp8 && !is_int()) return;
-  // Parts may differ in their scale columns: the finest one serves all.
-  int64_t column = padded_k();
+  // Parts may differ in their scale columns: the finest one serves all. The last may be shorter.
+  int64_t column = 0;
   for (const QuantView& part : parts) {
     if (part.scale_block_k < part.k) column = std::gcd(column, part.scale_block_k);
   }
+  if (column == 0) column = padded_k();
   if (is_int()) {
     header_bytes_ = kIntHeaderBytes;
     for (const QuantView& part : parts) {
