@@ -29,6 +29,10 @@ class MappedFile {
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
   const std::string& path() const { return path_; }
 
+  // A hint that bytes [offset, offset + size) are not needed soon: their pages leave the process
+  // and are read again if touched.
+  void Release(size_t offset, size_t size) const;
+
  private:
   std::string path_;
   const std::byte* data_ = nullptr;

@@ -82,6 +82,10 @@ class Checkpoint {
   virtual Result<TensorData> Read(const TensorEntry& entry) const = 0;
   Result<TensorData> Read(std::string_view name) const;  // kNotFound if absent
 
+  // A hint that a tensor's bytes are not needed soon: their memory may go until they are read
+  // again.
+  virtual void Release(const TensorEntry&) const {}
+
   // A float tensor of one element, [] or [1]. Its value is not judged.
   Result<float> ReadScalar(const TensorEntry& entry) const;
 

@@ -81,6 +81,14 @@ class HfCheckpoint : public Checkpoint {
     return data;
   }
 
+  void Release(const TensorEntry& entry) const override {
+    const TensorEntry* known = Find(entry.name);
+    if (known == nullptr) return;
+    const Place& place = places_[static_cast<size_t>(known - tensors_.data())];
+    shards_[place.shard]->mapping.Release(static_cast<size_t>(place.offset),
+                                          static_cast<size_t>(known->stored_bytes));
+  }
+
  private:
   struct Place {
     size_t shard;

@@ -54,14 +54,11 @@ json::object HeaderEntry(const TensorSpec& spec, int64_t begin, int64_t end) {
   return {{"dtype", DTypeName(spec.dtype)}, {"shape", shape}, {"data_offsets", {begin, end}}};
 }
 
-// The length field and the padded header.
-std::string HeaderBytes(const json::object& header) {
+// A length field of zero, which no reader takes, and the padded header.
+std::string UnfinishedHead(const json::object& header) {
   std::string text = json::serialize(header);
   text.resize((text.size() + 7) / 8 * 8, ' ');
-  const uint64_t length = text.size();
-  std::string bytes(sizeof length, '\0');
-  std::memcpy(bytes.data(), &length, sizeof length);
-  return bytes + text;
+  return std::string(sizeof(uint64_t), '\0') + text;
 }
 
 std::span<const std::byte> AsBytes(const std::string& text) {
@@ -102,7 +99,8 @@ Result<SafetensorsWriter> SafetensorsWriter::Create(const std::string& path,
     }
     header[spec.name] = HeaderEntry(spec, begin, end);
   }
-  const std::string head = HeaderBytes(header);
+  const std::string head = UnfinishedHead(header);
+  writer.header_bytes_ = head.size() - sizeof(uint64_t);
   if (head.size() - 8 > kMaxSafetensorsHeader) {
     return Fail(Code::kTooLarge,
                 "{}: a header of {} bytes, at most {} are allowed; use more shards", path,
@@ -130,6 +128,7 @@ SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&& other) noexcept
     : path_(std::move(other.path_)),
       temporary_(std::move(other.temporary_)),
       fd_(std::exchange(other.fd_, -1)),
+      header_bytes_(other.header_bytes_),
       places_(std::move(other.places_)),
       unwritten_(other.unwritten_) {}
 
@@ -137,6 +136,7 @@ SafetensorsWriter& SafetensorsWriter::operator=(SafetensorsWriter&& other) noexc
   std::swap(path_, other.path_);
   std::swap(temporary_, other.temporary_);
   std::swap(fd_, other.fd_);
+  std::swap(header_bytes_, other.header_bytes_);
   std::swap(places_, other.places_);
   std::swap(unwritten_, other.unwritten_);
   return *this;
@@ -169,6 +169,11 @@ Status SafetensorsWriter::Write(std::string_view name, std::span<const std::byte
   return {};
 }
 
+Status SafetensorsWriter::Sync() {
+  if (::fsync(fd_) != 0) return FailErrno("sync", temporary_);
+  return {};
+}
+
 Status SafetensorsWriter::Finish() {
   if (unwritten_ != 0) {
     const auto missing = std::find_if(places_.begin(), places_.end(),
@@ -176,7 +181,9 @@ Status SafetensorsWriter::Finish() {
     return Fail(Code::kInvalidArgument, "{}: {} tensors were not written, {} among them", path_,
                 unwritten_, Quoted(missing->first));
   }
-  if (::fsync(fd_) != 0) return FailErrno("sync", temporary_);
+  NIBBLE_TRY(Sync());
+  NIBBLE_TRY(WriteAt(fd_, std::as_bytes(std::span(&header_bytes_, 1)), 0, temporary_));
+  NIBBLE_TRY(Sync());
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) return FailErrno("rename to", path_);
   ::close(std::exchange(fd_, -1));
   return {};
@@ -229,20 +236,21 @@ Status ShardedWriter::Write(std::string_view name, std::span<const std::byte> by
                   SafetensorsWriter::Create(folder_ + "/" + shard.name, shard.specs, metadata_));
   }
   NIBBLE_TRY(shard.writer->Write(name, bytes));
-  if (--shard.unwritten > 0) return {};
-  NIBBLE_TRY(shard.writer->Finish());
-  shard.writer.reset();
-  return {};
+  return --shard.unwritten > 0 ? Status() : shard.writer->Sync();
 }
 
 Status ShardedWriter::Finish() {
   json::object weight_map;
-  for (const Shard& shard : shards_) {
+  for (Shard& shard : shards_) {
     if (shard.unwritten != 0) {
       return Fail(Code::kInvalidArgument, "{}/{}: {} of {} tensors were not written", folder_,
                   shard.name, shard.unwritten, shard.specs.size());
     }
     for (const TensorSpec& spec : shard.specs) weight_map[spec.name] = shard.name;
+  }
+  for (Shard& shard : shards_) {
+    NIBBLE_TRY(shard.writer->Finish());
+    shard.writer.reset();
   }
   if (shards_.size() <= 1) return {};
   const json::object index = {{"metadata", {{"total_size", total_bytes_}}},

@@ -4,7 +4,8 @@
 //
 // As the reference writes them: tensors by element size (largest first) and name, header padded
 // with spaces to a multiple of 8. A file appears under its name when it is complete; until then it
-// is "<name>.tmp.<pid>", and a writer that is dropped before Finish removes it.
+// is "<name>.tmp.<pid>", and a writer that is dropped before Finish removes it. The header's length
+// is written last: whenever the process dies, what it leaves is no safetensors file.
 //
 // Thread-safety: one thread at a time.
 #pragma once
@@ -46,7 +47,10 @@ class SafetensorsWriter {
   // All bytes of one tensor, once.
   Status Write(std::string_view name, std::span<const std::byte> bytes);
 
-  // Syncs and renames; an error if a tensor was not written.
+  // Brings what is written to the disk. Finish does so too; early, it spreads the waiting.
+  Status Sync();
+
+  // Syncs, writes the header's length and renames; an error if a tensor was not written.
   Status Finish();
 
  private:
@@ -62,6 +66,7 @@ class SafetensorsWriter {
   std::string path_;
   std::string temporary_;
   int fd_ = -1;
+  uint64_t header_bytes_ = 0;  // its length field says so, once the file is complete
   std::unordered_map<std::string, Place> places_;
   size_t unwritten_ = 0;
 };
@@ -69,7 +74,7 @@ class SafetensorsWriter {
 // The tensors of a checkpoint over as many files as max_shard_bytes asks for: model.safetensors, or
 // model-00001-of-00003.safetensors and so on with model.safetensors.index.json. Tensors are dealt
 // out in the order of `specs`; a tensor larger than the limit gets a file of its own. Files are
-// created when their first tensor comes and closed after their last.
+// created when their first tensor comes; all become valid, and get their names, in Finish.
 class ShardedWriter {
  public:
   static Result<ShardedWriter> Create(const std::string& folder, std::span<const TensorSpec> specs,
@@ -78,7 +83,7 @@ class ShardedWriter {
 
   Status Write(std::string_view name, std::span<const std::byte> bytes);
 
-  // Writes the index; an error if a tensor was not written.
+  // Completes the files and writes the index; an error if a tensor was not written.
   Status Finish();
 
   // File names below the folder, the index not among them.
@@ -90,7 +95,7 @@ class ShardedWriter {
     std::string name;
     std::vector<TensorSpec> specs;
     size_t unwritten = 0;
-    std::optional<SafetensorsWriter> writer;  // while it is open
+    std::optional<SafetensorsWriter> writer;  // from the first tensor to Finish
   };
 
   std::string folder_;

@@ -68,6 +68,27 @@ TEST(SafetensorsWriterTest, SortsByElementSizeThenNameAndAlignsTheData) {
   EXPECT_EQ(FilesIn(folder.path()), 1);
 }
 
+// What a killed process leaves must not pass for a checkpoint, not even under another name.
+TEST(SafetensorsWriterTest, NoFileIsValidBeforeFinish) {
+  TempFolder folder;
+  const std::vector<TensorSpec> specs = {{"a", DType::kU8, {64}}, {"b", DType::kU8, {64}}};
+  auto writer = ShardedWriter::Create(folder.path(), specs, 64);
+  ASSERT_TRUE(writer);
+  const auto valid = [&] {
+    int count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
+      count += OpenSafetensors(entry.path().string()).has_value() ? 1 : 0;
+    return count;
+  };
+  ASSERT_TRUE(writer->Write("a", Filled(64, 1)));
+  EXPECT_EQ(FilesIn(folder.path()), 1);
+  ASSERT_TRUE(writer->Write("b", Filled(64, 2)));
+  EXPECT_EQ(FilesIn(folder.path()), 2);
+  EXPECT_EQ(valid(), 0);
+  ASSERT_TRUE(writer->Finish());
+  EXPECT_EQ(valid(), 2);
+}
+
 TEST(SafetensorsWriterTest, WritesTheBytesThatTheReferenceWriterWrites) {
   TempFolder folder;
   for (const char* shard : {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",

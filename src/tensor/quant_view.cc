@@ -165,9 +165,51 @@ float DequantizeElement(const QuantView& view, int64_t row, int64_t column) {
   return 0;
 }
 
+namespace {
+
+// E2M1 codes, low nibble first, times one scale per block; scale_at(block) gives it.
+template <typename ScaleAt>
+void DequantizeE2M1Row(const QuantView& view, int64_t row, int64_t block, const ScaleAt& scale_at,
+                       float* out) {
+  const auto* codes = reinterpret_cast<const uint8_t*>(view.data) + row * (view.k / 2);
+  for (int64_t begin = 0; begin < view.k; begin += block) {
+    const float scale = scale_at(begin / block);
+    for (int64_t column = begin; column < begin + block; ++column)
+      out[column] = E2M1ToFloat(UnpackE2M1(codes, column)) * scale;
+  }
+}
+
+}  // namespace
+
 void DequantizeRow(const QuantView& view, int64_t row, float* out) {
-  for (int64_t column = 0; column < view.k; ++column)
-    out[column] = DequantizeElement(view, row, column);
+  switch (view.format) {
+    case WeightFormat::kF32:
+      std::memcpy(out, view.data + row * view.k * 4, view.k * 4);
+      return;
+    case WeightFormat::kBf16:
+      for (int64_t i = 0; i < view.k; ++i)
+        out[i] = Bf16ToFloat(LoadUnaligned<uint16_t>(view.data, row * view.k + i));
+      return;
+    case WeightFormat::kMxfp4:
+      return DequantizeE2M1Row(
+          view, row, kMxfp4Block,
+          [&](int64_t block) {
+            return LoadFloat(view.scales, DType::kF8E8M0, row * (view.k / kMxfp4Block) + block);
+          },
+          out);
+    case WeightFormat::kNvfp4:
+      return DequantizeE2M1Row(
+          view, row, kNvfp4Block,
+          [&](int64_t block) {
+            const auto scale =
+                LoadUnaligned<uint8_t>(view.scales, row * (view.k / kNvfp4Block) + block);
+            return E4M3IsNan(scale) ? 0.0f : E4M3ToFloat(scale) * view.global_scale;
+          },
+          out);
+    default:
+      for (int64_t column = 0; column < view.k; ++column)
+        out[column] = DequantizeElement(view, row, column);
+  }
 }
 
 }  // namespace nibble
