@@ -277,33 +277,80 @@ void AddInspect(CLI::App& app, InspectOptions* o, int* status) {
 }
 
 void AddQuantize(CLI::App& app, QuantizeOptions* o, int* status) {
-  CLI::App* command = app.add_subcommand("quantize", "make an NVFP4 or BF16 checkpoint");
+  CLI::App* command =
+      app.add_subcommand("quantize", "make an NVFP4, MXFP4, INT4, FP8 or BF16 checkpoint");
   command->footer(R"(
 Examples:
   nibble quantize org/name models/name-NVFP4
   nibble quantize model.gguf models/mine-NVFP4 --method max --layout compressed-tensors
   nibble quantize SRC DST --keep self_attn --keep layers.0. --perplexity
+  nibble quantize SRC DST --calibrate --smooth --text notes.txt
+  nibble quantize org/name-NVFP4 models/name-smaller --lm-head --also in_proj --perplexity
 
 Without calibration data activations keep their precision: the result is W4A16. Embeddings, lm_head, routers and other
-small or sensitive tensors stay as they are; the report says which and why.)");
+small or sensitive tensors stay as they are; the report says which and why. What is NVFP4 already is copied as it is, so
+that the last example shrinks only what the checkpoint has left in BF16, and says what that saves and costs.)");
   command->add_option("SRC", o->source, "folder, .gguf file or org/name[@revision]")->required();
   command->add_option("DST", o->destination, "folder to make")->required();
-  command->add_option("--format", o->format, "nvfp4 or bf16")->capture_default_str();
-  command->add_option("--method", o->method, "mse (search each block's scale) or max")
+  command->add_option("--format", o->format, "nvfp4, mxfp4, int4, fp8 or bf16")
       ->capture_default_str();
-  command->add_option("--layout", o->layout, "modelopt or compressed-tensors")
+  command
+      ->add_option("--method", o->method,
+                   "mse (search each block's scale), four-over-six (two candidates) or max")
+      ->capture_default_str();
+  command->add_option("--layout", o->layout, "auto, modelopt or compressed-tensors")
+      ->capture_default_str();
+  command
+      ->add_option("--modelopt-rounding", o->rounding,
+                   "the last bit of tensor scales as ModelOpt computes it on cuda or cpu")
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--policy", o->policy,
+          "what is quantised: default, feed-forward (MLPs and experts alone) or everything")
       ->capture_default_str();
   command
       ->add_option("--keep", o->keep,
                    "name fragment of linears that stay as they are; several are allowed")
       ->allow_extra_args(false);
+  command
+      ->add_option("--also", o->also,
+                   "name fragment of linears to quantise though the policy keeps them")
+      ->allow_extra_args(false);
   command->add_flag("--lm-head", o->lm_head, "quantise lm_head too");
+  command->add_flag("--calibrate", o->calibrate,
+                    "measure activations over --text and store their scales (W4A4)");
+  command->add_flag("--smooth", o->smooth,
+                    "calibrate, and smooth activations (AWQ) where it lowers the output error");
   command->add_option("-t,--threads", o->threads, "threads");
-  command->add_flag("--perplexity", o->perplexity, "measure source and result over a text");
+  command->add_flag("--perplexity", o->perplexity,
+                    "compare result and source over --text: perplexity, KL divergence, bytes");
   command->add_option("--text", o->text,
-                      "the text for --perplexity; default: a short built-in one");
+                      "the text for --calibrate and --perplexity; default: a short built-in one");
   command->add_flag("--force", o->force, "replace an existing destination");
   command->callback([o, status] { *status = Quantize(*o); });
+}
+
+void AddEval(CLI::App& app, EvalOptions* o, int* status) {
+  CLI::App* command =
+      app.add_subcommand("eval", "perplexity of a model, and its distance to a reference");
+  command->footer(R"(
+Examples:
+  nibble eval models/mine-NVFP4
+  nibble eval models/mine-NVFP4 --reference model.gguf --text notes.txt
+  nibble eval models/mine-NVFP4 --reference org/name --json
+
+With --reference both models are in memory: KL divergence and the agreement of the likeliest token come from the whole
+distribution at every token of the text.)");
+  AddModelOptions(command, &o->model);
+  command->add_option("--reference", o->reference,
+                      "the model to compare with: the same one, quantised less");
+  command->add_option("--text", o->text, "a text file; default: a short built-in one");
+  command->add_option("--window", o->window, "tokens that are read together")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
+  command->add_flag("--json", o->json, "one JSON object instead of text");
+  command->callback([o, status] { *status = Eval(*o); });
 }
 
 void AddSmallCommands(CLI::App& app, PullOptions* pull, int* status) {
@@ -394,11 +441,13 @@ int RunCommandLine(int argc, char** argv) {
   BenchKernelsOptions bench_kernels;
   InspectOptions inspect;
   QuantizeOptions quantize;
+  EvalOptions eval;
   PullOptions pull;
   AddServe(app, &serve, &status);
   AddChat(app, &chat, &status);
   AddRun(app, &run, &status);
   AddQuantize(app, &quantize, &status);
+  AddEval(app, &eval, &status);
   AddInspect(app, &inspect, &status);
   AddBench(app, &bench_model, &bench_kernels, &status);
   AddSmallCommands(app, &pull, &status);

@@ -104,7 +104,8 @@ int Report(const Error& error) {
   return error.code() == Code::kInvalidArgument || error.code() == Code::kUnsupported ? 2 : 1;
 }
 
-Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage) {
+Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage,
+                               models::LinearObserver* observer) {
   const auto tell = [&](std::string_view name, double fraction) {
     if (stage) stage(name, fraction);
   };
@@ -140,7 +141,8 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
     NIBBLE_ASSIGN(model, models::LoadModel(*checkpoint, {.pool = loaded.pool.get(),
                                                          .activations = activations,
                                                          .max_positions = options.max_model_len,
-                                                         .progress = &progress}));
+                                                         .progress = &progress,
+                                                         .observer = observer}));
   }
   tell("planning memory", 1);
   const kernels::OpTable& ops = model->ops();

@@ -35,7 +35,9 @@ struct LoadedModel {
 using StageCallback = std::function<void(std::string_view stage, double fraction)>;
 
 // Opens, checks, loads and plans; prints the kernels, the memory plan and the bytes per token.
-Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage = {});
+// observer: hears the inputs of every linear; outlives the model.
+Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage = {},
+                               models::LinearObserver* observer = nullptr);
 
 // "42 tokens, 81.3 tokens/s, 12.3 ms/token, 6.2 GB/s (78 % of 8.0 GB/s)": how a generation ends.
 std::string SpeedLine(const LoadedModel& model, int64_t tokens, double seconds);

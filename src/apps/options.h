@@ -86,15 +86,28 @@ struct InspectOptions {
 struct QuantizeOptions {
   std::string source;
   std::string destination;
-  std::string format = "nvfp4";     // nvfp4, bf16
-  std::string method = "mse";       // max, mse
-  std::string layout = "modelopt";  // modelopt, compressed-tensors
-  std::vector<std::string> keep;    // name fragments that stay as they are
-  bool lm_head = false;             // quantise lm_head (and a tied embedding) too
+  std::string format = "nvfp4";    // nvfp4, mxfp4, int4, fp8, bf16
+  std::string method = "mse";      // max, mse, four-over-six
+  std::string layout = "auto";     // auto, modelopt, compressed-tensors
+  std::string rounding = "cuda";   // cuda, cpu
+  std::string policy = "default";  // default, feed-forward, everything
+  std::vector<std::string> keep;   // name fragments that stay as they are
+  std::vector<std::string> also;   // name fragments that the policy keeps and these do not
+  bool lm_head = false;            // quantise lm_head too
+  bool calibrate = false;          // activation scales from `text`
+  bool smooth = false;             // AWQ-style smoothing where it helps; calibrates
   int threads = 0;
   bool perplexity = false;  // of source and result, over `text`
   std::string text;         // a file; "" for the built-in sample
   bool force = false;       // replace an existing destination
+};
+
+struct EvalOptions {
+  ModelOptions model;
+  std::string reference;  // "" for none
+  std::string text;       // a file; "" for the built-in sample
+  int64_t window = 512;   // tokens
+  bool json = false;
 };
 
 struct PullOptions {
@@ -109,6 +122,7 @@ int BenchModel(const BenchModelOptions& options);
 int BenchKernels(const BenchKernelsOptions& options);
 int Inspect(const InspectOptions& options);
 int Quantize(const QuantizeOptions& options);
+int Eval(const EvalOptions& options);
 int Pull(const PullOptions& options);
 int Doctor();
 

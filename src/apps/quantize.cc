@@ -1,65 +1,106 @@
-// nibble quantize: any checkpoint to NVFP4 or BF16, with a report and, on request, perplexity
-// before and after.
-#include "quantize/quantizer.h"
-
+// nibble quantize: any checkpoint to a smaller one, with a report, calibration over a text and, on
+// request, what it saves per token and costs in perplexity and KL divergence.
 #include <fmt/format.h>
 
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "apps/evaluation.h"
 #include "apps/load.h"
-#include "apps/sample_text.h"
 #include "apps/signals.h"
-#include "base/file.h"
-#include "eval/perplexity.h"
 #include "formats/hub.h"
+#include "quantize/quantizer.h"
 
 namespace nibble::apps {
 namespace {
 
+using quantize::Format;
+using quantize::Layout;
+using quantize::Method;
+using quantize::Rounding;
+using Preset = quantize::QuantizePolicy::Preset;
+
+constexpr int64_t kWindow = 512;  // tokens that are read together
+
+// The value of a flag among those that it may have.
+template <typename T, size_t N>
+Result<T> Choose(std::string_view flag, std::string_view value,
+                 const std::pair<std::string_view, T> (&choices)[N]) {
+  std::string allowed;
+  for (const auto& [name, choice] : choices) {
+    if (name == value) return choice;
+    allowed += fmt::format("{}{}", allowed.empty() ? "" : ", ", name);
+  }
+  return Fail(Code::kInvalidArgument, "{} {}: expected one of {}", flag, value, allowed);
+}
+
 Result<quantize::QuantizeOptions> ToQuantizeOptions(const QuantizeOptions& options,
                                                     ThreadPool* pool) {
   quantize::QuantizeOptions out;
-  if (options.format == "bf16") {
-    out.format = quantize::Format::kBf16;
-  } else if (options.format != "nvfp4") {
-    return Fail(Code::kInvalidArgument, "--format {}: expected nvfp4 or bf16", options.format);
-  }
-  if (options.method == "max") {
-    out.method = quantize::Method::kMax;
-  } else if (options.method != "mse") {
-    return Fail(Code::kInvalidArgument, "--method {}: expected max or mse", options.method);
-  }
-  if (options.layout == "compressed-tensors") {
-    out.layout = quantize::Layout::kCompressedTensors;
-  } else if (options.layout != "modelopt") {
-    return Fail(Code::kInvalidArgument, "--layout {}: expected modelopt or compressed-tensors",
-                options.layout);
-  }
+  NIBBLE_ASSIGN(out.format, Choose<Format>("--format", options.format,
+                                           {{"nvfp4", Format::kNvfp4},
+                                            {"mxfp4", Format::kMxfp4},
+                                            {"int4", Format::kInt4},
+                                            {"fp8", Format::kFp8},
+                                            {"bf16", Format::kBf16}}));
+  NIBBLE_ASSIGN(out.method, Choose<Method>("--method", options.method,
+                                           {{"max", Method::kMax},
+                                            {"mse", Method::kMse},
+                                            {"four-over-six", Method::kFourOverSix}}));
+  const bool compressed_only = out.format == Format::kInt4 || out.format == Format::kFp8;
+  NIBBLE_ASSIGN(
+      out.layout,
+      Choose<Layout>("--layout", options.layout,
+                     {{"auto", compressed_only ? Layout::kCompressedTensors : Layout::kModelOpt},
+                      {"modelopt", Layout::kModelOpt},
+                      {"compressed-tensors", Layout::kCompressedTensors}}));
+  NIBBLE_ASSIGN(out.rounding,
+                Choose<Rounding>("--modelopt-rounding", options.rounding,
+                                 {{"cuda", Rounding::kCuda}, {"cpu", Rounding::kCpu}}));
+  NIBBLE_ASSIGN(out.policy.preset, Choose<Preset>("--policy", options.policy,
+                                                  {{"default", Preset::kDefault},
+                                                   {"feed-forward", Preset::kFeedForward},
+                                                   {"everything", Preset::kEverything}}));
   out.policy.lm_head = options.lm_head;
   out.policy.keep = options.keep;
+  out.policy.quantise = options.also;
+  out.smoothing = options.smooth;
   out.pool = pool;
   out.replace = options.force;
+  if ((options.calibrate || options.smooth) && out.format != Format::kNvfp4) {
+    return Fail(Code::kInvalidArgument, "--calibrate and --smooth go with --format nvfp4, not {}",
+                options.format);
+  }
+  if (options.smooth && out.layout != Layout::kModelOpt) {
+    return Fail(Code::kInvalidArgument,
+                "--smooth goes with --layout modelopt: compressed-tensors cannot hold it");
+  }
   return out;
 }
 
-Result<eval::Perplexity> PerplexityOf(const std::string& model, int threads,
-                                      const std::string& text) {
-  ModelOptions options{
-      .model = model, .threads = threads, .activations = "bf16", .max_num_seqs = 1};
-  options.max_model_len = 512;
-  NIBBLE_ASSIGN(const LoadedModel loaded, LoadEngine(options));
-  return eval::MeasurePerplexity(*loaded.engine, text);
+ModelOptions ReadingOptions(const std::string& model, const QuantizeOptions& options) {
+  return {.model = model, .threads = options.threads, .activations = "bf16"};
 }
 
-Status ReportPerplexity(const QuantizeOptions& options, const std::string& source) {
-  std::string text(kSampleText);
-  if (!options.text.empty()) {
-    NIBBLE_ASSIGN(text, ReadFile(options.text, size_t{64} << 20));
-  }
-  NIBBLE_ASSIGN(const eval::Perplexity before, PerplexityOf(source, options.threads, text));
-  NIBBLE_ASSIGN(const eval::Perplexity after,
-                PerplexityOf(options.destination, options.threads, text));
-  fmt::print("perplexity over {} tokens: {:.3f} before, {:.3f} after ({:+.2f} %)\n",
-             before.scored_tokens, before.value, after.value,
-             100 * (after.value / before.value - 1));
+// Runs the source over the text. The model is gone afterwards.
+Status Calibrate(const QuantizeOptions& options, const std::string& source, const std::string& text,
+                 quantize::Calibration* calibration) {
+  NIBBLE_ASSIGN(const LoadedModel loaded,
+                LoadForReading(ReadingOptions(source, options), kWindow, calibration));
+  Progress progress("calibrating", 0, Progress::Unit::kItems);
+  return eval::Read(*loaded.engine, text, {.window = kWindow, .progress = &progress})
+      .map([](const eval::Reading&) {});
+}
+
+Status ReportQuality(const QuantizeOptions& options, const std::string& source,
+                     const std::string& text) {
+  NIBBLE_ASSIGN(const LoadedModel before, LoadForReading(ReadingOptions(source, options), kWindow));
+  NIBBLE_ASSIGN(const LoadedModel after,
+                LoadForReading(ReadingOptions(options.destination, options), kWindow));
+  NIBBLE_ASSIGN(const eval::Comparison found,
+                CompareModels(*after.engine, *before.engine, text, kWindow));
+  fmt::print("{}", ComparisonTable(found, after.engine->model_info(), before.engine->model_info()));
   return {};
 }
 
@@ -74,13 +115,19 @@ Result<quantize::QuantizeReport> QuantizeUnlessStopped(const formats::Checkpoint
 
 Status RunQuantize(const QuantizeOptions& options) {
   ThreadPool pool(ThreadCount(options.threads));
-  NIBBLE_ASSIGN(const quantize::QuantizeOptions job, ToQuantizeOptions(options, &pool));
+  NIBBLE_ASSIGN(quantize::QuantizeOptions job, ToQuantizeOptions(options, &pool));
   NIBBLE_ASSIGN(const std::string source, formats::ResolveModel(options.source));
+  NIBBLE_ASSIGN(const std::string text, EvalText(options.text));
+  quantize::Calibration calibration;
+  if (options.calibrate || options.smooth) {
+    NIBBLE_TRY(Calibrate(options, source, text, &calibration));
+    job.calibration = &calibration;
+  }
   NIBBLE_ASSIGN(const auto checkpoint, formats::OpenCheckpoint(source));
   NIBBLE_ASSIGN(const quantize::QuantizeReport report,
                 QuantizeUnlessStopped(*checkpoint, options.destination, job));
   fmt::print("{}", report.ToString());
-  return options.perplexity ? ReportPerplexity(options, source) : Status();
+  return options.perplexity ? ReportQuality(options, source, text) : Status();
 }
 
 }  // namespace

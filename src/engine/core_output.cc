@@ -29,6 +29,7 @@ void Core::UseRow(size_t row, std::span<const float> logits, Clock::time_point n
   ActiveRequest& request = use.sequence->request;
   request.prompt_logprobs[use.position + 1] = sampler_->logprob(row);
   request.prompt_rows_done = use.position + 1;
+  if (request.request.on_prompt_logits) request.request.on_prompt_logits(use.position, logits);
 }
 
 void Core::IndexFullPages(Sequence& sequence) {

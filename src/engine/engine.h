@@ -105,6 +105,9 @@ struct Request {
   std::string cache_salt;  // prompts with different salts share no cache
   std::optional<std::chrono::steady_clock::time_point> deadline;
   std::shared_ptr<EventSink> sink;
+  // With sampling.prompt_logprobs: hears the raw logits, (V), that follow each prompt token but the
+  // last, in order, on the engine thread. For eval.
+  std::function<void(int64_t position, std::span<const float> logits)> on_prompt_logits;
 };
 
 // ---- The engine ----

@@ -22,6 +22,25 @@ float SquaredError(const float* row, const float* back, int64_t count) {
 
 // ---- NVFP4 ----
 
+// One block under one scale: Nvfp4Code of every value, without branches, so that the compiler makes
+// vectors of it. codes (16), back (16).
+void RoundBlock(const float* values, float step, uint8_t* codes, float* back) {
+  for (int i = 0; i < kNvfp4Block; ++i) {
+    const float x = std::abs(values[i]) / step;
+    const int half = (x > 0.25f) + (x >= 0.75f) + (x > 1.25f) + (x >= 1.75f);
+    const int one = (x > 2.5f) + (x >= 3.5f);
+    const int two = x > 5.0f;
+    const bool negative = values[i] < 0.0f;
+    codes[i] = static_cast<uint8_t>(half + one + two + (negative ? 8 : 0));
+    const float magnitude = 0.5f * static_cast<float>(half + 2 * one + 4 * two) * step;
+    back[i] = negative ? -magnitude : magnitude;
+  }
+}
+
+void Pack(const uint8_t* codes, uint8_t* packed) {
+  for (int i = 0; i < kNvfp4Block; i += 2) packed[i / 2] = PackE2M1(codes[i], codes[i + 1]);
+}
+
 class Nvfp4Encoder : public Encoder {
  public:
   explicit Nvfp4Encoder(const EncoderSpec& spec) : k_(spec.k), tensor_scale_(spec.tensor_scale) {}
@@ -32,18 +51,21 @@ class Nvfp4Encoder : public Encoder {
   void EncodeRow(const float* row, uint8_t* codes, uint8_t* scales, float* back) const override {
     for (int64_t block = 0; block < k_ / kNvfp4Block; ++block) {
       const int64_t at = block * kNvfp4Block;
-      scales[block] = EncodeBlock(row + at, codes + at / 2);
-      const float step = E4M3ToFloat(scales[block]) * tensor_scale_;
-      for (int64_t i = at; i < at + kNvfp4Block; ++i)
-        back[i] = E2M1ToFloat(UnpackE2M1(codes, i)) * step;
+      scales[block] = EncodeBlock(row + at, codes + at / 2, back + at);
     }
   }
 
  protected:
-  // values (16). Writes 8 bytes, returns the scale.
-  virtual uint8_t EncodeBlock(const float* values, uint8_t* codes) const {
-    return Nvfp4QuantizeBlockMax(values, tensor_scale_, codes);
+  // values (16). Writes 8 bytes of codes and 16 values, returns the scale.
+  virtual uint8_t EncodeBlock(const float* values, uint8_t* codes, float* back) const {
+    const uint8_t scale = Nvfp4BlockScale(MaxMagnitude(values, kNvfp4Block), tensor_scale_);
+    uint8_t unpacked[kNvfp4Block];
+    RoundBlock(values, Step(scale), unpacked, back);
+    Pack(unpacked, codes);
+    return scale;
   }
+
+  float Step(uint8_t scale) const { return E4M3ToFloat(scale) * tensor_scale_; }
 
   const int64_t k_;
   const float tensor_scale_;
@@ -55,8 +77,11 @@ class Nvfp4SearchEncoder : public Nvfp4Encoder {
       : Nvfp4Encoder(spec), search_(spec.tensor_scale) {}
 
  private:
-  uint8_t EncodeBlock(const float* values, uint8_t* codes) const override {
-    return search_.Quantize(values, codes);
+  uint8_t EncodeBlock(const float* values, uint8_t* codes, float* back) const override {
+    const uint8_t scale = search_.Quantize(values, codes);
+    const float step = Step(scale);
+    for (int i = 0; i < kNvfp4Block; ++i) back[i] = E2M1ToFloat(UnpackE2M1(codes, i)) * step;
+    return scale;
   }
 
   const ScaleSearch search_;
@@ -67,18 +92,19 @@ class FourOverSixEncoder : public Nvfp4Encoder {
   using Nvfp4Encoder::Nvfp4Encoder;
 
  private:
-  uint8_t EncodeBlock(const float* values, uint8_t* codes) const override {
+  uint8_t EncodeBlock(const float* values, uint8_t* codes, float* back) const override {
     const float amax = MaxMagnitude(values, kNvfp4Block);
     const uint8_t six = Nvfp4BlockScale(amax, tensor_scale_);
     const uint8_t four = Nvfp4BlockScale(1.5f * amax, tensor_scale_);
-    const bool four_is_better = Nvfp4BlockError(values, four, tensor_scale_) <
-                                Nvfp4BlockError(values, six, tensor_scale_);
-    const uint8_t scale = four_is_better ? four : six;
-    for (int i = 0; i < kNvfp4Block; i += 2) {
-      codes[i / 2] = PackE2M1(Nvfp4Code(values[i], scale, tensor_scale_),
-                              Nvfp4Code(values[i + 1], scale, tensor_scale_));
-    }
-    return scale;
+    uint8_t six_codes[kNvfp4Block], four_codes[kNvfp4Block];
+    float four_back[kNvfp4Block];
+    RoundBlock(values, Step(six), six_codes, back);
+    RoundBlock(values, Step(four), four_codes, four_back);
+    const bool four_is_better =
+        SquaredError(values, four_back, kNvfp4Block) < SquaredError(values, back, kNvfp4Block);
+    if (four_is_better) std::ranges::copy(four_back, back);
+    Pack(four_is_better ? four_codes : six_codes, codes);
+    return four_is_better ? four : six;
   }
 };
 

@@ -7,12 +7,29 @@
 
 #include "base/error.h"
 #include "formats/checkpoint.h"
-#include "quantize/quantizer.h"
+#include "quantize/encoder.h"
 
 namespace nibble::quantize {
 
+// How one linear of the output is stored.
+struct Scheme {
+  Format format = Format::kNvfp4;  // kBf16: stored in another format that the source had
+  bool activations = false;        // NVFP4: with an input scale
+  bool smoothed = false;           // NVFP4: with pre_quant_scale
+  int64_t group = 0;               // INT4: columns per scale
+  std::string stored;              // kBf16: "fp8", ...
+  auto operator<=>(const Scheme&) const = default;
+};
+
+struct OutputModule {
+  std::string module;
+  Scheme scheme;
+};
+
+// modules: every linear that is quantised in the output; none: the output is not quantised.
 // kept: modules that stay in higher precision, for the ignore lists.
-Status WriteConfigFiles(const formats::Checkpoint& source, const std::string& folder,
-                        const QuantizeOptions& options, const std::vector<std::string>& kept);
+Status WriteConfigFiles(const formats::Checkpoint& source, const std::string& folder, Layout layout,
+                        const std::vector<OutputModule>& modules,
+                        const std::vector<std::string>& kept);
 
 }  // namespace nibble::quantize

@@ -2,7 +2,6 @@
 // name and shape.
 #pragma once
 
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,15 +11,20 @@
 namespace nibble::quantize {
 
 struct QuantizePolicy {
-  bool lm_head = false;           // quantise lm_head too
-  std::vector<std::string> keep;  // further name fragments that stay as they are
+  // kDefault: the table in policy.cc. kFeedForward: of what the table leaves, only MLPs and
+  // experts. kEverything: every matrix but embeddings and routers, lm_head included.
+  enum class Preset { kDefault, kFeedForward, kEverything } preset = Preset::kDefault;
+  bool lm_head = false;               // quantise lm_head too
+  std::vector<std::string> keep;      // name fragments that stay as they are
+  std::vector<std::string> quantise;  // name fragments that the table keeps and these do not
 };
 
 // Why a module's weight stays as it is, or "" if it is quantised. The default rules are those of
 // ModelOpt's recipes: embeddings, lm_head, routers and gates, convolutions, small projections of
 // linear attention, MTP and vision modules. module: "model.layers.0.mlp.up_proj"; shape: of its
-// weight.
-std::string ReasonToKeep(const QuantizePolicy& policy, std::string_view module, const Shape& shape);
+// weight; multiple: what K must be a multiple of. Of keep and quantise, keep wins.
+std::string ReasonToKeep(const QuantizePolicy& policy, std::string_view module, const Shape& shape,
+                         int64_t multiple = 16);
 
 // Modules that share an input get one tensor scale, so that backends may fuse them: q, k and v;
 // gate and up. Returns what the members of a group have in common ("model.layers.0.mlp.gate_up"),

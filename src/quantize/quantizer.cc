@@ -3,20 +3,25 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <set>
+#include <unordered_map>
 #include <utility>
 
-#include "base/file.h"
 #include "base/progress.h"
 #include "formats/safetensors_writer.h"
 #include "numerics/bf16.h"
 #include "numerics/nvfp4.h"
+#include "quantize/encode.h"
+#include "quantize/linear_output.h"
 #include "quantize/output_config.h"
-#include "quantize/scale_search.h"
+#include "quantize/plan.h"
+#include "quantize/smoothing.h"
+#include "quantize/weight_rows.h"
 
 namespace nibble::quantize {
 namespace {
@@ -29,164 +34,12 @@ using formats::TensorSpec;
 
 constexpr int64_t kMaxShardBytes = int64_t{5} << 30;
 
-// What becomes of one stored linear or tensor.
-struct Plan {
-  std::string name;  // module of a linear, else the tensor's name
-  enum class Action { kQuantise, kToBf16, kCopy } action = Action::kCopy;
-  int64_t n = 0;
-  int64_t k = 0;
-};
-
-bool IsLinear(const Checkpoint& source, const TensorEntry& entry, std::string* module) {
-  if (entry.shape.rank() != 2) return false;
-  for (const std::string_view suffix : {".weight", ".weight_packed"}) {
-    if (!entry.name.ends_with(suffix)) continue;
-    *module = entry.name.substr(0, entry.name.size() - suffix.size());
-    return source.LinearFormat(*module).has_value();
+// The widest group of columns with a scale that divides K.
+int64_t Int4Group(int64_t k) {
+  for (const int64_t group : {128, 64}) {
+    if (k % group == 0) return group;
   }
-  return false;
-}
-
-// Every tensor of the source ends up in exactly one plan.
-Result<std::vector<Plan>> MakePlans(const Checkpoint& source, const QuantizeOptions& options,
-                                    QuantizeReport* report) {
-  std::vector<Plan> plans;
-  std::set<std::string, std::less<>> consumed;
-  for (const TensorEntry& entry : source.tensors()) {
-    std::string module;
-    if (!IsLinear(source, entry, &module)) continue;
-    NIBBLE_ASSIGN(const LinearData data, source.ReadLinear(module, 0, 0, false));
-    const WeightFormat stored = data.view.format;
-    const bool wide = stored == WeightFormat::kBf16 || stored == WeightFormat::kF16 ||
-                      stored == WeightFormat::kF32;
-    if (options.format == Format::kNvfp4 && stored == WeightFormat::kNvfp4) {
-      return Fail(Code::kInvalidArgument,
-                  "{}: {} is NVFP4 already, and quantising it again would only lose precision; "
-                  "quantise the original, or use --format bf16 to widen this one",
-                  source.path(), module);
-    }
-    Plan plan{.name = module, .n = data.view.n, .k = data.view.k};
-    if (options.format == Format::kBf16) {
-      plan.action = Plan::Action::kToBf16;
-    } else if (const std::string reason =
-                   ReasonToKeep(options.policy, module, {data.view.n, data.view.k});
-               !reason.empty()) {
-      // Kept in higher precision, which FP8 and MXFP4 are not: their companions would not fit the
-      // output's configuration.
-      plan.action = wide ? Plan::Action::kCopy : Plan::Action::kToBf16;
-      report->kept.push_back({module, reason});
-    } else {
-      plan.action = Plan::Action::kQuantise;
-    }
-    if (plan.action == Plan::Action::kCopy) continue;  // the loop below copies its tensors
-    for (std::string& name : source.LinearTensors(module)) consumed.insert(std::move(name));
-    plans.push_back(std::move(plan));
-  }
-  for (const TensorEntry& entry : source.tensors()) {
-    report->bytes_before += entry.stored_bytes;
-    if (!consumed.contains(entry.name)) plans.push_back({.name = entry.name});
-  }
-  return plans;
-}
-
-struct TensorNames {
-  std::string codes, scales, tensor_scale;
-};
-
-TensorNames NamesFor(Layout layout, const std::string& module) {
-  if (layout == Layout::kModelOpt) {
-    return {module + ".weight", module + ".weight_scale", module + ".weight_scale_2"};
-  }
-  return {module + ".weight_packed", module + ".weight_scale", module + ".weight_global_scale"};
-}
-
-std::vector<TensorSpec> OutputSpecs(const Checkpoint& source, const std::vector<Plan>& plans,
-                                    Layout layout) {
-  std::vector<TensorSpec> specs;
-  for (const Plan& plan : plans) {
-    switch (plan.action) {
-      case Plan::Action::kQuantise: {
-        const TensorNames names = NamesFor(layout, plan.name);
-        specs.push_back({names.codes, DType::kU8, {plan.n, plan.k / 2}});
-        specs.push_back({names.scales, DType::kF8E4M3, {plan.n, plan.k / kNvfp4Block}});
-        specs.push_back(
-            {names.tensor_scale, DType::kF32, layout == Layout::kModelOpt ? Shape{} : Shape{1}});
-        break;
-      }
-      case Plan::Action::kToBf16:
-        specs.push_back({plan.name + ".weight", DType::kBF16, {plan.n, plan.k}});
-        break;
-      case Plan::Action::kCopy: {
-        const TensorEntry& entry = *source.Find(plan.name);
-        specs.push_back({entry.name, entry.dtype, entry.shape});
-        break;
-      }
-    }
-  }
-  return specs;
-}
-
-// Rows in FP32 as a plain array.
-Result<std::vector<float>> Dequantise(const Checkpoint& source, const Plan& plan,
-                                      ThreadPool& pool) {
-  NIBBLE_ASSIGN(const LinearData data, source.ReadLinear(plan.name, plan.n, plan.k));
-  std::vector<float> weight(plan.n * plan.k);
-  pool.ParallelFor(plan.n, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row)
-      DequantizeRow(data.view, row, weight.data() + row * plan.k);
-  });
-  return weight;
-}
-
-// NaN if there is one: as integers magnitudes compare like the floats, with NaN above infinity.
-float LargestMagnitude(const std::vector<float>& weight) {
-  int32_t largest = 0;
-  for (const float value : weight)
-    largest = std::max(largest, std::bit_cast<int32_t>(value) & 0x7FFFFFFF);
-  return std::bit_cast<float>(largest);
-}
-
-struct Quantised {
-  std::vector<uint8_t> codes;   // (N, K/2)
-  std::vector<uint8_t> scales;  // (N, K/16)
-};
-
-Quantised QuantiseRows(const std::vector<float>& weight, const Plan& plan, float tensor_scale,
-                       Method method, ThreadPool& pool) {
-  Quantised out{std::vector<uint8_t>(plan.n * plan.k / 2),
-                std::vector<uint8_t>(plan.n * plan.k / kNvfp4Block)};
-  const int64_t blocks = plan.n * plan.k / kNvfp4Block;
-  const ScaleSearch search(tensor_scale);
-  pool.ParallelFor(blocks, 64, [&](int64_t begin, int64_t end, int) {
-    for (int64_t block = begin; block < end; ++block) {
-      const float* values = weight.data() + block * kNvfp4Block;
-      uint8_t* codes = out.codes.data() + block * kNvfp4Block / 2;
-      out.scales[block] = method == Method::kMax
-                              ? Nvfp4QuantizeBlockMax(values, tensor_scale, codes)
-                              : search.Quantize(values, codes);
-    }
-  });
-  return out;
-}
-
-TensorReport MeasureError(const std::vector<float>& weight, const Quantised& quantised,
-                          const Plan& plan, float tensor_scale) {
-  double error = 0, power = 0, largest = 0;
-  float amax = 0;
-  for (int64_t i = 0; i < plan.n * plan.k; ++i) {
-    const float back = Nvfp4Dequantize(UnpackE2M1(quantised.codes.data(), i),
-                                       quantised.scales[i / kNvfp4Block], tensor_scale);
-    const double difference = static_cast<double>(weight[i]) - back;
-    error += difference * difference;
-    power += static_cast<double>(weight[i]) * weight[i];
-    largest = std::max(largest, std::abs(difference));
-    amax = std::max(amax, std::abs(weight[i]));
-  }
-  return {.module = plan.name,
-          .n = plan.n,
-          .k = plan.k,
-          .relative_error = power > 0 ? std::sqrt(error / power) : 0,
-          .largest_error = amax > 0 ? largest / amax : 0};
+  return 32;
 }
 
 template <typename T>
@@ -194,155 +47,388 @@ std::span<const std::byte> BytesOf(const std::vector<T>& values) {
   return std::as_bytes(std::span(values));
 }
 
-// The job after planning: reads, converts and writes tensor by tensor into `folder`.
+bool AnyErrsMore(const std::vector<Encoded>& encoded, const std::vector<Encoded>& than) {
+  for (size_t i = 0; i < encoded.size(); ++i) {
+    if (encoded[i].error.squared > than[i].error.squared) return true;
+  }
+  return false;
+}
+
+// The job after planning: reads, converts and writes group by group into `folder`.
 class Job {
  public:
-  Job(const Checkpoint& source, const QuantizeOptions& options, const std::vector<Plan>& plans,
+  Job(const Checkpoint& source, const QuantizeOptions& options, const Plan& plan,
       QuantizeReport* report)
-      : source_(source), options_(options), plans_(plans), report_(*report) {}
+      : source_(source), options_(options), plan_(plan), report_(*report) {}
 
   Status Run(const std::string& folder) {
-    Progress progress(options_.format == Format::kNvfp4 ? "quantizing" : "converting",
-                      report_.bytes_before, Progress::Unit::kBytes, options_.quiet);
-    NIBBLE_TRY(FindGroupScales());
-    const std::vector<TensorSpec> specs = OutputSpecs(source_, plans_, options_.layout);
+    Progress progress(options_.format == Format::kBf16 ? "converting" : "quantizing",
+                      plan_.bytes_before, Progress::Unit::kBytes, options_.quiet);
+    progress_ = &progress;
+    MakeGroups();
+    NIBBLE_TRY(FindSmoothings());
+    NIBBLE_TRY(FindSchemes());
+    const std::vector<TensorSpec> specs = OutputSpecs();
     NIBBLE_ASSIGN(auto writer, formats::ShardedWriter::Create(folder, specs, kMaxShardBytes));
-    for (const Plan& plan : plans_) {
+    for (const Group& group : groups_) {
       NIBBLE_TRY(CheckCancelled());
-      switch (plan.action) {
-        case Plan::Action::kQuantise:
-          NIBBLE_TRY(Quantise(plan, writer));
-          break;
-        case Plan::Action::kToBf16:
-          NIBBLE_TRY(ToBf16(plan, writer));
-          break;
-        case Plan::Action::kCopy:
-          NIBBLE_TRY(Copy(plan, writer));
-          break;
-      }
-      progress.Advance(StoredBytes(plan));
+      NIBBLE_TRY(WriteGroup(group, writer));
+      for (const size_t unit : group.units) Release(plan_.units[unit]);
     }
     NIBBLE_TRY(writer.Finish());
     report_.bytes_after = writer.total_bytes();
-    return {};
+    return WriteConfig(folder);
   }
 
  private:
+  // Linears that share a tensor scale; else one unit.
+  struct Group {
+    std::vector<size_t> units;
+    std::vector<float> pre_quant_scale;  // (K), or empty
+  };
+
   Status CheckCancelled() const {
     if (options_.cancelled && options_.cancelled())
       return Fail(Code::kCancelled, "stopped; nothing was written");
     return {};
   }
 
-  int64_t StoredBytes(const Plan& plan) const {
-    if (plan.action == Plan::Action::kCopy) return source_.Find(plan.name)->stored_bytes;
-    int64_t bytes = 0;
-    for (const std::string& name : source_.LinearTensors(plan.name)) {
-      const TensorEntry* entry = source_.Find(name);
-      if (entry != nullptr) bytes += entry->stored_bytes;
+  const Unit& First(const Group& group) const { return plan_.units[group.units.front()]; }
+
+  void MakeGroups() {
+    std::map<std::pair<Unit::Action, std::string>, size_t> siblings;
+    for (size_t i = 0; i < plan_.units.size(); ++i) {
+      const Unit& unit = plan_.units[i];
+      for (const std::string& tensor : unit.tensors) ++readers_[tensor];
+      if (unit.action == Unit::Action::kEncode || unit.action == Unit::Action::kFromMxfp4) {
+        const auto [at, added] =
+            siblings.try_emplace({unit.action, SiblingGroup(unit.name)}, groups_.size());
+        if (!added) {
+          groups_[at->second].units.push_back(i);
+          continue;
+        }
+      }
+      groups_.push_back({.units = {i}});
     }
-    return bytes;
   }
 
-  // One tensor scale per group of siblings: their largest magnitude decides.
-  Status FindGroupScales() {
-    for (const Plan& plan : plans_) {
-      if (plan.action != Plan::Action::kQuantise) continue;
+  Result<std::vector<WeightRows>> ReadGroup(const Group& group) const {
+    std::vector<WeightRows> rows;
+    for (const size_t unit : group.units) {
+      NIBBLE_ASSIGN(LinearData data, ReadUnit(source_, plan_, plan_.units[unit]));
+      rows.emplace_back(std::move(data));
+    }
+    return rows;
+  }
+
+  const InputStatistics* Statistics(const Unit& unit) const {
+    const bool wanted = options_.calibration != nullptr && options_.format == Format::kNvfp4;
+    return wanted ? options_.calibration->Find(unit.name) : nullptr;
+  }
+
+  // Before anything is written: which linears get a pre_quant_scale is part of the files' headers.
+  Status FindSmoothings() {
+    if (!options_.smoothing || options_.layout != Layout::kModelOpt) return {};
+    Progress progress("smoothing", static_cast<int64_t>(groups_.size()), Progress::Unit::kItems,
+                      options_.quiet);
+    for (Group& group : groups_) {
       NIBBLE_TRY(CheckCancelled());
-      NIBBLE_ASSIGN(const std::vector<float> weight, Dequantise(source_, plan, *options_.pool));
-      const float amax = LargestMagnitude(weight);
-      if (!std::isfinite(amax)) {
-        return Fail(Code::kCorruption, "{}: {} holds a value that is not finite", source_.path(),
-                    plan.name);
-      }
-      float& group = group_amax_[SiblingGroup(plan.name)];
-      group = std::max(group, amax);
+      progress.Advance(1);
+      const Unit& first = First(group);
+      const InputStatistics* inputs = Statistics(first);
+      if (first.action != Unit::Action::kEncode || inputs == nullptr || inputs->k != first.k)
+        continue;
+      NIBBLE_ASSIGN(const std::vector<WeightRows> rows, ReadGroup(group));
+      group.pre_quant_scale = FindSmoothing(
+          rows, *inputs, [&](float amax) { return EncoderFor(first, amax, options_.method); },
+          *options_.pool);
     }
     return {};
   }
 
-  Status Quantise(const Plan& plan, formats::ShardedWriter& writer) {
-    NIBBLE_ASSIGN(const std::vector<float> weight, Dequantise(source_, plan, *options_.pool));
-    const float tensor_scale = Nvfp4TensorScale(group_amax_[SiblingGroup(plan.name)]);
-    const Quantised quantised =
-        QuantiseRows(weight, plan, tensor_scale, options_.method, *options_.pool);
-    report_.quantised.push_back(MeasureError(weight, quantised, plan, tensor_scale));
-    const TensorNames names = NamesFor(options_.layout, plan.name);
-    const float stored = options_.layout == Layout::kModelOpt ? tensor_scale : 1.0f / tensor_scale;
-    NIBBLE_TRY(writer.Write(names.codes, BytesOf(quantised.codes)));
-    NIBBLE_TRY(writer.Write(names.scales, BytesOf(quantised.scales)));
-    return writer.Write(names.tensor_scale, std::as_bytes(std::span(&stored, 1)));
+  // How every quantised linear is stored. Copied NVFP4 keeps the input scale that it has.
+  Status FindSchemes() {
+    schemes_.resize(plan_.units.size());
+    for (const Group& group : groups_) {
+      for (const size_t i : group.units) {
+        const Unit& unit = plan_.units[i];
+        Scheme& scheme = schemes_[i];
+        scheme.format = options_.format;
+        if (options_.format == Format::kInt4) scheme.group = Int4Group(unit.k);
+        if (unit.action == Unit::Action::kCopyCodes) {
+          NIBBLE_ASSIGN(const LinearData data, ReadUnit(source_, plan_, unit));
+          scheme.activations = data.view.input_scale > 0.0f;
+          scheme.smoothed = data.view.input_multiplier != nullptr;
+          if (scheme.smoothed && options_.layout == Layout::kCompressedTensors) {
+            return Fail(Code::kInvalidArgument,
+                        "{}: {} has a pre_quant_scale, which the compressed-tensors layout cannot "
+                        "hold; use --layout modelopt",
+                        source_.path(), unit.name);
+          }
+        } else if (unit.is_linear()) {
+          const InputStatistics* inputs = Statistics(unit);
+          scheme.activations = inputs != nullptr && inputs->amax > 0.0f;
+          scheme.smoothed = !group.pre_quant_scale.empty();
+        }
+      }
+    }
+    return {};
   }
 
-  Status ToBf16(const Plan& plan, formats::ShardedWriter& writer) {
-    NIBBLE_ASSIGN(const std::vector<float> weight, Dequantise(source_, plan, *options_.pool));
-    std::vector<uint16_t> rounded(weight.size());
-    std::ranges::transform(weight, rounded.begin(), Bf16FromFloat);
-    return writer.Write(plan.name + ".weight", BytesOf(rounded));
+  std::vector<TensorSpec> OutputSpecs() const {
+    std::vector<TensorSpec> specs;
+    for (size_t i = 0; i < plan_.units.size(); ++i) {
+      const Unit& unit = plan_.units[i];
+      switch (unit.action) {
+        case Unit::Action::kEncode:
+        case Unit::Action::kCopyCodes:
+        case Unit::Action::kFromMxfp4:
+          std::ranges::move(LinearSpecs(unit.name, unit.n, unit.k, schemes_[i], options_.layout),
+                            std::back_inserter(specs));
+          break;
+        case Unit::Action::kWiden:
+          specs.push_back({unit.name + ".weight", DType::kBF16, {unit.n, unit.k}});
+          break;
+        case Unit::Action::kCopyBias:
+          specs.push_back({unit.name + ".bias", BiasType(unit), {unit.n}});
+          break;
+        case Unit::Action::kCopy: {
+          const TensorEntry& entry = *source_.Find(unit.name);
+          specs.push_back({entry.name, entry.dtype, entry.shape});
+          break;
+        }
+      }
+    }
+    return specs;
   }
 
-  Status Copy(const Plan& plan, formats::ShardedWriter& writer) {
-    NIBBLE_ASSIGN(const formats::TensorData data, source_.Read(plan.name));
-    return writer.Write(plan.name, {data.view.data, static_cast<size_t>(data.view.bytes())});
+  DType BiasType(const Unit& unit) const {
+    const DType stored = source_.Find(unit.tensors.front())->dtype;
+    return stored == DType::kBF16 ? DType::kBF16 : DType::kF32;
+  }
+
+  Status WriteGroup(const Group& group, formats::ShardedWriter& writer) {
+    const Unit& first = First(group);
+    switch (first.action) {
+      case Unit::Action::kEncode:
+        return Encode(group, writer);
+      case Unit::Action::kFromMxfp4:
+        return ConvertMxfp4(group, writer);
+      case Unit::Action::kCopyCodes:
+        return CopyCodes(group.units.front(), writer);
+      case Unit::Action::kWiden:
+        return Widen(first, writer);
+      case Unit::Action::kCopyBias:
+        return CopyBias(first, writer);
+      case Unit::Action::kCopy:
+        break;
+    }
+    NIBBLE_ASSIGN(const formats::TensorData data, source_.Read(first.name));
+    return writer.Write(first.name, {data.view.data, static_cast<size_t>(data.view.bytes())});
+  }
+
+  std::unique_ptr<Encoder> EncoderFor(const Unit& unit, float amax, Method method) const {
+    return MakeEncoder(
+        {.format = options_.format,
+         .method = method,
+         .layout = options_.layout,
+         .tensor_scale = TensorScale(amax, method, options_.layout, options_.rounding),
+         .k = unit.k,
+         .group = Int4Group(unit.k)});
+  }
+
+  // One tensor scale for the group: the largest magnitude of its members decides.
+  Result<float> GroupMagnitude(const Group& group, const std::vector<WeightRows>& rows) const {
+    float group_amax = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const float amax = rows[i].LargestMagnitude(*options_.pool);
+      if (!std::isfinite(amax)) {
+        return Fail(Code::kCorruption, "{}: {} holds a value that is not finite", source_.path(),
+                    plan_.units[group.units[i]].name);
+      }
+      group_amax = std::max(group_amax, amax);
+    }
+    if (group.pre_quant_scale.empty()) return group_amax;
+    return LargestScaled(rows, group.pre_quant_scale, *options_.pool);
+  }
+
+  Status Encode(const Group& group, formats::ShardedWriter& writer) {
+    NIBBLE_ASSIGN(const std::vector<WeightRows> rows, ReadGroup(group));
+    NIBBLE_ASSIGN(const float amax, GroupMagnitude(group, rows));
+    Method method = options_.method;
+    std::vector<Encoded> encoded = EncodeGroup(group, rows, amax, method);
+    // Four over six has another tensor scale than max, under which a weight may err more.
+    if (method == Method::kFourOverSix && options_.format == Format::kNvfp4) {
+      std::vector<Encoded> plain = EncodeGroup(group, rows, amax, Method::kMax);
+      if (AnyErrsMore(encoded, plain)) {
+        encoded = std::move(plain);
+        method = Method::kMax;
+      }
+    }
+    const float tensor_scale = TensorScale(amax, method, options_.layout, options_.rounding);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      std::string note = group.pre_quant_scale.empty() ? "" : "smoothed";
+      if (method != options_.method) note = "max: four over six erred more";
+      NIBBLE_TRY(
+          WriteEncoded(group, group.units[i], encoded[i], tensor_scale, std::move(note), writer));
+    }
+    return {};
+  }
+
+  std::vector<Encoded> EncodeGroup(const Group& group, const std::vector<WeightRows>& rows,
+                                   float amax, Method method) const {
+    const auto encoder = EncoderFor(First(group), amax, method);
+    std::vector<Encoded> encoded;
+    for (const WeightRows& weight : rows)
+      encoded.push_back(EncodeRows(weight, *encoder, group.pre_quant_scale, *options_.pool));
+    return encoded;
+  }
+
+  Status ConvertMxfp4(const Group& group, formats::ShardedWriter& writer) {
+    NIBBLE_ASSIGN(const std::vector<WeightRows> rows, ReadGroup(group));
+    int top = 0;
+    for (const WeightRows& weight : rows) top = std::max(top, TopExponent(weight.view()));
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const FromMxfp4 made = EncodeFromMxfp4(rows[i].view(), top, *options_.pool);
+      std::string note = made.rounded_blocks == 0
+                             ? "exact from mxfp4"
+                             : fmt::format("from mxfp4, {} blocks rounded", made.rounded_blocks);
+      NIBBLE_TRY(WriteEncoded(group, group.units[i], made.encoded, made.tensor_scale,
+                              std::move(note), writer));
+    }
+    return {};
+  }
+
+  Status WriteEncoded(const Group& group, size_t index, const Encoded& encoded, float tensor_scale,
+                      std::string note, formats::ShardedWriter& writer) {
+    const Unit& unit = plan_.units[index];
+    report_.quantised.push_back({.module = unit.name,
+                                 .n = unit.n,
+                                 .k = unit.k,
+                                 .relative_error = encoded.error.relative(),
+                                 .largest_error = encoded.error.largest_relative(),
+                                 .note = std::move(note)});
+    return WriteLinear(writer, unit.name, unit.n, unit.k, schemes_[index], options_.layout,
+                       {.codes = encoded.codes,
+                        .scales = encoded.scales,
+                        .tensor_scale = tensor_scale,
+                        .input_scale = InputScale(unit, group),
+                        .pre_quant_scale = group.pre_quant_scale});
+  }
+
+  // amax / 2688 of what the linear saw, after smoothing.
+  float InputScale(const Unit& unit, const Group& group) const {
+    const InputStatistics* inputs = Statistics(unit);
+    if (inputs == nullptr) return 0.0f;
+    if (group.pre_quant_scale.empty()) return inputs->amax / kNvfp4Range;
+    return inputs->LargestScaled(group.pre_quant_scale) / kNvfp4Range;
+  }
+
+  Status CopyCodes(size_t index, formats::ShardedWriter& writer) {
+    const Unit& unit = plan_.units[index];
+    NIBBLE_ASSIGN(const LinearData data, ReadUnit(source_, plan_, unit));
+    const QuantView& view = data.view;
+    ++report_.copied;
+    std::vector<uint8_t> scales(view.scale_bytes());
+    std::memcpy(scales.data(), view.scales, scales.size());
+    if (view.format == WeightFormat::kNvfp4) {
+      // NaN over zero codes, which some exporters wrote: other readers would multiply by it.
+      std::ranges::replace(scales, uint8_t{0x7F}, E4M3FromFloat(1.0f));
+      const bool inexact =
+          options_.layout == Layout::kCompressedTensors && ExactDivisor(view.global_scale) == 0.0f;
+      report_.inexact_tensor_scales += inexact ? 1 : 0;
+    }
+    EncodedLinear linear{.codes = {reinterpret_cast<const uint8_t*>(view.data),
+                                   static_cast<size_t>(view.data_bytes())},
+                         .scales = scales,
+                         .tensor_scale = view.global_scale,
+                         .input_scale = view.input_scale};
+    if (view.input_multiplier != nullptr)
+      linear.pre_quant_scale = {view.input_multiplier, static_cast<size_t>(unit.k)};
+    return WriteLinear(writer, unit.name, unit.n, unit.k, schemes_[index], options_.layout, linear);
+  }
+
+  Status Widen(const Unit& unit, formats::ShardedWriter& writer) {
+    NIBBLE_ASSIGN(LinearData data, ReadUnit(source_, plan_, unit));
+    const WeightRows rows(std::move(data));
+    std::vector<uint16_t> rounded(unit.n * unit.k);
+    options_.pool->ParallelFor(unit.n, 16, [&](int64_t begin, int64_t end, int) {
+      std::vector<float> row(unit.k), scratch(unit.k);
+      for (int64_t i = begin; i < end; ++i) {
+        rows.Row(i, row.data(), scratch.data());
+        std::ranges::transform(row, rounded.begin() + i * unit.k, Bf16FromFloat);
+      }
+    });
+    ++report_.widened;
+    return writer.Write(unit.name + ".weight", BytesOf(rounded));
+  }
+
+  Status CopyBias(const Unit& unit, formats::ShardedWriter& writer) {
+    NIBBLE_ASSIGN(
+        const std::vector<float> bias,
+        source_.ReadExpertBias(unit.experts, unit.expert, unit.projection, unit.n, plan_.experts));
+    if (BiasType(unit) == DType::kF32) return writer.Write(unit.name + ".bias", BytesOf(bias));
+    std::vector<uint16_t> rounded(bias.size());
+    std::ranges::transform(bias, rounded.begin(), Bf16FromFloat);
+    return writer.Write(unit.name + ".bias", BytesOf(rounded));
+  }
+
+  // Lets go of what nobody reads any more.
+  void Release(const Unit& unit) {
+    for (const std::string& name : unit.tensors) {
+      if (--readers_[name] > 0) continue;
+      const TensorEntry* entry = source_.Find(name);
+      if (entry == nullptr) continue;
+      source_.Release(*entry);
+      progress_->Advance(entry->stored_bytes);
+    }
+  }
+
+  Status WriteConfig(const std::string& folder) const {
+    std::vector<OutputModule> modules;
+    std::vector<std::string> kept;
+    for (size_t i = 0; i < plan_.units.size(); ++i) {
+      const Unit& unit = plan_.units[i];
+      if (unit.is_linear() && unit.action != Unit::Action::kWiden)
+        modules.push_back({unit.name, schemes_[i]});
+    }
+    for (const Kept& tensor : plan_.kept) {
+      if (tensor.stored.empty()) {
+        kept.push_back(tensor.module);
+      } else {
+        modules.push_back({tensor.module, {.format = Format::kBf16, .stored = tensor.stored}});
+      }
+    }
+    return WriteConfigFiles(source_, folder, options_.layout, modules, kept);
   }
 
   const Checkpoint& source_;
   const QuantizeOptions& options_;
-  const std::vector<Plan>& plans_;
+  const Plan& plan_;
   QuantizeReport& report_;
-  std::map<std::string, float> group_amax_;
+  Progress* progress_ = nullptr;
+  std::vector<Group> groups_;
+  std::vector<Scheme> schemes_;                       // parallel to plan_.units
+  std::unordered_map<std::string, int64_t> readers_;  // units that still need a source tensor
 };
 
-Status PrepareDestination(const std::string& destination, bool replace) {
+Status CheckOptions(const QuantizeOptions& options, const std::string& destination) {
+  const bool compressed_only = options.format == Format::kInt4 || options.format == Format::kFp8;
+  if (compressed_only && options.layout == Layout::kModelOpt) {
+    return Fail(Code::kInvalidArgument,
+                "INT4 and FP8 are written in the compressed-tensors layout alone; use --layout "
+                "compressed-tensors");
+  }
   std::error_code failed;
-  if (fs::exists(destination, failed) && !replace) {
+  if (fs::exists(destination, failed) && !options.replace) {
     return Fail(Code::kInvalidArgument, "{}: exists already; --force replaces it", destination);
   }
   return {};
 }
 
-}  // namespace
-
-double QuantizeReport::mean_relative_error() const {
-  double sum = 0, weight = 0;
-  for (const TensorReport& tensor : quantised) {
-    const auto elements = static_cast<double>(tensor.n * tensor.k);
-    sum += tensor.relative_error * elements;
-    weight += elements;
-  }
-  return weight > 0 ? sum / weight : 0;
-}
-
-std::string QuantizeReport::ToString() const {
-  std::string out =
-      fmt::format("{:<48} {:>14} {:>10} {:>10}\n", "module", "shape", "rms error", "max error");
-  for (const TensorReport& tensor : quantised) {
-    out += fmt::format("{:<48} {:>14} {:>9.2f}% {:>9.2f}%\n", tensor.module,
-                       fmt::format("{}x{}", tensor.n, tensor.k), 100 * tensor.relative_error,
-                       100 * tensor.largest_error);
-  }
-  for (const Kept& tensor : kept)
-    out += fmt::format("{:<48} kept: {}\n", tensor.module, tensor.reason);
-  out += fmt::format("{} of {} quantised, mean rms error {:.2f} %, {} -> {}\n", quantised.size(),
-                     quantised.size() + kept.size(), 100 * mean_relative_error(),
-                     FormatBytes(static_cast<double>(bytes_before)),
-                     FormatBytes(static_cast<double>(bytes_after)));
-  return out;
-}
-
-Result<QuantizeReport> QuantizeCheckpoint(const Checkpoint& source, const std::string& destination,
-                                          const QuantizeOptions& options) {
-  NIBBLE_TRY(PrepareDestination(destination, options.replace));
-  QuantizeReport report;
-  NIBBLE_ASSIGN(const std::vector<Plan> plans, MakePlans(source, options, &report));
-  const bool any = std::ranges::any_of(
-      plans, [](const Plan& plan) { return plan.action != Plan::Action::kCopy; });
-  if (!any) {
-    return Fail(Code::kInvalidArgument,
-                "{}: no tensor would change: every matrix is kept in higher precision",
-                source.path());
-  }
-  // Everything goes into a folder beside the destination, which is renamed at the end.
+// Everything goes into a folder beside the destination, which is renamed at the end.
+Status WriteBeside(const std::string& destination,
+                   const std::function<Status(const std::string& folder)>& write) {
   const std::string folder =
       fmt::format("{}.partial", fs::path(destination).lexically_normal().string());
   std::error_code failed;
@@ -350,21 +436,32 @@ Result<QuantizeReport> QuantizeCheckpoint(const Checkpoint& source, const std::s
   fs::create_directories(folder, failed);
   if (failed)
     return Fail(Code::kUnavailable, "{}: cannot create the folder: {}", folder, failed.message());
-
-  std::vector<std::string> kept;
-  for (const QuantizeReport::Kept& tensor : report.kept) kept.push_back(tensor.module);
-  Status done = Job(source, options, plans, &report).Run(folder);
-  if (done) done = WriteConfigFiles(source, folder, options, kept);
+  Status done = write(folder);
   if (done) {
     fs::remove_all(destination, failed);
     fs::rename(folder, destination, failed);
     if (failed)
       done = Fail(Code::kUnavailable, "{}: cannot rename to it: {}", destination, failed.message());
   }
-  if (!done) {
-    fs::remove_all(folder, failed);
-    return tl::unexpected(done.error());
+  if (!done) fs::remove_all(folder, failed);
+  return done;
+}
+
+}  // namespace
+
+Result<QuantizeReport> QuantizeCheckpoint(const Checkpoint& source, const std::string& destination,
+                                          const QuantizeOptions& options) {
+  NIBBLE_TRY(CheckOptions(options, destination));
+  NIBBLE_ASSIGN(const Plan plan, MakePlan(source, options.format, options.policy));
+  if (std::ranges::none_of(plan.units, &Unit::is_linear)) {
+    return Fail(Code::kInvalidArgument,
+                "{}: no tensor would change: every matrix is kept in higher precision",
+                source.path());
   }
+  QuantizeReport report{.kept = plan.kept, .bytes_before = plan.bytes_before};
+  NIBBLE_TRY(WriteBeside(destination, [&](const std::string& folder) {
+    return Job(source, options, plan, &report).Run(folder);
+  }));
   return report;
 }
 

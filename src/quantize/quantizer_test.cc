@@ -366,7 +366,7 @@ TEST_F(QuantizerTest, AFailureHalfwayLeavesNothingBehind) {
 
 TEST_F(QuantizerTest, ACancelledJobLeavesNothingBehind) {
   const MemoryCheckpoint source = TinyModel();
-  for (int allowed = 0; allowed < 12; ++allowed) {
+  for (int allowed = 0; allowed < 8; ++allowed) {
     QuantizeOptions options = Options();
     int asked = 0;
     options.cancelled = [&] { return ++asked > allowed; };
@@ -377,12 +377,38 @@ TEST_F(QuantizerTest, ACancelledJobLeavesNothingBehind) {
   }
 }
 
-TEST_F(QuantizerTest, Nvfp4IsNotQuantisedAgain) {
-  for (const char* name : {"formats/modelopt_nvfp4", "formats/compressed_tensors_nvfp4"}) {
-    const auto source = OpenCheckpoint(GoldenPath(name)).value();
-    EXPECT_NE(ErrorOf(*source, Options()).find("is NVFP4 already"), std::string::npos) << name;
-    EXPECT_TRUE(FolderIsEmpty());
+// What is NVFP4 already is copied, in either layout: nothing is rounded a second time.
+TEST_F(QuantizerTest, Nvfp4IsCopied) {
+  const auto source = OpenCheckpoint(GoldenPath("formats/modelopt_nvfp4")).value();
+  for (const Layout layout : {Layout::kModelOpt, Layout::kCompressedTensors}) {
+    QuantizeOptions options = Options(Method::kMse, layout);
+    options.replace = true;
+    QuantizeReport report;
+    const auto opened = QuantizeAndOpen(*source, options, &report);
+    ASSERT_NE(opened, nullptr);
+    EXPECT_EQ(report.copied, 7);
+    EXPECT_TRUE(report.quantised.empty());
+    int inexact = 0;
+    for (const std::string& module : LinearModules(*source)) {
+      SCOPED_TRACE(module);
+      const auto before = source->ReadLinear(module, 0, 0).value();
+      const auto after = opened->ReadLinear(module, 0, 0).value();
+      EXPECT_EQ(std::memcmp(before.view.data, after.view.data, before.view.data_bytes()), 0);
+      EXPECT_EQ(std::memcmp(before.view.scales, after.view.scales, before.view.scale_bytes()), 0);
+      EXPECT_FLOAT_EQ(before.view.input_scale, after.view.input_scale);
+      inexact += before.view.global_scale != after.view.global_scale;
+    }
+    EXPECT_EQ(inexact, report.inexact_tensor_scales);
+    EXPECT_TRUE(layout == Layout::kCompressedTensors || inexact == 0);
   }
+}
+
+TEST_F(QuantizerTest, Nvfp4IsNotMadeCoarser) {
+  const auto source = OpenCheckpoint(GoldenPath("formats/modelopt_nvfp4")).value();
+  QuantizeOptions options = Options();
+  options.format = Format::kMxfp4;
+  EXPECT_NE(ErrorOf(*source, options).find("is NVFP4 already"), std::string::npos);
+  EXPECT_TRUE(FolderIsEmpty());
 }
 
 // expected.safetensors holds the producers' own dequantisation.

@@ -21,7 +21,7 @@ TINY = ROOT / "tests/golden/llama_0/nvfp4"
 pytestmark = pytest.mark.skipif(not NIBBLE.exists(), reason=f"{NIBBLE} is not built")
 needs_model = pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="make model has not run")
 
-COMMANDS = ("serve", "chat", "run", "quantize", "inspect", "bench", "pull", "doctor")
+COMMANDS = ("serve", "chat", "run", "quantize", "inspect", "bench", "eval", "pull", "doctor")
 
 
 def nibble(*arguments, stdin=None, timeout=120):
