@@ -1,5 +1,6 @@
 // The OpTable of the CPU backend: which kernels run on this processor, one table per variant.
 #include "device/cpu.h"
+#include "kernels/cpu/linear/head_linear.h"
 #include "kernels/cpu/linear/linear.h"
 #include "kernels/cpu/vector_ops.h"
 #include "kernels/ops.h"
@@ -23,6 +24,8 @@ OpTable MakeTable(std::string_view variant, std::string_view vector_variant) {
       .linear_workspace = cpu::LinearWorkspace,
       .linear = cpu::Linear,
       .embed = cpu::Embed,
+      .head_linear_workspace = cpu::HeadLinearWorkspace,
+      .head_linear = cpu::HeadLinear,
   };
   cpu::FillVectorOps(vector_variant, &table);
   return table;

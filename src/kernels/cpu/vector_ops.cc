@@ -33,6 +33,9 @@ void FillFrom(OpTable* table) {
   table->rope_and_cache = [](const OpContext& context, const RopeAndCacheParams& params) {
     RopeAndCache(kKernels, context, params);
   };
+  table->mla_rope_and_cache = [](const OpContext& context, const MlaRopeAndCacheParams& params) {
+    MlaRopeAndCache(kKernels, context, params);
+  };
   table->attention_workspace = AttentionWorkspace;
   table->attention = [](const OpContext& context, const AttentionParams& params) {
     Attention(kKernels, context, params);

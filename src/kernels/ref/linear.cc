@@ -150,6 +150,17 @@ void Linear(const OpContext&, const LinearParams& params) {
   }
 }
 
+void HeadLinear(const OpContext& context, const HeadLinearParams& p) {
+  for (size_t h = 0; h < p.weights.size(); ++h) {
+    Linear(context, {.x = p.x + static_cast<int64_t>(h) * p.x_head_stride,
+                     .x_stride = p.x_stride,
+                     .weight = p.weights[h],
+                     .y = p.y + static_cast<int64_t>(h) * p.y_head_stride,
+                     .y_stride = p.y_stride,
+                     .m = p.t});
+  }
+}
+
 void Embed(const OpContext&, const EmbedParams& params) {
   const auto& table = static_cast<const RefWeight&>(*params.table);
   std::vector<float> row(table.k());

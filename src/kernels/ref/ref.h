@@ -13,6 +13,7 @@ namespace nibble::kernels::ref {
 // every backend.
 Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params);
 void Linear(const OpContext&, const LinearParams& params);
+void HeadLinear(const OpContext&, const HeadLinearParams& params);
 void Embed(const OpContext&, const EmbedParams& params);
 void RmsNorm(const OpContext&, const RmsNormParams& params);
 void Add(const OpContext&, const AddParams& params);
@@ -21,6 +22,7 @@ void GatherRows(const OpContext&, const GatherRowsParams& params);
 void Activation(const OpContext&, const ActivationParams& params);
 void SigmoidGate(const OpContext&, const SigmoidGateParams& params);
 void RopeAndCache(const OpContext&, const RopeAndCacheParams& params);
+void MlaRopeAndCache(const OpContext&, const MlaRopeAndCacheParams& params);
 void Attention(const OpContext&, const AttentionParams& params);
 void Sample(const OpContext&, const SampleParams& params);
 

@@ -5,6 +5,7 @@ namespace nibble::kernels {
 namespace {
 
 size_t NoLinearWorkspace(int64_t, int64_t) { return 0; }
+size_t NoHeadLinearWorkspace(int, int64_t, int64_t) { return 0; }
 size_t NoAttentionWorkspace(int, int64_t, int32_t, int32_t) { return 0; }
 size_t NoSampleWorkspace(int, int64_t, int64_t) { return 0; }
 
@@ -24,7 +25,10 @@ const OpTable& RefOps() {
       .gather_rows = ref::GatherRows,
       .activation = ref::Activation,
       .sigmoid_gate = ref::SigmoidGate,
+      .head_linear_workspace = NoHeadLinearWorkspace,
+      .head_linear = ref::HeadLinear,
       .rope_and_cache = ref::RopeAndCache,
+      .mla_rope_and_cache = ref::MlaRopeAndCache,
       .attention_workspace = NoAttentionWorkspace,
       .attention = ref::Attention,
       .sample_workspace = NoSampleWorkspace,

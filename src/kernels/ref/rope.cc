@@ -75,4 +75,29 @@ void RopeAndCache(const OpContext&, const RopeAndCacheParams& p) {
   }
 }
 
+void MlaRopeAndCache(const OpContext&, const MlaRopeAndCacheParams& p) {
+  const int32_t half = p.rope_dim / 2;
+  const int32_t width = p.latent_dim + p.rope_dim;
+  // out (P): the rope part turned, first members of the pairs, then second ones.
+  const auto turn = [&](const uint16_t* in, int64_t t, uint16_t* out) {
+    for (int32_t i = 0; i < half; ++i) {
+      out[i] = p.pairs == RopePairs::kHalves ? in[i] : in[2 * i];
+      out[half + i] = p.pairs == RopePairs::kHalves ? in[half + i] : in[2 * i + 1];
+    }
+    const int64_t angle = int64_t{p.positions[t]} * half;
+    RotateHead(p.cos + angle, p.sin + angle, p.rope_dim, RopePairs::kHalves, out);
+  };
+  std::vector<uint16_t> row(width);
+  for (int64_t t = 0; t < p.t; ++t) {
+    const uint16_t* kv_a = p.kv_a + t * p.kv_a_stride;
+    NormalizeRow(kv_a, p.kv_norm, p.latent_dim, p.eps, NormStyle::kRoundThenScale, row.data());
+    turn(kv_a + p.latent_dim, t, row.data() + p.latent_dim);
+    StoreHead(p.cache, p.cache.k, p.cache.k_scale, p.slots[t], 0, row.data());
+    for (int32_t h = 0; h < p.q_heads; ++h) {
+      turn(p.q + t * p.q_stride + h * p.q_head_stride, t,
+           p.q_out + (t * p.q_heads + h) * width + p.latent_dim);
+    }
+  }
+}
+
 }  // namespace nibble::kernels::ref

@@ -5,14 +5,11 @@
 #include "base/check.h"
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/packed_weight.h"
+#include "kernels/cpu/parallel.h"
 #include "numerics/bf16.h"
 
 namespace nibble::kernels::cpu {
 namespace {
-
-// Tokens per pass over the weights: their prepared activations stay in the second-level cache while
-// panels stream by. Weights are read once per pass, which 192 tokens of arithmetic hide.
-constexpr int64_t kPassTokens = 192;
 
 // Below this many elements preparing on one thread is faster than waking the others.
 constexpr int64_t kParallelPrepare = 32768;
@@ -109,14 +106,14 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
   const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
   const int64_t blocks = weight.padded_k() / kBlockK;
   const Tiling tiling = TilingFor(plan.kernel, m);
-  auto prepare = [&](int64_t begin, int64_t end, int) {
+  auto prepare = [&](int64_t begin, int64_t end) {
     PrepareTokens(params, weight, plan, tiling, blocks, m, first_token, begin, end,
                   context.workspace);
   };
   if (m * weight.k() < kParallelPrepare) {
-    prepare(0, m, 0);
+    prepare(0, m);
   } else {
-    context.pool->ParallelFor(m, 1, prepare);
+    ForEachRange(context, m, 1, prepare);
   }
 
   const int64_t out = first_token * params.y_stride;
@@ -140,9 +137,8 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
       .y_stride = params.y_stride,
       .n = weight.n(),
   };
-  context.pool->ParallelFor(weight.panels(), 1, [&](int64_t begin, int64_t end, int) {
-    plan.kernel.run(job, begin, end);
-  });
+  ForEachRange(context, weight.panels(), 1,
+               [&](int64_t begin, int64_t end) { plan.kernel.run(job, begin, end); });
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // y = x Wᵀ and the embedding gather over packed weights: prepares activations once, then lets the
-// weight's kernels run over ranges of panels, one contiguous range per thread.
+// weight's kernels run over ranges of panels, one contiguous range per thread. Without a pool a
+// linear runs on the caller.
 //
 // Bits of a (token, row) depend on neither M, the number of threads nor the row's place in a stack.
 #pragma once
@@ -8,6 +9,10 @@
 #include "kernels/ops.h"
 
 namespace nibble::kernels::cpu {
+
+// Tokens per pass over the weights: their prepared activations stay in the second-level cache while
+// panels stream by. Weights are read once per pass, which 192 tokens of arithmetic hide.
+inline constexpr int64_t kPassTokens = 192;
 
 Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params,
                                                  const LinearKernels& kernels);

@@ -7,6 +7,20 @@
 namespace nibble::kernels::cpu {
 namespace {
 
+// head (Dh) to its place in the cache: slot = page * page_size + offset.
+void StoreHead(const VectorKernels& kernels, const KvLayerView& cache, std::byte* base, float scale,
+               int64_t slot, int32_t kv_head, const uint16_t* head) {
+  const int64_t head_dim = cache.head_dim;
+  const int64_t page = slot / cache.page_size;
+  const int64_t offset = slot % cache.page_size;
+  const int64_t row = (page * cache.kv_heads + kv_head) * cache.page_size + offset;
+  std::byte* out = base + row * head_dim * KvElementBytes(cache.format);
+  if (cache.format == KvFormat::kBf16)
+    std::memcpy(out, head, static_cast<size_t>(head_dim) * sizeof(uint16_t));
+  else
+    kernels.encode_e4m3(head, scale, head_dim, reinterpret_cast<uint8_t*>(out));
+}
+
 class RopeWriter {
  public:
   RopeWriter(const VectorKernels& kernels, const RopeAndCacheParams& params)
@@ -25,8 +39,9 @@ class RopeWriter {
     uint16_t head[kMaxHeadDim];
     for (int32_t h = 0; h < p_.cache.kv_heads; ++h) {
       Transform(t, k + h * head_dim_, p_.k_norm, head);
-      Store(p_.cache.k, p_.cache.k_scale, t, h, head);
-      Store(p_.cache.v, p_.cache.v_scale, t, h, v + h * head_dim_);
+      StoreHead(kernels_, p_.cache, p_.cache.k, p_.cache.k_scale, p_.slots[t], h, head);
+      StoreHead(kernels_, p_.cache, p_.cache.v, p_.cache.v_scale, p_.slots[t], h,
+                v + h * head_dim_);
     }
   }
 
@@ -49,30 +64,65 @@ class RopeWriter {
     turn(head, p_.cos + angle, p_.sin + angle, half, head);
   }
 
-  void Store(std::byte* base, float scale, int64_t t, int32_t kv_head, const uint16_t* head) const {
-    const KvLayerView& cache = p_.cache;
-    const int64_t page = p_.slots[t] / cache.page_size;
-    const int64_t offset = p_.slots[t] % cache.page_size;
-    const int64_t row = (page * cache.kv_heads + kv_head) * cache.page_size + offset;
-    std::byte* out = base + row * head_dim_ * KvElementBytes(cache.format);
-    if (cache.format == KvFormat::kBf16)
-      std::memcpy(out, head, static_cast<size_t>(head_dim_) * sizeof(uint16_t));
-    else
-      kernels_.encode_e4m3(head, scale, head_dim_, reinterpret_cast<uint8_t*>(out));
-  }
-
   const VectorKernels& kernels_;
   const RopeAndCacheParams& p_;
   const int64_t head_dim_;
 };
 
+class MlaRopeWriter {
+ public:
+  MlaRopeWriter(const VectorKernels& kernels, const MlaRopeAndCacheParams& params)
+      : kernels_(kernels), p_(params) {}
+
+  void WriteToken(int64_t t) const {
+    const uint16_t* kv_a = p_.kv_a + t * p_.kv_a_stride;
+    uint16_t row[kMaxHeadDim];
+    kernels_.rms_norm(kv_a, p_.kv_norm, p_.latent_dim, p_.eps, NormStyle::kRoundThenScale, row);
+    Turn(t, kv_a + p_.latent_dim, row + p_.latent_dim);
+    StoreHead(kernels_, p_.cache, p_.cache.k, p_.cache.k_scale, p_.slots[t], 0, row);
+    const int64_t width = p_.latent_dim + p_.rope_dim;
+    uint16_t* q_out = p_.q_out + t * p_.q_heads * width + p_.latent_dim;
+    for (int32_t h = 0; h < p_.q_heads; ++h)
+      Turn(t, p_.q + t * p_.q_stride + h * p_.q_head_stride, q_out + h * width);
+  }
+
+ private:
+  void Turn(int64_t t, const uint16_t* in, uint16_t* out) const {
+    const int64_t half = p_.rope_dim / 2;
+    const int64_t angle = p_.positions[t] * half;
+    uint16_t halves[kMaxHeadDim];
+    if (p_.pairs == RopePairs::kNeighbours) {
+      for (int64_t i = 0; i < half; ++i) {
+        halves[i] = in[2 * i];
+        halves[half + i] = in[2 * i + 1];
+      }
+      in = halves;
+    }
+    kernels_.rotate(in, p_.cos + angle, p_.sin + angle, half, out);
+  }
+
+  const VectorKernels& kernels_;
+  const MlaRopeAndCacheParams& p_;
+};
+
+// Elements of a token that pay for waking a thread.
+constexpr int64_t kGrainElements = 8192;
+
 }  // namespace
 
 void RopeAndCache(const VectorKernels& kernels, const OpContext& context,
                   const RopeAndCacheParams& params) {
-  constexpr int64_t kGrainElements = 8192;
   const int64_t width = int64_t{params.q_heads + 2 * params.cache.kv_heads} * params.cache.head_dim;
   const RopeWriter writer(kernels, params);
+  ForEachRange(context, params.t, kGrainElements / width + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) writer.WriteToken(t);
+  });
+}
+
+void MlaRopeAndCache(const VectorKernels& kernels, const OpContext& context,
+                     const MlaRopeAndCacheParams& params) {
+  const int64_t width = params.latent_dim + int64_t{params.q_heads + 1} * params.rope_dim;
+  const MlaRopeWriter writer(kernels, params);
   ForEachRange(context, params.t, kGrainElements / width + 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) writer.WriteToken(t);
   });

@@ -9,5 +9,7 @@ namespace nibble::kernels::cpu {
 
 void RopeAndCache(const VectorKernels& kernels, const OpContext& context,
                   const RopeAndCacheParams& params);
+void MlaRopeAndCache(const VectorKernels& kernels, const OpContext& context,
+                     const MlaRopeAndCacheParams& params);
 
 }  // namespace nibble::kernels::cpu
