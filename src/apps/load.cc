@@ -53,12 +53,23 @@ Result<std::optional<std::string>> ReadOptional(const formats::Checkpoint& check
 }
 
 Result<std::shared_ptr<const text::Tokenizer>> LoadTokenizer(const formats::Checkpoint& checkpoint,
-                                                             const std::string& config_json) {
-  NIBBLE_ASSIGN(std::string tokenizer_json, checkpoint.ReadText("tokenizer.json"));
-  auto tokenizer = text::Tokenizer::Load(
-      {.tokenizer_json = std::move(tokenizer_json), .tokenizer_config_json = config_json});
-  if (!tokenizer)
-    return tl::unexpected(tokenizer.error().Context(checkpoint.path() + " tokenizer.json"));
+                                                             const std::string& config_json,
+                                                             int64_t vocab_size) {
+  text::TokenizerFiles files{.tokenizer_config_json = config_json};
+  const std::pair<const char*, std::string*> sources[] = {
+      {"tokenizer.json", &files.tokenizer_json},
+      {"tekken.json", &files.tekken_json},
+      {"tiktoken.model", &files.tiktoken_model}};
+  for (const auto& [name, content] : sources) {
+    NIBBLE_ASSIGN(std::optional<std::string> text, ReadOptional(checkpoint, name));
+    if (!text) continue;
+    *content = *std::move(text);
+    break;
+  }
+  auto tokenizer = text::Tokenizer::Load(files);
+  if (!tokenizer) return tl::unexpected(tokenizer.error().Context(checkpoint.path()));
+  auto fits = tokenizer->CheckFits(vocab_size);
+  if (!fits) return tl::unexpected(fits.error().Context(checkpoint.path()));
   return std::make_shared<const text::Tokenizer>(std::move(*tokenizer));
 }
 
@@ -126,7 +137,8 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                 ReadOptional(*checkpoint, "generation_config.json"));
   loaded.tokenizer_config_json = tokenizer_config.value_or("");
   loaded.generation_config_json = generation_config.value_or("");
-  NIBBLE_ASSIGN(auto tokenizer, LoadTokenizer(*checkpoint, loaded.tokenizer_config_json));
+  NIBBLE_ASSIGN(auto tokenizer,
+                LoadTokenizer(*checkpoint, loaded.tokenizer_config_json, described.vocab_size));
   NIBBLE_ASSIGN(loaded.chat_template, FindChatTemplate(*checkpoint, std::move(tokenizer_config)));
 
   loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));

@@ -118,10 +118,18 @@ bool HasAnySafetensors(const std::string& snapshot) {
   return false;
 }
 
+// What a tokenizer is read from.
+constexpr std::string_view kTokenizerFiles[] = {"tokenizer.json", "tekken.json", "tiktoken.model"};
+
 // OK, or the first file that is missing.
 Status CheckComplete(const std::string& snapshot) {
-  for (const char* name : {"config.json", "tokenizer.json"}) {
-    if (!HasFile(snapshot, name)) return Fail(Code::kNotFound, "{}: {} is missing", snapshot, name);
+  if (!HasFile(snapshot, "config.json")) {
+    return Fail(Code::kNotFound, "{}: config.json is missing", snapshot);
+  }
+  if (std::ranges::none_of(kTokenizerFiles,
+                           [&](std::string_view name) { return HasFile(snapshot, name); })) {
+    return Fail(Code::kNotFound, "{}: tokenizer.json is missing, and so are {} and {}", snapshot,
+                kTokenizerFiles[1], kTokenizerFiles[2]);
   }
   NIBBLE_ASSIGN(const auto shards, ShardsOfIndex(snapshot));
   for (const std::string& shard : shards) {
@@ -220,7 +228,8 @@ bool IsWantedFile(std::string_view path) {
   constexpr std::string_view kTemplates = "additional_chat_templates/";
   if (path.starts_with(kTemplates)) path.remove_prefix(kTemplates.size());
   if (path.find('/') != std::string_view::npos || path.starts_with("consolidated")) return false;
-  if (path == "tokenizer.model" || path == "merges.txt") return true;  // vocab.json is JSON
+  if (path == "tokenizer.model" || path == "tiktoken.model" || path == "merges.txt")
+    return true;  // vocab.json is JSON
   constexpr std::array<std::string_view, 3> kEndings = {".json", ".jinja", ".safetensors"};
   return std::ranges::any_of(kEndings,
                              [path](std::string_view ending) { return path.ends_with(ending); });

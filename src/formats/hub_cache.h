@@ -58,7 +58,7 @@ bool IsWantedFile(std::string_view path);
 std::string RepoFolder(const HubOptions& options, const RepoId& repo);
 std::string LockFolder(const HubOptions& options, const RepoId& repo);
 
-// The snapshot of the revision if it is complete: config.json, tokenizer.json, and all shards that
+// The snapshot of the revision if it is complete: config.json, a tokenizer, and all shards that
 // an index names (else any safetensors file). kNotFound says what is missing.
 Result<std::string> FindSnapshot(const HubOptions& options, const RepoId& repo);
 

@@ -341,7 +341,7 @@ TEST(HubCache, KnowsUnsafePaths) {
 TEST(HubCache, PicksWhatAnEngineNeeds) {
   for (const char* wanted :
        {"config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "tokenizer.model",
-        "merges.txt", "additional_chat_templates/x.jinja"}) {
+        "tiktoken.model", "tekken.json", "merges.txt", "additional_chat_templates/x.jinja"}) {
     EXPECT_TRUE(IsWantedFile(wanted)) << wanted;
   }
   for (const char* other : {"pytorch_model.bin", "original/params.json", "consolidated.safetensors",

@@ -26,6 +26,8 @@ constexpr std::string_view kCopied[] = {
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "tekken.json",
+    "tiktoken.model",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",

@@ -12,6 +12,7 @@
 #include "text/tokenizer/normalizer.h"
 #include "text/tokenizer/post_processor.h"
 #include "text/tokenizer/pre_tokenizer.h"
+#include "text/tokenizer/ranked_vocabulary.h"
 #include "text/unicode/utf8.h"
 
 namespace nibble::text {
@@ -67,14 +68,19 @@ struct Tokenizer::Impl {
   PreTokenizer pre_tokenizer;
   Bpe bpe;
   AddedTokens added;
+  std::optional<int32_t> bos;
+  std::optional<int32_t> eos;
   PostProcessor post_processor;
   Decoder decoder;
   std::vector<std::string_view> texts;  // by id; views into bpe and added
   std::vector<bool> special;            // by id
-  std::optional<int32_t> bos;
-  std::optional<int32_t> eos;
+
+  // bos and eos are what the files say if tokenizer_config.json says nothing.
+  static Result<std::unique_ptr<Impl>> FromJson(const std::string& tokenizer_json);
+  static Result<std::unique_ptr<Impl>> FromRanks(Result<RankedVocabulary> vocabulary);
 
   void IndexIds();
+  Status CheckPostProcessor() const;
   Status ReadConfig(const std::string& tokenizer_config_json);
   std::optional<int32_t> TokenId(std::string_view text) const;
   const std::string_view* TextOf(int32_t id) const {
@@ -86,6 +92,64 @@ struct Tokenizer::Impl {
                              std::span<const uint8_t> untrusted, BpeSink* sink,
                              std::vector<int32_t>* ids) const;
 };
+
+Result<std::unique_ptr<Tokenizer::Impl>> Tokenizer::Impl::FromJson(
+    const std::string& tokenizer_json) {
+  // A document of this size is read once and dropped: its nodes come from one arena.
+  json::monotonic_resource arena(tokenizer_json.size() + 4096);
+  NIBBLE_ASSIGN(const json::value document, ParseJson(tokenizer_json, "tokenizer.json", &arena));
+  const json::object& root = document.get_object();
+  const json::value nothing;
+  const auto component = [&](std::string_view key) -> const json::value& {
+    const json::value* value = FindField(root, key);
+    return value != nullptr ? *value : nothing;
+  };
+  NIBBLE_ASSIGN(Normalizer normalizer, Normalizer::Parse(component("normalizer")));
+  NIBBLE_ASSIGN(PreTokenizer pre_tokenizer, PreTokenizer::Parse(component("pre_tokenizer")));
+  NIBBLE_ASSIGN(const json::object* model, FindBpe(root));
+  NIBBLE_ASSIGN(Bpe bpe, Bpe::Parse(*model, pre_tokenizer.is_byte_level()));
+  NIBBLE_ASSIGN(AddedTokens added,
+                AddedTokens::Parse(FindField(root, "added_tokens"), bpe.vocabulary(), normalizer));
+  NIBBLE_ASSIGN(PostProcessor post_processor, PostProcessor::Parse(component("post_processor")));
+  NIBBLE_ASSIGN(Decoder decoder, Decoder::Parse(component("decoder")));
+  return std::make_unique<Impl>(Impl{.normalizer = std::move(normalizer),
+                                     .pre_tokenizer = std::move(pre_tokenizer),
+                                     .bpe = std::move(bpe),
+                                     .added = std::move(added),
+                                     .bos = post_processor.first_id(),
+                                     .eos = post_processor.last_id(),
+                                     .post_processor = std::move(post_processor),
+                                     .decoder = std::move(decoder)});
+}
+
+Result<std::unique_ptr<Tokenizer::Impl>> Tokenizer::Impl::FromRanks(
+    Result<RankedVocabulary> vocabulary) {
+  if (!vocabulary) return tl::unexpected(std::move(vocabulary).error());
+  NIBBLE_ASSIGN(Normalizer normalizer, Normalizer::Parse({}));
+  NIBBLE_ASSIGN(PreTokenizer pre_tokenizer, PreTokenizer::ForBytes(vocabulary->split_expression));
+  NIBBLE_ASSIGN(Bpe bpe, Bpe::FromRanks(vocabulary->tokens, vocabulary->first_id));
+  // A token of the vocabulary with the text of a special one is another token.
+  const json::value added_tokens(std::move(vocabulary->added_tokens));
+  NIBBLE_ASSIGN(AddedTokens added, AddedTokens::Parse(&added_tokens, TokenTable(), normalizer));
+  NIBBLE_ASSIGN(Decoder decoder, Decoder::Parse({{"type", "ByteLevel"}}));
+  return std::make_unique<Impl>(
+      Impl{.normalizer = std::move(normalizer),
+           .pre_tokenizer = std::move(pre_tokenizer),
+           .bpe = std::move(bpe),
+           .added = std::move(added),
+           .bos = vocabulary->bos,
+           .eos = vocabulary->eos,
+           .post_processor =
+               vocabulary->bos ? PostProcessor::InFront(*vocabulary->bos) : PostProcessor(),
+           .decoder = std::move(decoder)});
+}
+
+Status Tokenizer::Impl::CheckPostProcessor() const {
+  if (post_processor.max_id() < static_cast<int32_t>(texts.size())) return {};
+  return Fail(Code::kInvalidArgument,
+              "tokenizer.json: post_processor adds id {}, the vocabulary ends at {}",
+              post_processor.max_id(), texts.size());
+}
 
 void Tokenizer::Impl::IndexIds() {
   int32_t max_id = -1;
@@ -133,8 +197,8 @@ Status Tokenizer::Impl::ReadConfig(const std::string& tokenizer_config_json) {
     }
     return id;
   };
-  NIBBLE_ASSIGN(bos, read("bos_token", post_processor.first_id()));
-  NIBBLE_ASSIGN(eos, read("eos_token", post_processor.last_id()));
+  NIBBLE_ASSIGN(bos, read("bos_token", bos));
+  NIBBLE_ASSIGN(eos, read("eos_token", eos));
   return {};
 }
 
@@ -171,38 +235,20 @@ Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
 Result<Tokenizer> Tokenizer::Load(const TokenizerFiles& files) {
-  // A document of this size is read once and dropped: its nodes come from one arena.
-  json::monotonic_resource arena(files.tokenizer_json.size() + 4096);
-  NIBBLE_ASSIGN(const json::value document,
-                ParseJson(files.tokenizer_json, "tokenizer.json", &arena));
-  const json::object& root = document.get_object();
-  const json::value nothing;
-  const auto component = [&](std::string_view key) -> const json::value& {
-    const json::value* value = FindField(root, key);
-    return value != nullptr ? *value : nothing;
-  };
-  NIBBLE_ASSIGN(Normalizer normalizer, Normalizer::Parse(component("normalizer")));
-  NIBBLE_ASSIGN(PreTokenizer pre_tokenizer, PreTokenizer::Parse(component("pre_tokenizer")));
-  NIBBLE_ASSIGN(const json::object* model, FindBpe(root));
-  NIBBLE_ASSIGN(Bpe bpe, Bpe::Parse(*model, pre_tokenizer.is_byte_level()));
-  NIBBLE_ASSIGN(AddedTokens added,
-                AddedTokens::Parse(FindField(root, "added_tokens"), bpe.vocabulary(), normalizer));
-  NIBBLE_ASSIGN(PostProcessor post_processor, PostProcessor::Parse(component("post_processor")));
-  NIBBLE_ASSIGN(Decoder decoder, Decoder::Parse(component("decoder")));
-  auto impl = std::make_unique<Impl>(Impl{.normalizer = std::move(normalizer),
-                                          .pre_tokenizer = std::move(pre_tokenizer),
-                                          .bpe = std::move(bpe),
-                                          .added = std::move(added),
-                                          .post_processor = std::move(post_processor),
-                                          .decoder = std::move(decoder)});
-  impl->IndexIds();
-  if (impl->post_processor.max_id() >= static_cast<int32_t>(impl->texts.size())) {
-    return Fail(Code::kInvalidArgument,
-                "tokenizer.json: post_processor adds id {}, the vocabulary ends at {}",
-                impl->post_processor.max_id(), impl->texts.size());
-  }
-  NIBBLE_TRY(impl->ReadConfig(files.tokenizer_config_json));
-  return Tokenizer(std::move(impl));
+  auto impl =
+      !files.tokenizer_json.empty() ? Impl::FromJson(files.tokenizer_json)
+      : !files.tekken_json.empty()  ? Impl::FromRanks(ReadTekken(files.tekken_json))
+      : !files.tiktoken_model.empty()
+          ? Impl::FromRanks(ReadTiktokenModel(files.tiktoken_model, files.tokenizer_config_json))
+          : Fail(Code::kInvalidArgument,
+                 "there is no tokenizer: tokenizer.json, "
+                 "tekken.json and tiktoken.model are all "
+                 "missing or empty");
+  if (!impl) return tl::unexpected(std::move(impl).error());
+  (*impl)->IndexIds();
+  NIBBLE_TRY((*impl)->CheckPostProcessor());
+  NIBBLE_TRY((*impl)->ReadConfig(files.tokenizer_config_json));
+  return Tokenizer(*std::move(impl));
 }
 
 Result<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
@@ -252,6 +298,26 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special_to
 }
 
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->texts.size()); }
+
+Status Tokenizer::CheckFits(int64_t model_vocab_size) const {
+  int32_t last = -1;
+  impl_->bpe.vocabulary().ForEach([&](std::string_view, int32_t id) { last = std::max(last, id); });
+  last = std::max({last, impl_->bos.value_or(-1), impl_->eos.value_or(-1)});
+  if (last >= model_vocab_size) {
+    return Fail(Code::kInvalidArgument,
+                "the tokenizer is not this model's: it has the token {:?} with id {}, the model's "
+                "vocabulary has {} tokens (config.json: vocab_size)",
+                TokenText(last), last, model_vocab_size);
+  }
+  if (vocab_size() > model_vocab_size) {
+    LogWarning(
+        "added tokens have ids from {} to {}, the model's vocabulary ends before {}: prompts "
+        "cannot "
+        "have them",
+        model_vocab_size, vocab_size() - 1, model_vocab_size);
+  }
+  return {};
+}
 
 std::string Tokenizer::TokenBytes(int32_t id) const {
   const std::string_view* text = impl_->TextOf(id);

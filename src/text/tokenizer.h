@@ -1,4 +1,5 @@
-// The tokenizer: text to token ids and back, read from the bytes of a Hugging Face tokenizer.json.
+// The tokenizer: text to token ids and back, read from the bytes of a Hugging Face tokenizer.json,
+// or of a tekken.json or tiktoken.model.
 //
 // Pipeline (checkpoints.md of the format: added tokens, normalizer, pre-tokenizer, model,
 // post-processor, decoder) follows Hugging Face `tokenizers`, which is the oracle of the tests: ids
@@ -37,8 +38,12 @@ struct EncodeOptions {
 };
 
 struct TokenizerFiles {
-  std::string tokenizer_json;         // required
-  std::string tokenizer_config_json;  // may be empty
+  // The first of these that is not empty is read.
+  std::string tokenizer_json;
+  std::string tekken_json;
+  std::string tiktoken_model;
+
+  std::string tokenizer_config_json;  // may be empty, but not with tiktoken_model
 };
 
 class Tokenizer {
@@ -64,8 +69,14 @@ class Tokenizer {
   std::optional<int32_t> TokenId(std::string_view token_text) const;
   bool IsSpecial(int32_t id) const;
 
-  // From tokenizer_config.json, or, where it does not mention them, from the post-processor;
-  // nullopt where the files name none.
+  // kInvalidArgument when this cannot be the tokenizer of a model with so many rows of embeddings:
+  // a token of its vocabulary, its bos or its eos lies beyond them. Other added tokens that do are
+  // only warned of: published files have some for features that the model lacks (Gemma 3 1B's
+  // image token), and the engine refuses a prompt that has them. A smaller tokenizer is usual.
+  Status CheckFits(int64_t model_vocab_size) const;
+
+  // From tokenizer_config.json, or, where it does not mention them, from the post-processor (of a
+  // tekken.json: its <s> and </s>); nullopt where the files name none.
   std::optional<int32_t> bos_id() const;
   std::optional<int32_t> eos_id() const;
 

@@ -16,7 +16,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   nibble::SetLogLevel(nibble::LogLevel::kOff);
   const std::string_view input(reinterpret_cast<const char*>(data), size);
   const size_t cut = std::min(input.find('\0'), size);
-  const auto tokenizer = Tokenizer::Load({.tokenizer_json = std::string(input.substr(0, cut))});
+  const std::string file(input.substr(0, cut));
+  constexpr const char* kKimiConfig = R"({"tokenizer_class": "TikTokenTokenizer",
+      "added_tokens_decoder": {"300": {"content": "[BOS]"}}})";
+  auto tokenizer = Tokenizer::Load({.tokenizer_json = file});
+  if (!tokenizer) tokenizer = Tokenizer::Load({.tekken_json = file});
+  if (!tokenizer) {
+    tokenizer = Tokenizer::Load({.tiktoken_model = file, .tokenizer_config_json = kKimiConfig});
+  }
   if (!tokenizer) return 0;
   const std::string_view text = input.substr(std::min(cut + 1, size));
   std::vector<TextRange> untrusted{{text.size() / 3, text.size() / 2}};

@@ -1,5 +1,6 @@
-// Token ids against Hugging Face `tokenizers` 0.23.3. tools/make_tokenizer_goldens.py made the
-// goldens; the published files are read from the shared data folder, and skipped where it is
+// Token ids against Hugging Face `tokenizers` 0.23.3, and against `tiktoken` and `mistral-common`.
+// tools/make_tokenizer_goldens.py and tools/make_ranked_tokenizer_goldens.py made the goldens; the
+// published files are read from the shared data folder, and skipped where it is
 // absent.
 
 #include <gtest/gtest.h>
@@ -143,16 +144,22 @@ void ExpectGeneratedTextEqual(const Tokenizer& tokenizer, const json::object& go
   EXPECT_EQ(ids_crc, generated.at("ids_crc").as_int64());
 }
 
-void ExpectEqualToGolden(const std::string& tokenizer_json,
+void ExpectEqualToGolden(const TokenizerFiles& files, const json::array& texts,
                          const std::filesystem::path& golden_path) {
-  const auto tokenizer = Tokenizer::Load({.tokenizer_json = tokenizer_json});
+  const auto tokenizer = Tokenizer::Load(files);
   ASSERT_TRUE(tokenizer) << tokenizer.error().message();
   const json::object setup = ReadJson(kGolden / "texts.json");
   const json::object golden = ReadJson(golden_path);
-  ExpectTextsEqual(*tokenizer, setup.at("texts").as_array(), golden);
+  ExpectTextsEqual(*tokenizer, texts, golden);
   ExpectBrokenSequencesEqual(*tokenizer, golden);
   ExpectCodePointsEqual(*tokenizer, golden, setup.at("block").as_int64());
   ExpectGeneratedTextEqual(*tokenizer, golden, setup);
+}
+
+void ExpectEqualToGolden(const std::string& tokenizer_json,
+                         const std::filesystem::path& golden_path) {
+  ExpectEqualToGolden({.tokenizer_json = tokenizer_json},
+                      ReadJson(kGolden / "texts.json").at("texts").as_array(), golden_path);
 }
 
 class TokenizerFamily : public testing::TestWithParam<std::string> {};
@@ -179,6 +186,34 @@ TEST_P(PublishedTokenizer, EqualsTokenizers) {
 INSTANTIATE_TEST_SUITE_P(Golden, PublishedTokenizer,
                          testing::ValuesIn(NamesIn(kGolden / "published")),
                          [](const auto& info) { return info.param; });
+
+// ---- tiktoken.model and tekken.json, against `tiktoken` and `mistral-common` ----
+
+json::array RankedTexts() {
+  return ReadJson(kGolden / "ranked" / "texts.json").at("texts").as_array();
+}
+
+TEST(RankedTokenizer, TiktokenModelEqualsTiktoken) {
+  const std::filesystem::path folder = kGolden / "ranked" / "kimi";
+  ExpectEqualToGolden({.tiktoken_model = ReadText(folder / "tiktoken.model"),
+                       .tokenizer_config_json = ReadText(folder / "tokenizer_config.json")},
+                      RankedTexts(), folder / "results.json");
+}
+
+TEST(RankedTokenizer, TekkenEqualsMistralCommon) {
+  const std::filesystem::path folder = kGolden / "ranked" / "tekken";
+  ExpectEqualToGolden({.tekken_json = ReadText(folder / "tekken.json")}, RankedTexts(),
+                      folder / "results.json");
+}
+
+TEST(RankedTokenizer, PublishedTekkenEqualsMistralCommon) {
+  const std::string tekken = ReadPublishedTokenizer("tekken_240911", "tekken.json");
+  if (tekken.empty()) {
+    GTEST_SKIP() << "no data/tokenizers/tekken_240911/tekken.json.xz in ../shared";
+  }
+  ExpectEqualToGolden({.tekken_json = tekken}, RankedTexts(),
+                      kGolden / "ranked" / "published" / "tekken_240911.json");
+}
 
 // The tokenizer.json of a case: the base model with what the case changes.
 std::string BuildComponentCase(const json::object& golden, const json::object& spec) {

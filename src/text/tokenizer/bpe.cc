@@ -74,6 +74,47 @@ Result<Bpe> Bpe::Parse(const boost::json::object& model, bool byte_level) {
   return bpe;
 }
 
+Result<Bpe> Bpe::FromRanks(const std::vector<RankedToken>& tokens, int32_t first_id) {
+  Bpe bpe;
+  bpe.byte_level_ = true;
+  bpe.ignore_merges_ = true;  // tiktoken too looks up the whole piece first
+  size_t bytes = 0;
+  for (const RankedToken& token : tokens) bytes += 2 * token.bytes.size();
+  bpe.vocabulary_.Reserve(tokens.size(), bytes);
+  for (const RankedToken& token : tokens) {
+    bpe.vocabulary_.Add(BytesToAlphabet(token.bytes), first_id + token.rank);
+  }
+  bpe.IndexBytes();
+  bpe.IndexRanks(tokens, first_id);
+  return bpe;
+}
+
+// Symbols are always tokens, so the pairs that can be merged are the cuts of the tokens in two.
+void Bpe::IndexRanks(const std::vector<RankedToken>& tokens, int32_t first_id) {
+  struct Cut {
+    int32_t left;
+    int32_t right;
+    uint32_t rank;
+  };
+  std::vector<Cut> cuts;
+  int32_t last_rank = 0;
+  for (const RankedToken& token : tokens) {
+    last_rank = std::max(last_rank, token.rank);
+    const std::string_view bytes = token.bytes;
+    for (size_t at = 1; at < bytes.size(); ++at) {
+      const int32_t left = byte_vocabulary_.Find(bytes.substr(0, at));
+      const int32_t right = left < 0 ? left : byte_vocabulary_.Find(bytes.substr(at));
+      if (right >= 0) cuts.push_back({left, right, static_cast<uint32_t>(token.rank)});
+    }
+  }
+  pairs_.Reserve(cuts.size());
+  for (const Cut& cut : cuts) pairs_.Set(cut.left, cut.right, cut.rank);
+  merged_.resize(static_cast<size_t>(last_rank) + 1);
+  for (size_t rank = 0; rank < merged_.size(); ++rank) {
+    merged_[rank] = first_id + static_cast<int32_t>(rank);
+  }
+}
+
 Status Bpe::ParseVocabulary(const boost::json::object& model) {
   const boost::json::value* field = FindField(model, "vocab");
   if (field == nullptr || !field->is_object()) {

@@ -1,4 +1,5 @@
-// Byte-pair encoding as in `tokenizers`: the BPE `model` of tokenizer.json.
+// Byte-pair encoding as in `tokenizers`: the BPE `model` of tokenizer.json; and as in tiktoken,
+// where the rank of a pair is that of the token it makes.
 //
 // A piece starts as one symbol per byte (byte-level) or character; the adjacent pair of lowest rank
 // is merged, leftmost first among equals, until no pair has a rank. Short pieces scan for the
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "text/tokenizer/ranked_vocabulary.h"
 #include "text/tokenizer/token_table.h"
 
 namespace nibble::text {
@@ -39,6 +41,8 @@ class Bpe {
 
   // byte_level: pieces are bytes, vocabulary entries are written in the byte alphabet.
   static Result<Bpe> Parse(const boost::json::object& model, bool byte_level);
+
+  static Result<Bpe> FromRanks(const std::vector<RankedToken>& tokens, int32_t first_id);
 
   // Appends the ids of one piece.
   Status Encode(std::string_view piece, Scratch* scratch, std::vector<int32_t>* ids) const;
@@ -70,6 +74,7 @@ class Bpe {
   Status ParseMerges(const boost::json::object& model);
   Status AddMerge(uint32_t rank, std::string_view left, std::string_view right);
   void IndexBytes();
+  void IndexRanks(const std::vector<RankedToken>& tokens, int32_t first_id);
 
   Status AppendSymbols(std::string_view piece, std::vector<Scratch::Symbol>* symbols) const;
   bool AppendFallbackBytes(std::string_view character, std::vector<Scratch::Symbol>* symbols) const;

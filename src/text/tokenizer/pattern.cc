@@ -8,9 +8,7 @@ Result<Pattern> Pattern::Parse(const boost::json::value& spec, std::string_view 
   NIBBLE_ASSIGN(const boost::json::object* object, AsObject(spec, what));
   if (FindField(*object, "Regex") != nullptr) {
     NIBBLE_ASSIGN(const std::string_view expression, StringField(*object, "Regex", what));
-    if (const FindMatch known = FindKnownPattern(expression)) return Pattern(known);
-    NIBBLE_ASSIGN(Regex regex, Regex::Compile(expression));
-    return Pattern(std::move(regex));
+    return FromExpression(expression, RegexSyntax::kOniguruma);
   }
   NIBBLE_ASSIGN(const std::string_view literal, StringField(*object, "String", what));
   if (literal.empty()) {
@@ -18,6 +16,13 @@ Result<Pattern> Pattern::Parse(const boost::json::value& spec, std::string_view 
                 what);
   }
   return Pattern(std::string(literal));
+}
+
+// The known expressions mean the same in both syntaxes.
+Result<Pattern> Pattern::FromExpression(std::string_view expression, RegexSyntax syntax) {
+  if (const FindMatch known = FindKnownPattern(expression)) return Pattern(known);
+  NIBBLE_ASSIGN(Regex regex, Regex::Compile(expression, syntax));
+  return Pattern(std::move(regex));
 }
 
 Result<bool> Pattern::Find(std::string_view text, size_t from, Match* match) const {

@@ -19,6 +19,7 @@ class Pattern {
   // `what` names the component in errors.
   static Result<Pattern> Parse(const boost::json::value& spec, std::string_view what);
   static Pattern Known(FindMatch find) { return Pattern(find); }
+  static Result<Pattern> FromExpression(std::string_view expression, RegexSyntax syntax);
 
   // Calls on_match(Match) for the matches from left to right. An empty match right behind another
   // match does not count.

@@ -96,6 +96,12 @@ Status PostProcessor::ParseInto(const boost::json::value& spec, int depth,
   return {};
 }
 
+PostProcessor PostProcessor::InFront(int32_t id) {
+  PostProcessor result;
+  result.templates_.push_back({.before = {id}, .after = {}});
+  return result;
+}
+
 std::vector<int32_t> PostProcessor::Apply(std::vector<int32_t> ids) const {
   for (const Template& t : templates_) {
     ids.insert(ids.begin(), t.before.begin(), t.before.end());

@@ -17,6 +17,8 @@ namespace nibble::text {
 class PostProcessor {
  public:
   static Result<PostProcessor> Parse(const boost::json::value& spec);
+  // One id in front of every text.
+  static PostProcessor InFront(int32_t id);
 
   std::vector<int32_t> Apply(std::vector<int32_t> ids) const;
 

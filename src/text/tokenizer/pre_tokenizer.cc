@@ -382,6 +382,15 @@ Result<PreTokenizer> PreTokenizer::Parse(const boost::json::value& spec) {
   return result;
 }
 
+Result<PreTokenizer> PreTokenizer::ForBytes(std::string_view expression) {
+  NIBBLE_ASSIGN(Pattern pattern, Pattern::FromExpression(expression, RegexSyntax::kRust));
+  PreTokenizer result;
+  result.stages_.push_back(
+      std::make_unique<SplitStage>(std::move(pattern), Behavior::kRemoved, /*invert=*/true));
+  result.is_byte_level_ = true;
+  return result;
+}
+
 Status PreTokenizer::Run(std::string_view text, bool at_origin, PieceSink* sink) const {
   const std::unique_ptr<Stage>* first = stages_.data();
   return Stage::Next{first, first + stages_.size(), sink}({text, at_origin});

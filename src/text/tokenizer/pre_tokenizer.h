@@ -27,6 +27,9 @@ class PieceSink {
 class PreTokenizer {
  public:
   static Result<PreTokenizer> Parse(const boost::json::value& spec);
+  // tiktoken's way: the matches of one expression are the pieces, in bytes; what lies between them
+  // is dropped.
+  static Result<PreTokenizer> ForBytes(std::string_view expression);
   PreTokenizer(PreTokenizer&&) noexcept;
   PreTokenizer& operator=(PreTokenizer&&) noexcept;
   ~PreTokenizer();

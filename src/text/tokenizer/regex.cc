@@ -1,7 +1,5 @@
 #include "text/tokenizer/regex.h"
 
-#include "text/tokenizer/regex_translate.h"
-
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
@@ -60,8 +58,8 @@ struct Regex::Compiled {
   ~Compiled() { pcre2_code_free(code); }
 };
 
-Result<Regex> Regex::Compile(std::string_view expression) {
-  NIBBLE_ASSIGN(const std::string translated, TranslateOnigurumaPattern(expression));
+Result<Regex> Regex::Compile(std::string_view expression, RegexSyntax syntax) {
+  NIBBLE_ASSIGN(const std::string translated, TranslatePattern(expression, syntax));
   auto compiled = std::make_shared<Compiled>();
   compiled->expression = expression;
   std::unique_ptr<pcre2_compile_context, decltype(&pcre2_compile_context_free)> context(

@@ -9,14 +9,14 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "text/tokenizer/regex_translate.h"
 #include "text/tokenizer/split_patterns.h"
 
 namespace nibble::text {
 
 class Regex {
  public:
-  // The expression in Oniguruma's syntax (regex_translate.h).
-  static Result<Regex> Compile(std::string_view expression);
+  static Result<Regex> Compile(std::string_view expression, RegexSyntax syntax);
 
   // The leftmost match at or after `from`; look-behind sees the text before it. False if there is
   // none. The text must be valid UTF-8.

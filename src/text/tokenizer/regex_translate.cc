@@ -70,7 +70,8 @@ bool IsAsciiAlnum(char c) {
 
 class Translator {
  public:
-  explicit Translator(std::string_view pattern) : pattern_(pattern) {}
+  Translator(std::string_view pattern, RegexSyntax syntax)
+      : pattern_(pattern), is_rust_(syntax == RegexSyntax::kRust) {}
 
   Result<std::string> Run() {
     if (pattern_.size() > kMaxPatternBytes) return Refuse("a pattern of this size");
@@ -130,7 +131,7 @@ class Translator {
       if (is_interval && fixed_interval_) return Refuse("{n}?");
       out_ += '?';
     } else if (Take("+")) {
-      if (is_interval) {  // Oniguruma repeats the interval, it is not possessive
+      if (is_interval && !is_rust_) {  // Oniguruma repeats the interval, it is not possessive
         out_.insert(start, "(?:");
         out_ += ")+";
       } else {
@@ -192,11 +193,11 @@ class Translator {
       return true;
     }
     if (Take("^")) {
-      out_ += "(?m:^)";
+      out_ += is_rust_ ? "\\A" : "(?m:^)";
       return false;
     }
     if (Take("$")) {
-      out_ += "(?m:$)";
+      out_ += is_rust_ ? "\\z" : "(?m:$)";
       return false;
     }
     if (c == '*' || c == '+' || c == '?' || c == '{') return Refuse("a quantifier");
@@ -275,7 +276,7 @@ class Translator {
     } else if (Take("\\d") || Take("\\D")) {
       set = CodePointSet(RangesOf(SetOf(Category::kNd)));
     } else if (Take("\\w") || Take("\\W")) {
-      set = CodePointSet(RangesOf(kOnigWord));
+      set = CodePointSet(RangesOf(is_rust_ ? kRustWord : kOnigWord));
     } else if (Take("\\p{") || Take("\\P{")) {
       NIBBLE_ASSIGN(set, NamedProperty());
     } else {
@@ -292,7 +293,8 @@ class Translator {
     std::transform(name.begin(), name.end(), name.begin(),
                    [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
     std::optional<CodePointSet> set;
-    if (name == "han") set = CodePointSet(RangesOf(kHan));
+    if (name == "han" || name == "script=han" || name == "sc=han")
+      set = CodePointSet(RangesOf(kHan));
     for (const NamedCategory& known : kNamedCategories) {
       if (known.name == name) set = CodePointSet(RangesOf(known.set));
     }
@@ -431,6 +433,7 @@ class Translator {
   }
 
   std::string_view pattern_;
+  bool is_rust_;
   size_t at_ = 0;
   std::string out_;
   bool caseless_ = false;
@@ -439,8 +442,8 @@ class Translator {
 
 }  // namespace
 
-Result<std::string> TranslateOnigurumaPattern(std::string_view pattern) {
-  return Translator(pattern).Run();
+Result<std::string> TranslatePattern(std::string_view pattern, RegexSyntax syntax) {
+  return Translator(pattern, syntax).Run();
 }
 
 }  // namespace nibble::text

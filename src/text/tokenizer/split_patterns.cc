@@ -19,6 +19,7 @@ struct Style {
   CategorySet letters = 0;
   // o200k: a word is upper* lower+, or failing that upper+ lower*.
   bool cased_words = false;
+  bool han_apart = false;  // Kimi: first a run of Han, which cased words then leave out
   // Numbers: at most this many digits; 0 means an optional space and any number of them.
   int max_digits = 0;
   bool has_numbers = true;
@@ -34,6 +35,7 @@ constexpr CategorySet kAll = ~CategorySet{0};
 constexpr CategorySet kUpper =
     SetOf(Category::kLu, Category::kLt, Category::kLm, Category::kLo) | kMarks;
 constexpr CategorySet kLower = SetOf(Category::kLl, Category::kLm, Category::kLo) | kMarks;
+constexpr char32_t kFirstHan = 0x2E80;
 constexpr CategorySet kNotLead = kLineEnds | kLetters | kNumbers;
 
 constexpr Style kGpt2 = {.contractions = Contractions::kExactCase,
@@ -67,6 +69,13 @@ constexpr Style kO200k = {.contractions = Contractions::kAnyCaseSuffix,
                           .max_digits = 3,
                           .other = kAll & ~(kWhiteSpace | kLetters | kNumbers),
                           .slash_after_other = true};
+
+constexpr Style kKimi = {.contractions = Contractions::kAnyCaseSuffix,
+                         .not_lead = kNotLead,
+                         .cased_words = true,
+                         .han_apart = true,
+                         .max_digits = 3,
+                         .other = kAll & ~(kWhiteSpace | kLetters | kNumbers)};
 
 constexpr Style kTekken = {.not_lead = kNotLead,
                            .cased_words = true,
@@ -117,6 +126,9 @@ class Matcher {
     } else if constexpr (kStyle.contractions == Contractions::kAnyCase) {
       if (const size_t n = ContractionLength<true>(p, end_)) return p + n;
     }
+    if constexpr (kStyle.han_apart) {
+      if (const char* match = HanRun(p)) return match;
+    }
     if constexpr (kStyle.ascii_punctuation_word) {
       if (const char* match = AsciiPunctuationWord(p)) return match;
     }
@@ -153,6 +165,14 @@ class Matcher {
     return categories_.In(NextCodePoint(next), kStyle.not_lead) ? p : next;
   }
 
+  bool IsHan(char32_t c) const { return c >= kFirstHan && properties_.Has(c, kHan); }
+
+  const char* HanRun(const char* p) const {
+    const char* run_end = p;
+    for (const char* next = p; next < end_ && IsHan(NextCodePoint(next));) run_end = next;
+    return run_end == p ? nullptr : run_end;
+  }
+
   const char* AsciiPunctuationWord(const char* p) const {
     if (!IsAsciiPunctuation(*p)) return nullptr;
     const char* q = p + 1;
@@ -180,6 +200,23 @@ class Matcher {
     return match;
   }
 
+  // The character's category as a set, or nothing if it is kept out of words.
+  CategorySet LetterOfCasedWord(char32_t c) const {
+    if constexpr (kStyle.han_apart) {
+      if (IsHan(c)) return 0;
+    }
+    return SetOf(categories_[c]);
+  }
+
+  const char* CasedRun(const char* p, CategorySet set) const {
+    while (p < end_) {
+      const char* next = p;
+      if (!(LetterOfCasedWord(NextCodePoint(next)) & set)) break;
+      p = next;
+    }
+    return p;
+  }
+
   const char* UpperStarLowerPlus(const char* p) const {
     // Upper* takes all it can and gives back until one character of lower follows. The characters
     // that it gives back are no lower ones, so lower+ is just the last that is in both sets.
@@ -187,18 +224,18 @@ class Matcher {
     const char* q = p;
     while (q < end_) {
       const char* next = q;
-      const CategorySet bit = SetOf(categories_[NextCodePoint(next)]);
+      const CategorySet bit = LetterOfCasedWord(NextCodePoint(next));
       if (!(bit & kUpper)) break;
       if (bit & kLower) in_both_end = next;
       q = next;
     }
-    const char* lower_end = Run(q, kLower);
+    const char* lower_end = CasedRun(q, kLower);
     return lower_end != q ? lower_end : in_both_end;
   }
 
   const char* UpperPlusLowerStar(const char* p) const {
-    const char* upper_end = NonEmptyRun(p, kUpper);
-    return upper_end == nullptr ? nullptr : Run(upper_end, kLower);
+    const char* upper_end = CasedRun(p, kUpper);
+    return upper_end == p ? nullptr : CasedRun(upper_end, kLower);
   }
 
   const char* Number(const char* p) const {
@@ -242,6 +279,7 @@ class Matcher {
 
   const char* end_;
   CategoryTable categories_;
+  PropertyTable properties_;
 };
 
 template <Style kStyle>
@@ -297,6 +335,8 @@ struct KnownPattern {
 #define NIBBLE_BLANKS R"(\s*[\r\n]+|\s+(?!\S)|\s+)"
 #define NIBBLE_UPPER R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])"
 #define NIBBLE_LOWER R"([\p{Ll}\p{Lm}\p{Lo}\p{M}])"
+#define NIBBLE_KIMI_UPPER R"([\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]])"
+#define NIBBLE_KIMI_LOWER R"([\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]])"
 #define NIBBLE_LEAD R"([^\r\n\p{L}\p{N}]?)"
 
 constexpr KnownPattern kKnownPatterns[] = {
@@ -318,6 +358,10 @@ constexpr KnownPattern kKnownPatterns[] = {
     {NIBBLE_LEAD NIBBLE_UPPER "*" NIBBLE_LOWER "+|" NIBBLE_LEAD NIBBLE_UPPER "+" NIBBLE_LOWER
                               R"(*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|)" NIBBLE_BLANKS,
      FindWith<kTekken>},
+    {R"([\p{Han}]+|)" NIBBLE_LEAD NIBBLE_KIMI_UPPER "*" NIBBLE_KIMI_LOWER "+" NIBBLE_CONTRACTIONS
+     "?|" NIBBLE_LEAD NIBBLE_KIMI_UPPER "+" NIBBLE_KIMI_LOWER "*" NIBBLE_CONTRACTIONS
+     R"(?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)" NIBBLE_BLANKS,
+     FindWith<kKimi>},
     {R"(\p{N}{1,3})", FindRun<IsNumber, 3>},
     {"[一-龥぀-ゟ゠-ヿ]+", FindRun<IsDeepSeekCjk, 0>},
     // The line ends in this one are real characters, as in the published file.
@@ -336,11 +380,15 @@ constexpr KnownPattern kKnownPatterns[] = {
 #undef NIBBLE_BLANKS
 #undef NIBBLE_UPPER
 #undef NIBBLE_LOWER
+#undef NIBBLE_KIMI_UPPER
+#undef NIBBLE_KIMI_LOWER
 #undef NIBBLE_LEAD
 
 }  // namespace
 
 const std::string_view kGpt2Pattern = kKnownPatterns[0].expression;
+const std::string_view kKimiPattern = kKnownPatterns[6].expression;
+static_assert(kKnownPatterns[6].expression.starts_with("[\\p{Han}]"));
 
 FindMatch FindKnownPattern(std::string_view expression) {
   for (const KnownPattern& known : kKnownPatterns) {

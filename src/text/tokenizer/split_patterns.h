@@ -24,5 +24,7 @@ FindMatch FindKnownPattern(std::string_view expression);
 
 // The expression that the ByteLevel pre-tokenizer has built in.
 extern const std::string_view kGpt2Pattern;
+// The expression in Moonshot's tokenization_kimi.py: runs of Han, then words as in o200k.
+extern const std::string_view kKimiPattern;
 
 }  // namespace nibble::text
