@@ -171,9 +171,15 @@ the model loads it ends the program at once. Both exit with 0.)");
   command->add_option(
       "--default-chat-template-kwargs", o->default_chat_template_kwargs,
       "JSON object of template variables, for example '{\"enable_thinking\": false}'");
-  command->add_option("--tool-call-parser", o->tool_parser, "auto, hermes or none")
+  command
+      ->add_option(
+          "--tool-call-parser", o->tool_parser,
+          "auto (by the chat template), none, or a name as in vLLM: qwen3_coder, openai, ...")
       ->capture_default_str();
-  command->add_option("--reasoning-parser", o->reasoning_parser, "auto, qwen3, deepseek_r1 or none")
+  command
+      ->add_option(
+          "--reasoning-parser", o->reasoning_parser,
+          "auto (by the chat template), none, or a name as in vLLM: qwen3, deepseek_r1, ...")
       ->capture_default_str();
   command
       ->add_option("--generation-config", o->generation_config,

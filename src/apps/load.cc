@@ -12,6 +12,7 @@
 #include "device/cpu.h"
 #include "formats/hub.h"
 #include "models/model.h"
+#include "text/answer_parser.h"
 #include "text/chat_template_source.h"
 
 namespace nibble::apps {
@@ -140,6 +141,10 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   NIBBLE_ASSIGN(auto tokenizer,
                 LoadTokenizer(*checkpoint, loaded.tokenizer_config_json, described.vocab_size));
   NIBBLE_ASSIGN(loaded.chat_template, FindChatTemplate(*checkpoint, std::move(tokenizer_config)));
+  std::vector<int32_t> stop_ids = formats::StopTokenIds(*checkpoint);
+  for (const int32_t id : text::FormatStopIds(*tokenizer)) {
+    if (std::ranges::find(stop_ids, id) == stop_ids.end()) stop_ids.push_back(id);
+  }
 
   loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));
   loaded.activations = activations == ActivationFormat::kInt8 ? "int8" : "bf16";
@@ -169,7 +174,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                                         .kv_bytes = options.kv_cache_memory_bytes,
                                         .memory_fraction = options.memory_utilization,
                                         .prefix_cache = options.prefix_caching,
-                                        .eos_token_ids = formats::StopTokenIds(*checkpoint),
+                                        .eos_token_ids = stop_ids,
                                         .pool = loaded.pool.get()}));
   PrintSummary(loaded, ops);
   return loaded;

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -39,12 +40,15 @@ std::string Joined(const AnswerParserOptions& options, std::string_view text, si
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  if (size < 1) return 0;
-  const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
-  constexpr std::string_view kReasoning[] = {"none", "qwen3", "deepseek_r1", "qwen3"};
+  if (size < 2) return 0;
+  const std::string_view text(reinterpret_cast<const char*>(data) + 2, size - 2);
+  constexpr std::string_view kTools[] = {
+      "none",    "hermes",      "qwen3_coder",   "glm45",    "deepseek_v3",    "kimi_k2",
+      "mistral", "llama3_json", "nemotron_json", "pythonic", "phi4_mini_json", "openai"};
+  constexpr std::string_view kReasoning[] = {"none", "qwen3", "deepseek_r1", "openai_gptoss"};
   const AnswerParserOptions options{
-      .names = {.tools = (data[0] & 1) != 0 ? "hermes" : "none",
-                .reasoning = std::string(kReasoning[data[0] >> 1 & 3])},
+      .names = {.tools = std::string(kTools[data[1] % std::size(kTools)]),
+                .reasoning = std::string(kReasoning[data[0] & 3])},
       .start = static_cast<AnswerStart>((data[0] >> 3) % 3),
       .whole_tool_calls = (data[0] & 0x80) != 0};
   const std::string whole = Joined(options, text, text.size() + 1);

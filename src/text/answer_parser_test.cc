@@ -289,10 +289,10 @@ TEST(AnswerParser, UnknownNamesListWhatExists) {
   const auto tools = AnswerParser::Make({.names = {.tools = "hermess"}});
   ASSERT_FALSE(tools);
   EXPECT_EQ(tools.error().code(), Code::kInvalidArgument);
-  EXPECT_NE(tools.error().message().find("hermes, none"), std::string::npos);
+  EXPECT_NE(tools.error().message().find("hermes, "), std::string::npos);
   const auto reasoning = AnswerParser::Make({.names = {.reasoning = "qwen"}});
   ASSERT_FALSE(reasoning);
-  EXPECT_NE(reasoning.error().message().find("deepseek_r1, qwen3, none"), std::string::npos);
+  EXPECT_NE(reasoning.error().message().find("deepseek_r1, "), std::string::npos);
 }
 
 TEST(AnswerParser, ChosenFromTheTemplate) {

@@ -15,8 +15,8 @@ class AnswerWriter {
  public:
   void Content(std::string_view text) { Append(AnswerEvent::Kind::kContent, text, 0); }
   void Reasoning(std::string_view text) { Append(AnswerEvent::Kind::kReasoning, text, 0); }
-  void StartToolCall(int index, std::string name) {
-    events_.push_back({AnswerEvent::Kind::kToolCallStart, std::move(name), index});
+  void StartToolCall(int index, std::string name, std::string id = {}) {
+    events_.push_back({AnswerEvent::Kind::kToolCallStart, std::move(name), index, std::move(id)});
   }
   void ToolCallArguments(int index, std::string_view text) {
     Append(AnswerEvent::Kind::kToolCallArguments, text, index);
@@ -30,7 +30,7 @@ class AnswerWriter {
     if (!events_.empty() && events_.back().kind == kind && events_.back().index == index) {
       events_.back().text += text;
     } else {
-      events_.push_back({kind, std::string(text), index});
+      events_.push_back({kind, std::string(text), index, {}});
     }
   }
 

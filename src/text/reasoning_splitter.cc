@@ -2,28 +2,14 @@
 
 #include <algorithm>
 
+#include "text/tool_parsers/tags.h"
+
 namespace nibble::text {
-namespace {
-
-constexpr std::string_view kOpenTag = "<think>";
-constexpr std::string_view kCloseTag = "</think>";
-
-// How many bytes at the end of text are the beginning of tag.
-size_t PartialTagAtEnd(std::string_view text, std::string_view tag) {
-  if (tag.empty()) return 0;
-  for (size_t length = std::min(text.size(), tag.size() - 1); length > 0; --length) {
-    if (text.ends_with(tag.substr(0, length))) return length;
-  }
-  return 0;
-}
-
-}  // namespace
-
-ReasoningSplitter::ReasoningSplitter(AnswerStart start, std::string_view tool_tag)
+ReasoningSplitter::ReasoningSplitter(AnswerStart start, Tags tags)
     : state_(start == AnswerStart::kContent     ? State::kContent
              : start == AnswerStart::kReasoning ? State::kStart
                                                 : State::kDetect),
-      tool_tag_(tool_tag) {}
+      tags_(tags) {}
 
 void ReasoningSplitter::Push(std::string_view text, ToolParser& content, AnswerWriter& out) {
   if (state_ == State::kContent) {
@@ -61,19 +47,19 @@ bool ReasoningSplitter::AdvanceOpening() {
   const size_t begin = pending_.find_first_not_of(" \t\r\n");
   if (begin == std::string::npos) return false;
   const std::string_view text = std::string_view(pending_).substr(begin);
-  if (text.starts_with(kOpenTag)) {
-    pending_.erase(0, begin + kOpenTag.size());
+  if (text.starts_with(tags_.open)) {
+    pending_.erase(0, begin + tags_.open.size());
     state_ = State::kFirstText;
     return true;
   }
-  if (kOpenTag.starts_with(text)) return false;
+  if (tags_.open.starts_with(text)) return false;
   state_ = state_ == State::kDetect ? State::kContent : State::kFirstText;
   return true;
 }
 
 bool ReasoningSplitter::AdvanceReasoning(AnswerWriter& out) {
-  const size_t close = pending_.find(kCloseTag);
-  const size_t tool = tool_tag_.empty() ? std::string::npos : pending_.find(tool_tag_);
+  const size_t close = pending_.find(tags_.close);
+  const size_t tool = tags_.tool.empty() ? std::string::npos : pending_.find(tags_.tool);
   const size_t end = std::min(close, tool);
   const auto emit_before = [&](size_t at) {
     const size_t last = at == 0 ? std::string::npos : pending_.find_last_not_of('\n', at - 1);
@@ -84,12 +70,12 @@ bool ReasoningSplitter::AdvanceReasoning(AnswerWriter& out) {
   if (end != std::string::npos) {
     emit_before(end);
     const bool by_tool = tool < close;
-    pending_.erase(0, by_tool ? end : end + kCloseTag.size());
+    pending_.erase(0, by_tool ? end : end + tags_.close.size());
     state_ = by_tool ? State::kContent : State::kAfterTag;
     return true;
   }
   const size_t partial =
-      std::max(PartialTagAtEnd(pending_, kCloseTag), PartialTagAtEnd(pending_, tool_tag_));
+      std::max(PartialTagAtEnd(pending_, tags_.close), PartialTagAtEnd(pending_, tags_.tool));
   pending_.erase(0, emit_before(pending_.size() - partial));
   return false;
 }
@@ -97,11 +83,11 @@ bool ReasoningSplitter::AdvanceReasoning(AnswerWriter& out) {
 bool ReasoningSplitter::AdvanceAfterTag() {
   DropNewlines();
   if (pending_.empty()) return false;
-  if (pending_.starts_with(kCloseTag)) {
-    pending_.erase(0, kCloseTag.size());
+  if (pending_.starts_with(tags_.close)) {
+    pending_.erase(0, tags_.close.size());
     return true;
   }
-  if (kCloseTag.starts_with(pending_)) return false;
+  if (tags_.close.starts_with(pending_)) return false;
   state_ = State::kContent;
   return true;
 }

@@ -1,5 +1,5 @@
-// Splits <think>...</think> off an answer. Used by "qwen3" and "deepseek_r1", which differ in what
-// may end the reasoning.
+// Splits <think>...</think>, or what a family writes instead, off an answer. Families differ in the
+// tags and in what else may end the reasoning.
 //
 // The opening tag is optional where the answer starts in reasoning: the template may have written
 // it. Newlines next to the tags are dropped, and closing tags that follow the first one at once. An
@@ -10,18 +10,22 @@
 #include <string_view>
 
 #include "text/answer_parser.h"
+#include "text/answer_splitter.h"
 #include "text/tool_parsers/tool_parser.h"
 
 namespace nibble::text {
 
-class ReasoningSplitter {
+class ReasoningSplitter : public AnswerSplitter {
  public:
-  // `tool_tag`: a tag that ends the reasoning too, and is content; may be empty.
-  ReasoningSplitter(AnswerStart start, std::string_view tool_tag);
+  struct Tags {
+    std::string_view open;
+    std::string_view close;
+    std::string_view tool;  // ends the reasoning too, and is content; may be empty
+  };
+  ReasoningSplitter(AnswerStart start, Tags tags);
 
-  // Reasoning goes to `out`, content to `content`, which writes to `out` in turn.
-  void Push(std::string_view text, ToolParser& content, AnswerWriter& out);
-  void Finish(ToolParser& content, AnswerWriter& out);
+  void Push(std::string_view text, ToolParser& content, AnswerWriter& out) override;
+  void Finish(ToolParser& content, AnswerWriter& out) override;
 
  private:
   enum class State {
@@ -41,7 +45,7 @@ class ReasoningSplitter {
   void DropNewlines();
 
   State state_;
-  std::string_view tool_tag_;
+  const Tags tags_;
   std::string pending_;
 };
 

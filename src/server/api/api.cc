@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iterator>
 
 #include "server/api/answer_json.h"
@@ -38,8 +39,7 @@ bool TagsAreSpecial(const ServedModel& model, const text::ParserNames& parsers) 
     const std::optional<int32_t> id = tokenizer.TokenId(tag);
     return id && tokenizer.IsSpecial(*id);
   };
-  return (parsers.tools != "none" && special("<tool_call>")) ||
-         (parsers.reasoning != "none" && special("</think>"));
+  return std::ranges::any_of(text::ParserTags(parsers), special);
 }
 
 }  // namespace

@@ -263,6 +263,68 @@ TEST(Tools, ReachTheModelWithoutTemplateSupport) {
   EXPECT_EQ(without.find("add"), std::string::npos);
 }
 
+// gpt-oss: the format is found by the template, and the history goes through it.
+TEST(Tools, HarmonyThroughTheTemplate) {
+  ServedModelOptions model;
+  model.chat_template =
+      "{% for m in messages %}<|start|>{{ m.role }}{% if m.tool_calls %}"
+      "{% if m.content %}{{ raise_exception('content and calls') }}{% endif %}"
+      "<|channel|>analysis<|message|>{{ m.thinking }}<|end|><|start|>assistant to=functions."
+      "{{ m.tool_calls[0].function.name }}<|channel|>commentary json<|message|>"
+      "{{ m.tool_calls[0].function.arguments | tojson }}<|call|>{% else %}<|message|>"
+      "{{ m.content }}<|end|>{% endif %}{% endfor %}{{ tools | length }}<|start|>assistant";
+  TestServer server(
+      [](const engine::Request&, FakeStream& stream) {
+        stream.Prompt();
+        stream.Text("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>comm");
+        stream.Text("entary to=functions.add <|constrain|>json<|message|>{\"a\": 1}");
+        stream.Done();
+      },
+      {}, model);
+  const json::value answer = server.PostJson(
+      kChatPath, std::string(R"({"model":"fake","messages":[{"role":"user","content":"x"},
+          {"role":"assistant","content":"pre","reasoning":"why","tool_calls":[{"id":"1",
+           "type":"function","function":{"name":"add","arguments":"{\"a\": 2}"}}]},
+          {"role":"tool","tool_call_id":"1","content":"3"}],)") +
+                     kTools + "}");
+  const auto& choice = answer.at("choices").at(0);
+  EXPECT_EQ(choice.at("finish_reason"), "tool_calls");
+  EXPECT_EQ(choice.at("message").at("reasoning"), "Hm.");
+  EXPECT_EQ(choice.at("message").at("tool_calls").at(0).at("function").at("name"), "add");
+  const std::string prompt =
+      server.engine->tokenizer().Decode(server.engine->submitted().at(0).tokens, false);
+  EXPECT_NE(prompt.find("<|message|>why\n\npre<|end|><|start|>assistant to=functions.add"
+                        "<|channel|>commentary json<|message|>{\"a\": 2}<|call|>"),
+            std::string::npos)
+      << prompt;
+}
+
+// The model's own id of a call comes back to the template; Mistral's has nine characters.
+TEST(Tools, IdsOfCalls) {
+  for (const std::string parser : {"kimi_k2", "mistral"}) {
+    ServedModelOptions model;
+    model.tool_parser = parser;
+    model.chat_template = "{{ tools | tojson }}{{ messages[0].content }}";
+    TestServer server(
+        [&](const engine::Request&, FakeStream& stream) {
+          stream.Prompt();
+          stream.Text(parser == "mistral"
+                          ? "[TOOL_CALLS]add[ARGS]{}"
+                          : "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{}");
+          stream.Done();
+        },
+        {}, model);
+    const json::value answer = server.PostJson(kChatPath, Hello(kTools));
+    const std::string id(
+        answer.at("choices").at(0).at("message").at("tool_calls").at(0).at("id").as_string());
+    if (parser == "mistral") {
+      EXPECT_EQ(id.size(), 9u);
+    } else {
+      EXPECT_EQ(id, "functions.add:0");
+    }
+  }
+}
+
 TEST(Tools, WithoutToolsTagsAreText) {
   TestServer server(CallAdd);
   const json::value answer = server.PostJson(kChatPath, Hello());

@@ -53,6 +53,7 @@ class ChatWriter final : public AnswerWriter {
   void AppendMessage(const Choice& choice, std::string& out) const;
   std::string_view FinishName(const Choice& choice) const;
   bool Wanted(const AnswerEvent& event) const;
+  std::string CallId(const AnswerEvent& event) const;
   Usage UsageSoFar() const;
 
   const std::shared_ptr<const ServedModel> model_;
@@ -60,6 +61,7 @@ class ChatWriter final : public AnswerWriter {
   const std::vector<int32_t> prompt_;
   const TokenNames names_;
   const int64_t created_ = UnixSeconds();
+  const bool short_call_ids_;
   const bool stream_;
   const bool logprobs_;
   const bool token_ids_;
@@ -83,6 +85,7 @@ ChatWriter::ChatWriter(std::shared_ptr<const ServedModel> model, const ChatReque
       options_(std::move(options)),
       prompt_(std::move(prompt)),
       names_(model_->tokenizer(), request.return_tokens_as_token_ids),
+      short_call_ids_(start.parsers.tools == "mistral"),
       stream_(request.stream),
       logprobs_(request.logprobs),
       token_ids_(request.return_token_ids),
@@ -93,7 +96,10 @@ ChatWriter::ChatWriter(std::shared_ptr<const ServedModel> model, const ChatReque
       usage_always_(request.continuous_usage_stats && usage_at_end_),
       choices_(static_cast<size_t>(request.n)) {
   for (Choice& choice : choices_) {
-    auto parser = text::AnswerParser::Make({start.parsers, start.start, !stream_});
+    auto parser = text::AnswerParser::Make({.names = start.parsers,
+                                            .start = start.start,
+                                            .whole_tool_calls = !stream_,
+                                            .tools = &request.tools});
     NIBBLE_CHECK(parser.has_value(), "parser names are checked when the model is set");
     choice.parser = std::move(*parser);
   }
@@ -120,6 +126,17 @@ bool ChatWriter::Wanted(const AnswerEvent& event) const {
   if (event.kind == AnswerEvent::Kind::kReasoning) return include_reasoning_;
   if (event.kind == AnswerEvent::Kind::kContent) return true;
   return parallel_calls_ || event.index == 0;
+}
+
+// Templates print the ids of earlier calls: where the model names its calls, its own names are what
+// it knows, and Mistral's templates take nine letters and digits only.
+std::string ChatWriter::CallId(const AnswerEvent& event) const {
+  constexpr size_t kMistralIdSize = 9;
+  if (short_call_ids_) {
+    const bool fits = event.id.size() == kMistralIdSize;
+    return fits ? event.id : RandomId("").substr(0, kMistralIdSize);
+  }
+  return event.id.empty() ? RandomId("call_") : event.id;
 }
 
 void ChatWriter::OnPrompt(int, engine::PromptEvent event, std::string&) {
@@ -170,7 +187,7 @@ void ChatWriter::Gather(Choice& choice, AnswerEvent event) {
       choice.reasoning += event.text;
       break;
     case AnswerEvent::Kind::kToolCallStart:
-      choice.calls.push_back({RandomId("call_"), std::move(event.text), ""});
+      choice.calls.push_back({CallId(event), std::move(event.text), ""});
       break;
     case AnswerEvent::Kind::kToolCallArguments:
       if (!choice.calls.empty()) choice.calls.back().arguments += event.text;
@@ -196,9 +213,10 @@ void ChatWriter::Stream(int index, const AnswerEvent& event, std::string& out) {
       delta += '}';
       break;
     case AnswerEvent::Kind::kToolCallStart:
-      choice.calls.push_back({RandomId("call_"), event.text, ""});
-      delta = fmt::format(R"({{"tool_calls":[{{"index":{},"id":"{}","type":"function","function":)",
-                          event.index, choice.calls.back().id);
+      choice.calls.push_back({CallId(event), event.text, ""});
+      delta = fmt::format(R"({{"tool_calls":[{{"index":{},"id":)", event.index);
+      AppendJsonString(delta, choice.calls.back().id);
+      delta += R"(,"type":"function","function":)";
       delta += R"({"name":)";
       AppendJsonString(delta, event.text);
       delta += R"(,"arguments":""}}]})";
@@ -287,9 +305,9 @@ void ChatWriter::AppendMessage(const Choice& choice, std::string& out) const {
     out += R"(,"tool_calls":[)";
     for (size_t i = 0; i < choice.calls.size(); ++i) {
       const ToolCall& call = choice.calls[i];
-      fmt::format_to(std::back_inserter(out),
-                     R"({}{{"id":"{}","type":"function","function":{{"name":)", i > 0 ? "," : "",
-                     call.id);
+      fmt::format_to(std::back_inserter(out), R"({}{{"id":)", i > 0 ? "," : "");
+      AppendJsonString(out, call.id);
+      out += R"(,"type":"function","function":{"name":)";
       AppendJsonString(out, call.name);
       out += R"(,"arguments":)";
       AppendJsonString(out, call.arguments);

@@ -45,12 +45,29 @@ void AddToSystemMessage(json::array& messages, const std::string& text) {
   messages.insert(messages.begin(), json::object({{"role", "system"}, {"content", text}}));
 }
 
+// The template of gpt-oss reads the reasoning as `thinking`, and refuses a message with tool calls
+// that has a content too: the content is a preamble to the call, and joins the reasoning.
+void SetHarmonyThinking(json::object& message) {
+  const json::value* reasoning = message.if_contains("reasoning_content");
+  if (reasoning == nullptr || !reasoning->is_string()) return;
+  std::string thinking(reasoning->get_string());
+  json::value& content = message["content"];
+  if (message.contains("tool_calls") && content.is_string() && !content.get_string().empty()) {
+    thinking += "\n\n" + std::string(content.get_string());
+    content = "";
+  }
+  message["thinking"] = std::move(thinking);
+}
+
 // The request's template variables over the server's defaults; only those the template reads.
 json::object TemplateVariables(const ServedModel& model, const ChatRequest& request) {
   json::object wanted = model.default_kwargs;
   if (!request.reasoning_effort.empty()) {
     wanted["reasoning_effort"] = request.reasoning_effort;
-    wanted["enable_thinking"] = request.reasoning_effort != "none";
+    // Templates of DeepSeek and Kimi call the switch `thinking`.
+    for (const std::string_view name : {"enable_thinking", "thinking"}) {
+      wanted[name] = request.reasoning_effort != "none";
+    }
   }
   for (const auto& [name, value] : request.chat_template_kwargs) wanted[name] = value;
   json::object variables;
@@ -116,6 +133,10 @@ ApiResult<Rendered> Render(const ServedModel& model, const ChatRequest& request)
       if (role == "developer") role = "system";
     }
   }
+  for (json::value& message : messages) {
+    text::ApplyToolCallForm(model.tool_call_form, &message.get_object());
+    if (model.parsers.reasoning == "openai_gptoss") SetHarmonyThinking(message.get_object());
+  }
   variables["messages"] = std::move(messages);
   variables["tools"] =
       use_tools && template_knows_tools ? json::value(request.tools) : json::value(nullptr);
@@ -133,6 +154,7 @@ ApiResult<Rendered> Render(const ServedModel& model, const ChatRequest& request)
     if (!cut) return tl::unexpected(std::move(cut).error());
   }
   const json::value* thinking = variables.if_contains("enable_thinking");
+  if (thinking == nullptr) thinking = variables.if_contains("thinking");
   std::optional<bool> enable_thinking;
   if (thinking != nullptr && thinking->is_bool()) enable_thinking = thinking->get_bool();
   result.start.start =

@@ -92,12 +92,13 @@ Result<std::shared_ptr<const ServedModel>> MakeServedModel(ServedModelOptions op
     auto compiled = text::ChatTemplate::Compile(options.chat_template);
     if (!compiled) return tl::unexpected(compiled.error().Context("chat template"));
     model->chat_template = std::move(*compiled);
+    model->tool_call_form = text::ProbeToolCallForm(*model->chat_template, model->special_tokens);
   }
   const text::ParserNames found = text::ChooseParsers(options.chat_template);
   model->parsers.tools = options.tool_parser == "auto" ? found.tools : options.tool_parser;
   model->parsers.reasoning =
       options.reasoning_parser == "auto" ? found.reasoning : options.reasoning_parser;
-  NIBBLE_TRY(text::AnswerParser::Make({model->parsers, text::AnswerStart::kContent, false}));
+  NIBBLE_TRY(text::AnswerParser::Make({.names = model->parsers}));
   return model;
 }
 

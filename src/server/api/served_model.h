@@ -12,6 +12,7 @@
 #include "engine/engine.h"
 #include "text/answer_parser.h"
 #include "text/chat_template.h"
+#include "text/tool_call_form.h"
 
 namespace nibble::server {
 
@@ -39,6 +40,7 @@ struct ServedModel {
   boost::json::object special_tokens;  // bos_token, eos_token, ...: trusted by templates
   boost::json::object default_kwargs;
   text::ParserNames parsers;
+  text::ToolCallForm tool_call_form;  // what the template wants
   engine::SamplingParams default_sampling;
   std::optional<int64_t> default_max_tokens;
   int32_t max_logprobs = 20;

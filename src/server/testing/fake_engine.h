@@ -69,7 +69,8 @@ inline text::Tokenizer MakeByteTokenizer() {
       {"decoder", byte_level},
       {"model", json::object({{"type", "BPE"}, {"vocab", vocabulary}, {"merges", json::array()}})}};
   auto tokenizer = text::Tokenizer::Load(
-      {json::serialize(file), R"({"eos_token": "<|im_end|>", "bos_token": null})"});
+      {.tokenizer_json = json::serialize(file),
+       .tokenizer_config_json = R"({"eos_token": "<|im_end|>", "bos_token": null})"});
   NIBBLE_CHECK(tokenizer.has_value(), "{}", tokenizer.error().message());
   return std::move(*tokenizer);
 }
