@@ -362,6 +362,9 @@ struct StateSequences {
   bool starts(int64_t b) const { return kv_len[b] == q_start[b + 1] - q_start[b]; }
 };
 
+// Largest Dk of gated_delta_net.
+inline constexpr int32_t kMaxDeltaKeyDim = 256;
+
 // Gated DeltaNet between its projections (Qwen3-Next, Qwen3.5). Per token: a depthwise causal
 // convolution of width W over q, k and v, then silu (FP32 sum, rounded to BF16); q and k divided by
 // sqrt(Σ² + 1e-6), q times 1/√Dk; β = σ(b), g = -exp(a_log) * softplus(a + dt_bias); then per value
@@ -381,7 +384,7 @@ struct GatedDeltaNetParams {
   int64_t ba_stride = 0;               // of both
   int32_t k_heads = 0;                 // Hk
   int32_t v_heads = 0;                 // Hv, a multiple of Hk
-  int32_t k_dim = 0;                   // Dk
+  int32_t k_dim = 0;                   // Dk, at most kMaxDeltaKeyDim
   int32_t v_dim = 0;                   // Dv
   int32_t conv_width = 0;              // W, 2..8
   const float* conv_weight = nullptr;  // (C, W), the last column meets the newest input

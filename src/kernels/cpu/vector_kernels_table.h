@@ -2,11 +2,13 @@
 #pragma once
 
 #include "kernels/cpu/attention/attention_chunk.h"
+#include "kernels/cpu/gated_delta_net/delta_block.h"
 #include "kernels/cpu/simd/simd.h"
 #include "kernels/cpu/vector_kernels.h"
 // The kernels themselves:
 #include "kernels/cpu/activation/activation_impl.h"
 #include "kernels/cpu/attention/attention_impl.h"
+#include "kernels/cpu/gated_delta_net/gated_delta_net_impl.h"
 #include "kernels/cpu/norm/norm_impl.h"
 #include "kernels/cpu/rope/rope_impl.h"
 #include "kernels/cpu/sample/sample_impl.h"
@@ -27,6 +29,10 @@ constinit const VectorKernels kVectorKernels = {
     .finish_row = FinishRow,
     .round = RoundRow,
     .widen = WidenRow,
+    .conv_silu = ConvSilu,
+    .unit_rows = UnitRows,
+    .delta_rows = DeltaRows,
+    .gated_norm = GatedNorm,
     .best_logit = BestLogit,
     .softmax_weights = SoftmaxWeights,
     .softmax_sum = SoftmaxSum,

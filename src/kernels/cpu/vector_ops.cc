@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/activation/activation.h"
 #include "kernels/cpu/attention/attention.h"
+#include "kernels/cpu/gated_delta_net/gated_delta_net.h"
 #include "kernels/cpu/gather_rows/gather_rows.h"
 #include "kernels/cpu/norm/norm.h"
 #include "kernels/cpu/rope/rope.h"
@@ -39,6 +40,10 @@ void FillFrom(OpTable* table) {
   table->attention_workspace = AttentionWorkspace;
   table->attention = [](const OpContext& context, const AttentionParams& params) {
     Attention(kKernels, context, params);
+  };
+  table->gated_delta_net_workspace = GatedDeltaNetWorkspace;
+  table->gated_delta_net = [](const OpContext& context, const GatedDeltaNetParams& params) {
+    GatedDeltaNet(kKernels, context, params);
   };
   table->sample_workspace = SampleWorkspace;
   table->sample = [](const OpContext& context, const SampleParams& params) {

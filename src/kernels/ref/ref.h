@@ -24,7 +24,13 @@ void SigmoidGate(const OpContext&, const SigmoidGateParams& params);
 void RopeAndCache(const OpContext&, const RopeAndCacheParams& params);
 void MlaRopeAndCache(const OpContext&, const MlaRopeAndCacheParams& params);
 void Attention(const OpContext&, const AttentionParams& params);
+void GatedDeltaNet(const OpContext&, const GatedDeltaNetParams& params);
 void Sample(const OpContext&, const SampleParams& params);
+
+// One token of one head of the gated delta rule: with S' = decay S and d = beta (v - S' k), the
+// state S (Dv, Dk) becomes S' + d kᵀ, and o (Dv) is what q (Dk) reads from it.
+void GatedDeltaStep(const double* q, const double* k, const double* v, double decay, double beta,
+                    int64_t v_dim, int64_t k_dim, float* state, double* o);
 
 // x (Dh or D) normalised and scaled as `style` says; shared by the residual norm and the q/k norm.
 void NormalizeRow(const uint16_t* x, const float* weight, int64_t d, float eps, NormStyle style,

@@ -7,6 +7,7 @@ namespace {
 size_t NoLinearWorkspace(int64_t, int64_t) { return 0; }
 size_t NoHeadLinearWorkspace(int, int64_t, int64_t) { return 0; }
 size_t NoAttentionWorkspace(int, int64_t, int32_t, int32_t) { return 0; }
+size_t NoGatedDeltaNetWorkspace(int, const GatedDeltaNetParams&) { return 0; }
 size_t NoSampleWorkspace(int, int64_t, int64_t) { return 0; }
 
 }  // namespace
@@ -31,6 +32,8 @@ const OpTable& RefOps() {
       .mla_rope_and_cache = ref::MlaRopeAndCache,
       .attention_workspace = NoAttentionWorkspace,
       .attention = ref::Attention,
+      .gated_delta_net_workspace = NoGatedDeltaNetWorkspace,
+      .gated_delta_net = ref::GatedDeltaNet,
       .sample_workspace = NoSampleWorkspace,
       .sample = ref::Sample,
   };
