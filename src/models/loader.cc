@@ -71,11 +71,19 @@ class TableWalk : public WeightVisitor {
     info->weight_summary = Summary();
   }
 
-  // "210 nvfp4, 61 bf16"
+  // "210 nvfp4, 61 bf16"; "210 nvfp4, 88 bf16 (27 of them dequantised from nvfp4)"
   std::string Summary() const {
+    std::vector<std::string> from;
+    for (const auto& [format, count] : dequantised_)
+      from.push_back(
+          fmt::format("{} of them dequantised from {}", count, WeightFormatName(format)));
     std::vector<std::string> parts;
-    for (const auto& [format, count] : formats_)
-      parts.push_back(fmt::format("{} {}", count, WeightFormatName(format)));
+    for (const auto& [format, count] : formats_) {
+      std::string part = fmt::format("{} {}", count, WeightFormatName(format));
+      if (format == WeightFormat::kBf16 && !from.empty())
+        part += fmt::format(" ({})", fmt::join(from, ", "));
+      parts.push_back(std::move(part));
+    }
     return fmt::format("{}", fmt::join(parts, ", "));
   }
 
@@ -103,13 +111,18 @@ class TableWalk : public WeightVisitor {
     for (std::string& name : checkpoint_.ExpertTensors(spec.prefix, expert, projection))
       used_.insert(std::move(name));
   }
-  // share: the part of it that one token uses.
-  void Count(WeightFormat format, int64_t elements, int64_t resident, double share) {
-    ++formats_[format];
+  // share: the part of it that one token uses. tensors: 0 for more of one that was counted.
+  void Count(WeightFormat format, int64_t elements, int64_t resident, double share,
+             int64_t tensors = 1) {
+    formats_[format] += tensors;
     parameters_ += elements;
     active_parameters_ += static_cast<double>(elements) * share;
     weight_bytes_ += resident;
     sections_[section()] += static_cast<int64_t>(static_cast<double>(resident) * share);
+  }
+  // One of those counted as BF16 is stored in another format.
+  void CountDequantised(WeightFormat stored) {
+    if (stored != WeightFormat::kBf16) ++dequantised_[stored];
   }
   void CountVector(int64_t n, double share = 1.0) {
     weight_bytes_ += n * 4;
@@ -136,6 +149,7 @@ class TableWalk : public WeightVisitor {
   std::vector<std::string> ignored_;
   std::vector<std::string> ignored_prefixes_;
   std::map<WeightFormat, int64_t> formats_;
+  std::map<WeightFormat, int64_t> dequantised_;  // by stored format
   int64_t weight_bytes_ = 0;
   SectionBytes sections_;
   int64_t parameters_ = 0;
@@ -178,6 +192,9 @@ class Describer : public TableWalk {
     const int64_t rows = RowCount(heads.heads);
     if (!heads.transposed) return CountLinear(heads.prefix, rows, heads.k, 1.0);
     UseLinear(heads.prefix);
+    auto stored = checkpoint_.LinearFormat(heads.prefix);
+    if (!stored) return Fail(stored.error());
+    CountDequantised(*stored);
     Count(WeightFormat::kBf16, rows * heads.k, rows * heads.k * 2, 1.0);
   }
 
@@ -354,6 +371,7 @@ class Loader : public TableWalk {
   struct LinearUse {
     double share = 1.0;        // the part of it that one token uses
     bool gather_rows = false;  // an embedding
+    int64_t tensors = 1;       // what it adds to the summary
   };
 
   Status LoadLinear(const std::vector<LinearPart>& parts, int64_t k, ColumnRange columns,
@@ -421,7 +439,7 @@ class Loader : public TableWalk {
                                                  .gather_rows = use.gather_rows,
                                                  .pool = options_.pool}));
     for (const QuantView& view : views)
-      Count(view.format, view.n * view.k, packed->bytes() * view.n / rows, use.share);
+      Count(view.format, view.n * view.k, packed->bytes() * view.n / rows, use.share, use.tensors);
     out->segments.push_back({std::move(packed), out->n});
     out->n += rows;
     return {};
@@ -429,8 +447,10 @@ class Loader : public TableWalk {
 
   Status LoadHeadLinears(const HeadLinears& heads, std::vector<Linear>* out) {
     NIBBLE_ASSIGN(const LinearData data, ReadPart({heads.prefix, heads.n, {}}, heads.k, {}));
+    if (heads.transposed) CountDequantised(data.view.format);
     for (const RowRange& rows : heads.heads) {
       Linear& linear = out->emplace_back();
+      const LinearUse use = {.tensors = out->size() == 1 ? 1 : 0};
       if (heads.transposed) {
         const std::vector<uint16_t> values = Transposed(data.view, rows);
         linear.k = rows.count;
@@ -438,23 +458,27 @@ class Loader : public TableWalk {
                                 .n = heads.k,
                                 .k = rows.count,
                                 .data = reinterpret_cast<const std::byte*>(values.data())};
-        NIBBLE_TRY(PackSegment({&view, 1}, {}, &linear));
+        NIBBLE_TRY(PackSegment({&view, 1}, use, &linear));
         continue;
       }
       linear.k = heads.k;
       NIBBLE_ASSIGN(const QuantSlice slice, SliceWeight(data.view, {&rows, 1}, {}));
-      NIBBLE_TRY(PackSegment({&slice.view, 1}, {}, &linear));
+      NIBBLE_TRY(PackSegment({&slice.view, 1}, use, &linear));
     }
     return {};
   }
 
-  // (K, rows) BF16.
+  // (K, rows) BF16: of x itself, so what the weight does to x beforehand is part of it.
   static std::vector<uint16_t> Transposed(const QuantView& view, const RowRange& rows) {
     std::vector<uint16_t> out(view.k * rows.count);
     std::vector<float> row(view.k);
     for (int64_t i = 0; i < rows.count; ++i) {
       DequantizeRow(view, rows.begin + i * rows.step, row.data());
-      for (int64_t j = 0; j < view.k; ++j) out[j * rows.count + i] = Bf16FromFloat(row[j]);
+      for (int64_t j = 0; j < view.k; ++j) {
+        const int64_t from = view.column_order == nullptr ? j : view.column_order[j];
+        const float factor = view.input_multiplier == nullptr ? 1.0f : view.input_multiplier[j];
+        out[from * rows.count + i] = Bf16FromFloat(row[j] * factor);
+      }
     }
     return out;
   }

@@ -141,6 +141,11 @@ double RopeAttentionFactor(const RopeConfig& config) {
   return YarnScale(config.factor, 1.0);
 }
 
+double RopeScoreFactor(const RopeConfig& config) {
+  if (config.mscale_all_dim == 0) return 1.0;
+  return YarnScale(config.factor, config.mscale_all_dim);
+}
+
 RopeTable MakeRopeTable(const RopeConfig& config, int64_t positions) {
   const std::vector<double> frequencies = RopeInverseFrequencies(config);
   const double factor = RopeAttentionFactor(config);

@@ -43,6 +43,9 @@ std::vector<double> RopeInverseFrequencies(const RopeConfig& config);
 // What cosines and sines are multiplied by.
 double RopeAttentionFactor(const RopeConfig& config);
 
+// DeepSeek's further factor of q and of k, dimensions without rotation included, by mscale_all_dim.
+double RopeScoreFactor(const RopeConfig& config);
+
 struct RopeTable {
   std::vector<float> cos;  // (positions, d / 2)
   std::vector<float> sin;

@@ -55,6 +55,7 @@ TEST(Rope, YarnWithMscales) {
           "original_max_position_embeddings": 4096}})",
       64, 163840);
   EXPECT_DOUBLE_EQ(RopeAttentionFactor(config), 1.0);
+  EXPECT_NEAR(RopeScoreFactor(config) * RopeScoreFactor(config), 1.87385, 1e-5);
   const auto f = RopeInverseFrequencies(config);
   EXPECT_NEAR(f[16], 5.5e-3, 1e-12);
   EXPECT_NEAR(f[31], 3.33380358e-6, 1e-13);
