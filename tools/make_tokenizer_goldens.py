@@ -5,8 +5,9 @@
   families.json           per family, and per published file at hand: ids of the texts, hashes over code points and corpus
   components.json         small tokenizers that differ from a base in one component each, with texts and ids
 
-Usage: python tools/make_tokenizer_goldens.py [--train] [--published DIR]     (needs tokenizers==0.23.3)
+Usage: python tools/make_tokenizer_goldens.py [--train] [--only FAMILY...] [--published DIR]     (needs tokenizers==0.23.3)
   --train          train the families anew (otherwise the committed files are kept)
+  --only FAMILY... the families to make, all without it
   --published DIR  folder with <name>/tokenizer.json.xz of published tokenizers; their results are kept without it
 """
 import argparse
@@ -91,6 +92,10 @@ def families():
     def splits(*patterns):
         return sequence("pretokenizers", [split(p) for p in patterns] + [level])
 
+    def removed(pattern):
+        # How converters from tiktoken write it: what is between the matches is removed.
+        return sequence("pretokenizers", [dict(split(pattern), behavior="Removed", invert=True), level])
+
     llama_specials = ["<s>", "</s>", "<unk>"]
     nfc = {"type": "NFC"}
     return {
@@ -105,6 +110,13 @@ def families():
         "o200k": bytes_family(splits(PATTERNS["o200k"]), specials=gpt4o, ignore_merges=True),
         "tekken": bytes_family(splits(PATTERNS["tekken"]), specials=["<s>", "</s>", "[INST]"], post=with_bos("<s>"),
                                ignore_merges=True),
+        "llama4": bytes_family(splits(PATTERNS["o200k"]), specials=["<|begin_of_text|>", "<|header_start|>", "<|eot|>"],
+                               post=sequence("processors", [level, with_bos("<|begin_of_text|>")]),
+                               ignore_merges=True),
+        # Its special tokens swallow the white space around them.
+        "phi4": dict(bytes_family(removed(PATTERNS["llama3"])), token_flags=dict(lstrip=True, rstrip=True)),
+        "glm45": bytes_family(splits(PATTERNS["llama3"]), specials=["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"],
+                              post=level),
         "deepseek": bytes_family(splits(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", PATTERNS["deepseek"]),
                                  normalizer=sequence("normalizers", []),
                                  specials=["<｜begin▁of▁sentence｜>", "<｜User｜>"]),
@@ -115,6 +127,11 @@ def families():
         "gemma": spm_family({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
                              "invert": False}, replace(" ", "▁"),
                             ["<bos>", "<eos>", "<unk>", "<start_of_turn>"], "<bos>", SENTENCEPIECE_DECODER),
+        # Gemma 3 has runs of line ends, blanks and tags as added tokens.
+        "gemma3": dict(spm_family({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+                                   "invert": False}, replace(" ", "▁"),
+                                  ["<pad>", "<bos>", "<unk>", "<start_of_turn>"], "<bos>", SENTENCEPIECE_DECODER),
+                       added=["\n", "\n\n", "\n\n\n", "▁▁", "▁▁▁", "<table>", "</table>"]),
     }
 
 
@@ -143,6 +160,15 @@ def train(family):
     tokenizer.train_from_iterator(training_text(), trainer)
     result = json.loads(tokenizer.to_str())
     result["added_tokens"] = [t for t in result["added_tokens"] if not t["content"].startswith("<0x")]
+    for token in result["added_tokens"]:
+        token.update(family.get("token_flags", {}))
+    next_id = len(result["model"]["vocab"])
+    for content in family.get("added", []):
+        known = result["model"]["vocab"].get(content)
+        result["added_tokens"].append(dict(id=next_id if known is None else known, content=content, single_word=False,
+                                           lstrip=False, rstrip=False, normalized=False, special=False))
+        next_id += known is None
+    result["added_tokens"].sort(key=lambda token: token["id"])
     result.update(normalizer=family["normalizer"], pre_tokenizer=family["pre"], post_processor=family["post"],
                   decoder=family["decoder"])
     return json.dumps(result, ensure_ascii=False, separators=(",", ":"))
@@ -227,14 +253,18 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--published")
+    parser.add_argument("--only", nargs="+", metavar="FAMILY")
     parser.add_argument("--components-only", action="store_true")
     arguments = parser.parse_args()
     assert tokenizers.__version__ == "0.23.3", tokenizers.__version__
-    write(GOLDEN / "components.json", component_cases(training_text()[:60]))
+    if not arguments.only:
+        write(GOLDEN / "components.json", component_cases(training_text()[:60]))
     if arguments.components_only:
         return
     write(GOLDEN / "texts.json", {"texts": TEXTS, "seed": SEED, "total_bytes": TOTAL_BYTES, "block": BLOCK})
     for name, family in families().items():
+        if arguments.only and name not in arguments.only:
+            continue
         path = GOLDEN / "families" / f"{name}.json"
         if arguments.train or not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

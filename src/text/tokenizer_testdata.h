@@ -33,15 +33,25 @@ inline boost::json::object ReadJson(const std::filesystem::path& path) {
   return boost::json::parse(ReadText(path)).as_object();
 }
 
-// The tokenizer.json (or another file) of a published model, empty where the shared data folder
-// does not have it.
-inline std::string ReadPublishedTokenizer(const std::string& name,
-                                          const std::string& file_name = "tokenizer.json") {
+// Where files of published tokenizers are, if they are.
+inline std::filesystem::path PublishedFolder(const std::string& name) {
   const char* shared = std::getenv("NIBBLE_SHARED");
   const std::filesystem::path root =
       shared != nullptr ? std::filesystem::path(shared)
                         : std::filesystem::path(NIBBLE_SOURCE_DIR).parent_path() / "shared";
-  const std::filesystem::path file = root / "data" / "tokenizers" / name / (file_name + ".xz");
+  return root / "data" / "tokenizers" / name;
+}
+
+// Empty where the shared data folder does not have it.
+inline std::string ReadPublishedFile(const std::string& name, const std::string& file_name) {
+  return ReadText(PublishedFolder(name) / file_name);
+}
+
+// The tokenizer.json (or another file) of a published model, empty where the shared data folder
+// does not have it.
+inline std::string ReadPublishedTokenizer(const std::string& name,
+                                          const std::string& file_name = "tokenizer.json") {
+  const std::filesystem::path file = PublishedFolder(name) / (file_name + ".xz");
   std::string content;
   if (!std::filesystem::exists(file)) return content;
   const std::string command = "xz -dc '" + file.string() + "'";

@@ -57,8 +57,7 @@ json::array ProbeMessages(const ToolCallForm& form) {
   ApplyToolCallForm(form, &call);
   return {{{"role", "user"}, {"content", "Hello"}},
           std::move(call),
-          {{"role", "tool"}, {"name", "probe_function"}, {"tool_call_id", kId}, {"content", "1"}},
-          {{"role", "user"}, {"content", "Hello"}}};
+          {{"role", "tool"}, {"name", "probe_function"}, {"tool_call_id", kId}, {"content", "1"}}};
 }
 
 // Key and value appear, neither quoted as Python's repr does nor as JSON inside JSON.

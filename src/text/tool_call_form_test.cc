@@ -3,6 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <utility>
+#include <vector>
+
+#include "text/tokenizer_testdata.h"
 
 namespace nibble::text {
 namespace {
@@ -38,6 +42,31 @@ TEST(ToolCallForm, WhatTheTemplatePrintsDecides) {
                   "{{ c.function.arguments | tojson }}{% endfor %}"),
             ToolCallForm{});
   EXPECT_EQ(Probe("no calls at all"), ToolCallForm{});
+}
+
+TEST(ToolCallForm, PublishedTemplates) {
+  const std::vector<std::pair<std::string, ToolCallForm>> forms = {
+      {"qwen3", {}}, {"deepseek_v3", {.null_content = true, .text_arguments = true}}};
+  for (const auto& [name, form] : forms) {
+    const std::string config = ReadPublishedFile(name, "tokenizer_config.json");
+    if (config.empty()) GTEST_SKIP() << "no tokenizer_config.json of " << name << " in ../shared";
+    const json::value parsed = json::parse(config);
+    const auto compiled = ChatTemplate::Compile(parsed.at("chat_template").as_string());
+    ASSERT_TRUE(compiled) << compiled.error().message();
+    EXPECT_EQ(ProbeToolCallForm(*compiled, {{"bos_token", "<s>"}, {"eos_token", "</s>"}}), form)
+        << name;
+  }
+}
+
+// Mistral's templates insist on turns of user and assistant, and on ids of nine characters.
+TEST(ToolCallForm, TemplatesThatCheckTheConversation) {
+  EXPECT_EQ(Probe("{% if (loop.index0 == 2 and m.role != 'tool') or loop.index0 > 2 %}"
+                  "{{ raise_exception('turns') }}{% endif %}"
+                  "{% if m.tool_calls is defined and m.content is none %}"
+                  "{% for c in m.tool_calls %}{% if c.id | length != 9 %}"
+                  "{{ raise_exception('id') }}{% endif %}{{ c.function | tojson }}{% endfor %}"
+                  "{% endif %}"),
+            (ToolCallForm{.null_content = true}));
 }
 
 TEST(ToolCallForm, RewritesMessages) {
