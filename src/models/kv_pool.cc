@@ -25,7 +25,8 @@ int64_t StateBytes(const ModelInfo& info) {
 }
 
 int64_t SectionBytes::total() const {
-  return std::accumulate(bytes, bytes + kSections, int64_t{0});
+  return std::accumulate(bytes, bytes + kSections, int64_t{0}) -
+         bytes[static_cast<int>(Section::kDraft)];
 }
 
 Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, int32_t page_size,

@@ -116,7 +116,7 @@ class TableWalk : public WeightVisitor {
              int64_t tensors = 1) {
     formats_[format] += tensors;
     parameters_ += elements;
-    active_parameters_ += static_cast<double>(elements) * share;
+    if (section() != Section::kDraft) active_parameters_ += static_cast<double>(elements) * share;
     weight_bytes_ += resident;
     sections_[section()] += static_cast<int64_t>(static_cast<double>(resident) * share);
   }
@@ -127,7 +127,7 @@ class TableWalk : public WeightVisitor {
   void CountVector(int64_t n, double share = 1.0) {
     weight_bytes_ += n * 4;
     parameters_ += n;
-    active_parameters_ += static_cast<double>(n) * share;
+    if (section() != Section::kDraft) active_parameters_ += static_cast<double>(n) * share;
     sections_[section()] += static_cast<int64_t>(static_cast<double>(n * 4) * share);
   }
   static double ExpertShare(const ExpertsSpec& spec) {
@@ -526,6 +526,10 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
   const kernels::OpTable& ops = options.ops != nullptr ? *options.ops : kernels::CpuOps();
   NIBBLE_ASSIGN(std::unique_ptr<LoadableModel> model,
                 BuildModel(checkpoint.config(), {.tp = options.tp, .draft = options.draft}));
+  // Configs do not always say whether the module is there.
+  if (model->has_draft() && checkpoint.Find(model->draft_tensor()) == nullptr) {
+    NIBBLE_ASSIGN(model, BuildModel(checkpoint.config(), {.tp = options.tp}));
+  }
   NIBBLE_TRY(CheckOps(*model, ops));
   Loader loader(checkpoint, ops, options);
   model->VisitWeights(loader);

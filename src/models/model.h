@@ -49,7 +49,7 @@ struct SectionBytes {
   int64_t bytes[kSections] = {};
   int64_t& operator[](Section section) { return bytes[static_cast<int>(section)]; }
   int64_t operator[](Section section) const { return bytes[static_cast<int>(section)]; }
-  int64_t total() const;
+  int64_t total() const;  // without the draft head's
 };
 
 struct ModelInfo {
@@ -161,7 +161,8 @@ class Model {
   // ForwardDraft. Only with has_draft().
   virtual const uint16_t* hidden() const { return nullptr; }
   // As Forward, through the draft head: row i's token follows the position whose hidden state is
-  // row i of `hidden` (T, D), and stands at that position in the head's own cache.
+  // row i of `hidden` (T, D), and stands at that position in the head's own cache. `hidden` may be
+  // what hidden() returned. Recurrent states are neither read nor written.
   virtual const float* ForwardDraft(const Batch&, [[maybe_unused]] const uint16_t* hidden,
                                     const KvPool&) {
     return nullptr;

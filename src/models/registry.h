@@ -33,6 +33,8 @@ class LoadableModel : public Model {
   // Entries of OpTable that Forward calls: one that the backend lacks is an error when the model
   // loads.
   virtual std::vector<std::string_view> RequiredOps() const = 0;
+  // With has_draft(): a tensor that is stored where the checkpoint has an MTP module.
+  virtual std::string draft_tensor() const { return ""; }
 };
 
 // How a model is built from a config, beyond the config itself.

@@ -59,7 +59,7 @@ std::vector<kernels::ExpertWeights> ExpertTable(const ExpertsSpec& spec,
 
 std::string_view SectionName(Section section) {
   constexpr std::string_view kNames[kSections] = {
-      "attention", "linear_attention", "ffn", "experts", "shared_expert", "head", "other"};
+      "attention", "linear_attention", "ffn", "experts", "shared_expert", "head", "other", "draft"};
   return kNames[static_cast<int>(section)];
 }
 

@@ -105,16 +105,20 @@ enum class Section : uint8_t {
   kSharedExpert,
   kHead,
   kOther,  // embedding row, router, norms
+  kDraft,  // the draft head: read once per drafted token, and no part of the model's own token
 };
-inline constexpr int kSections = 7;
+inline constexpr int kSections = 8;
 std::string_view SectionName(Section section);  // "linear_attention"
 
 class WeightVisitor {
  public:
   virtual ~WeightVisitor() = default;
 
-  // What the following weights belong to. At first kOther.
-  void SetSection(Section section) { section_ = section; }
+  // What the following weights belong to. At first kOther. kDraft stays: whatever blocks a draft
+  // head is made of, it is visited last.
+  void SetSection(Section section) {
+    if (section_ != Section::kDraft) section_ = section;
+  }
   Section section() const { return section_; }
 
   // Stacked linears with equal K, as stored. columns: the part of K that is taken.

@@ -6,17 +6,34 @@
 
 namespace nibble::models {
 
-Decoder::Decoder(DecoderConfig config, std::vector<Sublayer> sublayers, const BuildOptions& options)
-    : config_(std::move(config)),
-      options_(options),
-      sublayers_(std::move(sublayers)),
-      norms_(sublayers_.size()) {
+Decoder::Decoder(DecoderConfig config, std::vector<Sublayer> sublayers, const BuildOptions& options,
+                 std::optional<DraftHead> draft)
+    : config_(std::move(config)), options_(options), stack_(std::move(sublayers)) {
+  if (draft) draft_.emplace(std::move(*draft));
   info_.architecture = config_.architecture;
   info_.vocab_size = config_.vocab_size;
   info_.hidden_size = config_.hidden_size;
   info_.max_positions = config_.max_positions;
   info_.layers = config_.layers;
-  for (const Sublayer& sublayer : sublayers_) sublayer.block->DescribeCaches(&info_);
+  for (const Sublayer* sublayer : AllSublayers()) sublayer->block->DescribeCaches(&info_);
+}
+
+std::vector<const Sublayer*> Decoder::AllSublayers() const {
+  std::vector<const Sublayer*> all;
+  for (const Sublayer& sublayer : stack_.sublayers) all.push_back(&sublayer);
+  if (!draft_) return all;
+  for (const Sublayer& sublayer : draft_->stack.sublayers) all.push_back(&sublayer);
+  return all;
+}
+
+void Decoder::Stack::VisitSublayers(WeightVisitor& visitor, int64_t d) {
+  for (size_t i = 0; i < sublayers.size(); ++i) {
+    visitor.SetSection(Section::kOther);
+    visitor.VisitVector(sublayers[i].norm, d, &norms[i].before);
+    if (!sublayers[i].post_norm.empty())
+      visitor.VisitVector(sublayers[i].post_norm, d, &norms[i].after);
+    sublayers[i].block->VisitWeights(visitor);
+  }
 }
 
 void Decoder::VisitWeights(WeightVisitor& visitor) {
@@ -26,33 +43,39 @@ void Decoder::VisitWeights(WeightVisitor& visitor) {
   visitor.SetSection(config_.tied_embeddings ? Section::kHead : Section::kOther);
   visitor.VisitEmbedding(config_.embedding_name, config_.vocab_size, d, config_.tied_embeddings,
                          &embedding_);
-  for (size_t i = 0; i < sublayers_.size(); ++i) {
-    const Sublayer& sublayer = sublayers_[i];
-    visitor.SetSection(Section::kOther);
-    visitor.VisitVector(sublayer.norm, d, &norms_[i].before);
-    if (!sublayer.post_norm.empty()) visitor.VisitVector(sublayer.post_norm, d, &norms_[i].after);
-    sublayer.block->VisitWeights(visitor);
-  }
+  stack_.VisitSublayers(visitor, d);
   visitor.SetSection(Section::kOther);
-  visitor.VisitVector(config_.final_norm_name, d, &final_norm_);
+  visitor.VisitVector(config_.final_norm_name, d, &stack_.final_norm);
   if (config_.tied_embeddings) {
     visitor.Ignore("lm_head.weight");  // some exports store the tied copy
-    return;
+  } else {
+    visitor.SetSection(Section::kHead);
+    std::vector<RowRange> rows;
+    if (options_.tp.active()) {
+      const int64_t begin = options_.tp.rank * VocabShare();
+      rows = {{.begin = begin, .count = std::min(VocabShare(), config_.vocab_size - begin)}};
+    }
+    visitor.VisitLinear({{"lm_head", config_.vocab_size, rows}}, d, Bias::kIfStored, &head_);
   }
-  visitor.SetSection(Section::kHead);
-  std::vector<RowRange> rows;
-  if (options_.tp.active()) {
-    const int64_t begin = options_.tp.rank * VocabShare();
-    rows = {{.begin = begin, .count = std::min(VocabShare(), config_.vocab_size - begin)}};
-  }
-  visitor.VisitLinear({{"lm_head", config_.vocab_size, rows}}, d, Bias::kIfStored, &head_);
+  if (draft_) VisitDraft(visitor);
+}
+
+void Decoder::VisitDraft(WeightVisitor& visitor) {
+  const int64_t d = config_.hidden_size;
+  visitor.SetSection(Section::kDraft);
+  visitor.VisitVector(draft_->embedding_norm, d, &draft_->embedding_norm_weight);
+  visitor.VisitVector(draft_->hidden_norm, d, &draft_->hidden_norm_weight);
+  visitor.VisitLinear({{draft_->projection, d, {}}}, 2 * d, Bias::kNone,
+                      &draft_->projection_weight);
+  draft_->stack.VisitSublayers(visitor, d);
+  visitor.VisitVector(draft_->final_norm, d, &draft_->stack.final_norm);
 }
 
 std::vector<std::string_view> Decoder::RequiredOps() const {
   std::set<std::string_view> ops = {"pack_weight", "linear", "embed", "rms_norm", "gather_rows"};
   if (options_.tp.active()) ops.insert("round");
-  for (const Sublayer& sublayer : sublayers_) {
-    for (const std::string_view op : sublayer.block->RequiredOps()) ops.insert(op);
+  for (const Sublayer* sublayer : AllSublayers()) {
+    for (const std::string_view op : sublayer->block->RequiredOps()) ops.insert(op);
   }
   return {ops.begin(), ops.end()};
 }
@@ -62,18 +85,26 @@ Status Decoder::FinishLoad(const kernels::OpTable& ops, ThreadPool* pool, int64_
   pool_ = pool;
   const FinishContext context = {
       .ops = ops, .pool = pool, .max_positions = max_positions, .info = &info_};
-  for (const Sublayer& sublayer : sublayers_) NIBBLE_TRY(sublayer.block->FinishLoad(context));
+  for (const Sublayer* sublayer : AllSublayers()) NIBBLE_TRY(sublayer->block->FinishLoad(context));
   return {};
 }
 
 void Decoder::Carve(ScratchArena& arena, const StepSizes& sizes) {
   const int64_t d = config_.hidden_size;
+  const std::vector<const Sublayer*> sublayers = AllSublayers();
   const bool post_norms =
-      std::ranges::any_of(sublayers_, [](const Sublayer& s) { return !s.post_norm.empty(); });
+      std::ranges::any_of(sublayers, [](const Sublayer* s) { return !s->post_norm.empty(); });
   arena.Take(&x_, sizes.t * d);
   arena.Take(&normed_, std::max(sizes.t, sizes.rows) * d);
   arena.Take(&delta_, sizes.t * d);
   if (post_norms) arena.Take(&post_delta_, sizes.t * d);
+  if (draft_) {
+    arena.Take(&hidden_, sizes.t * d);
+    arena.Take(&pair_, 2 * sizes.t * d);
+    arena.Take(&interleaved_, 2 * sizes.t * d);
+    arena.Take(&pair_rows_, 2 * sizes.t);
+    arena.NeedWorkspace(ops_->linear_workspace(sizes.t, 2 * d));
+  }
   arena.Take(&row_x_, sizes.rows * d);
   arena.Take(&row_delta_, sizes.rows * d);
   arena.Take(&logits_, sizes.rows * config_.vocab_size);
@@ -83,9 +114,9 @@ void Decoder::Carve(ScratchArena& arena, const StepSizes& sizes) {
   }
   arena.NeedWorkspace(ops_->linear_workspace(sizes.rows, d));
   const int64_t mark = arena.mark();
-  for (const Sublayer& sublayer : sublayers_) {
+  for (const Sublayer* sublayer : sublayers) {
     arena.Rewind(mark);
-    sublayer.block->Carve(arena, *ops_, sizes);
+    sublayer->block->Carve(arena, *ops_, sizes);
   }
 }
 
@@ -118,33 +149,72 @@ void Decoder::Normalize(uint16_t* x, const uint16_t* delta, const std::vector<fl
                             .style = config_.norm_style});
 }
 
-const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
-  const auto t = static_cast<int64_t>(batch.tokens.size());
-  const auto rows = static_cast<int64_t>(batch.logits_rows.size());
-  const int64_t d = config_.hidden_size;
-  const StepContext step = {
-      .ops = *ops_, .context = context_, .batch = batch, .kv = kv, .tp = options_.tp, .t = t};
+StepContext Decoder::Step(const Batch& batch, const KvPool& kv) const {
+  return {.ops = *ops_,
+          .context = context_,
+          .batch = batch,
+          .kv = kv,
+          .tp = options_.tp,
+          .t = static_cast<int64_t>(batch.tokens.size())};
+}
 
+void Decoder::Embed(const Batch& batch, uint16_t* out) const {
   ops_->embed(context_, {.ids = batch.tokens.data(),
                          .table = embedding_.segments[0].weight.get(),
-                         .out = x_,
-                         .t = t,
+                         .out = out,
+                         .t = static_cast<int64_t>(batch.tokens.size()),
                          .scale = config_.embedding_scale});
+}
+
+const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
+  Embed(batch, x_);
+  return RunStack(Step(batch, kv), stack_);
+}
+
+const float* Decoder::ForwardDraft(const Batch& batch, const uint16_t* hidden, const KvPool& kv) {
+  const StepContext step = Step(batch, kv);
+  const int64_t t = step.t, d = config_.hidden_size;
+  // Both norms write dense rows, which a gather then puts side by side.
+  uint16_t* embedded = pair_;
+  uint16_t* continued = pair_ + t * d;
+  Embed(batch, embedded);
+  Normalize(embedded, nullptr, draft_->embedding_norm_weight, t, embedded);
+  std::copy_n(hidden, t * d, continued);
+  Normalize(continued, nullptr, draft_->hidden_norm_weight, t, continued);
+  for (int64_t i = 0; i < t; ++i) {
+    pair_rows_[2 * i] = static_cast<int32_t>(i);
+    pair_rows_[2 * i + 1] = static_cast<int32_t>(t + i);
+  }
+  ops_->gather_rows(context_,
+                    {.x = pair_, .rows = pair_rows_, .out = interleaved_, .r = 2 * t, .d = d});
+  draft_->projection_weight.Run(*ops_, context_, interleaved_, t, x_);
+  return RunStack(step, draft_->stack);
+}
+
+const float* Decoder::RunStack(const StepContext& step, const Stack& stack) {
+  const int64_t t = step.t, d = config_.hidden_size;
   const uint16_t* delta = nullptr;
-  for (size_t i = 0; i < sublayers_.size(); ++i) {
-    Normalize(x_, delta, norms_[i].before, t, normed_);
-    sublayers_[i].block->Forward(step, normed_, delta_);
+  for (size_t i = 0; i < stack.sublayers.size(); ++i) {
+    const Sublayer& sublayer = stack.sublayers[i];
+    Normalize(x_, delta, stack.norms[i].before, t, normed_);
+    sublayer.block->Forward(step, normed_, delta_);
     delta = delta_;
-    if (!sublayers_[i].post_norm.empty()) {
-      Normalize(delta_, nullptr, norms_[i].after, t, post_delta_);
+    if (!sublayer.post_norm.empty()) {
+      Normalize(delta_, nullptr, stack.norms[i].after, t, post_delta_);
       delta = post_delta_;
     }
   }
+  if (draft_) Normalize(x_, delta, stack.final_norm, t, hidden_);
+  const auto rows = static_cast<int64_t>(step.batch.logits_rows.size());
   if (rows == 0) return logits_;
-  const int32_t* picked = batch.logits_rows.data();
-  ops_->gather_rows(context_, {.x = x_, .rows = picked, .out = row_x_, .r = rows, .d = d});
-  ops_->gather_rows(context_, {.x = delta, .rows = picked, .out = row_delta_, .r = rows, .d = d});
-  Normalize(row_x_, row_delta_, final_norm_, rows, normed_);
+  const int32_t* picked = step.batch.logits_rows.data();
+  if (draft_) {
+    ops_->gather_rows(context_, {.x = hidden_, .rows = picked, .out = normed_, .r = rows, .d = d});
+  } else {
+    ops_->gather_rows(context_, {.x = x_, .rows = picked, .out = row_x_, .r = rows, .d = d});
+    ops_->gather_rows(context_, {.x = delta, .rows = picked, .out = row_delta_, .r = rows, .d = d});
+    Normalize(row_x_, row_delta_, stack.final_norm, rows, normed_);
+  }
   RunHead(step, rows);
   return logits_;
 }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,27 +41,68 @@ struct Sublayer {
   std::string post_norm;
 };
 
+// What an MTP module adds: x = projection [norm(embedding of a token), norm(hidden state before
+// it)], a few blocks around that x as residual stream, and a final norm, whose output goes to the
+// model's head and is the hidden state that a further draft continues from.
+struct DraftHead {
+  std::string embedding_norm;  // names of weights: "mtp.pre_fc_norm_embedding.weight"
+  std::string hidden_norm;
+  std::string projection;  // (D, 2D), without ".weight"
+  std::vector<Sublayer> sublayers;
+  std::string final_norm;
+};
+
 class Decoder final : public LoadableModel {
  public:
-  Decoder(DecoderConfig config, std::vector<Sublayer> sublayers, const BuildOptions& options);
+  Decoder(DecoderConfig config, std::vector<Sublayer> sublayers, const BuildOptions& options,
+          std::optional<DraftHead> draft = {});
 
   const ModelInfo& info() const override { return info_; }
   ModelInfo& mutable_info() override { return info_; }
   int64_t ActivationBytes(int64_t max_tokens, int64_t max_rows) const override;
   Status Prepare(int64_t max_tokens, int64_t max_rows) override;
   const float* Forward(const Batch& batch, const KvPool& kv) override;
+  bool has_draft() const override { return draft_.has_value(); }
+  const uint16_t* hidden() const override { return hidden_; }
+  const float* ForwardDraft(const Batch& batch, const uint16_t* hidden, const KvPool& kv) override;
   const kernels::OpTable& ops() const override { return *ops_; }
 
   void VisitWeights(WeightVisitor& visitor) override;
   std::vector<std::string_view> RequiredOps() const override;
   Status FinishLoad(const kernels::OpTable& ops, ThreadPool* pool, int64_t max_positions) override;
+  std::string draft_tensor() const override { return draft_ ? draft_->final_norm : ""; }
 
  private:
   struct Norms {
     std::vector<float> before;  // (D)
     std::vector<float> after;   // (D) or empty
   };
+  // Blocks around a residual stream, and the norm behind them.
+  struct Stack {
+    std::vector<Sublayer> sublayers;
+    std::vector<Norms> norms;       // one per sublayer
+    std::vector<float> final_norm;  // (D)
 
+    explicit Stack(std::vector<Sublayer> blocks)
+        : sublayers(std::move(blocks)), norms(sublayers.size()) {}
+    void VisitSublayers(WeightVisitor& visitor, int64_t d);
+  };
+  struct Draft : DraftHead {
+    Stack stack;
+    std::vector<float> embedding_norm_weight;  // (D)
+    std::vector<float> hidden_norm_weight;     // (D)
+    Linear projection_weight;                  // (D, 2D)
+
+    explicit Draft(DraftHead head)
+        : DraftHead(std::move(head)), stack(std::move(this->DraftHead::sublayers)) {}
+  };
+
+  void VisitDraft(WeightVisitor& visitor);
+  std::vector<const Sublayer*> AllSublayers() const;  // the draft head's last
+  StepContext Step(const Batch& batch, const KvPool& kv) const;
+  void Embed(const Batch& batch, uint16_t* out) const;
+  // The blocks of a stack, from and to the residual stream x_, and the logits of the wanted rows.
+  const float* RunStack(const StepContext& step, const Stack& stack);
   void Carve(ScratchArena& arena, const StepSizes& sizes);
   void Normalize(uint16_t* x, const uint16_t* delta, const std::vector<float>& weight, int64_t t,
                  uint16_t* out) const;
@@ -73,10 +115,9 @@ class Decoder final : public LoadableModel {
   ModelInfo info_;
 
   Linear embedding_;  // (V, D)
-  std::vector<Sublayer> sublayers_;
-  std::vector<Norms> norms_;       // one per sublayer
-  std::vector<float> final_norm_;  // (D)
-  Linear head_;                    // (V of this rank, D); empty when tied to the embedding
+  Stack stack_;
+  Linear head_;  // (V of this rank, D); empty when tied to the embedding
+  std::optional<Draft> draft_;
 
   const kernels::OpTable* ops_ = nullptr;
   ThreadPool* pool_ = nullptr;
@@ -86,11 +127,16 @@ class Decoder final : public LoadableModel {
   uint16_t* normed_ = nullptr;      // (max(T, R), D)
   uint16_t* delta_ = nullptr;       // (T, D) what a block adds to the residual stream
   uint16_t* post_delta_ = nullptr;  // (T, D) the same after its norm
-  uint16_t* row_x_ = nullptr;       // (R, D)
-  uint16_t* row_delta_ = nullptr;   // (R, D)
-  float* shard_logits_ = nullptr;   // (R, V of this rank)
-  float* gathered_ = nullptr;       // (ranks, R, V of a rank)
-  float* logits_ = nullptr;         // (R, V)
+  // With a draft head:
+  uint16_t* hidden_ = nullptr;       // (T, D) behind the final norm
+  uint16_t* pair_ = nullptr;         // (2, T, D) normed embeddings, then normed hidden states
+  uint16_t* interleaved_ = nullptr;  // (T, 2D)
+  int32_t* pair_rows_ = nullptr;     // (2T) rows of pair_ in the order of interleaved_
+  uint16_t* row_x_ = nullptr;        // (R, D)
+  uint16_t* row_delta_ = nullptr;    // (R, D)
+  float* shard_logits_ = nullptr;    // (R, V of this rank)
+  float* gathered_ = nullptr;        // (ranks, R, V of a rank)
+  float* logits_ = nullptr;          // (R, V)
 };
 
 // ---- What most families' configs share
