@@ -400,9 +400,13 @@ struct GatedDeltaNetParams {
   uint16_t* out = nullptr;    // (T, Hv * Dv)
 };
 
+// Largest N of mamba2.
+inline constexpr int32_t kMaxMamba2StateDim = 256;
+
 // Mamba-2 between its projections (Nemotron-H). Rows of zxbcdt: z (H P), x (H P), B (G N), C (G N),
-// dt (H). A depthwise causal convolution with bias over x, B and C, then silu; dt' =
-// clamp(softplus(dt + dt_bias)); per head with state S (P, N) and group h / (H / G),
+// dt (H). A depthwise causal convolution of width W with bias over x, B and C, then silu (FP32 sum,
+// rounded to BF16); dt' = clamp(softplus(dt + dt_bias), dt_min, dt_max); per head with state S
+// (P, N) and group h / (H / G),
 //
 //   S ← exp(-exp(a_log) dt') S + dt' x Bᵀ;  y = S C + d x
 //
@@ -414,8 +418,8 @@ struct Mamba2Params {
   int64_t stride = 0;
   int32_t heads = 0;                   // H
   int32_t head_dim = 0;                // P
-  int32_t groups = 0;                  // G
-  int32_t state_dim = 0;               // N
+  int32_t groups = 0;                  // G, divides H
+  int32_t state_dim = 0;               // N, at most kMaxMamba2StateDim
   int32_t conv_width = 0;              // W, 2..8
   const float* conv_weight = nullptr;  // (H P + 2 G N, W)
   const float* conv_bias = nullptr;    // (H P + 2 G N) or null

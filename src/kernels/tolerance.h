@@ -28,9 +28,11 @@ inline constexpr Tolerance kRopeNormTolerance = {0x1p-6f, 0x1p-7f};
 inline constexpr Tolerance kRopeNormFp8Tolerance = {0x1p-3f, 0x1p-6f};
 // FP32 sums over Dh and over the keys.
 inline constexpr Tolerance kAttentionTolerance = {0x1p-7f, 0x1p-14f};
-// The convolution's rounding may fall the other way, by one unit of BF16 in an element of q, k or v:
-// that stays in the state. Outputs are rounded once more.
+// The convolution's rounding may fall the other way, by one unit of BF16 in an element of q, k or
+// v: that stays in the state. Outputs are rounded once more.
 inline constexpr Tolerance kGatedDeltaNetTolerance = {0x1p-6f, 0x1p-8f};
+// The same in x, B or C.
+inline constexpr Tolerance kMamba2Tolerance = {0x1p-6f, 0x1p-8f};
 // Log-probabilities, absolute: a sum of up to 2^18 FP32 exponentials, in blocks.
 inline constexpr float kLogprobTolerance = 2e-5f;
 

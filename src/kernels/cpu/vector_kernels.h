@@ -15,7 +15,8 @@ namespace nibble::kernels {
 
 struct AttentionChunk;  // attention/attention_chunk.h
 struct AttentionState;
-struct DeltaBlock;  // gated_delta_net/delta_block.h
+struct DeltaBlock;   // gated_delta_net/delta_block.h
+struct Mamba2Block;  // mamba2/mamba2_block.h
 
 struct VectorKernels {
   // x (n) += delta (n), rounded to BF16.
@@ -48,11 +49,11 @@ struct VectorKernels {
   void (*round)(const float* in, int64_t n, uint16_t* out);  // FP32 to BF16
   void (*widen)(const uint16_t* in, int64_t n, float* out);  // BF16 to FP32
 
-  // Recurrent layers: a depthwise convolution of `width` taps (width, n) and silu, over m tokens of
-  // n channels. rows[t + j] is what tap j of token t meets. out: rounded to BF16, rows out_stride
-  // apart.
-  void (*conv_silu)(const uint16_t* const* rows, const float* taps, int64_t width, int64_t n,
-                    int64_t m, float* out, int64_t out_stride);
+  // Recurrent layers: a depthwise convolution of `width` taps (width, n), plus bias (n) or null,
+  // then silu, over m tokens of n channels. rows[t + j] is what tap j of token t meets; null before
+  // the sequence. out: rounded to BF16, rows out_stride apart.
+  void (*conv_silu)(const uint16_t* const* rows, const float* taps, const float* bias,
+                    int64_t width, int64_t n, int64_t m, float* out, int64_t out_stride);
   // Each of m rows (n), stride apart, times scale / sqrt(sum of squares + 1e-6).
   void (*unit_rows)(float* rows, int64_t n, int64_t m, int64_t stride, float scale);
   // Gated DeltaNet: see gated_delta_net/delta_block.h.
@@ -60,6 +61,12 @@ struct VectorKernels {
   // out (n) = weight * x / sqrt(mean(x²) + eps) * silu(z), or * sigmoid(z).
   void (*gated_norm)(const float* x, const uint16_t* z, const float* weight, int64_t n, float eps,
                      bool sigmoid, uint16_t* out);
+
+  // Mamba-2: see mamba2/mamba2_block.h.
+  void (*mamba2_rows)(const Mamba2Block& block);
+  // y (n) *= silu(z); then out = weight * y / sqrt(mean(y²) + eps).
+  void (*gate_then_norm)(float* y, const uint16_t* z, const float* weight, int64_t n, float eps,
+                         uint16_t* out);
 
   // Sampling: logits where NaN reads as -inf and +inf as the largest finite value.
   // The largest logit and its smallest index; index -1 if every logit is -inf.

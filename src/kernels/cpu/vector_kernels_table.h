@@ -3,12 +3,15 @@
 
 #include "kernels/cpu/attention/attention_chunk.h"
 #include "kernels/cpu/gated_delta_net/delta_block.h"
+#include "kernels/cpu/mamba2/mamba2_block.h"
 #include "kernels/cpu/simd/simd.h"
 #include "kernels/cpu/vector_kernels.h"
 // The kernels themselves:
 #include "kernels/cpu/activation/activation_impl.h"
 #include "kernels/cpu/attention/attention_impl.h"
+#include "kernels/cpu/causal_conv/causal_conv_impl.h"
 #include "kernels/cpu/gated_delta_net/gated_delta_net_impl.h"
+#include "kernels/cpu/mamba2/mamba2_impl.h"
 #include "kernels/cpu/norm/norm_impl.h"
 #include "kernels/cpu/rope/rope_impl.h"
 #include "kernels/cpu/sample/sample_impl.h"
@@ -33,6 +36,8 @@ constinit const VectorKernels kVectorKernels = {
     .unit_rows = UnitRows,
     .delta_rows = DeltaRows,
     .gated_norm = GatedNorm,
+    .mamba2_rows = Mamba2Rows,
+    .gate_then_norm = GateThenNorm,
     .best_logit = BestLogit,
     .softmax_weights = SoftmaxWeights,
     .softmax_sum = SoftmaxSum,

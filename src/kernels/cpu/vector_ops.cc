@@ -4,6 +4,7 @@
 #include "kernels/cpu/attention/attention.h"
 #include "kernels/cpu/gated_delta_net/gated_delta_net.h"
 #include "kernels/cpu/gather_rows/gather_rows.h"
+#include "kernels/cpu/mamba2/mamba2.h"
 #include "kernels/cpu/norm/norm.h"
 #include "kernels/cpu/rope/rope.h"
 #include "kernels/cpu/sample/sample.h"
@@ -44,6 +45,10 @@ void FillFrom(OpTable* table) {
   table->gated_delta_net_workspace = GatedDeltaNetWorkspace;
   table->gated_delta_net = [](const OpContext& context, const GatedDeltaNetParams& params) {
     GatedDeltaNet(kKernels, context, params);
+  };
+  table->mamba2_workspace = Mamba2Workspace;
+  table->mamba2 = [](const OpContext& context, const Mamba2Params& params) {
+    Mamba2(kKernels, context, params);
   };
   table->sample_workspace = SampleWorkspace;
   table->sample = [](const OpContext& context, const SampleParams& params) {

@@ -25,6 +25,7 @@ void RopeAndCache(const OpContext&, const RopeAndCacheParams& params);
 void MlaRopeAndCache(const OpContext&, const MlaRopeAndCacheParams& params);
 void Attention(const OpContext&, const AttentionParams& params);
 void GatedDeltaNet(const OpContext&, const GatedDeltaNetParams& params);
+void Mamba2(const OpContext&, const Mamba2Params& params);
 void Sample(const OpContext&, const SampleParams& params);
 
 // One token of one head of the gated delta rule: with S' = decay S and d = beta (v - S' k), the

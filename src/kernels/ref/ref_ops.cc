@@ -8,6 +8,7 @@ size_t NoLinearWorkspace(int64_t, int64_t) { return 0; }
 size_t NoHeadLinearWorkspace(int, int64_t, int64_t) { return 0; }
 size_t NoAttentionWorkspace(int, int64_t, int32_t, int32_t) { return 0; }
 size_t NoGatedDeltaNetWorkspace(int, const GatedDeltaNetParams&) { return 0; }
+size_t NoMamba2Workspace(int, const Mamba2Params&) { return 0; }
 size_t NoSampleWorkspace(int, int64_t, int64_t) { return 0; }
 
 }  // namespace
@@ -34,6 +35,8 @@ const OpTable& RefOps() {
       .attention = ref::Attention,
       .gated_delta_net_workspace = NoGatedDeltaNetWorkspace,
       .gated_delta_net = ref::GatedDeltaNet,
+      .mamba2_workspace = NoMamba2Workspace,
+      .mamba2 = ref::Mamba2,
       .sample_workspace = NoSampleWorkspace,
       .sample = ref::Sample,
   };

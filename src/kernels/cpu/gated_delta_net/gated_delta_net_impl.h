@@ -1,19 +1,7 @@
-// The leaves of Gated DeltaNet over simd.h: convolution, unit vectors, recurrence, gated norm.
+// The leaves of Gated DeltaNet over simd.h: unit vectors, recurrence, gated norm.
 #pragma once
 
 namespace nibble::kernels::NIBBLE_ISA {
-
-static void ConvSilu(const uint16_t* const* rows, const float* taps, int64_t width, int64_t n,
-                     int64_t m, float* out, int64_t out_stride) {
-  for (int64_t t = 0; t < m; ++t) {
-    ForEachVector(n, [&](int64_t i, auto count) {
-      F32 sum = Set(0.0f);
-      for (int64_t j = 0; j < width; ++j)
-        sum = Fma(LoadF32(taps + j * n + i, count), LoadBf16(rows[t + j] + i, count), sum);
-      StoreF32(out + t * out_stride + i, RoundToBf16(Silu(sum)), count);
-    });
-  }
-}
 
 NIBBLE_SIMD float SumOfSquaresF32(const float* x, int64_t n) {
   F32 sum = Set(0.0f);
