@@ -10,6 +10,7 @@ Needs torch, transformers, safetensors, numpy (and gguf for --smollm2). Run from
   tools/make_model_goldens.py [--only llama_0] [--smollm2 path.gguf]
 """
 import argparse
+import copy
 import json
 import pathlib
 
@@ -49,6 +50,56 @@ CONFIGS = {
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 96, "intermediate_size": 144,
         "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 48, "vocab_size": 293,
         "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True},
+    # Phi-4-mini: a share of each head turns, and other frequencies beyond 64 tokens.
+    "phi3_0": {
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 80, "intermediate_size": 112,
+        "num_hidden_layers": 2, "num_attention_heads": 5, "num_key_value_heads": 1, "vocab_size": 211,
+        "max_position_embeddings": 512, "original_max_position_embeddings": 64, "partial_rotary_factor": 0.75,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.02, 1.05, 1.1, 1.3, 1.6],
+                         "long_factor": [1.1, 1.4, 2.1, 3.3, 6.0, 8.0]},
+        "sliding_window": 262144, "tie_word_embeddings": True, "pad_token_id": 0},
+    # Phi-3-mini-4k: a window, plain frequencies.
+    "phi3_1": {
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 64, "intermediate_size": 144,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 197,
+        "max_position_embeddings": 512, "original_max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "sliding_window": 43, "tie_word_embeddings": False, "pad_token_id": 0},
+    # Local layers with their own rotation between global ones, as the first releases spell it.
+    "gemma3_0": {
+        "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_size": 64,
+        "intermediate_size": 112, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 40, "vocab_size": 203, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "query_pre_attn_scalar": 24, "sliding_window": 29,
+        "sliding_window_pattern": 3},
+    # The same inside a multimodal wrapper, as newer files spell it.
+    "gemma3_1": {
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 197,
+            "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 16, "sliding_window": 23,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500000.0},
+                                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0}}}},
+    # Queries grow every 32 tokens.
+    "ministral3_0": {
+        "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+        "text_config": {
+            "model_type": "ministral3", "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "vocab_size": 227,
+            "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "yarn", "type": "yarn", "rope_theta": 1000000.0, "factor": 16.0,
+                                "original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0,
+                                "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.4}}},
+    # A window in one layer of two.
+    "ministral_0": {
+        "architectures": ["MinistralForCausalLM"], "model_type": "ministral", "hidden_size": 64,
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1,
+        "head_dim": 24, "vocab_size": 199, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}, "sliding_window": 31,
+        "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": False},
 }
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -91,11 +142,13 @@ def make_weights(model, seed):
     for name, parameter in model.state_dict().items():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("norm.weight"):
-            value = 1 + 0.2 * noise
+            zero_centred = model.config.model_type == "gemma3_text"
+            value = (0 if zero_centred else 1) + 0.2 * noise
         elif name.endswith(".bias"):
             value = 0.3 * noise
         elif "embed_tokens" in name:
-            value = noise
+            scaled_by_model = model.config.model_type == "gemma3_text"
+            value = noise * 2 / parameter.shape[1] ** 0.5 if scaled_by_model else noise
         elif "lm_head" in name:
             value = noise * 2 / parameter.shape[1] ** 0.5
         else:
@@ -151,15 +204,23 @@ def write_json(path, value):
     path.write_text(json.dumps(value, separators=(",", ":")) + "\n")
 
 
+def as_wrapped(tensors):
+    """Names as in a multimodal checkpoint, with something of a vision tower."""
+    wrapped = {"language_model." + name: value for name, value in tensors.items()}
+    return wrapped | {"vision_tower.patch_embed.weight": torch.ones(4, 4, dtype=torch.bfloat16)}
+
+
 def make_tiny(name):
     config_json = CONFIGS[name]
-    fields = {k: v for k, v in config_json.items() if k != "model_type"}
-    config = AutoConfig.for_model(config_json["model_type"], **fields)
+    is_wrapped = "text_config" in config_json
+    text_json = config_json.get("text_config", config_json)
+    fields = {k: v for k, v in text_json.items() if k != "model_type"}
+    config = AutoConfig.for_model(text_json["model_type"], **copy.deepcopy(fields))
     seed = sum(map(ord, name))
     weights = make_weights(AutoModelForCausalLM.from_config(config), seed)
     generator = np.random.default_rng(seed)
-    prompts = [generator.integers(0, config_json["vocab_size"], length).tolist() for length in PROMPT_LENGTHS]
-    tied = config_json.get("tie_word_embeddings", False)
+    prompts = [generator.integers(0, config.vocab_size, length).tolist() for length in PROMPT_LENGTHS]
+    tied = config.tie_word_embeddings
     stored = {k: v for k, v in weights.items() if not (tied and k == "lm_head.weight")}
     if tied:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
@@ -167,7 +228,7 @@ def make_tiny(name):
     folder = GOLDEN / name / "bf16"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config_json)
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(as_wrapped(stored) if is_wrapped else stored, folder / "model.safetensors", metadata={"format": "pt"})
     golden = golden_of(build(config, weights, torch.float32), build(config, weights, torch.bfloat16), prompts, GREEDY)
     write_json(folder / "golden.json", golden)
 
@@ -183,7 +244,7 @@ def make_tiny(name):
     folder.mkdir(parents=True, exist_ok=True)
     quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
     write_json(folder / "config.json", config_json | {"quantization_config": quantization})
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(as_wrapped(tensors) if is_wrapped else tensors, folder / "model.safetensors", metadata={"format": "pt"})
     golden = golden_of(build(config, dequantised, torch.float32), build(config, dequantised, torch.bfloat16), prompts,
                        GREEDY)
     write_json(folder / "golden.json", golden)

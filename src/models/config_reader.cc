@@ -101,6 +101,36 @@ std::vector<std::string> ConfigReader::Strings(std::string_view name) {
   return strings;
 }
 
+template <typename T>
+std::vector<T> ConfigReader::Numbers(std::string_view name, T min, T max) {
+  std::vector<T> numbers;
+  const json::value* value = Find(name);
+  if (value == nullptr) return numbers;
+  if (!value->is_array()) {
+    Problem(fmt::format("{} is {}: expected a list of numbers", name, json::serialize(*value)));
+    return numbers;
+  }
+  for (const json::value& item : value->get_array()) {
+    json::error_code failed;
+    const T number = item.is_number() ? item.to_number<T>(failed) : T();
+    if (!item.is_number() || failed || !(number >= min && number <= max)) {
+      Problem(fmt::format("{} holds {}: expected numbers in {}..{}", name, json::serialize(item),
+                          min, max));
+      return numbers;
+    }
+    numbers.push_back(number);
+  }
+  return numbers;
+}
+
+std::vector<int64_t> ConfigReader::Ints(std::string_view name, int64_t min, int64_t max) {
+  return Numbers<int64_t>(name, min, max);
+}
+
+std::vector<double> ConfigReader::Floats(std::string_view name, double min, double max) {
+  return Numbers<double>(name, min, max);
+}
+
 std::optional<ConfigReader> ConfigReader::Object(std::string_view name) {
   const json::value* value = Find(name);
   if (value == nullptr) return std::nullopt;
@@ -109,6 +139,20 @@ std::optional<ConfigReader> ConfigReader::Object(std::string_view name) {
     return std::nullopt;
   }
   return ConfigReader(value->get_object(), fmt::format("{} {}", where_, name));
+}
+
+json::object TextConfig(const json::object& config, std::string_view defaults) {
+  const json::value* nested = config.if_contains("text_config");
+  const bool wrapped = nested != nullptr && nested->is_object();
+  json::object text = wrapped ? nested->get_object() : config;
+  const json::value fallbacks = json::parse(defaults);
+  for (const json::object* more : {&config, &fallbacks.get_object()}) {
+    for (const auto& [name, value] : *more) {
+      json::value& field = text[name];
+      if (field.is_null()) field = value;
+    }
+  }
+  return text;
 }
 
 }  // namespace nibble::models

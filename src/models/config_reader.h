@@ -29,7 +29,9 @@ class ConfigReader {
   double Float(std::string_view name, double min, double max, double fallback);
   bool Bool(std::string_view name, bool fallback);
   std::string String(std::string_view name, std::string_view fallback);
-  std::vector<std::string> Strings(std::string_view name);    // empty when absent
+  std::vector<std::string> Strings(std::string_view name);                     // empty when absent
+  std::vector<int64_t> Ints(std::string_view name, int64_t min, int64_t max);  // empty when absent
+  std::vector<double> Floats(std::string_view name, double min, double max);   // empty when absent
   std::optional<ConfigReader> Object(std::string_view name);  // nullopt when absent
 
   // A check that spans fields.
@@ -43,11 +45,18 @@ class ConfigReader {
   // Without a fallback the field is required.
   template <typename T>
   T Number(std::string_view name, T min, T max, std::optional<T> fallback);
+  template <typename T>
+  std::vector<T> Numbers(std::string_view name, T min, T max);
   void Problem(std::string message);
 
   const boost::json::object* object_;
   std::string where_;
   Status status_;
 };
+
+// The config of the text model: `config` itself or, of a multimodal wrapper, its "text_config" with
+// what the wrapper alone says (architectures, tie_word_embeddings, ...). `defaults`, a JSON object:
+// what the family's published files may leave out.
+boost::json::object TextConfig(const boost::json::object& config, std::string_view defaults = "{}");
 
 }  // namespace nibble::models

@@ -103,7 +103,10 @@ class TableWalk : public WeightVisitor {
   void Fail(Error error) {
     if (status_) status_ = tl::unexpected(std::move(error));
   }
-  void Use(const std::string& name) { used_.insert(name); }
+  void Use(const std::string& name) {
+    const TensorEntry* entry = checkpoint_.Find(name);  // stored under a wrapper's name, perhaps
+    used_.insert(entry != nullptr ? entry->name : name);
+  }
   void UseLinear(const std::string& prefix) {
     for (std::string& name : checkpoint_.LinearTensors(prefix)) used_.insert(std::move(name));
   }

@@ -29,7 +29,7 @@ namespace nibble::models {
 struct KvSpec {
   int32_t kv_heads = 0;    // Hk
   int32_t head_dim = 0;    // Dh
-  int32_t window = 0;      // 0: sees everything
+  int32_t window = 0;      // no token sees farther back; 0: sees everything
   bool shared_kv = false;  // MLA: one latent row is key and value
   float k_scale = 1.0f;    // FP8 scales of the checkpoint
   float v_scale = 1.0f;

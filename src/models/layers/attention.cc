@@ -24,7 +24,9 @@ void Attention::DescribeCaches(ModelInfo* info) {
   cache_ = static_cast<int64_t>(info->kv.size());
   info->kv.push_back({.kv_heads = static_cast<int32_t>(kv_share_.count),
                       .head_dim = config_.head_dim,
-                      .window = config_.window});
+                      .window = config_.window > 0 ? config_.window : config_.chunk});
+  if (config_.rope != nullptr && config_.rope->config().type == RopeType::kLongRope)
+    info->rope_border = config_.rope->config().original_max_positions;
 }
 
 // q rows, k rows, v rows, then gate rows.
@@ -65,7 +67,7 @@ void Attention::VisitWeights(WeightVisitor& visitor) {
   visitor.VisitLinear(QkvParts(), config_.hidden_size, config_.qkv_bias, &qkv_);
   visitor.VisitLinear({{prefix_ + ".o_proj", config_.hidden_size}}, config_.q_width(),
                       config_.output_bias, &output_, columns);
-  if (config_.qk_norm) {
+  if (config_.qk_norm && config_.qk_norm_weights) {
     visitor.VisitVector(prefix_ + ".q_norm.weight", config_.head_dim, &q_norm_);
     visitor.VisitVector(prefix_ + ".k_norm.weight", config_.head_dim, &k_norm_);
   }
@@ -79,7 +81,15 @@ void Attention::VisitWeights(WeightVisitor& visitor) {
 Status Attention::FinishLoad(const FinishContext& context) {
   context.info->kv[cache_].k_scale = k_scale_;
   context.info->kv[cache_].v_scale = v_scale_;
-  if (config_.rope != nullptr) config_.rope->Build(context.max_positions);
+  if (config_.rope != nullptr) {
+    config_.rope->Build(context.max_positions);
+    if (config_.rope->table().long_rows == 0) context.info->rope_border = 0;
+  }
+  if (config_.query_scale != nullptr) config_.query_scale->Build(context.max_positions);
+  if (config_.qk_norm && !config_.qk_norm_weights) {
+    q_norm_.assign(config_.head_dim, 1.0f);
+    k_norm_ = q_norm_;
+  }
   if (tp_.rank > 0) output_.bias.clear();  // added once
   return {};
 }
@@ -97,9 +107,23 @@ void Attention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const St
   arena.Take(&q_, sizes.t * q_width);
   arena.Take(&attention_, sizes.t * q_width);
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
+  if (config_.rope != nullptr && config_.rope->table().long_rows > 0)
+    arena.Take(&table_rows_, sizes.t);
   arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, q_width)));
   arena.NeedWorkspace(ops.attention_workspace(
       sizes.threads, sizes.t, static_cast<int32_t>(q_share_.count), config_.head_dim));
+}
+
+const int32_t* Attention::TableRows(const Batch& batch) {
+  if (table_rows_ == nullptr || batch.rope_sets.empty()) return batch.positions.data();
+  for (size_t b = 0; b < batch.rope_sets.size(); ++b) {
+    const auto first = static_cast<int32_t>(
+        batch.rope_sets[b] == static_cast<uint8_t>(RopeSet::kLong) ? config_.rope->table().long_rows
+                                                                   : 0);
+    for (int32_t t = batch.q_start[b]; t < batch.q_start[b + 1]; ++t)
+      table_rows_[t] = first + batch.positions[t];
+  }
+  return table_rows_;
 }
 
 void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
@@ -109,23 +133,26 @@ void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* de
   const kernels::KvLayerView cache = step.kv.layer(cache_);
   const RopeTable* rope = config_.rope != nullptr ? &config_.rope->table() : nullptr;
   qkv_.Run(step.ops, step.context, x, step.t, qkv_out_);
-  step.ops.rope_and_cache(step.context, {.qkv = qkv_out_,
-                                         .qkv_stride = qkv_.n,
-                                         .t = step.t,
-                                         .q_heads = q_heads,
-                                         .q_norm = config_.qk_norm ? q_norm_.data() : nullptr,
-                                         .k_norm = config_.qk_norm ? k_norm_.data() : nullptr,
-                                         .eps = config_.norm_eps,
-                                         .norm_style = config_.norm_style,
-                                         .norm_after_rotation = config_.norm_after_rotation,
-                                         .cos = rope != nullptr ? rope->cos.data() : nullptr,
-                                         .sin = rope != nullptr ? rope->sin.data() : nullptr,
-                                         .rotary_dim = rope != nullptr ? rope->rotary_dim : 0,
-                                         .pairs = config_.pairs,
-                                         .positions = batch.positions.data(),
-                                         .slots = batch.slots.data(),
-                                         .cache = cache,
-                                         .q_out = q_});
+  step.ops.rope_and_cache(
+      step.context,
+      {.qkv = qkv_out_,
+       .qkv_stride = qkv_.n,
+       .t = step.t,
+       .q_heads = q_heads,
+       .q_norm = config_.qk_norm ? q_norm_.data() : nullptr,
+       .k_norm = config_.qk_norm ? k_norm_.data() : nullptr,
+       .eps = config_.norm_eps,
+       .norm_style = config_.norm_style,
+       .norm_after_rotation = config_.norm_after_rotation,
+       .cos = rope != nullptr ? rope->cos.data() : nullptr,
+       .sin = rope != nullptr ? rope->sin.data() : nullptr,
+       .rotary_dim = rope != nullptr ? rope->rotary_dim : 0,
+       .pairs = config_.pairs,
+       .positions = TableRows(batch),
+       .q_scale = config_.query_scale != nullptr ? config_.query_scale->table().data() : nullptr,
+       .slots = batch.slots.data(),
+       .cache = cache,
+       .q_out = q_});
   const double scale =
       config_.scale > 0 ? config_.scale : 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
   step.ops.attention(step.context, {.q = q_,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "models/layers/block.h"
+#include "models/layers/query_scale.h"
 #include "models/layers/rope.h"
 
 namespace nibble::models {
@@ -22,9 +23,11 @@ struct AttentionConfig {
   int32_t chunk = 0;           // 0: none
   std::shared_ptr<Rope> rope;  // null: no positions (NoPE)
   kernels::RopePairs pairs = kernels::RopePairs::kHalves;
+  std::shared_ptr<QueryScale> query_scale;  // null: none. Not with LongRoPE.
   Bias qkv_bias = Bias::kNone;
   Bias output_bias = Bias::kNone;
-  bool qk_norm = false;  // RMS norm per head
+  bool qk_norm = false;         // RMS norm per head
+  bool qk_norm_weights = true;  // else the norm's weights are ones and not stored
   kernels::NormStyle norm_style = kernels::NormStyle::kRoundThenScale;
   bool norm_after_rotation = false;
   float norm_eps = 1e-6f;
@@ -50,6 +53,8 @@ class Attention final : public Block {
 
  private:
   std::vector<LinearPart> QkvParts() const;
+  // (T) rows of the rope's table and of the query scales.
+  const int32_t* TableRows(const Batch& batch);
 
   const AttentionConfig config_;
   const std::string prefix_;
@@ -70,6 +75,7 @@ class Attention final : public Block {
   uint16_t* q_ = nullptr;          // (T, Hq, Dh)
   uint16_t* attention_ = nullptr;  // (T, Hq, Dh)
   float* partial_ = nullptr;       // (T, D)
+  int32_t* table_rows_ = nullptr;  // (T), with two sets of rope rows
 };
 
 }  // namespace nibble::models

@@ -297,19 +297,33 @@ std::vector<Sublayer> MakeDenseLayers(const DecoderConfig& decoder, const DenseL
   return sublayers;
 }
 
+std::vector<int32_t> ReadLayerWindows(ConfigReader& config, int64_t layers, int32_t window) {
+  std::vector<int32_t> windows;
+  for (const std::string& type : config.Strings("layer_types")) {
+    config.Require(
+        type == "sliding_attention" || type == "full_attention",
+        fmt::format("layer_types holds {}: expected sliding_attention or full_attention", type));
+    windows.push_back(type == "sliding_attention" ? window : 0);
+  }
+  config.Require(
+      windows.empty() || static_cast<int64_t>(windows.size()) == layers,
+      fmt::format("layer_types names {} layers, num_hidden_layers is {}", windows.size(), layers));
+  return windows;
+}
+
+std::vector<std::string> VisionPrefixes() {
+  std::vector<std::string> prefixes;
+  for (const char* module : {"vision_tower.", "vision_model.", "visual.", "multi_modal_projector."})
+    for (const char* outer : {"", "model."}) prefixes.push_back(std::string(outer) + module);
+  return prefixes;
+}
+
 std::vector<int32_t> ReadQwenWindows(ConfigReader& config, int64_t layers) {
   std::vector<int32_t> windows(layers, 0);
   if (!config.Bool("use_sliding_window", false)) return windows;
   const auto window = static_cast<int32_t>(config.Int("sliding_window", 1, 1 << 30));
-  const std::vector<std::string> types = config.Strings("layer_types");
-  if (!types.empty()) {
-    config.Require(
-        static_cast<int64_t>(types.size()) == layers,
-        fmt::format("layer_types names {} layers, num_hidden_layers is {}", types.size(), layers));
-    if (!config.status()) return windows;
-    for (int64_t l = 0; l < layers; ++l) windows[l] = types[l] == "sliding_attention" ? window : 0;
-    return windows;
-  }
+  const std::vector<int32_t> typed = ReadLayerWindows(config, layers, window);
+  if (!typed.empty()) return typed;
   const int64_t first = config.Int("max_window_layers", 0, 1 << 20, 28);
   for (int64_t l = first; l < layers; ++l) windows[l] = window;
   return windows;

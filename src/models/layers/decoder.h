@@ -166,6 +166,13 @@ struct DenseLayers {
 std::vector<Sublayer> MakeDenseLayers(const DecoderConfig& decoder, const DenseLayers& layers,
                                       const BuildOptions& options);
 
+// Where layer_types says "sliding_attention" the window, else 0. Empty if the config names no
+// types.
+std::vector<int32_t> ReadLayerWindows(ConfigReader& config, int64_t layers, int32_t window);
+
+// Starts of the names that multimodal wrappers give to what a text model does not need.
+std::vector<std::string> VisionPrefixes();
+
 // Qwen's windows: use_sliding_window switches them on; layer_types says where, or max_window_layers
 // from which layer on. One per layer, 0: none.
 std::vector<int32_t> ReadQwenWindows(ConfigReader& config, int64_t layers);

@@ -11,10 +11,32 @@ namespace {
 constexpr double kMaxTheta = 1e12;
 constexpr double kMaxFactor = 1e6;
 
+void ReadLongRope(ConfigReader& scaling, int64_t max_positions, RopeConfig* rope) {
+  rope->type = RopeType::kLongRope;
+  if (rope->original_max_positions == 0) {
+    rope->original_max_positions =
+        scaling.Int("original_max_position_embeddings", 2, int64_t{1} << 31);
+  }
+  const double implied =
+      static_cast<double>(max_positions) / static_cast<double>(rope->original_max_positions);
+  rope->factor = scaling.Float("factor", 1e-3, kMaxFactor, implied);
+  rope->attention_factor = scaling.Float("attention_factor", 0.0, 1e3, 0.0);
+  rope->short_factors = scaling.Floats("short_factor", 1e-6, kMaxFactor);
+  rope->long_factors = scaling.Floats("long_factor", 1e-6, kMaxFactor);
+  const auto pairs = static_cast<size_t>(rope->rotary_dim / 2);
+  scaling.Require(rope->short_factors.size() == pairs && rope->long_factors.size() == pairs,
+                  fmt::format("short_factor holds {} numbers and long_factor {}: expected {}, one "
+                              "per pair of rotated dimensions",
+                              rope->short_factors.size(), rope->long_factors.size(), pairs));
+}
+
 void ReadScaling(ConfigReader& scaling, int64_t max_positions, RopeConfig* rope) {
   const std::string type = scaling.String("rope_type", scaling.String("type", "default"));
   rope->theta = scaling.Float("rope_theta", 1.0, kMaxTheta, rope->theta);
-  if (type == "default") {
+  // Early Phi-3 files say "su" or "yarn" for longrope.
+  if (type == "longrope" || type == "su" || scaling.Has("short_factor")) {
+    ReadLongRope(scaling, max_positions, rope);
+  } else if (type == "default") {
     rope->type = RopeType::kDefault;
   } else if (type == "linear") {
     rope->type = RopeType::kLinear;
@@ -44,8 +66,9 @@ void ReadScaling(ConfigReader& scaling, int64_t max_positions, RopeConfig* rope)
     rope->truncate = scaling.Bool("truncate", true);
   } else {
     scaling.Require(
-        false,
-        fmt::format("rope type \"{}\" is not supported: default, linear, llama3, yarn are", type));
+        false, fmt::format(
+                   "rope type \"{}\" is not supported: default, linear, llama3, yarn, longrope are",
+                   type));
   }
 }
 
@@ -88,6 +111,23 @@ void ScaleYarn(const RopeConfig& config, std::vector<double>* frequencies) {
   }
 }
 
+// Rows of positions 0..positions - 1.
+void AppendRows(const RopeConfig& config, RopeSet set, int64_t positions, RopeTable* table) {
+  const std::vector<double> frequencies = RopeInverseFrequencies(config, set);
+  const double factor = RopeAttentionFactor(config);
+  table->cos.reserve(table->cos.size() + positions * frequencies.size());
+  table->sin.reserve(table->sin.size() + positions * frequencies.size());
+  for (int64_t position = 0; position < positions; ++position) {
+    for (const double frequency : frequencies) {
+      // The references keep inverse frequencies and angles in FP32; so do we, to land on the same
+      // angles.
+      const float angle = static_cast<float>(position) * static_cast<float>(frequency);
+      table->cos.push_back(static_cast<float>(std::cos(static_cast<double>(angle)) * factor));
+      table->sin.push_back(static_cast<float>(std::sin(static_cast<double>(angle)) * factor));
+    }
+  }
+}
+
 double YarnScale(double factor, double mscale) {
   return factor > 1 ? 0.1 * mscale * std::log(factor) + 1 : 1.0;
 }
@@ -99,6 +139,8 @@ RopeConfig ReadRopeConfig(ConfigReader& config, int64_t rotary_dim, int64_t max_
   RopeConfig rope;
   rope.rotary_dim = rotary_dim;
   rope.theta = config.Float("rope_theta", 1.0, kMaxTheta, default_theta);
+  rope.original_max_positions =
+      config.Int("original_max_position_embeddings", 2, int64_t{1} << 31, 0);
   for (const char* name : {"rope_parameters", "rope_scaling"}) {
     auto scaling = config.Object(name);
     if (!scaling) continue;
@@ -109,7 +151,30 @@ RopeConfig ReadRopeConfig(ConfigReader& config, int64_t rotary_dim, int64_t max_
   return rope;
 }
 
-std::vector<double> RopeInverseFrequencies(const RopeConfig& config) {
+RopeConfig ReadRopeParameters(ConfigReader& parameters, int64_t rotary_dim, int64_t max_positions,
+                              double default_theta) {
+  RopeConfig rope;
+  rope.rotary_dim = rotary_dim;
+  rope.theta = default_theta;
+  ReadScaling(parameters, max_positions, &rope);
+  return rope;
+}
+
+int64_t ReadRotaryDim(ConfigReader& config, int64_t head_dim) {
+  double factor = config.Float("partial_rotary_factor", 0.0, 1.0, 1.0);
+  if (auto parameters = config.Object("rope_parameters")) {
+    factor = parameters->Float("partial_rotary_factor", 0.0, 1.0, factor);
+    config.Adopt(*parameters);
+  }
+  const auto rotary_dim = static_cast<int64_t>(static_cast<double>(head_dim) * factor);
+  config.Require(rotary_dim >= 2 && rotary_dim % 2 == 0,
+                 fmt::format("partial_rotary_factor {} rotates {} of {} dimensions: expected an "
+                             "even number of at least 2",
+                             factor, rotary_dim, head_dim));
+  return rotary_dim;
+}
+
+std::vector<double> RopeInverseFrequencies(const RopeConfig& config, RopeSet set) {
   std::vector<double> frequencies(config.rotary_dim / 2);
   for (size_t i = 0; i < frequencies.size(); ++i) {
     frequencies[i] = std::pow(
@@ -127,13 +192,23 @@ std::vector<double> RopeInverseFrequencies(const RopeConfig& config) {
     case RopeType::kYarn:
       ScaleYarn(config, &frequencies);
       break;
+    case RopeType::kLongRope: {
+      const auto& factors = set == RopeSet::kShort ? config.short_factors : config.long_factors;
+      for (size_t i = 0; i < frequencies.size(); ++i) frequencies[i] /= factors[i];
+      break;
+    }
   }
   return frequencies;
 }
 
 double RopeAttentionFactor(const RopeConfig& config) {
-  if (config.type != RopeType::kYarn) return 1.0;
   if (config.attention_factor > 0) return config.attention_factor;
+  if (config.type == RopeType::kLongRope) {
+    if (config.factor <= 1) return 1.0;
+    const auto context = static_cast<double>(config.original_max_positions);
+    return std::sqrt(1 + std::log(config.factor) / std::log(context));
+  }
+  if (config.type != RopeType::kYarn) return 1.0;
   if (config.mscale > 0 && config.mscale_all_dim > 0) {
     return YarnScale(config.factor, config.mscale) /
            YarnScale(config.factor, config.mscale_all_dim);
@@ -147,23 +222,14 @@ double RopeScoreFactor(const RopeConfig& config) {
 }
 
 RopeTable MakeRopeTable(const RopeConfig& config, int64_t positions) {
-  const std::vector<double> frequencies = RopeInverseFrequencies(config);
-  const double factor = RopeAttentionFactor(config);
-  const size_t half = frequencies.size();
   RopeTable table;
   table.rotary_dim = static_cast<int32_t>(config.rotary_dim);
-  table.cos.resize(positions * half);
-  table.sin.resize(positions * half);
-  for (int64_t position = 0; position < positions; ++position) {
-    for (size_t i = 0; i < half; ++i) {
-      // The references keep inverse frequencies and angles in FP32; so do we, to land on the same
-      // angles.
-      const float angle = static_cast<float>(position) * static_cast<float>(frequencies[i]);
-      table.cos[position * half + i] =
-          static_cast<float>(std::cos(static_cast<double>(angle)) * factor);
-      table.sin[position * half + i] =
-          static_cast<float>(std::sin(static_cast<double>(angle)) * factor);
-    }
+  if (config.type == RopeType::kLongRope && positions > config.original_max_positions) {
+    table.long_rows = config.original_max_positions;
+    AppendRows(config, RopeSet::kShort, config.original_max_positions, &table);
+    AppendRows(config, RopeSet::kLong, positions, &table);
+  } else {
+    AppendRows(config, RopeSet::kShort, positions, &table);
   }
   return table;
 }

@@ -14,31 +14,42 @@
 
 namespace nibble::models {
 
-enum class RopeType : uint8_t { kDefault, kLinear, kLlama3, kYarn };
+enum class RopeType : uint8_t { kDefault, kLinear, kLlama3, kYarn, kLongRope };
 
 struct RopeConfig {
   RopeType type = RopeType::kDefault;
   double theta = 10000.0;
   int64_t rotary_dim = 0;  // d: even
   double factor = 1.0;
-  int64_t original_max_positions = 0;  // N0
+  int64_t original_max_positions = 0;  // N0; longrope: beyond it the long factors count
   double low_freq_factor = 1.0;        // llama3
   double high_freq_factor = 4.0;       // llama3
   double beta_fast = 32.0;             // yarn
   double beta_slow = 1.0;              // yarn
   double mscale = 0.0;                 // yarn, 0: absent
   double mscale_all_dim = 0.0;         // yarn, 0: absent
-  double attention_factor = 0.0;       // yarn, 0: computed
+  double attention_factor = 0.0;       // yarn, longrope; 0: computed
   bool truncate = true;                // yarn
+  std::vector<double> short_factors;   // longrope, (d / 2)
+  std::vector<double> long_factors;    // longrope, (d / 2)
 };
+
+// Which frequencies of a LongRoPE model: by the length of the sequence, up to N0 or beyond.
+enum class RopeSet : uint8_t { kShort = 0, kLong = 1 };
 
 // Reads rope_theta and rope_scaling, or the newer rope_parameters, of a config. Unknown types are
 // an error by name.
 RopeConfig ReadRopeConfig(ConfigReader& config, int64_t rotary_dim, int64_t max_positions,
                           double default_theta);
+// The same from one object of parameters, for models with several ropes.
+RopeConfig ReadRopeParameters(ConfigReader& parameters, int64_t rotary_dim, int64_t max_positions,
+                              double default_theta);
+
+// d: partial_rotary_factor's share of a head, wherever the config says it.
+int64_t ReadRotaryDim(ConfigReader& config, int64_t head_dim);
 
 // (d / 2) inverse frequencies, in double.
-std::vector<double> RopeInverseFrequencies(const RopeConfig& config);
+std::vector<double> RopeInverseFrequencies(const RopeConfig& config, RopeSet set = RopeSet::kShort);
 
 // What cosines and sines are multiplied by.
 double RopeAttentionFactor(const RopeConfig& config);
@@ -46,10 +57,13 @@ double RopeAttentionFactor(const RopeConfig& config);
 // DeepSeek's further factor of q and of k, dimensions without rotation included, by mscale_all_dim.
 double RopeScoreFactor(const RopeConfig& config);
 
+// A row per position; with LongRoPE the rows of the short frequencies, up to N0, come first, then
+// those of the long ones (none where the table ends before N0).
 struct RopeTable {
-  std::vector<float> cos;  // (positions, d / 2)
+  std::vector<float> cos;  // (rows, d / 2)
   std::vector<float> sin;
   int32_t rotary_dim = 0;
+  int64_t long_rows = 0;  // where the long frequencies' rows begin; 0: there are none
 };
 
 RopeTable MakeRopeTable(const RopeConfig& config, int64_t positions);

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace nibble::models {
 namespace {
 
@@ -68,6 +70,53 @@ TEST(Rope, UnknownTypeIsNamed) {
   ReadRopeConfig(reader, 64, 4096, 10000.0);
   ASSERT_FALSE(reader.status());
   EXPECT_NE(reader.status().error().message().find("spiral"), std::string::npos);
+}
+
+constexpr const char* kLongRope =
+    R"({"original_max_position_embeddings": 64, "rope_scaling": {"type": "longrope",
+    "short_factor": [1.0, 1.02, 1.05, 1.1, 1.3, 1.6], "long_factor": [1.1, 1.4, 2.1, 3.3, 6.0, 8.0]}})";
+
+// Against transformers' own function.
+TEST(Rope, LongRopeHasTwoSetsOfFrequencies) {
+  const RopeConfig config = Read(kLongRope, 12, 512);
+  const auto shorter = RopeInverseFrequencies(config, RopeSet::kShort);
+  const auto longer = RopeInverseFrequencies(config, RopeSet::kLong);
+  EXPECT_NEAR(shorter[1], 0.211219087, 1e-7);
+  EXPECT_NEAR(shorter[5], 0.000290099357, 1e-9);
+  EXPECT_NEAR(longer[0], 0.909090877, 1e-7);
+  EXPECT_NEAR(longer[5], 5.80198684e-05, 1e-9);
+  EXPECT_NEAR(RopeAttentionFactor(config), 1.224744871391589, 1e-9);
+}
+
+TEST(Rope, LongRopeTableHoldsShortRowsThenLongOnes) {
+  const RopeConfig config = Read(kLongRope, 12, 512);
+  const RopeTable table = MakeRopeTable(config, 512);
+  EXPECT_EQ(table.long_rows, 64);
+  ASSERT_EQ(table.cos.size(), (64 + 512) * 6u);
+  // At the same position the slow frequencies' angles differ by their factors.
+  const auto angle = [&](int64_t row) {
+    return std::atan2(table.sin[row * 6 + 5], table.cos[row * 6 + 5]);
+  };
+  EXPECT_NEAR(angle(50) * 1.6, angle(64 + 50) * 8.0, 1e-5);
+  // A model that stays within the original context needs no long rows.
+  EXPECT_EQ(MakeRopeTable(config, 64).long_rows, 0);
+}
+
+TEST(Rope, LongRopeFactorsMustBeOnePerPair) {
+  const auto value = boost::json::parse(kLongRope);
+  ConfigReader reader(value.get_object(), "config.json");
+  ReadRopeConfig(reader, 16, 512, 10000.0);
+  ASSERT_FALSE(reader.status());
+  EXPECT_NE(reader.status().error().message().find("expected 8"), std::string::npos);
+}
+
+TEST(Rope, PartialRotaryFactorIsReadInBothPlaces) {
+  for (const char* text : {R"({"partial_rotary_factor": 0.75})",
+                           R"({"rope_parameters": {"partial_rotary_factor": 0.75}})"}) {
+    const auto value = boost::json::parse(text);
+    ConfigReader reader(value.get_object(), "config.json");
+    EXPECT_EQ(ReadRotaryDim(reader, 128), 96);
+  }
 }
 
 }  // namespace
