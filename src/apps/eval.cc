@@ -37,7 +37,7 @@ std::string Header() {
 }
 
 Status EvalAlone(const EvalOptions& options, const LoadedModel& model, const std::string& text) {
-  Progress progress("reading", 0, Progress::Unit::kItems);
+  Progress progress("reading", TokensIn(*model.engine, text), Progress::Unit::kItems);
   NIBBLE_ASSIGN(const eval::Reading reading,
                 eval::Read(*model.engine, text, {.window = options.window, .progress = &progress}));
   const models::ModelInfo& info = model.engine->model_info();
@@ -89,6 +89,11 @@ Result<std::string> EvalText(const std::string& file) {
   return ReadFile(file, kMaxTextBytes);
 }
 
+int64_t TokensIn(const engine::Engine& model, const std::string& text) {
+  const auto tokens = model.tokenizer().Encode(text);
+  return tokens ? static_cast<int64_t>(tokens->size()) : 0;
+}
+
 Result<LoadedModel> LoadForReading(ModelOptions options, int64_t window,
                                    models::LinearObserver* observer) {
   options.max_num_seqs = 1;
@@ -99,7 +104,7 @@ Result<LoadedModel> LoadForReading(ModelOptions options, int64_t window,
 
 Result<eval::Comparison> CompareModels(engine::Engine& model, engine::Engine& reference,
                                        const std::string& text, int64_t window) {
-  Progress progress("comparing", 0, Progress::Unit::kItems);
+  Progress progress("comparing", TokensIn(model, text), Progress::Unit::kItems);
   return eval::Compare(model, reference, text, {.window = window, .progress = &progress});
 }
 

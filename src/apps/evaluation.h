@@ -12,6 +12,9 @@ namespace nibble::apps {
 // The file, or the built-in sample for "".
 Result<std::string> EvalText(const std::string& file);
 
+// For progress.
+int64_t TokensIn(const engine::Engine& model, const std::string& text);
+
 // An engine for one text at a time, in windows of `window` tokens.
 Result<LoadedModel> LoadForReading(ModelOptions options, int64_t window,
                                    models::LinearObserver* observer = nullptr);

@@ -88,7 +88,7 @@ Status Calibrate(const QuantizeOptions& options, const std::string& source, cons
                  quantize::Calibration* calibration) {
   NIBBLE_ASSIGN(const LoadedModel loaded,
                 LoadForReading(ReadingOptions(source, options), kWindow, calibration));
-  Progress progress("calibrating", 0, Progress::Unit::kItems);
+  Progress progress("calibrating", TokensIn(*loaded.engine, text), Progress::Unit::kItems);
   return eval::Read(*loaded.engine, text, {.window = kWindow, .progress = &progress})
       .map([](const eval::Reading&) {});
 }

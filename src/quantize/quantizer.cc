@@ -139,9 +139,11 @@ class Job {
       if (first.action != Unit::Action::kEncode || inputs == nullptr || inputs->k != first.k)
         continue;
       NIBBLE_ASSIGN(const std::vector<WeightRows> rows, ReadGroup(group));
-      group.pre_quant_scale = FindSmoothing(
-          rows, *inputs, [&](float amax) { return EncoderFor(first, amax, options_.method); },
-          *options_.pool);
+      const EncoderFactory encoder = [&](float amax, Method method) {
+        return EncoderFor(first, amax, method);
+      };
+      group.pre_quant_scale =
+          FindSmoothing(rows, *inputs, encoder, options_.method, *options_.pool);
     }
     return {};
   }

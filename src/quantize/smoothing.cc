@@ -118,26 +118,30 @@ float LargestScaled(std::span<const WeightRows> weights, std::span<const float> 
 }
 
 std::vector<float> FindSmoothing(std::span<const WeightRows> weights, const InputStatistics& inputs,
-                                 const EncoderFactory& encoder, ThreadPool& pool) {
+                                 const EncoderFactory& encoder, Method method, ThreadPool& pool) {
   if (weights.empty() || inputs.rows == 0 || !(inputs.amax > 0.0f)) return {};
-  const std::vector<float> none(inputs.k, 1.0f);
-  const auto encoder_for = [&](const std::vector<float>& multipliers) {
-    return encoder(LargestScaled(weights, multipliers, pool));
+  const auto encoder_for = [&](const std::vector<float>& multipliers, Method wanted) {
+    return encoder(LargestScaled(weights, multipliers, pool), wanted);
   };
-  const auto plain = encoder_for(none);
-  double best_error = DiagonalError(weights, inputs, none, *plain, pool);
+  const auto diagonal = [&](const std::vector<float>& multipliers) {
+    return DiagonalError(weights, inputs, multipliers, *encoder_for(multipliers, Method::kMax),
+                         pool);
+  };
+  const std::vector<float> none(inputs.k, 1.0f);
+  double best_error = diagonal(none);
   std::vector<float> best;
   for (const float alpha : kAlphas) {
     std::vector<float> tried = Multipliers(inputs, alpha);
-    const double error = DiagonalError(weights, inputs, tried, *encoder_for(tried), pool);
+    const double error = diagonal(tried);
     if (!(error < best_error)) continue;
     best_error = error;
     best = std::move(tried);
   }
   if (best.empty()) return {};
-  const double before = OutputError(weights, inputs, none, *plain, pool);
-  const double after = OutputError(weights, inputs, best, *encoder_for(best), pool);
-  return after < kWorthwhile * before ? best : std::vector<float>();
+  const auto output = [&](const std::vector<float>& multipliers) {
+    return OutputError(weights, inputs, multipliers, *encoder_for(multipliers, method), pool);
+  };
+  return output(best) < kWorthwhile * output(none) ? best : std::vector<float>();
 }
 
 }  // namespace nibble::quantize

@@ -23,11 +23,12 @@
 namespace nibble::quantize {
 
 // An encoder for weights whose largest magnitude is amax.
-using EncoderFactory = std::function<std::unique_ptr<Encoder>(float amax)>;
+using EncoderFactory = std::function<std::unique_ptr<Encoder>(float amax, Method method)>;
 
-// p (K) for weights that share the input, or empty if no smoothing lowers their output error.
+// p (K) for weights that share the input, or empty if no smoothing lowers their output error under
+// `method`. (The candidates are compared under kMax, which is fast and ranks them alike.)
 std::vector<float> FindSmoothing(std::span<const WeightRows> weights, const InputStatistics& inputs,
-                                 const EncoderFactory& encoder, ThreadPool& pool);
+                                 const EncoderFactory& encoder, Method method, ThreadPool& pool);
 
 // The largest magnitude of the weights' rows after their division by `multipliers` (K).
 float LargestScaled(std::span<const WeightRows> weights, std::span<const float> multipliers,
