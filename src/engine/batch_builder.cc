@@ -12,6 +12,8 @@ BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size) : page_s
   kv_len_.reserve(limits.max_sequences);
   page_table_.reserve(limits.max_sequences * limits.max_pages);
   logits_rows_.reserve(limits.max_rows());
+  state_slots_.reserve(limits.max_sequences);
+  rope_sets_.reserve(limits.max_sequences);
   sequences_.reserve(limits.max_sequences);
   rows_.reserve(limits.max_rows());
   Clear();
@@ -25,6 +27,8 @@ void BatchBuilder::Clear() {
   kv_len_.clear();
   page_table_.clear();
   logits_rows_.clear();
+  state_slots_.clear();
+  rope_sets_.clear();
   sequences_.clear();
   rows_.clear();
 }
@@ -48,6 +52,8 @@ void BatchBuilder::Add(Sequence& sequence, int64_t tokens) {
   }
   q_start_.push_back(static_cast<int32_t>(tokens_.size()));
   kv_len_.push_back(static_cast<int32_t>(end));
+  state_slots_.push_back(sequence.state_slot);
+  rope_sets_.push_back(sequence.long_rope ? 1 : 0);
   sequences_.push_back(&sequence);
 }
 
@@ -71,7 +77,9 @@ models::Batch BatchBuilder::Finish() {
           .kv_len = kv_len_,
           .page_table = page_table_,
           .max_pages = max_pages,
-          .logits_rows = logits_rows_};
+          .logits_rows = logits_rows_,
+          .state_slots = state_slots_,
+          .rope_sets = rope_sets_};
 }
 
 }  // namespace nibble::engine

@@ -53,6 +53,8 @@ class BatchBuilder {
   std::vector<int32_t> kv_len_;
   std::vector<int32_t> page_table_;
   std::vector<int32_t> logits_rows_;
+  std::vector<int32_t> state_slots_;
+  std::vector<uint8_t> rope_sets_;
   std::vector<Sequence*> sequences_;
   std::vector<LogitsRow> rows_;
 };

@@ -43,7 +43,8 @@ Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
                                                      .max_top_logprobs = options.max_logprobs,
                                                      .pool = options.pool}));
   NIBBLE_ASSIGN(auto pool, models::KvPool::Create(info, options.kv_format, options.page_size,
-                                                  setup.plan.kv_tokens / options.page_size));
+                                                  setup.plan.kv_tokens / options.page_size,
+                                                  setup.plan.state_slots()));
   return std::unique_ptr<Core>(new Core(std::move(setup), std::move(pool), std::move(sampler)));
 }
 
@@ -52,6 +53,7 @@ Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sample
       pool_(std::move(pool)),
       sampler_(std::move(sampler)),
       cache_(pool_.pages(), pool_.page_size(), setup_.options.prefix_cache, RandomHashSeed()),
+      states_(setup_.plan.live_states, setup_.plan.snapshots, pool_.pages()),
       batch_(setup_.limits, pool_.page_size()),
       stats_(setup_.plan.max_model_len) {
   stats_.kv_pages = pool_.pages();
@@ -59,6 +61,8 @@ Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sample
   view_.running.reserve(sequences);
   running_.reserve(sequences);
   stepped_.reserve(sequences);
+  stepped_to_.reserve(sequences);
+  if (states_.enabled()) cache_.set_on_forget([this](int32_t page) { states_.Remove(page); });
   shared_.reserve(static_cast<size_t>(setup_.limits.max_pages));
 }
 
@@ -91,7 +95,10 @@ void Core::Step() {
     ++stats_.steps;
     stats_.iteration_tokens_total.Observe(static_cast<double>(batch_.tokens()));
     const float* logits = setup_.model->Forward(batch_.Finish(), pool_);
-    for (Sequence* sequence : stepped_) IndexFullPages(*sequence);
+    for (Sequence* sequence : stepped_) {
+      IndexFullPages(*sequence);
+      TakeSnapshot(*sequence);
+    }
     if (!batch_.rows().empty()) sampler_->Run(logits, batch_.rows());
     const Clock::time_point now = setup_.now();
     const auto vocab = static_cast<size_t>(setup_.model->info().vocab_size);
@@ -144,6 +151,10 @@ std::string Core::CheckInvariants() const {
   }
   for (const Sequence* sequence : waiting_)
     if (!sequence->pages.empty()) return "HELD: a waiting sequence holds pages";
+  if (std::string broken = states_.CheckInvariants(); !broken.empty()) return broken;
+  if (states_.enabled() && states_.live() != static_cast<int64_t>(running_.size()))
+    return fmt::format("OWN-STATE: {} live slots for {} running sequences", states_.live(),
+                       running_.size());
   for (int32_t page = 0; page < cache_.pages(); ++page) {
     if (references[page] != cache_.references(page))
       return fmt::format("HELD: page {} has {} references, {} are held", page,

@@ -10,6 +10,11 @@
 //   EXACT       a request's tokens and log-probabilities depend on the request alone: k and v of a
 //               token are a function of its history, rows do not see each other, draws are
 //               counter-based.
+//   OWN-STATE   where the model has recurrent layers, a running sequence has a live state slot of
+//   its
+//               own, which holds the state after its computed tokens.
+//   ONE-ROPE    all cached tokens of a sequence were rotated with the frequencies that its length
+//               asks for (LongRoPE): a sequence that crosses the border computes its cache anew.
 //   ENDS-ONCE   each choice gets one Done, or the request one Error, and nothing after it.
 #pragma once
 
@@ -22,6 +27,7 @@
 
 #include "engine/batch_builder.h"
 #include "engine/cache/kv_cache.h"
+#include "engine/cache/state_slots.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -80,7 +86,11 @@ class Core {
   void Enqueue(Sequence& sequence);
   void FindSharedPages(Sequence& sequence);
   int64_t PagesToAdmit(const Sequence& sequence) const;
-  void ReleasePages(Sequence& sequence);
+  void ReleaseCaches(Sequence& sequence);
+  void ChooseRope(Sequence& sequence);
+  void RecomputeBeyondRopeBorder();
+  int64_t ChunkEnd(const Sequence& sequence, int64_t tokens) const;
+  void TakeSnapshot(Sequence& sequence);
   void EnsureHashes(Sequence& sequence, int64_t pages);
   void Fail(ActiveRequest& request, const Error& error);
   void Drop(ActiveRequest& request, FinishReason counted_as);
@@ -102,6 +112,7 @@ class Core {
   models::KvPool pool_;
   std::unique_ptr<Sampler> sampler_;
   KvCache cache_;
+  StateSlots states_;
   BatchBuilder batch_;
   Scheduler scheduler_;
   SchedulerView view_;
@@ -112,8 +123,9 @@ class Core {
   std::vector<Sequence*> running_;
   std::vector<RequestId> ended_;
   std::vector<std::pair<std::shared_ptr<ActiveRequest>, StreamEvent>> outbox_;
-  std::vector<Sequence*> stepped_;  // of this step's chunks
-  std::vector<int32_t> shared_;     // pages found by FindSharedPages
+  std::vector<Sequence*> stepped_;   // of this step's chunks
+  std::vector<int64_t> stepped_to_;  // their computed tokens after it
+  std::vector<int32_t> shared_;      // pages found by FindSharedPages
   uint64_t arrivals_ = 0;
   uint64_t step_ = 0;
 };

@@ -26,7 +26,9 @@ void Core::EndEarly(Clock::time_point now) {
 void Core::PlanStep(Clock::time_point now) {
   batch_.Clear();
   stepped_.clear();
+  stepped_to_.clear();
   ++step_;
+  RecomputeBeyondRopeBorder();
   view_.preempted = false;
   for (;;) {
     FillView();
@@ -48,11 +50,13 @@ void Core::PlanStep(Clock::time_point now) {
           const std::chrono::duration<double> queued = now - sequence.request.arrival;
           stats_.request_queue_time_seconds.Observe(queued.count());
         }
-        batch_.Add(sequence, chunk.tokens);
+        const int64_t end = ChunkEnd(sequence, chunk.tokens);
+        batch_.Add(sequence, end - sequence.computed);
         stepped_.push_back(&sequence);
+        stepped_to_.push_back(end);
       }
       // Rows have been noted with their positions, so the sequences may move on already.
-      for (size_t i = 0; i < stepped_.size(); ++i) stepped_[i]->computed += plan.chunks[i].tokens;
+      for (size_t i = 0; i < stepped_.size(); ++i) stepped_[i]->computed = stepped_to_[i];
       return;
     }
   }
@@ -86,7 +90,7 @@ void Core::EnsureHashes(Sequence& sequence, int64_t pages) {
     const std::span<const int32_t> content(sequence.tokens.data() + i * page_size,
                                            static_cast<size_t>(page_size));
     sequence.page_hashes.push_back(
-        i == 0 ? cache_.ChainHash(0, content, sequence.request.request.cache_salt)
+        i == 0 ? cache_.ChainHash(0, content, sequence.cache_key)
                : cache_.ChainHash(sequence.page_hashes[i - 1], content, ""));
   }
 }
@@ -107,16 +111,21 @@ void Core::FindSharedPages(Sequence& sequence) {
     for (int64_t i = 0; i < pages; ++i) {
       const std::span<const int32_t> content(sequence.tokens.data() + i * page_size,
                                              static_cast<size_t>(page_size));
-      parent = cache_.Find(parent, sequence.page_hashes[i], content,
-                           sequence.request.request.cache_salt);
-      if (parent == KvCache::kNoPage) return;
+      parent = cache_.Find(parent, sequence.page_hashes[i], content, sequence.cache_key);
+      if (parent == KvCache::kNoPage) break;
       shared_.push_back(parent);
     }
+    if (!states_.enabled()) return;
+    // Recurrent layers can go on only where their state was kept.
+    sequence.known_prefix = static_cast<int64_t>(shared_.size()) * page_size;
+    while (!shared_.empty() && !states_.has(shared_.back())) shared_.pop_back();
     return;
   }
+  if (states_.enabled()) return;
   // Without an index, siblings still share their prompt.
   for (const Sequence& sibling : sequence.request.choices) {
     if (&sibling == &sequence || sibling.state != Sequence::State::kRunning) continue;
+    if (sibling.long_rope != sequence.long_rope) continue;
     const int64_t common = std::min({limit, sibling.computed, sequence.prompt_length}) / page_size;
     if (common > static_cast<int64_t>(shared_.size()))
       shared_.assign(sibling.pages.begin(), sibling.pages.begin() + common);
@@ -146,6 +155,10 @@ void Core::Admit(Sequence& sequence) {
   const auto shared = static_cast<int64_t>(shared_.size());
   for (int64_t i = shared; i < pages; ++i) sequence.pages.push_back(cache_.Allocate());
   sequence.computed = shared * page_size;
+  if (states_.enabled()) {
+    sequence.state_slot = states_.AcquireLive();
+    if (shared > 0) pool_.CopyState(states_.Find(shared_.back()), sequence.state_slot);
+  }
   sequence.indexed_pages = cache_.indexes() ? shared : 0;
   sequence.state = Sequence::State::kRunning;
   running_.push_back(&sequence);
@@ -162,20 +175,82 @@ void Core::Preempt(Sequence& sequence) {
   ++stats_.preemptions;
   LogDebug("request {} choice {}: pre-empted after {} tokens, the KV cache is full",
            sequence.request.request.id, sequence.choice, sequence.computed);
-  ReleasePages(sequence);
+  ReleaseCaches(sequence);
   std::erase(running_, &sequence);
   sequence.state = Sequence::State::kWaiting;
   Enqueue(sequence);
 }
 
+// A sequence that grew beyond the border queues for a cache of other frequencies.
+void Core::RecomputeBeyondRopeBorder() {
+  const int64_t border = setup_.model->info().rope_border;
+  if (border == 0) return;
+  for (size_t i = 0; i < running_.size();) {
+    Sequence& sequence = *running_[i];
+    if (sequence.long_rope || sequence.length() <= border) {
+      ++i;
+      continue;
+    }
+    LogDebug("request {} choice {}: computed anew, it crossed {} positions",
+             sequence.request.request.id, sequence.choice, border);
+    ReleaseCaches(sequence);
+    running_.erase(running_.begin() + static_cast<int64_t>(i));
+    sequence.state = Sequence::State::kWaiting;
+    Enqueue(sequence);
+  }
+}
+
+// Caches of other frequencies are other caches: the prefix index sees another key.
+void Core::ChooseRope(Sequence& sequence) {
+  const int64_t border = setup_.model->info().rope_border;
+  if (border == 0 || sequence.long_rope || sequence.length() <= border) return;
+  sequence.long_rope = true;
+  sequence.cache_key = sequence.request.request.cache_salt + '\0' + "long";
+  sequence.page_hashes.clear();
+}
+
+// Where a chunk ends, given how many tokens it may have. With recurrent layers a prompt's chunk
+// ends at the last page border before its end, and where the prefix that others know ends: there
+// the state is worth a snapshot.
+int64_t Core::ChunkEnd(const Sequence& sequence, int64_t tokens) const {
+  const int64_t begin = sequence.computed;
+  const int64_t end = begin + tokens;
+  if (!states_.enabled() || !cache_.indexes()) return end;
+  const int64_t last = (sequence.length() - 1) / cache_.page_size() * cache_.page_size();
+  for (const int64_t border : {sequence.known_prefix, last})
+    if (border > begin && border < end) return border;
+  return end;
+}
+
+// After a step that ended on a page border worth keeping. Behind the prompt only the latest is
+// kept.
+void Core::TakeSnapshot(Sequence& sequence) {
+  const int32_t page_size = cache_.page_size();
+  if (!states_.enabled() || !cache_.indexes() || sequence.computed % page_size != 0) return;
+  const bool in_prompt = sequence.computed < sequence.prompt_length;
+  const int64_t last = (sequence.length() - 1) / page_size * page_size;
+  if (in_prompt && sequence.computed != last && sequence.computed != sequence.known_prefix) return;
+  const int32_t page = sequence.pages[sequence.computed / page_size - 1];
+  const int32_t slot = states_.Add(page);
+  if (slot == StateSlots::kNoSlot) return;
+  pool_.CopyState(sequence.state_slot, slot);
+  if (in_prompt) return;
+  if (sequence.snapshot_page >= 0) states_.Remove(sequence.snapshot_page);
+  sequence.snapshot_page = page;
+}
+
 void Core::Enqueue(Sequence& sequence) {
+  ChooseRope(sequence);
   const auto place = std::ranges::upper_bound(waiting_, sequence.order, {},
                                               [](const Sequence* s) { return s->order; });
   waiting_.insert(place, &sequence);
 }
 
 // Last page first: children are evicted before their parents.
-void Core::ReleasePages(Sequence& sequence) {
+void Core::ReleaseCaches(Sequence& sequence) {
+  if (sequence.state_slot != StateSlots::kNoSlot) states_.ReleaseLive(sequence.state_slot);
+  sequence.state_slot = StateSlots::kNoSlot;
+  sequence.snapshot_page = KvCache::kNoPage;
   for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
     cache_.Release(*page);
   sequence.pages.clear();
@@ -193,7 +268,7 @@ void Core::Fail(ActiveRequest& request, const Error& error) {
 // Ends the request without a word.
 void Core::Drop(ActiveRequest& request, FinishReason counted_as) {
   for (Sequence& sequence : request.choices) {
-    if (sequence.state == Sequence::State::kRunning) ReleasePages(sequence);
+    if (sequence.state == Sequence::State::kRunning) ReleaseCaches(sequence);
     sequence.state = Sequence::State::kFinished;
   }
   stats_.requests_finished[static_cast<int>(counted_as)] += request.unfinished;

@@ -42,7 +42,7 @@ void Core::IndexFullPages(Sequence& sequence) {
                                            static_cast<size_t>(page_size));
     sequence.pages[i] =
         cache_.Insert(i == 0 ? KvCache::kNoPage : sequence.pages[i - 1], sequence.page_hashes[i],
-                      content, sequence.request.request.cache_salt, sequence.pages[i]);
+                      content, sequence.cache_key, sequence.pages[i]);
   }
 }
 
@@ -111,7 +111,7 @@ void Core::Emit(Sequence& sequence, std::string text) {
 void Core::Finish(Sequence& sequence, DoneEvent done, Clock::time_point now) {
   ActiveRequest& request = sequence.request;
   ObserveDone(sequence, done.reason, now);
-  ReleasePages(sequence);
+  ReleaseCaches(sequence);
   sequence.state = Sequence::State::kFinished;
   if (--request.unfinished == 0) {
     stats_.request_max_num_generation_tokens.Observe(static_cast<double>(request.longest_output));

@@ -51,6 +51,7 @@ CoreRunner::Config RandomConfig(Random& random) {
   config.max_sequences = random.OneIn(4) ? 64 : random.In(1, 8);
   config.max_step_tokens = random.OneIn(2) ? random.In(2, 12) : random.In(13, 200);
   config.prefix_cache = !random.OneIn(3);
+  config.snapshots = random.In(0, 6);
   config.kv_format = random.OneIn(2) ? kernels::KvFormat::kBf16 : kernels::KvFormat::kFp8;
   return config;
 }
@@ -69,7 +70,10 @@ TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
     SCOPED_TRACE(fmt::format("seed {}", seed));
     Random random(seed);
     // Every other model never ends by itself: long answers on few pages pre-empt each other.
-    FakeModel model(random.OneIn(2) ? kFake : FakeModel::Options{});
+    FakeModel::Options fake = random.OneIn(2) ? kFake : FakeModel::Options{};
+    fake.recurrent = random.OneIn(2);
+    if (random.OneIn(3)) fake.rope_border = random.In(5, 120);
+    FakeModel model(fake);
     const CoreRunner::Config config = RandomConfig(random);
     CoreRunner runner(model, Bytes(), config);
     const Oracle oracle = MakeOracle(model, config.max_model_len);
@@ -187,6 +191,53 @@ TEST(Core, SecondTimeComesFromTheCache) {
   EXPECT_EQ(a.choices[0].tokens, b.choices[0].tokens);
   EXPECT_EQ(runner.core->stats().prefix_queries, 100);
   EXPECT_EQ(runner.core->stats().prefix_hits, 48);
+}
+
+// With recurrent layers a prefix is reused up to where its state was kept: the last page border of
+// a prompt, where a third prompt leaves the common part, and the end of what was generated.
+TEST(Core, RecurrentStatesAreReusedAtPageBorders) {
+  FakeModel model({.recurrent = true});
+  CoreRunner runner(model, Bytes(), {.snapshots = 8});
+  const auto cached = [&](std::vector<int32_t> prompt) {
+    const auto sink = AddGreedy(runner, std::move(prompt), 30);
+    RunToEnd(runner);
+    const Generation got = *sink->Wait();
+    EXPECT_EQ(got.choices[0].tokens.size(), 30u);
+    return std::pair(got.prompt.cached_tokens, got.choices[0].tokens);
+  };
+  std::vector<int32_t> system = Prompt(40);
+  const auto with = [&](int32_t start) {
+    std::vector<int32_t> prompt = system;
+    for (int32_t i = 0; i < 25; ++i) prompt.push_back((start + i * 5) % 250);
+    return prompt;
+  };
+  const auto [first, answer] = cached(with(1));
+  EXPECT_EQ(first, 0);
+  EXPECT_EQ(cached(with(1)).first, 64) << "the whole prompt but its last token";
+  EXPECT_EQ(cached(with(2)).first, 0) << "nobody had stopped where they part";
+  EXPECT_EQ(cached(with(3)).first, 32) << "now somebody has";
+  std::vector<int32_t> second_turn = with(1);
+  second_turn.insert(second_turn.end(), answer.begin(), answer.end());
+  second_turn.push_back(7);
+  EXPECT_EQ(cached(second_turn).first, 80) << "the last page border of 94 tokens";
+}
+
+TEST(Core, ASequenceThatCrossesTheRopeBorderIsComputedAnew) {
+  FakeModel model({.rope_border = 40});
+  CoreRunner runner(model, Bytes(), {});
+  int64_t computed = 0;
+  model.before_forward = [&](const models::Batch& batch) {
+    computed += static_cast<int64_t>(batch.tokens.size());
+  };
+  const auto sink = AddGreedy(runner, Prompt(38), 10);
+  RunToEnd(runner);
+  EXPECT_EQ(sink->Wait()->choices[0].tokens.size(), 10u);
+  // 40 tokens at first (the 41st is drawn from them), then 47 anew.
+  EXPECT_EQ(computed, 40 + 47);
+  computed = 0;
+  EXPECT_EQ(AddGreedy(runner, Prompt(38), 1)->events(), 0);
+  RunToEnd(runner);
+  EXPECT_EQ(computed, 38 - 32) << "a short prompt finds the pages of short ones";
 }
 
 // A prompt that is cached wholly still computes its last token: its logits are wanted.

@@ -247,6 +247,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<models::Model> mo
                   .activation_bytes = model->ActivationBytes(limits.max_tokens, limits.max_rows()) +
                                       Sampler::Bytes(model->ops(), sampling),
                   .kv_bytes_per_token = models::KvBytesPerToken(info, options.kv_format),
+                  .state_bytes = models::StateBytes(info),
                   .max_positions = info.max_positions},
                  options));
   limits = MakeStepLimits(options, plan.max_model_len);

@@ -143,10 +143,17 @@ struct MemoryPlan {
   int64_t activation_bytes = 0;
   int64_t kv_bytes = 0;
   int64_t kv_tokens = 0;  // capacity
+  // Recurrent layers: a state per running sequence, and copies that the prefix cache keeps.
+  int64_t state_bytes = 0;  // of one
+  int64_t live_states = 0;
+  int64_t snapshots = 0;
   KvSizeRule kv_rule = KvSizeRule::kOption;
   int32_t max_sequences = 0;
   int64_t max_model_len = 0;
-  int64_t model_positions = 0;   // the model's own context: max_model_len may be less
+  int64_t model_positions = 0;  // the model's own context: max_model_len may be less
+
+  int64_t state_slots() const { return live_states + snapshots; }
+  int64_t all_state_bytes() const { return state_slots() * state_bytes; }
   std::string ToString() const;  // a table for people
 };
 

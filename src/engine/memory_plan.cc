@@ -36,6 +36,28 @@ std::string DescribeRule(const MemoryPlan& plan) {
   return "";
 }
 
+// A state per running sequence, and as many snapshots at most.
+Status PlanStates(const MemoryPlanInput& input, const EngineOptions& options, int64_t beside,
+                  MemoryPlan* plan) {
+  if (input.state_bytes == 0) return {};
+  plan->state_bytes = input.state_bytes;
+  plan->live_states = options.max_sequences;
+  const int64_t live_bytes = plan->live_states * input.state_bytes;
+  if (live_bytes > beside) {
+    return Fail(Code::kResourceExhausted,
+                "{} more memory is needed: the recurrent states of {} sequences take {}, and {} is "
+                "left beside weights and activations; --max-num-seqs {} would fit",
+                Bytes(live_bytes - beside), options.max_sequences, Bytes(live_bytes),
+                Bytes(std::max<int64_t>(beside, 0)),
+                std::max<int64_t>(beside, 0) / 2 / input.state_bytes);
+  }
+  if (!options.prefix_cache) return {};
+  const auto share = static_cast<int64_t>(kSnapshotShare * static_cast<double>(beside));
+  plan->snapshots = std::min<int64_t>(options.max_sequences, share / input.state_bytes);
+  plan->snapshots = std::min(plan->snapshots, (beside - live_bytes) / input.state_bytes);
+  return {};
+}
+
 }  // namespace
 
 Status CheckOptions(const EngineOptions& options, int64_t max_positions) {
@@ -71,12 +93,15 @@ Status CheckOptions(const EngineOptions& options, int64_t max_positions) {
 }
 
 Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions& options) {
-  const int64_t page_bytes = input.kv_bytes_per_token * options.page_size;
+  const int64_t page_bytes = std::max<int64_t>(1, input.kv_bytes_per_token) * options.page_size;
   // What there was before the weights were loaded; the fraction leaves the rest to the system.
   const int64_t available = input.available_bytes + input.weight_bytes;
   const auto usable =
       static_cast<int64_t>(static_cast<double>(available) * options.memory_fraction);
-  const int64_t left = usable - input.weight_bytes - input.activation_bytes;
+  const int64_t beside = usable - input.weight_bytes - input.activation_bytes;
+  MemoryPlan plan;
+  NIBBLE_TRY(PlanStates(input, options, beside, &plan));
+  const int64_t left = beside - plan.all_state_bytes();
 
   if (options.kv_bytes > left) {
     return Fail(Code::kResourceExhausted,
@@ -110,13 +135,12 @@ Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions&
                                   options.memory_fraction));
   }
 
-  const auto share =
-      static_cast<int64_t>(kDefaultKvShare * static_cast<double>(available - input.weight_bytes -
-                                                                 input.activation_bytes));
+  const auto share = static_cast<int64_t>(
+      kDefaultKvShare * static_cast<double>(available - input.weight_bytes -
+                                            input.activation_bytes - plan.all_state_bytes()));
   const int64_t pages_default =
       options.kv_bytes > 0 ? pages_limit : std::clamp<int64_t>(share / page_bytes, 1, pages_limit);
 
-  MemoryPlan plan;
   plan.available_bytes = available;
   plan.weight_bytes = input.weight_bytes;
   plan.activation_bytes = input.activation_bytes;
@@ -148,7 +172,14 @@ Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions&
 }
 
 std::string MemoryPlan::ToString() const {
-  const int64_t planned = weight_bytes + activation_bytes + kv_bytes;
+  const int64_t planned = weight_bytes + activation_bytes + kv_bytes + all_state_bytes();
+  const std::string states =
+      state_bytes == 0
+          ? ""
+          : fmt::format(
+                "  states       {:>10}  {} of running sequences (--max-num-seqs), {} kept "
+                "for the prefix cache\n",
+                Bytes(all_state_bytes()), live_states, snapshots);
   const std::string shorter =
       max_model_len < model_positions ? fmt::format(" (the model's: {})", model_positions) : "";
   return fmt::format(
@@ -156,10 +187,11 @@ std::string MemoryPlan::ToString() const {
       "  weights      {:>10}\n"
       "  activations  {:>10}\n"
       "  KV cache     {:>10}  {} tokens: {}\n"
+      "{}"
       "  planned      {:>10}  of {} available\n"
       "  context      {:>10}  tokens{}, --max-model-len\n",
       Bytes(weight_bytes), Bytes(activation_bytes), Bytes(kv_bytes), kv_tokens, DescribeRule(*this),
-      Bytes(planned), Bytes(available_bytes), max_model_len, shorter);
+      states, Bytes(planned), Bytes(available_bytes), max_model_len, shorter);
 }
 
 }  // namespace nibble::engine

@@ -13,6 +13,7 @@ struct MemoryPlanInput {
   int64_t weight_bytes = 0;
   int64_t activation_bytes = 0;    // activations, logits and workspaces of the largest step
   int64_t kv_bytes_per_token = 0;  // of all layers
+  int64_t state_bytes = 0;         // of all recurrent layers, per sequence
   int64_t max_positions = 0;       // of the model
 };
 
@@ -24,6 +25,9 @@ inline constexpr int64_t kUsualSequenceTokens = 1024;
 // The default KV cache takes at most this share of what weights and activations leave: the machine
 // is not the server's alone, and the prefix cache fills whatever it gets.
 inline constexpr double kDefaultKvShare = 0.5;
+
+// Snapshots of recurrent states take at most this share of what weights and activations leave.
+inline constexpr double kSnapshotShare = 0.125;
 
 // The options have been checked. Without kv_bytes in them the KV cache holds the larger of one
 // whole context and max_sequences of kUsualSequenceTokens, within kDefaultKvShare. The context is

@@ -134,5 +134,29 @@ TEST(CheckOptions, NamesFlagValueAndRange) {
   fails({.kv_bytes = -1}, "--kv-cache-memory-bytes -1");
 }
 
+// Recurrent layers: a state per sequence first, then snapshots within their share, then the KV
+// cache.
+TEST(MemoryPlan, RecurrentStatesComeBeforeTheKvCache) {
+  MemoryPlanInput input = Input();
+  input.state_bytes = 10 * kMiB;
+  const auto plan = PlanMemory(input, {.max_sequences = 20, .memory_fraction = 0.9});
+  ASSERT_TRUE(plan) << plan.error().message();
+  EXPECT_EQ(plan->live_states, 20);
+  EXPECT_EQ(plan->snapshots, 9) << "an eighth of 750 MiB";
+  EXPECT_EQ(plan->kv_tokens, 20 * 1024);
+  EXPECT_NE(plan->ToString().find("20 of running sequences"), std::string::npos);
+
+  const auto without =
+      PlanMemory(input, {.max_sequences = 20, .memory_fraction = 0.9, .prefix_cache = false});
+  ASSERT_TRUE(without);
+  EXPECT_EQ(without->snapshots, 0);
+
+  const auto many = PlanMemory(input, {.max_sequences = 100, .memory_fraction = 0.9});
+  ASSERT_FALSE(many);
+  EXPECT_EQ(many.error().code(), Code::kResourceExhausted);
+  EXPECT_NE(many.error().message().find("--max-num-seqs 37"), std::string::npos)
+      << many.error().message();
+}
+
 }  // namespace
 }  // namespace nibble::engine

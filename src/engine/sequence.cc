@@ -129,6 +129,7 @@ Sequence::Sequence(ActiveRequest& owner, int32_t choice_index, uint64_t arrival_
       text(tokenizer, owner.request.sampling.stop, owner.request.sampling.include_stop_string,
            owner.request.sampling.skip_special_tokens) {
   tokens.reserve(static_cast<size_t>(prompt_length + owner.max_new_tokens));
+  cache_key = owner.request.cache_salt;
   if (UsesPenalties(owner.request.sampling)) counts.AddPrompt(tokens);
   pending.choice = choice;
 }

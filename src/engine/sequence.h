@@ -60,6 +60,11 @@ struct Sequence {
   const int64_t prompt_length;
   int64_t computed = 0;               // leading tokens whose k and v are in the pages
   std::vector<int32_t> pages;         // in order of position
+  int32_t state_slot = -1;            // of a running sequence, where the model has recurrent layers
+  int32_t snapshot_page = -1;         // of its latest snapshot behind the prompt
+  int64_t known_prefix = 0;           // tokens that other prompts were seen to start with, too
+  bool long_rope = false;             // beyond ModelInfo.rope_border
+  std::string cache_key;              // what the prefix index sees: the salt and the RoPE set
   std::vector<uint64_t> page_hashes;  // of the leading full pages, as far as needed
   int64_t indexed_pages = 0;          // leading pages that are in the prefix index
   uint64_t last_step = 0;

@@ -178,8 +178,8 @@ struct LoadOptions {
   int64_t max_positions = 0;  // 0: the config's; else the RoPE tables are this long
   TensorParallel tp;
   bool draft = false;                  // load the MTP module, if the checkpoint has one
-  LinearObserver* observer = nullptr;  // hears every linear's input; outlives the model
   Progress* progress = nullptr;        // advanced by stored bytes
+  LinearObserver* observer = nullptr;  // hears every linear's input; outlives the model
 };
 
 // Picks the implementation by config.json's "architectures"; kUnsupported lists what exists.

@@ -124,6 +124,7 @@ void KvCache::RemoveFromIndex(int32_t page) {
   entry.indexed = false;
   entry.parent = kNoPage;
   entry.salt.clear();
+  if (on_forget_) on_forget_(page);
 }
 
 std::string KvCache::CheckInvariants() const {

@@ -15,9 +15,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace nibble::engine {
@@ -62,6 +64,9 @@ class KvCache {
 
   bool indexed(int32_t page) const { return pages_[page].indexed; }
 
+  // Called with every page whose content leaves the index.
+  void set_on_forget(std::function<void(int32_t)> on_forget) { on_forget_ = std::move(on_forget); }
+
   // Empty if every invariant holds, else what is broken. For tests: walks everything.
   std::string CheckInvariants() const;
 
@@ -96,6 +101,7 @@ class KvCache {
   std::vector<int32_t> buckets_;  // a power of two of chains
   int32_t oldest_ = kNoPage;
   int32_t newest_ = kNoPage;
+  std::function<void(int32_t)> on_forget_;
 };
 
 }  // namespace nibble::engine

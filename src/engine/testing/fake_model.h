@@ -24,6 +24,9 @@ class FakeModel : public models::Model {
     // Added to the logit of this token: makes ends likely. Ignored when negative.
     int32_t favourite = -1;
     float favour = 0.0f;
+    // A recurrent layer, whose state is checked against the history.
+    bool recurrent = false;
+    int64_t rope_border = 0;
   };
 
   explicit FakeModel(const Options& options) : options_(options) {
@@ -32,6 +35,8 @@ class FakeModel : public models::Model {
     info_.hidden_size = 8;
     info_.max_positions = options.max_positions;
     info_.kv = {{.kv_heads = 1, .head_dim = 8}, {.kv_heads = 2, .head_dim = 8}};
+    if (options.recurrent) info_.state = {{.conv = 8, .recurrent = sizeof(State)}};
+    info_.rope_border = options.rope_border;
     info_.weight_bytes = 1 << 20;
     info_.bytes_per_token = 1 << 20;
   }
@@ -53,11 +58,17 @@ class FakeModel : public models::Model {
     const auto sequences = static_cast<int64_t>(batch.kv_len.size());
     Expect(static_cast<int64_t>(batch.tokens.size()) <= max_tokens_, "more tokens than prepared");
     Expect(static_cast<int64_t>(batch.logits_rows.size()) <= max_rows_, "more rows than prepared");
-    for (size_t i = 0; i < batch.tokens.size(); ++i)
-      Write(kv, batch.slots[i], batch.tokens[i], batch.positions[i]);
+    for (int64_t b = 0; b < sequences; ++b) {
+      Expect(batch.rope_sets[b] == 1 || options_.rope_border == 0 ||
+                 batch.kv_len[b] <= options_.rope_border,
+             "a long sequence with frequencies for short ones");
+      for (int32_t i = batch.q_start[b]; i < batch.q_start[b + 1]; ++i)
+        Write(kv, batch.slots[i], batch.tokens[i], Mark(batch, b, batch.positions[i]));
+    }
     size_t row = 0;
     for (int64_t b = 0; b < sequences; ++b) {
       std::vector<int32_t> history = Read(batch, b, kv);
+      if (options_.recurrent) Advance(batch, b, history, kv);
       for (int32_t i = batch.q_start[b]; i < batch.q_start[b + 1]; ++i) {
         const int32_t position = batch.kv_len[b] - (batch.q_start[b + 1] - i);
         Expect(batch.positions[i] == position, "positions are not consecutive");
@@ -80,6 +91,38 @@ class FakeModel : public models::Model {
   std::function<void(const models::Batch&)> before_forward;  // may throw or block
 
  private:
+  // What the recurrent layer keeps: so many tokens, with this hash.
+  struct State {
+    int64_t tokens = 0;
+    uint64_t hash = 0;
+  };
+
+  static State StateAfter(std::span<const int32_t> history) {
+    State state{.tokens = static_cast<int64_t>(history.size())};
+    for (const int32_t token : history)
+      state.hash = Mix(state.hash * 31 + static_cast<uint64_t>(token) + 1);
+    return state;
+  }
+
+  static void Advance(const models::Batch& batch, int64_t b, std::span<const int32_t> history,
+                      const models::KvPool& kv) {
+    const auto first = static_cast<size_t>(batch.positions[batch.q_start[b]]);
+    const kernels::StateView view = kv.state(0).recurrent;
+    std::byte* cell = view.base + batch.state_slots[b] * view.stride;
+    State state;
+    std::memcpy(&state, cell, sizeof(state));
+    const State expected = StateAfter(history.first(first));
+    Expect(first == 0 || (state.tokens == expected.tokens && state.hash == expected.hash),
+           "a state slot holds another history");
+    state = StateAfter(history);
+    std::memcpy(cell, &state, sizeof(state));
+  }
+
+  // Position and frequencies, as they go into the cache.
+  static int32_t Mark(const models::Batch& batch, int64_t b, int32_t position) {
+    return position | batch.rope_sets[b] << 24;
+  }
+
   static void Expect(bool condition, const char* what) {
     if (!condition) throw std::logic_error(std::string("fake model: ") + what);
   }
@@ -115,8 +158,9 @@ class FakeModel : public models::Model {
         int32_t v[2];
         std::memcpy(k, Cell(layer, layer.k, slot, layer.kv_heads - 1), sizeof(k));
         std::memcpy(v, Cell(layer, layer.v, slot, 0), sizeof(v));
-        Expect(k[1] == position && v[1] == position && k[0] == v[0],
-               "a page holds another position");
+        const int32_t mark = Mark(batch, b, position);
+        Expect(k[1] == mark && v[1] == mark && k[0] == v[0],
+               "a page holds another position, or other frequencies");
         if (l == 0) history.push_back(k[0]);
         Expect(history.back() == k[0], "layers disagree");
       }

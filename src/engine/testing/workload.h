@@ -129,6 +129,7 @@ struct CoreRunner {
     int32_t max_sequences = 8;
     int32_t max_step_tokens = 64;
     bool prefix_cache = true;
+    int64_t snapshots = 4;  // of recurrent states
     kernels::KvFormat kv_format = kernels::KvFormat::kBf16;
     std::vector<int32_t> eos;
     ThreadPool* pool = nullptr;
@@ -147,6 +148,11 @@ struct CoreRunner {
     MemoryPlan plan;
     plan.max_model_len = config.max_model_len;
     plan.kv_tokens = config.pages * config.page_size;
+    plan.state_bytes = models::StateBytes(model.info());
+    if (plan.state_bytes > 0) {
+      plan.live_states = config.max_sequences;
+      plan.snapshots = config.prefix_cache ? config.snapshots : 0;
+    }
     const StepLimits limits = MakeStepLimits(options, config.max_model_len);
     NIBBLE_CHECK(model.Prepare(limits.max_tokens, limits.max_rows()));
     auto made = Core::Create({.model = &model,
