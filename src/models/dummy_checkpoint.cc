@@ -38,6 +38,7 @@ float Noise(uint64_t stream, int64_t index) {
 struct Recipe {
   enum class Kind {
     kLinear,
+    kRouter,
     kVector,
     kNormVector,
     kNvfp4Codes,
@@ -75,6 +76,14 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
         Add(part.prefix + ".bias", DType::kBF16, {part.n}, {Recipe::Kind::kVector, part.n, 1});
       }
     }
+  }
+
+  // Left wide, as exporters leave it. Its logits spread so far that the last of a token's experts
+  // weighs little: two runs may differ in which one that is.
+  void VisitRouter(const std::string& prefix, int64_t n, int64_t k, Bias bias, Linear*) override {
+    Add(prefix + ".weight", DType::kBF16, {n, k}, {Recipe::Kind::kRouter, n, k});
+    if (bias == Bias::kRequired)
+      Add(prefix + ".bias", DType::kBF16, {n}, {Recipe::Kind::kVector, n, 1});
   }
 
   void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>*) override {
@@ -152,6 +161,10 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
         for (int64_t i = 0; i < recipe.n * recipe.k; ++i) {
           bf16[i] = Bf16FromFloat(deviation * Noise(recipe.stream, i));
         }
+        break;
+      case Recipe::Kind::kRouter:
+        for (int64_t i = 0; i < recipe.n * recipe.k; ++i)
+          bf16[i] = Bf16FromFloat(4 * deviation * Noise(recipe.stream, i));
         break;
       case Recipe::Kind::kVector:
         for (int64_t i = 0; i < recipe.n; ++i)

@@ -125,6 +125,12 @@ class WeightVisitor {
   virtual void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear* out,
                            ColumnRange columns = {}) = 0;
 
+  // A linear whose few rows decide where a token goes, (n, k): a router, or a shared expert's gate.
+  virtual void VisitRouter(const std::string& prefix, int64_t n, int64_t k, Bias bias,
+                           Linear* out) {
+    VisitLinear({{prefix, n, {}}}, k, bias, out);
+  }
+
   // out: one Linear per head.
   virtual void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>* out) = 0;
 

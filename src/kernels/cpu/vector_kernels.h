@@ -1,4 +1,4 @@
-// The leaf kernels of norm, activation, rope, attention and sampling, one table per instruction
+// The leaf kernels of norm, activation, experts, rope, attention and sampling, one table per instruction
 // set.
 //
 // Each is pure arithmetic on the caller's memory, single-threaded; the ops (norm/norm.h and so on)
@@ -29,6 +29,8 @@ struct VectorKernels {
                    int64_t f, uint16_t* out);
   // x (n) *= sigmoid(gate).
   void (*sigmoid_gate)(uint16_t* x, const uint16_t* gate, int64_t n);
+  // sum (n) += weight * x.
+  void (*accumulate)(float* sum, const float* x, float weight, int64_t n);
   // out = in with pairs (i, i + half) turned; only 2 * half elements. out may be in.
   void (*rotate)(const uint16_t* in, const float* cos, const float* sin, int64_t half,
                  uint16_t* out);

@@ -12,6 +12,7 @@
 #include "kernels/cpu/causal_conv/causal_conv_impl.h"
 #include "kernels/cpu/gated_delta_net/gated_delta_net_impl.h"
 #include "kernels/cpu/mamba2/mamba2_impl.h"
+#include "kernels/cpu/moe/moe_impl.h"
 #include "kernels/cpu/norm/norm_impl.h"
 #include "kernels/cpu/rope/rope_impl.h"
 #include "kernels/cpu/sample/sample_impl.h"
@@ -23,6 +24,7 @@ constinit const VectorKernels kVectorKernels = {
     .rms_norm = RmsNorm,
     .activate = Activate,
     .sigmoid_gate = SigmoidGate,
+    .accumulate = Accumulate,
     .rotate = Rotate,
     .rotate_neighbours = RotateNeighbours,
     .scale_row = ScaleRow,

@@ -5,6 +5,7 @@
 #include "kernels/cpu/gated_delta_net/gated_delta_net.h"
 #include "kernels/cpu/gather_rows/gather_rows.h"
 #include "kernels/cpu/mamba2/mamba2.h"
+#include "kernels/cpu/moe/moe.h"
 #include "kernels/cpu/norm/norm.h"
 #include "kernels/cpu/rope/rope.h"
 #include "kernels/cpu/sample/sample.h"
@@ -31,6 +32,10 @@ void FillFrom(OpTable* table) {
   };
   table->sigmoid_gate = [](const OpContext& context, const SigmoidGateParams& params) {
     SigmoidGate(kKernels, context, params);
+  };
+  table->moe_workspace = MoeWorkspace;
+  table->moe = [](const OpContext& context, const MoeParams& params) {
+    Moe(kKernels, context, params);
   };
   table->rope_and_cache = [](const OpContext& context, const RopeAndCacheParams& params) {
     RopeAndCache(kKernels, context, params);

@@ -21,6 +21,7 @@ void Round(const OpContext&, const RoundParams& params);
 void GatherRows(const OpContext&, const GatherRowsParams& params);
 void Activation(const OpContext&, const ActivationParams& params);
 void SigmoidGate(const OpContext&, const SigmoidGateParams& params);
+void Moe(const OpContext&, const MoeParams& params);
 void RopeAndCache(const OpContext&, const RopeAndCacheParams& params);
 void MlaRopeAndCache(const OpContext&, const MlaRopeAndCacheParams& params);
 void Attention(const OpContext&, const AttentionParams& params);

@@ -9,6 +9,7 @@ size_t NoHeadLinearWorkspace(int, int64_t, int64_t) { return 0; }
 size_t NoAttentionWorkspace(int, int64_t, int32_t, int32_t) { return 0; }
 size_t NoGatedDeltaNetWorkspace(int, const GatedDeltaNetParams&) { return 0; }
 size_t NoMamba2Workspace(int, const Mamba2Params&) { return 0; }
+size_t NoMoeWorkspace(int, const MoeSizes&) { return 0; }
 size_t NoSampleWorkspace(int, int64_t, int64_t) { return 0; }
 
 }  // namespace
@@ -29,6 +30,8 @@ const OpTable& RefOps() {
       .sigmoid_gate = ref::SigmoidGate,
       .head_linear_workspace = NoHeadLinearWorkspace,
       .head_linear = ref::HeadLinear,
+      .moe_workspace = NoMoeWorkspace,
+      .moe = ref::Moe,
       .rope_and_cache = ref::RopeAndCache,
       .mla_rope_and_cache = ref::MlaRopeAndCache,
       .attention_workspace = NoAttentionWorkspace,

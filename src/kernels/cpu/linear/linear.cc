@@ -101,6 +101,45 @@ void PrepareTokens(const LinearParams& params, const CpuPackedWeight& weight, co
   }
 }
 
+// A pass of m tokens from first_token on, prepared (or about to be) in `activations`, over all
+// panels.
+PanelJob JobOf(const LinearParams& params, const Plan& plan, Tiling tiling, int64_t first_token,
+               int64_t m, const std::byte* activations) {
+  const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
+  const int64_t out = first_token * params.y_stride;
+  return {
+      .weights = weight.panel(0),
+      .panel_bytes = weight.panel_bytes(),
+      .groups = weight.groups(),
+      .row_scales = weight.row_scales(),
+      .block_scales = weight.block_scales(),
+      .scale_columns = weight.scale_columns(),
+      .blocks_per_scale = weight.blocks_per_scale(),
+      .header_bytes = weight.header_bytes(),
+      .activations = activations,
+      .token_bytes = weight.padded_k() / kBlockK * plan.block_bytes,
+      .m = m,
+      .tile = tiling.tile,
+      .last_tile = tiling.last_tile,
+      .bias = params.bias,
+      .y = params.y == nullptr ? nullptr : params.y + out,
+      .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + out,
+      .y_stride = params.y_stride,
+      .n = weight.n(),
+  };
+}
+
+// The job of the weight's rows from panel `begin` on, as if they were a weight of their own.
+PanelJob FromPanel(PanelJob job, int64_t begin) {
+  const int64_t rows = begin * kPanelRows;
+  job.weights += begin * job.panel_bytes;
+  job.row_scales += rows;
+  if (job.block_scales != nullptr) job.block_scales += rows * job.scale_columns;
+  if (job.bias != nullptr) job.bias += rows;
+  job.n -= rows;
+  return job;
+}
+
 void LinearPass(const OpContext& context, const LinearParams& params, const Plan& plan,
                 int64_t first_token, int64_t m) {
   const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
@@ -115,30 +154,14 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
   } else {
     ForEachRange(context, m, 1, prepare);
   }
-
-  const int64_t out = first_token * params.y_stride;
-  const PanelJob job = {
-      .weights = weight.panel(0),
-      .panel_bytes = weight.panel_bytes(),
-      .groups = weight.groups(),
-      .row_scales = weight.row_scales(),
-      .block_scales = weight.block_scales(),
-      .scale_columns = weight.scale_columns(),
-      .blocks_per_scale = weight.blocks_per_scale(),
-      .header_bytes = weight.header_bytes(),
-      .activations = context.workspace,
-      .token_bytes = blocks * plan.block_bytes,
-      .m = m,
-      .tile = tiling.tile,
-      .last_tile = tiling.last_tile,
-      .bias = params.bias,
-      .y = params.y == nullptr ? nullptr : params.y + out,
-      .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + out,
-      .y_stride = params.y_stride,
-      .n = weight.n(),
-  };
+  const PanelJob job = JobOf(params, plan, tiling, first_token, m, context.workspace);
   ForEachRange(context, weight.panels(), 1,
                [&](int64_t begin, int64_t end) { plan.kernel.run(job, begin, end); });
+}
+
+void CheckWorkspace(const OpContext& context, const LinearParams& params) {
+  NIBBLE_CHECK(LinearWorkspace(params.m, params.weight->k()) <= context.workspace_bytes,
+               "linear of {} tokens: workspace of {} bytes", params.m, context.workspace_bytes);
 }
 
 }  // namespace
@@ -156,11 +179,29 @@ size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
 }
 
 void Linear(const OpContext& context, const LinearParams& params) {
-  NIBBLE_CHECK(LinearWorkspace(params.m, params.weight->k()) <= context.workspace_bytes,
-               "linear of {} tokens: workspace of {} bytes", params.m, context.workspace_bytes);
+  CheckWorkspace(context, params);
   const Plan plan = PlanFor(static_cast<const CpuPackedWeight&>(*params.weight));
   for (int64_t token = 0; token < params.m; token += kPassTokens) {
     LinearPass(context, params, plan, token, std::min(kPassTokens, params.m - token));
+  }
+}
+
+int64_t LinearPanels(const PackedWeight& weight) {
+  return static_cast<const CpuPackedWeight&>(weight).panels();
+}
+
+void LinearOfPanels(const OpContext& context, const LinearParams& params, int64_t begin,
+                    int64_t end) {
+  CheckWorkspace(context, params);
+  const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
+  const Plan plan = PlanFor(weight);
+  for (int64_t token = 0; token < params.m; token += kPassTokens) {
+    const int64_t m = std::min(kPassTokens, params.m - token);
+    const Tiling tiling = TilingFor(plan.kernel, m);
+    PrepareTokens(params, weight, plan, tiling, weight.padded_k() / kBlockK, m, token, 0, m,
+                  context.workspace);
+    const PanelJob job = JobOf(params, plan, tiling, token, m, context.workspace);
+    plan.kernel.run(FromPanel(job, begin), 0, end - begin);
   }
 }
 

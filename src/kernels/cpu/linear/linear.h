@@ -5,6 +5,7 @@
 // Bits of a (token, row) depend on neither M, the number of threads nor the row's place in a stack.
 #pragma once
 
+#include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/linear_kernels.h"
 #include "kernels/ops.h"
 
@@ -18,6 +19,15 @@ Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params,
                                                  const LinearKernels& kernels);
 size_t LinearWorkspace(int64_t max_m, int64_t max_k);
 void Linear(const OpContext& context, const LinearParams& params);
+
+// For ops that have several linears at once and spread them over threads themselves: the rows of
+// panels [begin, end) of the weight (kPanelRows each, fewer in the last), by the calling thread
+// alone. y is (M, rows) and starts with panel begin's first row; bias is that of all rows. The bits
+// are Linear's.
+int64_t LinearPanels(const PackedWeight& weight);
+void LinearOfPanels(const OpContext& context, const LinearParams& params, int64_t begin,
+                    int64_t end);
+
 void Embed(const OpContext& context, const EmbedParams& params);
 
 }  // namespace nibble::kernels::cpu

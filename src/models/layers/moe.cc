@@ -1,0 +1,117 @@
+#include "models/layers/moe.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace nibble::models {
+
+Moe::Moe(MoeConfig config, std::string prefix, const TensorParallel& tp)
+    : config_(std::move(config)),
+      prefix_(std::move(prefix)),
+      tp_(tp),
+      expert_share_(tp.Share(config_.routing.experts)),
+      shared_share_(tp.Share(config_.shared_size)) {}
+
+ExpertsSpec Moe::Experts() const {
+  return {.prefix = prefix_ + "." + config_.experts,
+          .experts = config_.routing.experts,
+          .first = expert_share_.begin,
+          .count = expert_share_.count,
+          .top_k = config_.routing.top_k,
+          .d = config_.hidden_size,
+          .f = config_.expert_size,
+          .gated = config_.activation.gated(),
+          .bias = config_.expert_bias,
+          .layout = config_.layout};
+}
+
+void Moe::VisitWeights(WeightVisitor& visitor) {
+  visitor.SetSection(Section::kOther);
+  visitor.VisitRouter(prefix_ + "." + config_.router, config_.routing.experts, config_.hidden_size,
+                      config_.router_bias, &router_);
+  if (!config_.choice_bias.empty()) {
+    visitor.VisitVector(prefix_ + "." + config_.choice_bias, config_.routing.experts,
+                        &choice_bias_);
+  }
+  visitor.SetSection(Section::kExperts);
+  visitor.VisitExperts(Experts(), &experts_);
+  if (config_.shared_size > 0) VisitShared(visitor);
+}
+
+void Moe::VisitShared(WeightVisitor& visitor) {
+  const std::string prefix = prefix_ + "." + config_.shared;
+  const int64_t f = config_.shared_size;
+  const auto rows = tp_.active() ? std::vector<RowRange>{shared_share_} : std::vector<RowRange>();
+  const auto columns =
+      tp_.active() ? ColumnRange{shared_share_.begin, shared_share_.count} : ColumnRange{};
+  std::vector<LinearPart> inputs = {{prefix + ".up_proj", f, rows}};
+  if (config_.activation.gated()) inputs.insert(inputs.begin(), {prefix + ".gate_proj", f, rows});
+  visitor.SetSection(Section::kSharedExpert);
+  visitor.VisitLinear(inputs, config_.hidden_size, Bias::kIfStored, &shared_gate_up_);
+  visitor.VisitLinear({{prefix + ".down_proj", config_.hidden_size}}, f, Bias::kIfStored,
+                      &shared_down_, columns);
+  if (config_.shared_gate.empty()) return;
+  visitor.VisitRouter(prefix_ + "." + config_.shared_gate, 1, config_.hidden_size, Bias::kNone,
+                      &shared_gate_);
+}
+
+Status Moe::FinishLoad(const FinishContext&) {
+  table_ = ExpertTable(Experts(), experts_);
+  if (config_.shared_size == 0) return {};
+  if (tp_.rank > 0) shared_down_.bias.clear();  // added once
+  shared_ = ExpertOf(shared_gate_up_, shared_down_);
+  return {};
+}
+
+void Moe::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) {
+  if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
+  arena.NeedWorkspace(
+      ops.moe_workspace(sizes.threads, {.t = sizes.t,
+                                        .d = config_.hidden_size,
+                                        .f = std::max(config_.expert_size, shared_share_.count),
+                                        .experts = config_.routing.experts,
+                                        .top_k = config_.routing.top_k}));
+}
+
+void Moe::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
+  kernels::Routing routing = config_.routing;
+  routing.choice_bias = choice_bias_.empty() ? nullptr : choice_bias_.data();
+  step.ops.moe(step.context,
+               {.x = x,
+                .t = step.t,
+                .d = config_.hidden_size,
+                .router = router_.segments[0].weight.get(),
+                .router_bias = router_.bias.empty() ? nullptr : router_.bias.data(),
+                .routing = routing,
+                .experts = table_,
+                .f = config_.expert_size,
+                .activation = config_.activation,
+                .weight_on_input = config_.weight_on_input,
+                .shared = shared_,
+                .shared_f = shared_share_.count,
+                .shared_gate =
+                    shared_gate_.segments.empty() ? nullptr : shared_gate_.segments[0].weight.get(),
+                .out = tp_.active() ? nullptr : delta,
+                .out_f32 = tp_.active() ? partial_ : nullptr});
+  if (tp_.active()) step.Reduce(partial_, step.t * config_.hidden_size, delta);
+}
+
+void RequireRouting(ConfigReader& config, const kernels::Routing& routing) {
+  config.Require(routing.top_k <= routing.experts,
+                 fmt::format("{} experts per token of {}", routing.top_k, routing.experts));
+  config.Require(routing.experts % routing.groups == 0,
+                 fmt::format("{} experts do not make {} groups", routing.experts, routing.groups));
+  config.Require(
+      routing.top_groups <= routing.groups &&
+          routing.top_k <= routing.experts / routing.groups * routing.top_groups,
+      fmt::format("{} of {} groups of {} experts do not hold {} per token", routing.top_groups,
+                  routing.groups, routing.experts / routing.groups, routing.top_k));
+}
+
+Status CheckShares(const TensorParallel& tp, const MoeConfig& moe) {
+  if (!tp.active()) return {};
+  NIBBLE_TRY(TensorParallel::CheckDivides(tp.size, moe.routing.experts, "experts"));
+  return TensorParallel::CheckDivides(tp.size, moe.shared_size, "shared expert size");
+}
+
+}  // namespace nibble::models
