@@ -289,6 +289,12 @@ class Loader : public TableWalk {
   }
 
   void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>* out) override {
+    // Other ranks use theirs.
+    for (int64_t e = 0; e < spec.experts; ++e) {
+      for (const Projection& projection : InputProjections(spec))
+        UseExpert(spec, e, projection.name);
+      UseExpert(spec, e, OutputProjection(spec).name);
+    }
     for (int64_t e = spec.first; e < spec.first + spec.count; ++e) {
       if (!status_) return;
       Expert& expert = out->emplace_back();
@@ -391,7 +397,6 @@ class Loader : public TableWalk {
                     const std::vector<Projection>& projections, Linear* out) {
     std::vector<LinearData> stack;
     for (const Projection& p : projections) {
-      UseExpert(spec, expert, p.name);
       NIBBLE_ASSIGN(LinearData data,
                     checkpoint_.ReadExpert(spec.prefix, expert, p.name, p.n, p.k, spec.layout));
       if (options_.progress != nullptr)

@@ -280,19 +280,13 @@ FeedForwardConfig ReadFeedForwardConfig(ConfigReader& config, const DecoderConfi
   return f;
 }
 
-std::vector<Sublayer> MakeDenseLayers(const DecoderConfig& decoder, const DenseLayers& layers,
-                                      const BuildOptions& options) {
+std::vector<Sublayer> MakePreNormLayers(const DecoderConfig& decoder, const MakeBlock& attention,
+                                        const MakeBlock& feed_forward) {
   std::vector<Sublayer> sublayers;
   for (int64_t l = 0; l < decoder.layers; ++l) {
     const std::string prefix = fmt::format("model.layers.{}", l);
-    AttentionConfig attention = layers.attention;
-    attention.window = layers.layer_window.empty() ? 0 : layers.layer_window[l];
-    sublayers.push_back({prefix + ".input_layernorm.weight",
-                         std::make_unique<Attention>(attention, prefix + ".self_attn", options.tp),
-                         ""});
-    sublayers.push_back({prefix + ".post_attention_layernorm.weight",
-                         std::make_unique<FeedForward>(layers.ffn, prefix + ".mlp", options.tp),
-                         ""});
+    sublayers.push_back({prefix + ".input_layernorm.weight", attention(l, prefix), ""});
+    sublayers.push_back({prefix + ".post_attention_layernorm.weight", feed_forward(l, prefix), ""});
   }
   return sublayers;
 }
@@ -316,6 +310,19 @@ std::vector<std::string> VisionPrefixes() {
   for (const char* module : {"vision_tower.", "vision_model.", "visual.", "multi_modal_projector."})
     for (const char* outer : {"", "model."}) prefixes.push_back(std::string(outer) + module);
   return prefixes;
+}
+
+std::vector<Sublayer> MakeDenseLayers(const DecoderConfig& decoder, const DenseLayers& layers,
+                                      const BuildOptions& options) {
+  const auto attention = [&](int64_t layer, const std::string& prefix) {
+    AttentionConfig config = layers.attention;
+    config.window = layers.layer_window.empty() ? 0 : layers.layer_window[layer];
+    return std::make_unique<Attention>(config, prefix + ".self_attn", options.tp);
+  };
+  const auto feed_forward = [&](int64_t, const std::string& prefix) {
+    return std::make_unique<FeedForward>(layers.ffn, prefix + ".mlp", options.tp);
+  };
+  return MakePreNormLayers(decoder, attention, feed_forward);
 }
 
 std::vector<int32_t> ReadQwenWindows(ConfigReader& config, int64_t layers) {

@@ -6,6 +6,7 @@
 #include <boost/json.hpp>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -156,6 +157,13 @@ AttentionConfig ReadAttentionConfig(ConfigReader& config, const DecoderConfig& d
 
 // intermediate_size, hidden_act (silu).
 FeedForwardConfig ReadFeedForwardConfig(ConfigReader& config, const DecoderConfig& decoder);
+
+// Pre-norm layers with Llama's names: input_layernorm, then what `attention` makes,
+// post_attention_layernorm, then what `feed_forward` makes. Both get the layer's number and prefix,
+// "model.layers.3".
+using MakeBlock = std::function<std::unique_ptr<Block>(int64_t layer, const std::string& prefix)>;
+std::vector<Sublayer> MakePreNormLayers(const DecoderConfig& decoder, const MakeBlock& attention,
+                                        const MakeBlock& feed_forward);
 
 // The pre-norm layers that Llama, Mistral, Qwen2 and Qwen3 share. layer_window: one per layer.
 struct DenseLayers {
