@@ -99,6 +99,52 @@ def test_quantize_writes_a_checkpoint_that_inspect_reads(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] and not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("form, line", [("mxfp4", "mxfp4"), ("fp8", "fp8"), ("bf16", "23 bf16")])
+def test_quantize_writes_other_formats(tmp_path, form, line):
+    done = nibble("quantize", ROOT / "tests/golden/llama_0/bf16", tmp_path / "out", "--format", form)
+    assert done.returncode == 0, done.stderr
+    assert line in nibble("inspect", tmp_path / "out").stdout
+
+
+def test_quantize_flags_name_what_they_allow(tmp_path):
+    for flag, allowed in (("--format", "mxfp4"), ("--method", "four-over-six"), ("--layout", "compressed-tensors"),
+                          ("--policy", "feed-forward"), ("--modelopt-rounding", "cpu")):
+        done = nibble("quantize", TINY, tmp_path / "out", flag, "wrong")
+        assert done.returncode == 2
+        assert flag in done.stderr and "wrong" in done.stderr and allowed in done.stderr
+
+
+def safetensors_is_valid(path):
+    with open(path, "rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        return 0 < length < 1 << 27 and file.read(1) == b"{"
+
+
+@needs_model
+def test_a_killed_quantize_leaves_nothing_that_loads(tmp_path):
+    for delay in (0.2, 0.5, 0.9, 1.4):
+        process = subprocess.Popen([NIBBLE, "quantize", MODEL, tmp_path / "out", "--format", "bf16"],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        if process.poll() is not None:
+            break  # it was faster than that
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "out").exists()
+        assert not list(tmp_path.rglob("config.json"))
+        assert not any(safetensors_is_valid(p) for p in tmp_path.rglob("*.safetensors*"))
+
+
+@needs_model
+def test_eval_finds_a_model_equal_to_itself():
+    done = nibble("eval", MODEL, "--reference", MODEL, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["mean_kl"] == 0 and found["same_top"] == 1
+    assert 5 < found["perplexity"] < 50
+
+
 def test_doctor_names_processor_and_kernels():
     done = nibble("doctor")
     assert done.returncode == 0
