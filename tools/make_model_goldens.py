@@ -100,6 +100,27 @@ CONFIGS = {
         "head_dim": 24, "vocab_size": 199, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}, "sliding_window": 31,
         "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": False},
+    # Scout: chunks, a layer without positions, norms after the rotation, experts in every second layer.
+    "llama4_0": {
+        "architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4",
+        "text_config": {
+            "model_type": "llama4_text", "hidden_size": 64, "intermediate_size": 48, "intermediate_size_mlp": 96,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24,
+            "vocab_size": 199, "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+            "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                             "original_max_position_embeddings": 64},
+            "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
+            "no_rope_layers": [1, 0, 1], "attention_chunk_size": 37, "use_qk_norm": True,
+            "attn_temperature_tuning": True, "floor_scale": 16, "attn_scale": 0.3, "tie_word_embeddings": False,
+            "pad_token_id": 0}},
+    # Without those norms and without temperatures; experts everywhere.
+    "llama4_1": {
+        "architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text", "hidden_size": 64,
+        "intermediate_size": 32, "intermediate_size_mlp": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 24, "vocab_size": 193, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "num_local_experts": 4, "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1, "no_rope_layers": [1, 0], "attention_chunk_size": 41, "use_qk_norm": False,
+        "attn_temperature_tuning": False, "tie_word_embeddings": False, "pad_token_id": 0},
 }
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -133,6 +154,23 @@ def quantize_nvfp4(weight):
 
 def is_linear(name):
     return name.endswith("_proj.weight")
+
+
+def is_stack_of_columns(name, model_type):
+    """Llama 4's experts: (E, K, N) in one tensor."""
+    return model_type == "llama4_text" and name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+
+
+def quantize_stack_of_columns(stack):
+    """(E, K, N) FP32 → ModelOpt's tensors, nibbles paired along K, and the dequantised stack."""
+    experts, k, n = stack.shape
+    packed, scale, scale_2, values = quantize_nvfp4(stack.transpose(0, 2, 1).reshape(experts * n, k))
+
+    def columns(tensor):
+        return tensor.reshape(experts, n, -1).transpose(1, 2).contiguous()
+
+    scale = columns(scale.view(torch.uint8)).view(torch.float8_e4m3fn)
+    return columns(packed), scale, scale_2, columns(values)
 
 
 def make_weights(model, seed):
@@ -234,6 +272,11 @@ def make_tiny(name):
 
     tensors, dequantised = {}, dict(weights)
     for key, value in stored.items():
+        if is_stack_of_columns(key, text_json["model_type"]):
+            packed, scale, scale_2, values = quantize_stack_of_columns(value.float().numpy())
+            tensors |= {key: packed, key + "_weight_scale": scale, key + "_weight_scale_2": scale_2}
+            dequantised[key] = values
+            continue
         if not is_linear(key):
             tensors[key] = value
             continue

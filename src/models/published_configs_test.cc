@@ -1,0 +1,110 @@
+// config.json as published: what its family's defaults and spellings come to.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+#include "models/registry.h"
+
+namespace nibble::models {
+namespace {
+
+ModelInfo Describe(const boost::json::object& config) {
+  auto model = BuildModel(config);
+  EXPECT_TRUE(model) << model.error().message();
+  return model ? (*model)->info() : ModelInfo{};
+}
+
+ModelInfo Describe(const char* text) { return Describe(boost::json::parse(text).as_object()); }
+
+std::string Problem(const char* text) {
+  const auto model = BuildModel(boost::json::parse(text).as_object());
+  return model ? "" : model.error().message();
+}
+
+int64_t Windows(const ModelInfo& info) {
+  return std::ranges::count_if(info.kv, [](const KvSpec& kv) { return kv.window > 0; });
+}
+
+boost::json::object Phi4Mini() {
+  auto config = boost::json::parse(R"({"architectures": ["Phi3ForCausalLM"], "hidden_size": 3072,
+      "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 24, "num_key_value_heads": 8,
+      "vocab_size": 200064, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+      "partial_rotary_factor": 0.75, "rope_theta": 10000.0, "rope_scaling": {"type": "longrope"},
+      "rms_norm_eps": 1e-05, "sliding_window": 262144, "tie_word_embeddings": true})")
+                    .as_object();
+  auto& scaling = config["rope_scaling"].as_object();
+  for (const char* name : {"short_factor", "long_factor"})
+    scaling[name] = boost::json::array(48, boost::json::value(1.5));
+  return config;
+}
+
+TEST(PublishedConfigs, Phi4MiniHasABorder) {
+  const ModelInfo info = Describe(Phi4Mini());
+  EXPECT_EQ(info.rope_border, 4096);
+  EXPECT_EQ(info.kv.at(0).head_dim, 128);
+  EXPECT_EQ(info.kv.at(0).kv_heads, 8);
+}
+
+TEST(PublishedConfigs, PhiFactorsMustFitTheRotation) {
+  auto config = Phi4Mini();
+  config["partial_rotary_factor"] = 1.0;
+  const auto model = BuildModel(config);
+  ASSERT_FALSE(model);
+  EXPECT_NE(model.error().message().find("short_factor holds 48"), std::string::npos)
+      << model.error().message();
+}
+
+// The multimodal file gives little more than sizes.
+TEST(PublishedConfigs, Gemma3TakesTheRestFromItsDefaults) {
+  const ModelInfo info = Describe(R"({"architectures": ["Gemma3ForConditionalGeneration"],
+      "model_type": "gemma3", "text_config": {"hidden_size": 2560, "intermediate_size": 10240,
+      "model_type": "gemma3_text", "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+      "sliding_window": 1024}, "vision_config": {"hidden_size": 1152}})");
+  EXPECT_EQ(info.vocab_size, 262208);
+  EXPECT_EQ(info.max_positions, 131072);
+  EXPECT_EQ(info.kv.at(0).head_dim, 256);
+  EXPECT_EQ(info.kv.at(0).kv_heads, 4);
+  EXPECT_EQ(Windows(info), 29);  // of 34: layers 5, 11, 17, 23 and 29 see everything
+  EXPECT_EQ(info.kv.at(5).window, 0);
+  EXPECT_EQ(info.kv.at(4).window, 1024);
+}
+
+TEST(PublishedConfigs, GemmaWithSoftCapsIsRefused) {
+  EXPECT_NE(
+      Problem(
+          R"({"architectures": ["Gemma3ForCausalLM"], "hidden_size": 64, "intermediate_size": 64,
+                        "num_hidden_layers": 1, "final_logit_softcapping": 30.0})")
+          .find("final_logit_softcapping"),
+      std::string::npos);
+}
+
+TEST(PublishedConfigs, ScoutSeesChunksInThreeLayersOfFour) {
+  const ModelInfo info = Describe(R"({"architectures": ["Llama4ForConditionalGeneration"],
+      "model_type": "llama4", "text_config": {"attention_chunk_size": 8192, "attn_temperature_tuning": 4,
+      "floor_scale": 8192, "attn_scale": 0.1, "head_dim": 128, "hidden_size": 5120, "interleave_moe_layer_step": 1,
+      "intermediate_size": 8192, "intermediate_size_mlp": 16384, "max_position_embeddings": 10485760,
+      "model_type": "llama4_text", "moe_layers": null, "no_rope_layers": [], "num_attention_heads": 40,
+      "num_experts_per_tok": 1, "num_hidden_layers": 48, "num_key_value_heads": 8, "num_local_experts": 16,
+      "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+      "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
+      "use_qk_norm": true, "vocab_size": 202048}})");
+  EXPECT_EQ(info.vocab_size, 202048);
+  EXPECT_EQ(Windows(info), 36);
+  EXPECT_EQ(info.kv.at(2).window, 8192);
+  EXPECT_EQ(info.kv.at(3).window, 0);
+}
+
+TEST(PublishedConfigs, MistralSmall31IsAPlainMistralInAWrapper) {
+  const ModelInfo info = Describe(R"({"architectures": ["Mistral3ForConditionalGeneration"],
+      "model_type": "mistral3", "text_config": {"head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+      "intermediate_size": 32768, "max_position_embeddings": 131072, "model_type": "mistral",
+      "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+      "rope_theta": 1000000000.0, "sliding_window": null, "vocab_size": 131072}, "vision_config": {}})");
+  EXPECT_EQ(info.kv.at(0).head_dim, 128);
+  EXPECT_EQ(Windows(info), 0);
+  EXPECT_EQ(info.rope_border, 0);
+}
+
+}  // namespace
+}  // namespace nibble::models
