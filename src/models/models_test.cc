@@ -110,24 +110,53 @@ void ExpectSameLogits(const RunnerSequence& a, const RunnerSequence& b, const st
   }
 }
 
+// Sums over one row of logits.
+struct RowDistance {
+  size_t row = 0;
+  double error = 0;  // of squared differences
+  double power = 0;  // of squares
+  double largest = 0;
+};
+
+RowDistance DistanceOfRow(const RunnerSequence& expected, const RunnerSequence& actual,
+                          size_t row) {
+  RowDistance out = {.row = row};
+  for (size_t v = 0; v < expected.logits[row].size(); ++v) {
+    const double difference = actual.logits[row][v] - expected.logits[row][v];
+    out.error += difference * difference;
+    out.largest = std::max(out.largest, std::abs(difference));
+    out.power += double{expected.logits[row][v]} * expected.logits[row][v];
+  }
+  return out;
+}
+
 // The distance is judged against the spread of the logits themselves; a greedy token may differ
-// only where its lead is within the distance.
-void ExpectNearLogits(const RunnerSequence& expected, const RunnerSequence& actual, double limit) {
+// only where its lead is within the distance. A token between two experts may take the other one in
+// another summation order, so with experts a share of the rows (0.1: every tenth) may be far off.
+void ExpectNearLogits(const RunnerSequence& expected, const RunnerSequence& actual, double limit,
+                      double far_share) {
+  std::vector<RowDistance> rows;
+  for (size_t row = 0; row < expected.logits.size(); ++row)
+    rows.push_back(DistanceOfRow(expected, actual, row));
+  std::ranges::sort(rows, {}, [](const RowDistance& r) { return r.error / r.power; });
+  rows.resize(rows.size() - static_cast<size_t>(far_share * static_cast<double>(rows.size())));
   double error = 0, power = 0, largest = 0;
-  for (size_t row = 0; row < expected.logits.size(); ++row) {
-    for (size_t v = 0; v < expected.logits[row].size(); ++v) {
-      const double difference = actual.logits[row][v] - expected.logits[row][v];
-      error += difference * difference;
-      largest = std::max(largest, std::abs(difference));
-      power += double{expected.logits[row][v]} * expected.logits[row][v];
-    }
+  for (const RowDistance& row : rows) {
+    error += row.error;
+    power += row.power;
+    largest = std::max(largest, row.largest);
   }
   EXPECT_LT(std::sqrt(error / power), limit);
-  for (size_t row = 0; row < expected.logits.size(); ++row) {
-    const std::vector<float>& logits = expected.logits[row];
-    const auto best = std::ranges::max_element(actual.logits[row]) - actual.logits[row].begin();
-    EXPECT_LE(*std::ranges::max_element(logits) - logits[best], 2 * largest) << "row " << row;
+  for (const RowDistance& row : rows) {
+    const std::vector<float>& logits = expected.logits[row.row];
+    const std::vector<float>& others = actual.logits[row.row];
+    const auto best = std::ranges::max_element(others) - others.begin();
+    EXPECT_LE(*std::ranges::max_element(logits) - logits[best], 2 * largest) << "row " << row.row;
   }
+}
+
+double FarShare(const Model& model) {
+  return model.info().sections[Section::kExperts] > 0 ? 0.1 : 0.0;
 }
 
 TEST_P(ModelsTest, EveryTensorIsUsedAndMissingOnesAreNamed) {
@@ -179,7 +208,7 @@ TEST_P(ModelsTest, CpuMatchesReference) {
   ModelRunner(*cpu, actual_pool).Run(actual, kMaxStep);
   // Both round activations to BF16 at the same points, so they differ by roundings that fell the
   // other way.
-  ExpectNearLogits(expected, actual, 0.02);
+  ExpectNearLogits(expected, actual, 0.02, FarShare(*cpu));
 }
 
 TEST_P(ModelsTest, PrefillEqualsTokenByToken) {
@@ -313,7 +342,8 @@ TEST_P(ModelsTest, TwoRanksMatchOne) {
   ExpectSameLogits(shares[0], shares[1], "the other rank");
   // A sum in another order flips roundings of activations; int8 ones are coarse.
   ExpectNearLogits(alone, shares[0],
-                   GetParam().activations == ActivationFormat::kInt8 ? 0.05 : 0.02);
+                   GetParam().activations == ActivationFormat::kInt8 ? 0.05 : 0.02,
+                   FarShare(*whole));
 }
 
 INSTANTIATE_TEST_SUITE_P(Registry, ModelsTest, ::testing::ValuesIn(AllCases()),
