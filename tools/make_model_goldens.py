@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 import pathlib
+import re
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 PROMPT_LENGTHS = (5, 40, 200)
 GREEDY = 16
+FP8_BLOCK = 32
 
 # Awkward sizes; windows and original contexts below 200 tokens. All linears have K % 16 == 0.
 CONFIGS = {
@@ -121,6 +123,46 @@ CONFIGS = {
         "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "num_local_experts": 4, "num_experts_per_tok": 1,
         "interleave_moe_layer_step": 1, "no_rope_layers": [1, 0], "attention_chunk_size": 41, "use_qk_norm": False,
         "attn_temperature_tuning": False, "tie_word_embeddings": False, "pad_token_id": 0},
+    # As DeepSeek-V2: groups by their best expert, no renormalisation.
+    "deepseek_v2_0": {
+        "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_size": 64,
+        "intermediate_size": 80, "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 20,
+        "qk_rope_head_dim": 12, "v_head_dim": 24, "n_routed_experts": 12, "n_shared_experts": 2,
+        "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy",
+        "scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 2.0,
+        "first_k_dense_replace": 1, "moe_layer_freq": 1, "vocab_size": 229, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6, "hidden_act": "silu", "rope_theta": 10000,
+        "rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 64, "beta_fast": 32,
+                         "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707},
+        "tie_word_embeddings": False},
+    "deepseek_v3_0": {
+        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": 64,
+        "intermediate_size": 80, "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 5,
+        "num_key_value_heads": 5, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 24,
+        "qk_rope_head_dim": 12, "v_head_dim": 16, "n_routed_experts": 16, "n_shared_experts": 1, "n_group": 4,
+        "topk_group": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1, "moe_layer_freq": 1,
+        "norm_topk_prob": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "routed_scaling_factor": 2.5,
+        "num_nextn_predict_layers": 1, "vocab_size": 251, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+        "hidden_act": "silu", "rope_theta": 10000,
+        "rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 64, "beta_fast": 32,
+                         "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0},
+        "tie_word_embeddings": False},
+    "glm4_moe_0": {
+        "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "hidden_size": 64,
+        "intermediate_size": 80, "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 24, "attention_bias": True, "use_qk_norm": True,
+        "partial_rotary_factor": 0.5, "n_routed_experts": 10, "n_shared_experts": 1, "num_experts_per_tok": 3,
+        "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.5,
+        "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "vocab_size": 241,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 1000000,
+        "rope_scaling": None, "tie_word_embeddings": False},
+    "glm4_0": {
+        "architectures": ["Glm4ForCausalLM"], "model_type": "glm4", "hidden_size": 64, "intermediate_size": 80,
+        "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 24,
+        "attention_bias": True, "partial_rotary_factor": 0.5, "vocab_size": 223, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 10000.0, "tie_word_embeddings": False,
+        "pad_token_id": 0},
 }
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -153,7 +195,65 @@ def quantize_nvfp4(weight):
 
 
 def is_linear(name):
-    return name.endswith("_proj.weight")
+    return name.endswith(("_proj.weight", "_proj_with_mqa.weight"))
+
+
+def quantize_fp8(weight):
+    """weight (N, K) FP32 → DeepSeek's two tensors, a scale per 32x32 block, and the dequantised weight, FP32."""
+    n, k = weight.shape
+    rows, columns = np.arange(n) // FP8_BLOCK, np.arange(k) // FP8_BLOCK
+    largest = np.zeros((rows[-1] + 1, columns[-1] + 1), np.float32)
+    np.maximum.at(largest, (rows[:, None], columns[None, :]), np.abs(weight))
+    scale = (largest / 448).astype(np.float32)
+    every = scale[rows[:, None], columns[None, :]]
+    codes = torch.from_numpy(weight / every).to(torch.float8_e4m3fn)
+    return codes, torch.from_numpy(scale), torch.from_numpy(codes.to(torch.float32).numpy() * every)
+
+
+def published(weights, model_type):
+    """Experts as checkpoints store them, one by one, where transformers stacks them."""
+    if model_type == "llama4_text":
+        return weights
+    out = {}
+    for name, value in weights.items():
+        stem = name.rpartition(".")[0]
+        if name.endswith("experts.gate_up_proj"):
+            for e, both in enumerate(value):
+                gate, up = both.chunk(2)
+                out[f"{stem}.{e}.gate_proj.weight"] = gate.contiguous()
+                out[f"{stem}.{e}.up_proj.weight"] = up.contiguous()
+        elif name.endswith("experts.down_proj"):
+            out |= {f"{stem}.{e}.down_proj.weight": down.contiguous() for e, down in enumerate(value)}
+        else:
+            out[name] = value
+    return out
+
+
+def in_memory(weights):
+    """The inverse of published()."""
+    out, stacks = {}, {}
+    for name, value in weights.items():
+        expert = re.fullmatch(r"(.*experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
+        if expert:
+            stacks.setdefault(expert[1], {})[int(expert[2]), expert[3]] = value
+        else:
+            out[name] = value
+    for stem, parts in stacks.items():
+        count = len(parts) // 3
+        out[stem + ".gate_up_proj"] = torch.stack(
+            [torch.cat([parts[e, "gate"], parts[e, "up"]]) for e in range(count)])
+        out[stem + ".down_proj"] = torch.stack([parts[e, "down"] for e in range(count)])
+    return out
+
+
+QUANTIZED = [
+    {"name": "nvfp4", "quantize": quantize_nvfp4, "suffixes": ["", "_scale", "_scale_2"],
+     "config": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}},
+    {"name": "fp8", "quantize": quantize_fp8, "suffixes": ["", "_scale_inv"],
+     "config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}},
+]
+WITH_FP8 = ("deepseek_v3_0",)
 
 
 def is_stack_of_columns(name, model_type):
@@ -184,13 +284,18 @@ def make_weights(model, seed):
             value = (0 if zero_centred else 1) + 0.2 * noise
         elif name.endswith(".bias"):
             value = 0.3 * noise
+        elif name.endswith("e_score_correction_bias"):
+            value = 0.2 * noise
+        elif name.endswith("mlp.gate.weight"):  # routes that no rounding changes
+            value = noise * 4 / parameter.shape[-1] ** 0.5
         elif "embed_tokens" in name:
             scaled_by_model = model.config.model_type == "gemma3_text"
             value = noise * 2 / parameter.shape[1] ** 0.5 if scaled_by_model else noise
         elif "lm_head" in name:
             value = noise * 2 / parameter.shape[1] ** 0.5
         else:
-            value = noise * 1.5 / parameter.shape[1] ** 0.5
+            inputs = parameter.shape[1 if is_stack_of_columns(name, model.config.model_type) else -1]
+            value = noise * 1.5 / inputs ** 0.5
         weights[name] = value.to(torch.bfloat16)
     return weights
 
@@ -234,7 +339,7 @@ def golden_of(full, half, prompts, greedy_count):
 
 def build(config, weights, dtype):
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
-    model.load_state_dict({k: v.to(dtype) for k, v in weights.items()})
+    model.load_state_dict({k: v.to(dtype) for k, v in in_memory(weights).items()})
     return model.eval()
 
 
@@ -255,7 +360,7 @@ def make_tiny(name):
     fields = {k: v for k, v in text_json.items() if k != "model_type"}
     config = AutoConfig.for_model(text_json["model_type"], **copy.deepcopy(fields))
     seed = sum(map(ord, name))
-    weights = make_weights(AutoModelForCausalLM.from_config(config), seed)
+    weights = published(make_weights(AutoModelForCausalLM.from_config(config), seed), text_json["model_type"])
     generator = np.random.default_rng(seed)
     prompts = [generator.integers(0, config.vocab_size, length).tolist() for length in PROMPT_LENGTHS]
     tied = config.tie_word_embeddings
@@ -270,27 +375,26 @@ def make_tiny(name):
     golden = golden_of(build(config, weights, torch.float32), build(config, weights, torch.bfloat16), prompts, GREEDY)
     write_json(folder / "golden.json", golden)
 
-    tensors, dequantised = {}, dict(weights)
-    for key, value in stored.items():
-        if is_stack_of_columns(key, text_json["model_type"]):
-            packed, scale, scale_2, values = quantize_stack_of_columns(value.float().numpy())
-            tensors |= {key: packed, key + "_weight_scale": scale, key + "_weight_scale_2": scale_2}
-            dequantised[key] = values
-            continue
-        if not is_linear(key):
-            tensors[key] = value
-            continue
-        packed, scale, scale_2, values = quantize_nvfp4(value.float().numpy())
-        tensors |= {key: packed, key + "_scale": scale, key + "_scale_2": scale_2}
-        dequantised[key] = values
-    folder = GOLDEN / name / "nvfp4"
-    folder.mkdir(parents=True, exist_ok=True)
-    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
-    write_json(folder / "config.json", config_json | {"quantization_config": quantization})
-    save_file(as_wrapped(tensors) if is_wrapped else tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    golden = golden_of(build(config, dequantised, torch.float32), build(config, dequantised, torch.bfloat16), prompts,
-                       GREEDY)
-    write_json(folder / "golden.json", golden)
+    for stored_format in QUANTIZED[: 2 if name in WITH_FP8 else 1]:
+        tensors, dequantised = {}, dict(weights)
+        for key, value in stored.items():
+            if is_stack_of_columns(key, text_json["model_type"]):
+                packed, scale, scale_2, dequantised[key] = quantize_stack_of_columns(value.float().numpy())
+                tensors |= {key: packed, key + "_weight_scale": scale, key + "_weight_scale_2": scale_2}
+                continue
+            if not is_linear(key):
+                tensors[key] = value
+                continue
+            *parts, dequantised[key] = stored_format["quantize"](value.float().numpy())
+            tensors |= {key + suffix: part for suffix, part in zip(stored_format["suffixes"], parts)}
+        folder = GOLDEN / name / stored_format["name"]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config_json | {"quantization_config": stored_format["config"]})
+        save_file(as_wrapped(tensors) if is_wrapped else tensors, folder / "model.safetensors",
+                  metadata={"format": "pt"})
+        golden = golden_of(build(config, dequantised, torch.float32), build(config, dequantised, torch.bfloat16),
+                           prompts, GREEDY)
+        write_json(folder / "golden.json", golden)
     print(name, "done")
 
 

@@ -39,7 +39,7 @@ fs::path GoldenRoot() { return fs::path(NIBBLE_SOURCE_DIR) / "tests" / "golden";
 std::vector<Case> TinyCases() {
   std::vector<Case> cases;
   for (const fs::directory_entry& model : fs::directory_iterator(GoldenRoot())) {
-    for (const char* format : {"bf16", "nvfp4"}) {
+    for (const char* format : {"bf16", "nvfp4", "fp8"}) {
       const fs::path folder = model.path() / format;
       if (!fs::exists(folder / "golden.json")) continue;
       const std::string name = model.path().filename().string() + "_" + format;

@@ -188,7 +188,10 @@ const float* Decoder::ForwardDraft(const Batch& batch, const uint16_t* hidden, c
   ops_->gather_rows(context_,
                     {.x = pair_, .rows = pair_rows_, .out = interleaved_, .r = 2 * t, .d = d});
   draft_->projection_weight.Run(*ops_, context_, interleaved_, t, x_);
-  return RunStack(step, draft_->stack);
+  const float* logits = RunStack(step, draft_->stack);
+  // The last norm has added what the last block gave to the residual stream.
+  if (draft_->continues_before_norm) std::copy_n(x_, t * d, hidden_);
+  return logits;
 }
 
 const float* Decoder::RunStack(const StepContext& step, const Stack& stack) {

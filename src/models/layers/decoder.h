@@ -44,13 +44,15 @@ struct Sublayer {
 
 // What an MTP module adds: x = projection [norm(embedding of a token), norm(hidden state before
 // it)], a few blocks around that x as residual stream, and a final norm, whose output goes to the
-// model's head and is the hidden state that a further draft continues from.
+// model's head and is the hidden state that a further draft continues from: in DeepSeek's module
+// what lies before that norm is.
 struct DraftHead {
   std::string embedding_norm;  // names of weights: "mtp.pre_fc_norm_embedding.weight"
   std::string hidden_norm;
   std::string projection;  // (D, 2D), without ".weight"
   std::vector<Sublayer> sublayers;
   std::string final_norm;
+  bool continues_before_norm = false;
 };
 
 class Decoder final : public LoadableModel {
