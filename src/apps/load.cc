@@ -158,8 +158,8 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
     NIBBLE_ASSIGN(model, models::LoadModel(*checkpoint, {.pool = loaded.pool.get(),
                                                          .activations = activations,
                                                          .max_positions = options.max_model_len,
-                                                         .observer = observer,
-                                                         .progress = &progress}));
+                                                         .progress = &progress,
+                                                         .observer = observer}));
   }
   tell("planning memory", 1);
   const kernels::OpTable& ops = model->ops();
