@@ -208,7 +208,8 @@ Result<std::unique_ptr<formats::Checkpoint>> MakeDummyCheckpoint(const boost::js
     return Fail(Code::kUnsupported, "dummy weights are nvfp4 or bf16, not {}",
                 WeightFormatName(options.linear_format));
   }
-  NIBBLE_ASSIGN(const std::unique_ptr<LoadableModel> model, BuildModel(config));
+  NIBBLE_ASSIGN(const std::unique_ptr<LoadableModel> model,
+                BuildModel(config, {.draft = options.draft}));
   auto checkpoint = std::make_unique<DummyCheckpoint>(config, options);
   model->VisitWeights(*checkpoint);
   checkpoint->Finish();

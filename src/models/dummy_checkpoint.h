@@ -18,6 +18,7 @@ struct DummyOptions {
   WeightFormat linear_format =
       WeightFormat::kNvfp4;  // kNvfp4 or kBf16: of every linear but embedding and lm_head
   uint64_t seed = 1;
+  bool draft = false;  // with the MTP module, if the architecture has one
 };
 
 // Linears have a standard deviation near 1/√K, norms lie around 1. Tensors are made on Read and not

@@ -36,16 +36,17 @@ struct Case {
 
 fs::path GoldenRoot() { return fs::path(NIBBLE_SOURCE_DIR) / "tests" / "golden"; }
 
-std::vector<Case> TinyCases() {
+// With the golden of that name in their folders. int8: with int8 activations, too.
+std::vector<Case> TinyCases(const char* golden, bool int8) {
   std::vector<Case> cases;
   for (const fs::directory_entry& model : fs::directory_iterator(GoldenRoot())) {
     for (const char* format : {"bf16", "nvfp4", "fp8"}) {
       const fs::path folder = model.path() / format;
-      if (!fs::exists(folder / "golden.json")) continue;
+      if (!fs::exists(folder / golden)) continue;
       const std::string name = model.path().filename().string() + "_" + format;
-      cases.push_back({name + "_a16", folder, folder / "golden.json", ActivationFormat::kBf16});
-      if (format == std::string_view("nvfp4")) {
-        cases.push_back({name + "_a8", folder, folder / "golden.json", ActivationFormat::kInt8});
+      cases.push_back({name + "_a16", folder, folder / golden, ActivationFormat::kBf16});
+      if (int8 && format == std::string_view("nvfp4")) {
+        cases.push_back({name + "_a8", folder, folder / golden, ActivationFormat::kInt8});
       }
     }
   }
@@ -82,6 +83,18 @@ std::vector<int32_t> Ids(const boost::json::value& list) {
   return ids;
 }
 
+// One position's log-probabilities.
+void Compare(const boost::json::value& position, const std::vector<float>& logits, Distance* ours,
+             Distance* yardstick) {
+  const std::vector<float> log_probabilities = LogSoftmax(logits);
+  const std::vector<int32_t> ids = Ids(position.at("ids"));
+  for (size_t j = 0; j < ids.size(); ++j) {
+    const double original = position.at("fp32").at(j).to_number<double>();
+    ours->Add(log_probabilities[ids[j]] - original);
+    yardstick->Add(position.at("bf16").at(j).to_number<double>() - original);
+  }
+}
+
 void CheckAgainstGolden(const Case& test) {
   auto checkpoint = formats::OpenCheckpoint(test.checkpoint.string());
   ASSERT_TRUE(checkpoint) << checkpoint.error().message();
@@ -110,13 +123,7 @@ void CheckAgainstGolden(const Case& test) {
     runner.Run(sequence, kMaxStep);
     const boost::json::array& positions = prompt.at("positions").as_array();
     for (size_t i = 0; i < positions.size(); ++i) {
-      const std::vector<float> log_probabilities = LogSoftmax(sequence.logits[i]);
-      const std::vector<int32_t> ids = Ids(positions[i].at("ids"));
-      for (size_t j = 0; j < ids.size(); ++j) {
-        const double original = positions[i].at("fp32").at(j).to_number<double>();
-        ours.Add(log_probabilities[ids[j]] - original);
-        yardstick.Add(positions[i].at("bf16").at(j).to_number<double>() - original);
-      }
+      Compare(positions[i], sequence.logits[i], &ours, &yardstick);
     }
     // Greedy, forced back onto the original's path after a miss.
     for (size_t i = 0; i < greedy.size(); ++i) {
@@ -142,11 +149,65 @@ void CheckAgainstGolden(const Case& test) {
               ours.mean(), yardstick.mean(), ours.max, yardstick.max);
 }
 
+// The draft head against draft.json (tools/make_hybrid_goldens.py): a first pass over a prompt,
+// then drafts that continue from the head's own hidden states.
+void CheckDraftAgainstGolden(const Case& test) {
+  auto checkpoint = formats::OpenCheckpoint(test.checkpoint.string());
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message();
+  ThreadPool threads(2);
+  auto model = LoadModel(
+      **checkpoint,
+      {.pool = &threads, .activations = test.activations, .max_positions = 512, .draft = true});
+  ASSERT_TRUE(model) << model.error().message();
+  ASSERT_TRUE((*model)->has_draft());
+  ASSERT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+  auto text = ReadFile(test.golden.string());
+  ASSERT_TRUE(text) << text.error().message();
+  const boost::json::value golden = boost::json::parse(*text);
+  Distance ours, yardstick;
+  for (const boost::json::value& prompt : golden.at("prompts").as_array()) {
+    RunnerSequence sequence{.tokens = Ids(prompt.at("tokens")), .pages = {2, 0, 1, 3}};
+    const auto count = static_cast<int64_t>(sequence.tokens.size());
+    auto kv = KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 4, 1);
+    ASSERT_TRUE(kv);
+    ModelRunner runner(**model, *kv);
+    runner.Step({&sequence}, {count});
+    int64_t row = count - 1;
+    for (const boost::json::value& pass : prompt.at("passes").as_array()) {
+      const std::vector<int32_t> tokens = Ids(pass.at("tokens"));
+      const int64_t first = pass.at("first").as_int64();
+      sequence.draft_logits.clear();
+      if (first == 0) {
+        sequence.tokens.push_back(tokens.back());
+        runner.StepDraft({&sequence}, {count});
+      } else {
+        runner.ContinueDraft(sequence, tokens[0], first, row);
+        row = 0;
+      }
+      const boost::json::array& positions = pass.at("positions").as_array();
+      ASSERT_EQ(positions.size(), sequence.draft_logits.size());
+      for (size_t i = 0; i < positions.size(); ++i)
+        Compare(positions[i], sequence.draft_logits[i], &ours, &yardstick);
+    }
+  }
+  EXPECT_LE(ours.mean(), 2 * yardstick.mean());
+  EXPECT_LE(ours.max, 2 * yardstick.max);
+  std::printf("%s, draft head: mean %.5f (BF16: %.5f), max %.4f (%.4f)\n", test.name.c_str(),
+              ours.mean(), yardstick.mean(), ours.max, yardstick.max);
+}
+
 class GoldenTest : public ::testing::TestWithParam<Case> {};
 
 TEST_P(GoldenTest, WithinTheYardstick) { CheckAgainstGolden(GetParam()); }
 
-INSTANTIATE_TEST_SUITE_P(Tiny, GoldenTest, ::testing::ValuesIn(TinyCases()),
+INSTANTIATE_TEST_SUITE_P(Tiny, GoldenTest, ::testing::ValuesIn(TinyCases("golden.json", true)),
+                         [](const auto& info) { return info.param.name; });
+
+class DraftGoldenTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(DraftGoldenTest, WithinTheYardstick) { CheckDraftAgainstGolden(GetParam()); }
+
+INSTANTIATE_TEST_SUITE_P(Tiny, DraftGoldenTest, ::testing::ValuesIn(TinyCases("draft.json", false)),
                          [](const auto& info) { return info.param.name; });
 
 // The real SmolLM2, read from the same GGUF as the golden; `make model` fetches it.
