@@ -21,6 +21,7 @@ struct MoeShape {
   int64_t d = 80;
   int64_t f = 48;
   int64_t shared_f = 0;
+  int64_t router_d = 0;  // 0: the router sees x
   Routing routing = {.experts = 9, .top_k = 3};
   Activation activation;
   WeightFormat format = WeightFormat::kNvfp4;
@@ -39,7 +40,8 @@ class MoeWeights {
  public:
   MoeWeights(const OpTable& packer, const MoeShape& shape) : packer_(packer), shape_(shape) {
     const int64_t experts = shape.routing.experts;
-    router_ = Pack(WeightFormat::kF32, experts, shape.d, 1, 3.0f);
+    const int64_t router_k = shape.router_d > 0 ? shape.router_d : shape.d;
+    router_ = Pack(WeightFormat::kF32, experts, router_k, 1, 3.0f);
     router_bias_ = NoiseF32(2, experts, 0.5f);
     choice_bias_ = NoiseF32(3, experts, 0.2f);
     for (int64_t e = 0; e < experts; ++e) {
@@ -124,10 +126,13 @@ std::vector<float> RunMoe(const OpTable& ops, const MoeWeights& weights, const M
                              ops.moe_workspace(threads, {.t = t,
                                                          .d = shape.d,
                                                          .f = std::max(shape.f, shape.shared_f),
+                                                         .router_d = shape.router_d,
                                                          .experts = shape.routing.experts,
                                                          .top_k = shape.routing.top_k}));
   MoeParams params = weights.Params();
   params.x = stream.data() + first * shape.d;
+  const std::vector<uint16_t> router_stream = NoiseBf16(6, 1024 * shape.router_d, 2.0f);
+  if (shape.router_d > 0) params.router_x = router_stream.data() + first * shape.router_d;
   params.t = t;
   std::vector<float> sums(t * shape.d);
   params.out_f32 = sums.data();
@@ -177,6 +182,7 @@ std::vector<std::pair<std::string, MoeShape>> Shapes() {
       {"experts held elsewhere", {.missing = {0, 3, 4, 8}}},
       {"no expert held", {.missing = {0, 1, 2, 3, 4, 5, 6, 7, 8}}},
       {"awkward sizes", {.d = 33, .f = 35, .format = WeightFormat::kBf16}},
+      {"experts in a latent space", {.d = 48, .router_d = 160}},
       {"many tokens per expert",
        {.t = 250, .d = 48, .f = 16, .shared_f = 16, .routing = {.experts = 3, .top_k = 2}}},
   };

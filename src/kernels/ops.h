@@ -206,6 +206,8 @@ struct MoeParams {
   const uint16_t* x = nullptr;  // (T, D)
   int64_t t = 0;
   int64_t d = 0;
+  // What the router sees, (T, its K), where it is not x: experts in a latent space.
+  const uint16_t* router_x = nullptr;
   const PackedWeight* router = nullptr;  // (E, D); logits in FP32
   const float* router_bias = nullptr;    // (E) or null, part of the logits
   Routing routing;
@@ -223,7 +225,8 @@ struct MoeParams {
 struct MoeSizes {
   int64_t t = 0;
   int64_t d = 0;
-  int64_t f = 0;  // the larger of expert and shared expert
+  int64_t f = 0;         // the larger of expert and shared expert
+  int64_t router_d = 0;  // of router_x; 0: none
   int32_t experts = 0;
   int32_t top_k = 0;
 };

@@ -119,9 +119,13 @@ void AddScaled(const std::vector<float>& y, double weight, std::vector<double>* 
   for (size_t i = 0; i < y.size(); ++i) (*sum)[i] += weight * y[i];
 }
 
-std::vector<double> RunToken(const MoeParams& p, const uint16_t* x) {
+std::vector<double> RunToken(const MoeParams& p, int64_t t) {
+  const uint16_t* x = p.x + t * p.d;
+  const uint16_t* router_x = p.router_x != nullptr ? p.router_x + t * p.router->k() : x;
   std::vector<float> logits(p.routing.experts);
-  Linear({}, {.x = x, .weight = p.router, .bias = p.router_bias, .y_f32 = logits.data(), .m = 1});
+  Linear(
+      {},
+      {.x = router_x, .weight = p.router, .bias = p.router_bias, .y_f32 = logits.data(), .m = 1});
   std::vector<double> sum(p.d, 0.0);
   for (const auto& [id, weight] : Route(p.routing, logits)) {
     const ExpertWeights& expert = p.experts[id];
@@ -149,7 +153,7 @@ std::vector<double> RunToken(const MoeParams& p, const uint16_t* x) {
 
 void Moe(const OpContext&, const MoeParams& p) {
   for (int64_t t = 0; t < p.t; ++t) {
-    const std::vector<double> sum = RunToken(p, p.x + t * p.d);
+    const std::vector<double> sum = RunToken(p, t);
     for (int64_t i = 0; i < p.d; ++i) {
       const auto value = static_cast<float>(sum[i]);
       if (p.out_f32 != nullptr) {

@@ -27,7 +27,8 @@ ExpertsSpec Moe::Experts() const {
 
 void Moe::VisitWeights(WeightVisitor& visitor) {
   visitor.SetSection(Section::kOther);
-  visitor.VisitRouter(prefix_ + "." + config_.router, config_.routing.experts, config_.hidden_size,
+  const int64_t router_size = config_.router_size > 0 ? config_.router_size : config_.hidden_size;
+  visitor.VisitRouter(prefix_ + "." + config_.router, config_.routing.experts, router_size,
                       config_.router_bias, &router_);
   if (!config_.choice_bias.empty()) {
     visitor.VisitVector(prefix_ + "." + config_.choice_bias, config_.routing.experts,
@@ -69,17 +70,24 @@ void Moe::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSize
       ops.moe_workspace(sizes.threads, {.t = sizes.t,
                                         .d = config_.hidden_size,
                                         .f = std::max(config_.expert_size, shared_share_.count),
+                                        .router_d = config_.router_size,
                                         .experts = config_.routing.experts,
                                         .top_k = config_.routing.top_k}));
 }
 
 void Moe::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
+  ForwardRoutedBy(step, nullptr, x, delta);
+}
+
+void Moe::ForwardRoutedBy(const StepContext& step, const uint16_t* router_x, const uint16_t* x,
+                          uint16_t* delta) {
   kernels::Routing routing = config_.routing;
   routing.choice_bias = choice_bias_.empty() ? nullptr : choice_bias_.data();
   step.ops.moe(step.context,
                {.x = x,
                 .t = step.t,
                 .d = config_.hidden_size,
+                .router_x = router_x,
                 .router = router_.segments[0].weight.get(),
                 .router_bias = router_.bias.empty() ? nullptr : router_.bias.data(),
                 .routing = routing,

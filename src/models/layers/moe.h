@@ -17,6 +17,7 @@ namespace nibble::models {
 // Names are those below the block's prefix.
 struct MoeConfig {
   int64_t hidden_size = 0;  // D
+  int64_t router_size = 0;  // what the router sees, where it is not D wide; 0: D
   int64_t expert_size = 0;  // F
   // Number of experts, how many a token takes and how; choice_bias is set by the block.
   kernels::Routing routing;
@@ -43,6 +44,9 @@ class Moe final : public Block {
   void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) override;
   std::vector<std::string_view> RequiredOps() const override { return {"moe"}; }
   void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
+  // The same with experts chosen by router_x, (T, router_size).
+  void ForwardRoutedBy(const StepContext& step, const uint16_t* router_x, const uint16_t* x,
+                       uint16_t* delta);
 
  private:
   ExpertsSpec Experts() const;

@@ -86,7 +86,8 @@ class Carver {
 };
 
 int64_t LinearBytes(const MoeSizes& s) {
-  return static_cast<int64_t>(LinearWorkspace(std::min(s.t, kPassTokens), std::max(s.d, s.f)));
+  return static_cast<int64_t>(
+      LinearWorkspace(std::min(s.t, kPassTokens), std::max({s.d, s.f, s.router_d})));
 }
 
 int64_t CarveThread(std::byte* base, const MoeSizes& s, ThreadScratch* out) {
@@ -128,6 +129,7 @@ class MoeRun {
         sizes_{.t = params.t,
                .d = params.d,
                .f = std::max(params.f, params.shared_f),
+               .router_d = params.router_x != nullptr ? params.router->k() : 0,
                .experts = params.routing.experts,
                .top_k = params.routing.top_k} {
     const int64_t needed = Carve(context.workspace, Threads(context), sizes_, &scratch_);
@@ -154,12 +156,12 @@ class MoeRun {
   }
 
   // For linears that all threads share: in the first one's scratch.
-  void RunLinear(const PackedWeight* weight, const float* bias, float* y) const {
+  void RunLinear(const uint16_t* x, const PackedWeight* weight, const float* bias, float* y) const {
     OpContext context = context_;
     context.workspace = OfThread(0).linear;
     context.workspace_bytes = static_cast<size_t>(LinearBytes(sizes_));
-    Linear(context, {.x = p_.x,
-                     .x_stride = p_.d,
+    Linear(context, {.x = x,
+                     .x_stride = weight->k(),
                      .weight = weight,
                      .bias = bias,
                      .y_f32 = y,
@@ -168,7 +170,8 @@ class MoeRun {
   }
 
   void RouteTokens() {
-    RunLinear(p_.router, p_.router_bias, scratch_.logits);
+    const uint16_t* x = p_.router_x != nullptr ? p_.router_x : p_.x;
+    RunLinear(x, p_.router, p_.router_bias, scratch_.logits);
     const int64_t k = p_.routing.top_k;
     const int64_t groups = CeilDiv(p_.t, kRouteGrain);
     ForEachItem(context_, groups, [&](int64_t group, int thread) {
@@ -215,7 +218,7 @@ class MoeRun {
   void AddSharedExpert() {
     if (p_.shared.gate_up == nullptr) return;
     if (p_.shared_gate != nullptr) {
-      RunLinear(p_.shared_gate, nullptr, scratch_.shared_weight);
+      RunLinear(p_.x, p_.shared_gate, nullptr, scratch_.shared_weight);
       for (int64_t t = 0; t < p_.t; ++t)
         scratch_.shared_weight[t] = 1.0f / (1.0f + std::exp(-scratch_.shared_weight[t]));
     }
