@@ -138,6 +138,55 @@ void Attention(benchmark::State& state, const OpTable* ops, KvFormat format, int
       benchmark::Counter(4.0 * pairs * q_heads * dh, benchmark::Counter::kIsIterationInvariantRate);
 }
 
+// Qwen3-Next's heads: 16 of keys, 32 of values, 128 wide. Bytes are those of the recurrent state,
+// read and written; enough layers that they exceed the caches.
+void DeltaNet(benchmark::State& state, const OpTable* ops) {
+  constexpr int32_t kKeyHeads = 16, kValueHeads = 32, kDim = 128, kWidth = 4;
+  constexpr int64_t kChannels = (2 * kKeyHeads + kValueHeads) * kDim;
+  constexpr int64_t kValues = kValueHeads * kDim;
+  const auto t = static_cast<int32_t>(state.range(0));
+  const int64_t layers = t > 1 ? 1 : 36;
+  const std::vector<uint16_t> qkv = Ramp(t * kChannels), z = Ramp(t * kValues);
+  const std::vector<float> ba(t * 2 * kValueHeads, 0.3f), conv(kChannels * kWidth, 0.25f);
+  const std::vector<float> per_head(kValueHeads, -1.0f), norm(kDim, 1.0f);
+  std::vector<uint16_t> windows = Ramp(layers * (kWidth - 1) * kChannels), out(t * kValues);
+  std::vector<float> states(layers * kValues * kDim, 0.01f);
+  const int32_t q_start[] = {0, t}, kv_len = t + 8, slot = 0;
+  GatedDeltaNetParams params = {
+      .qkv = qkv.data(),
+      .qkv_stride = kChannels,
+      .z = z.data(),
+      .z_stride = kValues,
+      .b = ba.data(),
+      .a = ba.data() + kValueHeads,
+      .ba_stride = 2 * kValueHeads,
+      .k_heads = kKeyHeads,
+      .v_heads = kValueHeads,
+      .k_dim = kDim,
+      .v_dim = kDim,
+      .conv_width = kWidth,
+      .conv_weight = conv.data(),
+      .a_log = per_head.data(),
+      .dt_bias = per_head.data(),
+      .norm_weight = norm.data(),
+      .t = t,
+      .sequences = {.count = 1, .q_start = q_start, .kv_len = &kv_len, .slots = &slot},
+      .out = out.data()};
+  const Bench bench(ops->gated_delta_net_workspace(1, params));
+  int64_t layer = 0;
+  for (auto _ : state) {
+    params.conv_state.base =
+        reinterpret_cast<std::byte*>(windows.data() + layer * (kWidth - 1) * kChannels);
+    params.recurrent_state.base =
+        reinterpret_cast<std::byte*>(states.data() + layer * kValues * kDim);
+    layer = (layer + 1) % layers;
+    ops->gated_delta_net(bench.context, params);
+  }
+  state.SetBytesProcessed(state.iterations() * 2 * kValues * kDim *
+                          static_cast<int64_t>(sizeof(float)));
+  state.SetItemsProcessed(state.iterations() * t);
+}
+
 void Sample(benchmark::State& state, const OpTable* ops, SampleRow row) {
   const int64_t vocab = state.range(0);
   std::vector<float> logits(vocab);
@@ -183,6 +232,7 @@ void RegisterVariant(const OpTable* ops) {
   add("attention_prefill_bf16", Attention, KvFormat::kBf16, 512)
       ->Args({9, 3, 64, 512})
       ->Args({32, 8, 128, 8192});
+  add("gated_delta_net", DeltaNet)->Arg(1)->Arg(512);
   const auto sizes = [](benchmark::internal::Benchmark* b) { b->Arg(49152)->Arg(151936); };
   add("sample_greedy", Sample, SampleRow{.temperature = 0})->Apply(sizes);
   add("sample_all", Sample, SampleRow{.uniform = 0.5})->Apply(sizes);

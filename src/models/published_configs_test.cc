@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 
+#include "models/dummy_checkpoint.h"
 #include "models/registry.h"
 
 namespace nibble::models {
@@ -104,6 +105,69 @@ TEST(PublishedConfigs, MistralSmall31IsAPlainMistralInAWrapper) {
   EXPECT_EQ(info.kv.at(0).head_dim, 128);
   EXPECT_EQ(Windows(info), 0);
   EXPECT_EQ(info.rope_border, 0);
+}
+
+constexpr const char* kQwen3Next = R"({"architectures": ["Qwen3NextForCausalLM"],
+    "attention_bias": false, "decoder_sparse_step": 1, "full_attention_interval": 4, "head_dim": 256,
+    "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5120, "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128, "max_position_embeddings": 262144, "mlp_only_layers": [],
+    "model_type": "qwen3_next", "moe_intermediate_size": 512, "norm_topk_prob": true, "num_attention_heads": 16,
+    "num_experts": 512, "num_experts_per_tok": 10, "num_hidden_layers": 48, "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 10000000,
+    "shared_expert_intermediate_size": 512, "tie_word_embeddings": false, "vocab_size": 151936})";
+
+// The counts of the release: 1550 tensors in a recurrent layer, 1549 in one with attention and in
+// the MTP module's, 7 beside the layers; 79.67 billion parameters, 3.56 of them for a token.
+TEST(PublishedConfigs, Qwen3NextHasTheTensorsOfTheRelease) {
+  const auto config = boost::json::parse(kQwen3Next).as_object();
+  const auto count = [&](bool draft) {
+    auto checkpoint =
+        MakeDummyCheckpoint(config, {.linear_format = WeightFormat::kBf16, .draft = draft});
+    EXPECT_TRUE(checkpoint) << checkpoint.error().message();
+    return static_cast<int64_t>((*checkpoint)->tensors().size());
+  };
+  EXPECT_EQ(count(true), 36 * 1550 + 12 * 1549 + 1549 + 7);
+  EXPECT_EQ(count(false), 36 * 1550 + 12 * 1549 + 3);
+
+  const auto checkpoint = MakeDummyCheckpoint(config, {.linear_format = WeightFormat::kBf16});
+  const auto info = DescribeModel(**checkpoint);
+  ASSERT_TRUE(info) << info.error().message();
+  EXPECT_NEAR(static_cast<double>(info->parameters), 79.67e9, 0.01e9);
+  EXPECT_NEAR(static_cast<double>(info->active_parameters), 3.56e9, 0.01e9);
+}
+
+TEST(PublishedConfigs, Qwen3NextKeepsTheStateOf36Layers) {
+  const ModelInfo info = Describe(kQwen3Next);
+  EXPECT_EQ(info.kv.size(), 12u);
+  ASSERT_EQ(info.state.size(), 36u);
+  EXPECT_EQ(info.state[0].recurrent, 2097152);
+  EXPECT_EQ(info.state[0].conv, 49152);
+  EXPECT_EQ(KvBytesPerToken(info, kernels::KvFormat::kFp8), 12 * 1024);
+}
+
+// Dense, in its wrapper: 16 layers of 64 with attention, three value heads per key head.
+TEST(PublishedConfigs, Qwen35DenseHasAnMtpModuleOf15Tensors) {
+  const auto config = boost::json::parse(R"({"architectures": ["Qwen3_5ForConditionalGeneration"],
+      "image_token_id": 248056, "model_type": "qwen3_5", "tie_word_embeddings": false, "text_config": {
+      "attn_output_gate": true, "full_attention_interval": 4, "head_dim": 256, "hidden_size": 5120,
+      "intermediate_size": 17408, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+      "linear_num_key_heads": 16, "linear_num_value_heads": 48, "linear_value_head_dim": 128,
+      "mamba_ssm_dtype": "float32", "max_position_embeddings": 262144, "model_type": "qwen3_5_text",
+      "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": false, "num_attention_heads": 24,
+      "num_hidden_layers": 64, "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "vocab_size": 248320,
+      "rope_parameters": {"mrope_interleaved": true, "mrope_section": [11, 11, 10], "rope_type": "default",
+      "rope_theta": 10000000, "partial_rotary_factor": 0.25}}, "vision_config": {"depth": 27}})")
+                          .as_object();
+  const auto with =
+      MakeDummyCheckpoint(config, {.linear_format = WeightFormat::kBf16, .draft = true});
+  const auto without = MakeDummyCheckpoint(config, {.linear_format = WeightFormat::kBf16});
+  ASSERT_TRUE(with && without);
+  EXPECT_EQ((*with)->tensors().size(), (*without)->tensors().size() + 15);
+  const ModelInfo info = Describe(config);
+  EXPECT_EQ(info.kv.size(), 16u);
+  EXPECT_EQ(info.state.size(), 48u);
+  EXPECT_EQ(info.state[0].recurrent, 48 * 128 * 128 * 4);
 }
 
 }  // namespace
