@@ -22,57 +22,67 @@ static void UnitRows(float* rows, int64_t n, int64_t m, int64_t stride, float sc
   }
 }
 
-// kRows rows of the state, from `row` on, through all tokens of the block.
-template <int kVectors, int kRows>
-NIBBLE_SIMD void RunDeltaRows(const DeltaBlock& b, int64_t row) {
-  F32 state[kRows][kVectors];
-  const auto each_vector = [&](auto&& body) {
-    for (int i = 0; i < kVectors; ++i) {
-      const int64_t left = b.k_dim - i * kLanes;
-      for (int r = 0; r < kRows; ++r) {
-        float* at = b.state + (row + r) * b.k_dim + i * kLanes;
-        if (left >= kLanes)
-          body(r, i, at, Full{});
-        else if (left > 0)
-          body(r, i, at, Tail{static_cast<int>(left)});
-      }
-    }
-  };
-  for (int r = 0; r < kRows; ++r)
-    for (int i = 0; i < kVectors; ++i) state[r][i] = Set(0.0f);
-  each_vector([&](int r, int i, float* at, auto count) { state[r][i] = LoadF32(at, count); });
-
-  constexpr int64_t kWidth = kVectors * kLanes;
-  for (int64_t t = 0; t < b.tokens; ++t) {
-    const float* k = b.k + t * kWidth;
-    const float* q = b.q + t * kWidth;
-    const F32 decay = Set(b.decay[t]);
-    for (int r = 0; r < kRows; ++r) {
-      // Two chains each, so that a sum is not bound by latency.
-      F32 recalled[2] = {Set(0.0f), Set(0.0f)};
-      for (int i = 0; i < kVectors; ++i) {
-        state[r][i] = Mul(state[r][i], decay);
-        recalled[i % 2] = Fma(state[r][i], LoadF32(k + i * kLanes), recalled[i % 2]);
-      }
-      const float value = b.v[t * b.v_dim + row + r];
-      const F32 delta = Set(b.beta[t] * (value - Sum(Add(recalled[0], recalled[1]))));
-      F32 read[2] = {Set(0.0f), Set(0.0f)};
-      for (int i = 0; i < kVectors; ++i) {
-        state[r][i] = Fma(delta, LoadF32(k + i * kLanes), state[r][i]);
-        read[i % 2] = Fma(state[r][i], LoadF32(q + i * kLanes), read[i % 2]);
-      }
-      b.o[t * b.v_dim + row + r] = Sum(Add(read[0], read[1]));
-    }
+// One token of one row of the state; returns what q reads.
+template <int kVectors>
+NIBBLE_SIMD float DeltaToken(F32 (&state)[kVectors], const float* q, const float* k, F32 decay,
+                             float beta, float value) {
+  // Two chains each, so that a sum is not bound by latency.
+  F32 recalled[2] = {Set(0.0f), Set(0.0f)};
+  for (int i = 0; i < kVectors; ++i) {
+    state[i] = Mul(state[i], decay);
+    recalled[i % 2] = Fma(state[i], LoadF32(k + i * kLanes), recalled[i % 2]);
   }
-  each_vector([&](int r, int i, float* at, auto count) { StoreF32(at, state[r][i], count); });
+  const F32 delta = Set(beta * (value - Sum(Add(recalled[0], recalled[1]))));
+  F32 read[2] = {Set(0.0f), Set(0.0f)};
+  for (int i = 0; i < kVectors; ++i) {
+    state[i] = Fma(delta, LoadF32(k + i * kLanes), state[i]);
+    read[i % 2] = Fma(state[i], LoadF32(q + i * kLanes), read[i % 2]);
+  }
+  return Sum(Add(read[0], read[1]));
+}
+
+// Rows [row, row + kRows) of the head through all tokens of the block. rows (kRows, width of k).
+// The loops over rows are unrolled so that the state lies in registers.
+template <int kVectors, int kRows>
+NIBBLE_SIMD void RunDeltaRows(const DeltaBlock& b, int64_t row, float* rows) {
+  constexpr int64_t kWidth = kVectors * kLanes;
+  F32 state[kRows][kVectors];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+    for (int i = 0; i < kVectors; ++i) state[r][i] = LoadF32(rows + r * kWidth + i * kLanes);
+  for (int64_t t = 0; t < b.tokens; ++t) {
+    const float* value = b.v + t * b.v_dim + row;
+    float* o = b.o + t * b.v_dim + row;
+    const F32 decay = Set(b.decay[t]);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r)
+      o[r] = DeltaToken(state[r], b.q + t * kWidth, b.k + t * kWidth, decay, b.beta[t], value[r]);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+    for (int i = 0; i < kVectors; ++i) StoreF32(rows + r * kWidth + i * kLanes, state[r][i]);
+}
+
+// The same where the state's rows may be narrower than those of k: then by way of a wide copy.
+template <int kVectors, int kRows>
+static void RunDeltaRows(const DeltaBlock& b, int64_t row) {
+  constexpr int64_t kWidth = kVectors * kLanes;
+  float* rows = b.state + row * b.k_dim;
+  if (b.k_dim == kWidth) return RunDeltaRows<kVectors, kRows>(b, row, rows);
+  float wide[kRows * kWidth] = {};
+  const size_t bytes = static_cast<size_t>(b.k_dim) * sizeof(float);
+  for (int r = 0; r < kRows; ++r) std::memcpy(wide + r * kWidth, rows + r * b.k_dim, bytes);
+  RunDeltaRows<kVectors, kRows>(b, row, wide);
+  for (int r = 0; r < kRows; ++r) std::memcpy(rows + r * b.k_dim, wide + r * kWidth, bytes);
 }
 
 template <int kVectors>
 static void RunDeltaBlock(const DeltaBlock& b) {
-  constexpr int kRows = kVectors <= 8 ? 2 : 1;
+  // As many as keep the processor busy while a row's sum is on its way, and fit its registers.
+  constexpr int kRows = kVectors > 8 ? 1 : kNativeLanes == kLanes ? 3 : 2;
   int64_t row = 0;
   for (; row + kRows <= b.v_dim; row += kRows) RunDeltaRows<kVectors, kRows>(b, row);
-  if (row < b.v_dim) RunDeltaRows<kVectors, 1>(b, row);
+  for (; row < b.v_dim; ++row) RunDeltaRows<kVectors, 1>(b, row);
 }
 
 static void DeltaRows(const DeltaBlock& block) {
