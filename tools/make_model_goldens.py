@@ -18,12 +18,16 @@ import re
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 PROMPT_LENGTHS = (5, 40, 200)
 GREEDY = 16
+# Of router logits, which spread by 4: in prompts, so that int8 activations choose the same experts, and in greedy
+# continuations, which cannot be chosen freely, BF16 ones.
+PROMPT_MARGIN, GREEDY_MARGIN = 0.5, 0.1
 FP8_BLOCK = 32
 
 # Awkward sizes; windows and original contexts below 200 tokens. All linears have K % 16 == 0.
@@ -184,10 +188,68 @@ CONFIGS = {
         "time_step_limit": [0.25, 1e30], "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4, "topk_group": 2,
         "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 32, "moe_latent_size": 48,
         "norm_topk_prob": False, "vocab_size": 193, "max_position_embeddings": 512, "layer_norm_epsilon": 1e-5},
+    # A dense layer among sparse ones.
+    "qwen3_moe_0": {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 64,
+        "intermediate_size": 80, "moe_intermediate_size": 32, "num_experts": 6, "num_experts_per_tok": 2,
+        "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [1], "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "vocab_size": 211,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": False},
+    # Weights as the softmax gives them.
+    "qwen3_moe_1": {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 48,
+        "intermediate_size": 80, "moe_intermediate_size": 48, "num_experts": 5, "num_experts_per_tok": 3,
+        "norm_topk_prob": False, "decoder_sparse_step": 2, "num_hidden_layers": 2, "num_attention_heads": 3,
+        "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 197, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": True},
+    # Experts stacked, their columns first; the head tied only by the text part's word, which does not count.
+    "qwen3_vl_moe_0": {
+        "architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe",
+        "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "qwen3_vl_moe_text", "hidden_size": 48, "intermediate_size": 80,
+            "moe_intermediate_size": 32, "num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True,
+            "decoder_sparse_step": 1, "mlp_only_layers": [], "num_hidden_layers": 2, "num_attention_heads": 3,
+            "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 197, "max_position_embeddings": 512,
+            "rms_norm_eps": 1e-6, "rope_theta": 5000000.0, "tie_word_embeddings": True,
+            "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]}},
+        "vision_config": {
+            "model_type": "qwen3_vl_moe", "depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16,
+            "in_channels": 1, "patch_size": 2, "temporal_patch_size": 1, "num_position_embeddings": 4,
+            "out_hidden_size": 48, "deepstack_visual_indexes": [0]}},
+    "qwen3_vl_0": {
+        "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "qwen3_vl_text", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+            "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 197,
+            "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 5000000.0,
+            "tie_word_embeddings": True,
+            "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [6, 5, 5]}},
+        "vision_config": {
+            "model_type": "qwen3_vl", "depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16,
+            "in_channels": 1, "patch_size": 2, "temporal_patch_size": 1, "num_position_embeddings": 4,
+            "out_hidden_size": 48, "deepstack_visual_indexes": [0]}},
+    "mixtral_0": {
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 48,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 24, "vocab_size": 203, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "rope_theta": 1000000.0, "sliding_window": 37, "tie_word_embeddings": False},
+    # As in the published models both sizes are equal.
+    "gpt_oss_0": {
+        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 64,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 199, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "sliding_window": 33, "attention_bias": True,
+        "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": False, "swiglu_limit": 7.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 32,
+                         "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}},
 }
 
 # Seeds follow from the names, but where a single position would lie so near a kink that int8 activations throw it far.
 SEEDS = {"nemotron_h_0": 2, "nemotron_h_1": 1}
+
+# Whose prompts are chosen such that rounding does not change a token's experts.
+ROUTES_APART = ("qwen3_moe_0", "qwen3_moe_1", "qwen3_vl_moe_0", "mixtral_0", "gpt_oss_0")
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 MIDPOINTS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)
@@ -219,7 +281,16 @@ def quantize_nvfp4(weight):
 
 
 def is_linear(name):
-    return name.endswith(("_proj.weight", "_proj_with_mqa.weight"))
+    return name.endswith(("_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", ".w3.weight"))
+
+
+def quantize_mxfp4(weight):
+    """weight (..., K) FP32 → blocks (..., K/32, 16) and E8M0 scales (..., K/32)."""
+    blocks = weight.reshape(*weight.shape[:-1], -1, 32)
+    exponent = np.floor(np.log2(np.abs(blocks).max(-1))) - 2
+    codes = e2m1_codes(blocks / np.exp2(exponent)[..., None])
+    packed = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return torch.from_numpy(packed), torch.from_numpy((exponent + 127).astype(np.uint8))
 
 
 def quantize_fp8(weight):
@@ -236,7 +307,7 @@ def quantize_fp8(weight):
 
 def published(weights, model_type):
     """Experts as checkpoints store them, one by one, where transformers stacks them, and names as they have them."""
-    if model_type == "llama4_text":
+    if model_type in STACKS_OF_COLUMNS:
         return weights
     out = {}
     for name, value in weights.items():
@@ -253,14 +324,33 @@ def published(weights, model_type):
             out |= {f"{stem}.{e}.{projection}.weight": one.contiguous() for e, one in enumerate(value)}
         else:
             out[name] = value
+    if model_type == "mixtral":
+        return {in_mixtral(name): value for name, value in out.items()}
     return out
+
+
+MIXTRAL_NAMES = {".mlp.": ".block_sparse_moe.", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+
+
+def in_mixtral(name):
+    if ".mlp." in name:
+        for ours, theirs in MIXTRAL_NAMES.items():
+            name = name.replace(ours, theirs)
+    return name
+
+
+def from_mixtral(name):
+    if ".block_sparse_moe." in name:
+        for ours, theirs in MIXTRAL_NAMES.items():
+            name = name.replace(theirs, ours)
+    return name
 
 
 def in_memory(weights):
     """The inverse of published()."""
     out, stacks = {}, {}
     for name, value in weights.items():
-        name = re.sub(r"^backbone\.", "model.", name)
+        name = from_mixtral(re.sub(r"^backbone\.", "model.", name))
         expert = re.fullmatch(r"(.*experts)\.(\d+)\.(gate|up|down)_proj\.weight", name)
         if expert:
             stacks.setdefault(expert[1], {})[int(expert[2]), expert[3]] = value
@@ -284,13 +374,20 @@ QUANTIZED = [
     {"name": "fp8", "quantize": quantize_fp8, "suffixes": ["", "_scale_inv"],
      "config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
                 "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}},
+    {"name": "mxfp4",
+     "config": {"quant_method": "mxfp4",
+                "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
+                                           "model.embed_tokens", "lm_head"]}},
 ]
 WITH_FP8 = ("deepseek_v3_0",)
 
 
+STACKS_OF_COLUMNS = ("llama4_text", "gpt_oss")
+
+
 def is_stack_of_columns(name, model_type):
-    """Llama 4's experts: (E, K, N) in one tensor."""
-    return model_type == "llama4_text" and name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+    """Llama 4's and gpt-oss's experts: (E, K, N) in one tensor."""
+    return model_type in STACKS_OF_COLUMNS and name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
 
 
 def quantize_stack_of_columns(stack):
@@ -303,6 +400,13 @@ def quantize_stack_of_columns(stack):
 
     scale = columns(scale.view(torch.uint8)).view(torch.float8_e4m3fn)
     return columns(packed), scale, scale_2, columns(values)
+
+
+def as_stacks_of_columns(weights):
+    """As Qwen3-VL-MoE is published: the experts of a layer in one tensor, (E, K, N)."""
+    stacked = in_memory(weights)
+    return {name: value.transpose(1, 2).contiguous() if value.dim() == 3 else value
+            for name, value in stacked.items()}
 
 
 def make_weights(model, seed):
@@ -322,13 +426,17 @@ def make_weights(model, seed):
             value = noise
         elif name.endswith("dt_bias"):
             value = noise - 1
-        elif name.endswith("mlp.gate.weight"):  # routes that no rounding changes
+        elif name.endswith("_bias"):
+            value = 0.3 * noise
+        elif name.endswith(("mlp.gate.weight", "mlp.router.weight")):  # routes that no rounding changes
             value = noise * 4 / parameter.shape[-1] ** 0.5
         elif "embed_tokens" in name or "embeddings" in name:
             scaled_by_model = model.config.model_type == "gemma3_text"
             value = noise * 2 / parameter.shape[1] ** 0.5 if scaled_by_model else noise
         elif "lm_head" in name:
             value = noise * 2 / parameter.shape[1] ** 0.5
+        elif parameter.dim() == 1:
+            value = noise
         else:
             inputs = parameter.shape[1 if is_stack_of_columns(name, model.config.model_type) else -1]
             value = noise * 1.5 / inputs ** 0.5
@@ -357,6 +465,42 @@ def rounded(values):
     return [round(float(v), 6) for v in values]
 
 
+def routing_margins(model, tokens):
+    """Per position, by how much the router logits of a token's last expert lead the first one left out."""
+    margins = torch.full((len(tokens),), float("inf"))
+    top_k = model.config.get_text_config().num_experts_per_tok
+
+    def measure(_, __, output):
+        logits = output[0].float().sort(-1, descending=True).values
+        margins.copy_(torch.minimum(margins, logits[:, top_k - 1] - logits[:, top_k]))
+
+    hooks = [router.register_forward_hook(measure) for router in routers(model)]
+    log_probabilities(model, tokens)
+    for hook in hooks:
+        hook.remove()
+    return margins
+
+
+def routers(model):
+    return [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+
+
+def make_prompts(model, generator, apart):
+    """Random tokens; `apart`: such that roundings do not change a token's experts."""
+    vocab = model.config.get_text_config().vocab_size
+    prompts = [generator.integers(0, vocab, length).tolist() for length in PROMPT_LENGTHS]
+    for tokens in prompts if apart else []:
+        while True:
+            # A token's margin depends on itself and the tokens before it.
+            close = torch.nonzero(routing_margins(model, tokens) < PROMPT_MARGIN).flatten().tolist()
+            if not close:
+                continuation, _ = greedy(model, tokens, GREEDY)
+                if routing_margins(model, tokens + continuation).min() >= GREEDY_MARGIN:
+                    break
+            tokens[close[0] if close else -1] = int(generator.integers(0, vocab))
+    return prompts
+
+
 def golden_of(full, half, prompts, greedy_count):
     """full: the original in FP32; half: in BF16; both already loaded."""
     entries = []
@@ -373,8 +517,12 @@ def golden_of(full, half, prompts, greedy_count):
     return {"prompts": entries}
 
 
+def auto_class(config):
+    return AutoModelForImageTextToText if config.model_type.startswith("qwen3_vl") else AutoModelForCausalLM
+
+
 def build(config, weights, dtype):
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+    model = auto_class(config).from_config(config, attn_implementation="eager", dtype=dtype)
     model.load_state_dict({k: v.to(dtype) for k, v in in_memory(weights).items()})
     return model.eval()
 
@@ -389,51 +537,65 @@ def as_wrapped(tensors):
     return wrapped | {"vision_tower.patch_embed.weight": torch.ones(4, 4, dtype=torch.bfloat16)}
 
 
+def quantized(key, value, stored_format, model_type):
+    """One tensor → what a checkpoint of that format holds for it, and the value that stands for."""
+    is_stack = is_stack_of_columns(key, model_type)
+    if stored_format["name"] == "mxfp4":  # the experts alone
+        if not is_stack:
+            return {key: value}, value
+        blocks, scales = quantize_mxfp4(value.transpose(1, 2).float().numpy())
+        values = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        return {key + "_blocks": blocks, key + "_scales": scales}, values
+    if is_stack:
+        packed, scale, scale_2, values = quantize_stack_of_columns(value.float().numpy())
+        return {key: packed, key + "_weight_scale": scale, key + "_weight_scale_2": scale_2}, values
+    if not is_linear(key):
+        return {key: value}, value
+    *parts, values = stored_format["quantize"](value.float().numpy())
+    return {key + suffix: part for suffix, part in zip(stored_format["suffixes"], parts)}, values
+
+
+def formats_of(name, model_type):
+    others = {"fp8": name in WITH_FP8, "mxfp4": model_type == "gpt_oss", "nvfp4": True}
+    return [stored_format for stored_format in QUANTIZED if others[stored_format["name"]]]
+
+
 def make_tiny(name):
     config_json = CONFIGS[name]
-    is_wrapped = "text_config" in config_json
-    text_json = config_json.get("text_config", config_json)
+    model_type = config_json["model_type"]
+    is_whole = model_type.startswith("qwen3_vl")  # a multimodal model, not its text part alone
+    is_wrapped = "text_config" in config_json and not is_whole
+    text_json = config_json["text_config"] if is_wrapped else config_json
+    text_type = text_json["model_type"]
     fields = {k: v for k, v in text_json.items() if k != "model_type"}
-    config = AutoConfig.for_model(text_json["model_type"], **copy.deepcopy(fields))
+    config = AutoConfig.for_model(text_type, **copy.deepcopy(fields))
     seed = SEEDS.get(name, sum(map(ord, name)))
-    weights = published(make_weights(AutoModelForCausalLM.from_config(config), seed), text_json["model_type"])
-    generator = np.random.default_rng(seed)
-    prompts = [generator.integers(0, config.vocab_size, length).tolist() for length in PROMPT_LENGTHS]
+    weights = published(make_weights(auto_class(config).from_config(config), seed), text_type)
     tied = config.tie_word_embeddings
     stored = {k: v for k, v in weights.items() if not (tied and k == "lm_head.weight")}
     if tied:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        weights["lm_head.weight"] = next(v for k, v in weights.items() if k.endswith("embed_tokens.weight"))
 
-    folder = GOLDEN / name / "bf16"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config_json)
-    save_file(as_wrapped(stored) if is_wrapped else stored, folder / "model.safetensors", metadata={"format": "pt"})
-    golden = golden_of(build(config, weights, torch.float32), build(config, weights, torch.bfloat16), prompts, GREEDY)
-    write_json(folder / "golden.json", golden)
-
-    for stored_format in QUANTIZED[: 2 if name in WITH_FP8 else 1]:
-        tensors, dequantised = {}, dict(weights)
-        for key, value in stored.items():
-            if is_stack_of_columns(key, text_json["model_type"]):
-                packed, scale, scale_2, dequantised[key] = quantize_stack_of_columns(value.float().numpy())
-                tensors |= {key: packed, key + "_weight_scale": scale, key + "_weight_scale_2": scale_2}
-                continue
-            if not is_linear(key):
-                tensors[key] = value
-                continue
-            *parts, dequantised[key] = stored_format["quantize"](value.float().numpy())
-            tensors |= {key + suffix: part for suffix, part in zip(stored_format["suffixes"], parts)}
-        folder = GOLDEN / name / stored_format["name"]
+    def write(folder, quantization, tensors, values):
         folder.mkdir(parents=True, exist_ok=True)
-        quantization = dict(stored_format["config"])
-        if text_json["model_type"] == "nemotron_h":  # ModelOpt writes a damaged list
-            quantization["ignore"] = ["lm_head.\0backbone.pt_name_sentinel"]
-        write_json(folder / "config.json", config_json | {"quantization_config": quantization})
+        write_json(folder / "config.json", config_json | quantization)
         save_file(as_wrapped(tensors) if is_wrapped else tensors, folder / "model.safetensors",
                   metadata={"format": "pt"})
-        golden = golden_of(build(config, dequantised, torch.float32), build(config, dequantised, torch.bfloat16),
-                           prompts, GREEDY)
-        write_json(folder / "golden.json", golden)
+        full, half = build(config, values, torch.float32), build(config, values, torch.bfloat16)
+        prompts = make_prompts(full, np.random.default_rng(seed), name in ROUTES_APART)
+        write_json(folder / "golden.json", golden_of(full, half, prompts, GREEDY))
+
+    bf16 = as_stacks_of_columns(stored) if model_type == "qwen3_vl_moe" else stored
+    write(GOLDEN / name / "bf16", {}, bf16, weights)
+    for stored_format in formats_of(name, model_type):
+        tensors, values = {}, dict(weights)
+        for key, value in stored.items():
+            parts, values[key] = quantized(key, value, stored_format, text_type)
+            tensors |= parts
+        quantization = dict(stored_format["config"])
+        if text_type == "nemotron_h":  # ModelOpt writes a damaged list
+            quantization["ignore"] = ["lm_head.\0backbone.pt_name_sentinel"]
+        write(GOLDEN / name / stored_format["name"], {"quantization_config": quantization}, tensors, values)
     print(name, "done")
 
 

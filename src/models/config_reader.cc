@@ -152,6 +152,10 @@ json::object TextConfig(const json::object& config, std::string_view defaults) {
       if (field.is_null()) field = value;
     }
   }
+  // The wrapper owns the head: in its text_config this field is a default that says nothing.
+  if (const json::value* tied = config.if_contains("tie_word_embeddings");
+      wrapped && tied != nullptr)
+    text["tie_word_embeddings"] = *tied;
   return text;
 }
 

@@ -40,12 +40,12 @@ fs::path GoldenRoot() { return fs::path(NIBBLE_SOURCE_DIR) / "tests" / "golden";
 std::vector<Case> TinyCases(const char* golden, bool int8) {
   std::vector<Case> cases;
   for (const fs::directory_entry& model : fs::directory_iterator(GoldenRoot())) {
-    for (const char* format : {"bf16", "nvfp4", "fp8"}) {
+    for (const char* format : {"bf16", "nvfp4", "fp8", "mxfp4"}) {
       const fs::path folder = model.path() / format;
       if (!fs::exists(folder / golden)) continue;
       const std::string name = model.path().filename().string() + "_" + format;
       cases.push_back({name + "_a16", folder, folder / golden, ActivationFormat::kBf16});
-      if (int8 && format == std::string_view("nvfp4")) {
+      if (int8 && (format == std::string_view("nvfp4") || format == std::string_view("mxfp4"))) {
         cases.push_back({name + "_a8", folder, folder / golden, ActivationFormat::kInt8});
       }
     }

@@ -411,8 +411,8 @@ class Loader : public TableWalk {
     NIBBLE_ASSIGN(const std::vector<float> bias,
                   checkpoint_.ReadExpertBias(spec.prefix, expert, p.name, p.n, spec.layout));
     if (bias.empty()) {
-      return nibble::Fail(Code::kNotFound, "{}: expert {} of {} has no bias for {}",
-                          checkpoint_.path(), expert, spec.prefix, p.name);
+      return nibble::Fail(Code::kNotFound, "{}: tensor {}.{}.{}.bias is missing, stacked or alone",
+                          checkpoint_.path(), spec.prefix, expert, p.name);
     }
     out->bias.insert(out->bias.end(), bias.begin(), bias.end());
     CountVector(p.n, ExpertShare(spec));

@@ -1,5 +1,7 @@
-// Qwen3, dense: RMS norms on every head of q and k before the rotation, no biases, head_dim of its
-// own. Source: transformers' Qwen3ForCausalLM.
+// Qwen3, dense, and the text part of Qwen3-VL: RMS norms on every head of q and k before the
+// rotation, no biases, head_dim of its own. Qwen3-VL's three positions per token are equal for
+// text, which leaves plain RoPE. Sources: transformers' Qwen3ForCausalLM,
+// Qwen3VLForConditionalGeneration.
 #include <memory>
 
 #include "models/layers/decoder.h"
@@ -9,8 +11,10 @@ namespace {
 
 Result<std::unique_ptr<LoadableModel>> MakeQwen3(const boost::json::object& json,
                                                  const BuildOptions& options) {
-  ConfigReader config(json, "config.json");
-  const DecoderConfig c = ReadDecoderConfig(config, "Qwen3ForCausalLM");
+  const boost::json::object text = TextConfig(json);
+  ConfigReader config(text, "config.json");
+  DecoderConfig c = ReadDecoderConfig(config, "Qwen3ForCausalLM");
+  c.ignored_prefixes = VisionPrefixes();
   AttentionConfig attention = ReadAttentionConfig(config, c, 128);
   attention.qk_norm = true;
   attention.rope = std::make_shared<Rope>(
@@ -27,7 +31,8 @@ Result<std::unique_ptr<LoadableModel>> MakeQwen3(const boost::json::object& json
                                    options);
 }
 
-const Registration kRegistration({.architectures = {"Qwen3ForCausalLM"},
+const Registration kRegistration({.architectures = {"Qwen3ForCausalLM",
+                                                    "Qwen3VLForConditionalGeneration"},
                                   .make = &MakeQwen3,
                                   .tiny_configs = {
                                       R"({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 96,

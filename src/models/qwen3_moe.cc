@@ -1,5 +1,6 @@
-// Qwen3-MoE (30B-A3B, 235B-A22B, Coder): Qwen3's attention, experts in place of most feed-forward
-// blocks. Source: transformers' Qwen3MoeForCausalLM.
+// Qwen3-MoE (30B-A3B, 235B-A22B, Coder) and the text part of Qwen3-VL-MoE: Qwen3's attention,
+// experts in place of most feed-forward blocks. Sources: transformers' Qwen3MoeForCausalLM,
+// Qwen3VLMoeForConditionalGeneration.
 #include <algorithm>
 #include <memory>
 
@@ -33,8 +34,10 @@ MoeConfig ReadExperts(ConfigReader& config, const DecoderConfig& decoder) {
 
 Result<std::unique_ptr<LoadableModel>> MakeQwen3Moe(const boost::json::object& json,
                                                     const BuildOptions& options) {
-  ConfigReader config(json, "config.json");
-  const DecoderConfig c = ReadDecoderConfig(config, "Qwen3MoeForCausalLM");
+  const boost::json::object text = TextConfig(json);
+  ConfigReader config(text, "config.json");
+  DecoderConfig c = ReadDecoderConfig(config, "Qwen3MoeForCausalLM");
+  c.ignored_prefixes = VisionPrefixes();
   AttentionConfig attention = ReadAttentionConfig(config, c);
   attention.qk_norm = true;
   attention.rope = std::make_shared<Rope>(
@@ -65,7 +68,7 @@ Result<std::unique_ptr<LoadableModel>> MakeQwen3Moe(const boost::json::object& j
 }
 
 const Registration kRegistration(
-    {.architectures = {"Qwen3MoeForCausalLM"},
+    {.architectures = {"Qwen3MoeForCausalLM", "Qwen3VLMoeForConditionalGeneration"},
      .make = &MakeQwen3Moe,
      .tiny_configs = {// A dense layer among sparse ones.
                       R"({"architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 96,
