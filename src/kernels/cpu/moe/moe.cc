@@ -15,8 +15,11 @@ namespace {
 // Tokens of one expert that a thread takes at a time: their prepared form stays in its cache.
 constexpr int64_t kPassTokens = 192;
 
-// Panels of a piece at most: enough rows to make up for preparing the activations again.
-constexpr int64_t kMaxPiecePanels = 16;
+// Panels of a piece at most, where there are fewer threads than pieces: every piece prepares its
+// activations again, so the longer ones waste less; the outputs of a piece stay in a thread's
+// cache.
+constexpr int64_t kMaxInputPanels = 64;
+constexpr int64_t kMaxOutputPanels = 32;
 constexpr int64_t kPiecesPerThread = 4;
 
 constexpr int64_t kRouteGrain = 16;
@@ -24,8 +27,8 @@ constexpr int64_t kActivationGrain = 8192;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t PiecePanels(int64_t panels, int threads) {
-  return std::clamp(CeilDiv(panels, kPiecesPerThread * threads), int64_t{1}, kMaxPiecePanels);
+int64_t PiecePanels(int64_t panels, int threads, int64_t most) {
+  return std::clamp(CeilDiv(panels, kPiecesPerThread * threads), int64_t{1}, most);
 }
 
 // An expert and the tokens that go through it.
@@ -95,7 +98,7 @@ int64_t CarveThread(std::byte* base, const MoeSizes& s, ThreadScratch* out) {
   const int64_t rows = std::min(s.t, kPassTokens);
   carver.Take(&out->linear, LinearBytes(s));
   carver.Take(&out->x, rows * s.d);
-  carver.Take(&out->y, rows * kMaxPiecePanels * kPanelRows);
+  carver.Take(&out->y, rows * kMaxOutputPanels * kPanelRows);
   // Groups are no more than experts.
   carver.Take(&out->routing, RoutingScratch({.experts = s.experts, .groups = s.experts}));
   return carver.used();
@@ -248,7 +251,7 @@ class MoeRun {
       add(run, run.weights->gate_up, 0);
       if (run.weights->up != nullptr) add(run, run.weights->up, run.f);
     }
-    const int64_t per_piece = PiecePanels(panels, Threads(context_));
+    const int64_t per_piece = PiecePanels(panels, Threads(context_), kMaxInputPanels);
     int64_t pieces = 0;
     for (int64_t i = 0; i < inputs; ++i) {
       scratch_.inputs[i].first_piece = pieces;
@@ -326,7 +329,7 @@ class MoeRun {
 
   void RunOutputs() const {
     const int64_t panels = CeilDiv(p_.d, kPanelRows);
-    const int64_t per_piece = PiecePanels(panels, Threads(context_));
+    const int64_t per_piece = PiecePanels(panels, Threads(context_), kMaxOutputPanels);
     ForEachItem(context_, CeilDiv(panels, per_piece), [&](int64_t piece, int thread) {
       const int64_t begin = piece * per_piece;
       RunOutputPiece(begin, std::min(begin + per_piece, panels), OfThread(thread));
