@@ -170,5 +170,70 @@ TEST(PublishedConfigs, Qwen35DenseHasAnMtpModuleOf15Tensors) {
   EXPECT_EQ(info.state[0].recurrent, 48 * 128 * 128 * 4);
 }
 
+// ---- Mixtures of experts, by the counts that their makers publish
+
+ModelInfo DescribeWeights(const char* text) {
+  const auto checkpoint = MakeDummyCheckpoint(boost::json::parse(text).as_object(),
+                                              {.linear_format = WeightFormat::kBf16});
+  EXPECT_TRUE(checkpoint) << checkpoint.error().message();
+  const auto info = DescribeModel(**checkpoint);
+  EXPECT_TRUE(info) << info.error().message();
+  return *info;
+}
+
+TEST(PublishedConfigs, Qwen3Moe30BHasTheParametersOfTheRelease) {
+  const ModelInfo info = DescribeWeights(R"({"architectures": ["Qwen3MoeForCausalLM"],
+      "attention_bias": false, "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
+      "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [],
+      "moe_intermediate_size": 768, "norm_topk_prob": true, "num_attention_heads": 32, "num_experts": 128,
+      "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+      "rope_scaling": null, "rope_theta": 1000000.0, "sliding_window": null, "tie_word_embeddings": false,
+      "use_sliding_window": false, "vocab_size": 151936})");
+  EXPECT_EQ(info.parameters, 30532122624);
+  EXPECT_EQ(Windows(info), 0);
+}
+
+TEST(PublishedConfigs, Mixtral8x7BHasTheParametersOfTheRelease) {
+  const ModelInfo info =
+      DescribeWeights(R"({"architectures": ["MixtralForCausalLM"], "hidden_act": "silu",
+      "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768, "num_attention_heads": 32,
+      "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
+      "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": null, "tie_word_embeddings": false,
+      "vocab_size": 32000})");
+  EXPECT_EQ(info.parameters, 46702792704);
+}
+
+TEST(PublishedConfigs, GptOss20BHasTheParametersOfItsModelCard) {
+  const ModelInfo info =
+      DescribeWeights(R"({"architectures": ["GptOssForCausalLM"], "attention_bias": true,
+      "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880,
+      "initial_context_length": 4096, "intermediate_size": 2880, "max_position_embeddings": 131072,
+      "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8,
+      "num_local_experts": 32, "rms_norm_eps": 1e-05, "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0,
+      "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": false},
+      "rope_theta": 150000, "sliding_window": 128, "swiglu_limit": 7.0, "tie_word_embeddings": false,
+      "vocab_size": 201088})");
+  EXPECT_NEAR(static_cast<double>(info.parameters), 20.91e9, 0.01e9);
+  EXPECT_NEAR(static_cast<double>(info.active_parameters), 3.61e9, 0.01e9);
+  ASSERT_EQ(info.kv.size(), 24u);  // no layer_types here: the even ones slide
+  EXPECT_EQ(info.kv[0].window, 128);
+  EXPECT_EQ(info.kv[1].window, 0);
+  EXPECT_EQ(Windows(info), 12);
+}
+
+// The head is the wrapper's: a text part that calls it tied says nothing.
+TEST(PublishedConfigs, Qwen3VlMoeIsReadInItsWrapper) {
+  const ModelInfo info =
+      DescribeWeights(R"({"architectures": ["Qwen3VLMoeForConditionalGeneration"],
+      "model_type": "qwen3_vl_moe", "tie_word_embeddings": false, "text_config": {"tie_word_embeddings": true,
+      "attention_bias": false, "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
+      "intermediate_size": 6144, "max_position_embeddings": 262144, "mlp_only_layers": [],
+      "model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 768, "norm_topk_prob": true,
+      "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+      "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_scaling": {"mrope_interleaved": true,
+      "mrope_section": [24, 20, 20], "rope_type": "default"}, "rope_theta": 5000000, "vocab_size": 151936}})");
+  EXPECT_EQ(info.parameters, 30532122624);
+}
+
 }  // namespace
 }  // namespace nibble::models
