@@ -28,7 +28,6 @@ GREEDY = 16
 # Of router logits, which spread by 4: in prompts, so that int8 activations choose the same experts, and in greedy
 # continuations, which cannot be chosen freely, BF16 ones.
 PROMPT_MARGIN, GREEDY_MARGIN = 0.5, 0.1
-FP8_BLOCK = 32
 
 # Awkward sizes; windows and original contexts below 200 tokens. All linears have K % 16 == 0.
 CONFIGS = {
@@ -127,40 +126,6 @@ CONFIGS = {
         "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "num_local_experts": 4, "num_experts_per_tok": 1,
         "interleave_moe_layer_step": 1, "no_rope_layers": [1, 0], "attention_chunk_size": 41, "use_qk_norm": False,
         "attn_temperature_tuning": False, "tie_word_embeddings": False, "pad_token_id": 0},
-    # As DeepSeek-V2: groups by their best expert, no renormalisation.
-    "deepseek_v2_0": {
-        "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_size": 64,
-        "intermediate_size": 80, "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 20,
-        "qk_rope_head_dim": 12, "v_head_dim": 24, "n_routed_experts": 12, "n_shared_experts": 2,
-        "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy",
-        "scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 2.0,
-        "first_k_dense_replace": 1, "moe_layer_freq": 1, "vocab_size": 229, "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-6, "hidden_act": "silu", "rope_theta": 10000,
-        "rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 64, "beta_fast": 32,
-                         "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707},
-        "tie_word_embeddings": False},
-    "deepseek_v3_0": {
-        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_size": 64,
-        "intermediate_size": 80, "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 5,
-        "num_key_value_heads": 5, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 24,
-        "qk_rope_head_dim": 12, "v_head_dim": 16, "n_routed_experts": 16, "n_shared_experts": 1, "n_group": 4,
-        "topk_group": 2, "num_experts_per_tok": 3, "first_k_dense_replace": 1, "moe_layer_freq": 1,
-        "norm_topk_prob": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "routed_scaling_factor": 2.5,
-        "num_nextn_predict_layers": 1, "vocab_size": 251, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
-        "hidden_act": "silu", "rope_theta": 10000,
-        "rope_scaling": {"type": "yarn", "factor": 8, "original_max_position_embeddings": 64, "beta_fast": 32,
-                         "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0},
-        "tie_word_embeddings": False},
-    "glm4_moe_0": {
-        "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "hidden_size": 64,
-        "intermediate_size": 80, "moe_intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "head_dim": 24, "attention_bias": True, "use_qk_norm": True,
-        "partial_rotary_factor": 0.5, "n_routed_experts": 10, "n_shared_experts": 1, "num_experts_per_tok": 3,
-        "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.5,
-        "first_k_dense_replace": 1, "num_nextn_predict_layers": 0, "vocab_size": 241,
-        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "rope_theta": 1000000,
-        "rope_scaling": None, "tie_word_embeddings": False},
     "glm4_0": {
         "architectures": ["Glm4ForCausalLM"], "model_type": "glm4", "hidden_size": 64, "intermediate_size": 80,
         "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 24,
@@ -293,18 +258,6 @@ def quantize_mxfp4(weight):
     return torch.from_numpy(packed), torch.from_numpy((exponent + 127).astype(np.uint8))
 
 
-def quantize_fp8(weight):
-    """weight (N, K) FP32 → DeepSeek's two tensors, a scale per 32x32 block, and the dequantised weight, FP32."""
-    n, k = weight.shape
-    rows, columns = np.arange(n) // FP8_BLOCK, np.arange(k) // FP8_BLOCK
-    largest = np.zeros((rows[-1] + 1, columns[-1] + 1), np.float32)
-    np.maximum.at(largest, (rows[:, None], columns[None, :]), np.abs(weight))
-    scale = (largest / 448).astype(np.float32)
-    every = scale[rows[:, None], columns[None, :]]
-    codes = torch.from_numpy(weight / every).to(torch.float8_e4m3fn)
-    return codes, torch.from_numpy(scale), torch.from_numpy(codes.to(torch.float32).numpy() * every)
-
-
 def published(weights, model_type):
     """Experts as checkpoints store them, one by one, where transformers stacks them, and names as they have them."""
     if model_type in STACKS_OF_COLUMNS:
@@ -371,15 +324,11 @@ def in_memory(weights):
 QUANTIZED = [
     {"name": "nvfp4", "quantize": quantize_nvfp4, "suffixes": ["", "_scale", "_scale_2"],
      "config": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}},
-    {"name": "fp8", "quantize": quantize_fp8, "suffixes": ["", "_scale_inv"],
-     "config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
-                "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}},
     {"name": "mxfp4",
      "config": {"quant_method": "mxfp4",
                 "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
                                            "model.embed_tokens", "lm_head"]}},
 ]
-WITH_FP8 = ("deepseek_v3_0",)
 
 
 STACKS_OF_COLUMNS = ("llama4_text", "gpt_oss")
@@ -409,8 +358,8 @@ def as_stacks_of_columns(weights):
             for name, value in stacked.items()}
 
 
-def make_weights(model, seed):
-    """Random BF16-valued weights with lively logits."""
+def make_weights(model, seed, router=4, choice_bias=0.2):
+    """Random BF16-valued weights with lively logits. router, choice_bias: spread of a router's logits and biases."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, parameter in model.state_dict().items():
@@ -421,7 +370,7 @@ def make_weights(model, seed):
         elif name.endswith(".bias"):
             value = 0.3 * noise
         elif name.endswith("e_score_correction_bias"):
-            value = 0.2 * noise
+            value = choice_bias * noise
         elif name.endswith("A_log"):
             value = noise
         elif name.endswith("dt_bias"):
@@ -429,7 +378,7 @@ def make_weights(model, seed):
         elif name.endswith("_bias"):
             value = 0.3 * noise
         elif name.endswith(("mlp.gate.weight", "mlp.router.weight")):  # routes that no rounding changes
-            value = noise * 4 / parameter.shape[-1] ** 0.5
+            value = noise * router / parameter.shape[-1] ** 0.5
         elif "embed_tokens" in name or "embeddings" in name:
             scaled_by_model = model.config.model_type == "gemma3_text"
             value = noise * 2 / parameter.shape[1] ** 0.5 if scaled_by_model else noise
@@ -555,9 +504,8 @@ def quantized(key, value, stored_format, model_type):
     return {key + suffix: part for suffix, part in zip(stored_format["suffixes"], parts)}, values
 
 
-def formats_of(name, model_type):
-    others = {"fp8": name in WITH_FP8, "mxfp4": model_type == "gpt_oss", "nvfp4": True}
-    return [stored_format for stored_format in QUANTIZED if others[stored_format["name"]]]
+def formats_of(model_type):
+    return [stored_format for stored_format in QUANTIZED if stored_format["name"] != "mxfp4" or model_type == "gpt_oss"]
 
 
 def make_tiny(name):
@@ -587,7 +535,7 @@ def make_tiny(name):
 
     bf16 = as_stacks_of_columns(stored) if model_type == "qwen3_vl_moe" else stored
     write(GOLDEN / name / "bf16", {}, bf16, weights)
-    for stored_format in formats_of(name, model_type):
+    for stored_format in formats_of(model_type):
         tensors, values = {}, dict(weights)
         for key, value in stored.items():
             parts, values[key] = quantized(key, value, stored_format, text_type)

@@ -1,7 +1,7 @@
-// DeepSeek-V2, V3, R1, Kimi-K2 and GLM-4.7-Flash: latent attention; experts after the first dense
-// layers; an MTP module behind the last one.
-// Sources: transformers' DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, Glm4MoeLiteForCausalLM;
-// DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section 2.2 for the MTP module.
+// DeepSeek-V2, V3, R1, Kimi-K2 (the text of K2.5, too) and GLM-4.7-Flash: latent attention; experts
+// after the first dense layers; an MTP module behind the last one. Sources: transformers'
+// DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, Glm4MoeLiteForCausalLM; DeepSeek-AI 2024,
+// "DeepSeek-V3 Technical Report", section 2.2 for the MTP module.
 #include <memory>
 
 #include "models/layers/deepseek_moe.h"
@@ -21,8 +21,10 @@ using ReadRouting = void (*)(ConfigReader& config, MoeConfig* moe);
 
 Result<std::unique_ptr<LoadableModel>> Make(const boost::json::object& json,
                                             const BuildOptions& options, ReadRouting read_routing) {
-  ConfigReader config(json, "config.json");
+  const boost::json::object fields = TextConfig(json);  // Kimi-K2.5 wraps its text model
+  ConfigReader config(fields, "config.json");
   DecoderConfig c = ReadDecoderConfig(config, ArchitectureName(json));
+  c.ignored_prefixes = VisionPrefixes();
   const MlaConfig mla = ReadMlaConfig(config, c.hidden_size, c.max_positions);
   DeepseekFeedForward ffn = ReadDeepseekFeedForward(config, c);
   read_routing(config, &ffn.moe);
@@ -66,7 +68,8 @@ const Registration kV2(
     "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707, "original_max_position_embeddings": 64}})"}});
 
 const Registration kV3(
-    {.architectures = {"DeepseekV3ForCausalLM", "KimiK2ForCausalLM", "Glm4MoeLiteForCausalLM"},
+    {.architectures = {"DeepseekV3ForCausalLM", "KimiK2ForCausalLM",
+                       "KimiK25ForConditionalGeneration", "Glm4MoeLiteForCausalLM"},
      .make = &MakeV3,
      .tiny_configs = {
          // As V3, its MTP module included.

@@ -235,5 +235,79 @@ TEST(PublishedConfigs, Qwen3VlMoeIsReadInItsWrapper) {
   EXPECT_EQ(info.parameters, 30532122624);
 }
 
+constexpr const char* kDeepseekV3 = R"({"architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3", "attention_bias": false, "first_k_dense_replace": 3, "hidden_act": "silu",
+    "hidden_size": 7168, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+    "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1,
+    "norm_topk_prob": true, "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40,
+    "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096, "type": "yarn"},
+    "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "tie_word_embeddings": false,
+    "topk_group": 4, "topk_method": "noaux_tc", "v_head_dim": 128, "vocab_size": 129280})";
+
+TEST(PublishedConfigs, DeepseekV3CachesOneRowPerTokenAndLayer) {
+  const ModelInfo info = Describe(kDeepseekV3);
+  ASSERT_EQ(info.kv.size(), 61u);
+  EXPECT_EQ(info.kv.at(0).head_dim, 576);
+  EXPECT_EQ(KvBytesPerToken(info, kernels::KvFormat::kBf16), 61 * 1152);
+  const auto draft = BuildModel(boost::json::parse(kDeepseekV3).as_object(), {.draft = true});
+  ASSERT_TRUE(draft) << draft.error().message();
+  EXPECT_TRUE((*draft)->has_draft());
+  EXPECT_EQ((*draft)->info().kv.size(), 62u);
+}
+
+TEST(PublishedConfigs, DeepseekRoutingOfAnotherKindIsRefused) {
+  auto config = boost::json::parse(kDeepseekV3).as_object();
+  config["scoring_func"] = "softmax";
+  const auto model = BuildModel(config);
+  ASSERT_FALSE(model);
+  EXPECT_NE(model.error().message().find("scoring_func \"softmax\""), std::string::npos)
+      << model.error().message();
+}
+
+TEST(PublishedConfigs, DeepseekV2LiteHasNoLatentQueries) {
+  const ModelInfo info = Describe(R"({"architectures": ["DeepseekV2ForCausalLM"],
+      "attention_bias": false, "aux_loss_alpha": 0.001, "first_k_dense_replace": 1, "hidden_act": "silu",
+      "hidden_size": 2048, "intermediate_size": 10944, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+      "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2,
+      "norm_topk_prob": false, "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 27,
+      "num_key_value_heads": 16, "q_lora_rank": null, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+      "rms_norm_eps": 1e-06, "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707,
+      "mscale_all_dim": 0.707, "original_max_position_embeddings": 4096, "type": "yarn"}, "rope_theta": 10000,
+      "routed_scaling_factor": 1.0, "scoring_func": "softmax", "topk_group": 1, "topk_method": "greedy",
+      "v_head_dim": 128, "vocab_size": 102400})");
+  EXPECT_EQ(info.kv.size(), 27u);
+  EXPECT_EQ(info.vocab_size, 102400);
+}
+
+TEST(PublishedConfigs, KimiK25IsADeepseekV3InAWrapper) {
+  boost::json::object config = boost::json::parse(R"({"model_type": "kimi_k25",
+      "architectures": ["KimiK25ForConditionalGeneration"], "vision_config": {}})")
+                                   .as_object();
+  auto text = boost::json::parse(kDeepseekV3).as_object();
+  text["num_attention_heads"] = 64;
+  text["n_routed_experts"] = 384;
+  text["n_group"] = 1;
+  text["topk_group"] = 1;
+  config["text_config"] = text;
+  const ModelInfo info = Describe(config);
+  EXPECT_EQ(info.architecture, "KimiK25ForConditionalGeneration");
+  EXPECT_EQ(info.kv.size(), 61u);
+}
+
+TEST(PublishedConfigs, Glm45Air) {
+  const ModelInfo info = Describe(R"({"architectures": ["Glm4MoeForCausalLM"],
+      "attention_bias": true, "first_k_dense_replace": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+      "intermediate_size": 10944, "max_position_embeddings": 131072, "moe_intermediate_size": 1408, "n_group": 1,
+      "n_routed_experts": 128, "n_shared_experts": 1, "norm_topk_prob": true, "num_attention_heads": 96,
+      "num_experts_per_tok": 8, "num_hidden_layers": 46, "num_key_value_heads": 8, "num_nextn_predict_layers": 1,
+      "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 1000000,
+      "routed_scaling_factor": 1.0, "tie_word_embeddings": false, "topk_group": 1, "use_qk_norm": false,
+      "vocab_size": 151552})");
+  EXPECT_EQ(info.kv.size(), 46u);
+  EXPECT_EQ(info.kv.at(0).kv_heads, 8);
+}
+
 }  // namespace
 }  // namespace nibble::models

@@ -310,7 +310,8 @@ std::vector<int32_t> ReadLayerWindows(ConfigReader& config, int64_t layers, int3
 
 std::vector<std::string> VisionPrefixes() {
   std::vector<std::string> prefixes;
-  for (const char* module : {"vision_tower.", "vision_model.", "visual.", "multi_modal_projector."})
+  for (const char* module :
+       {"vision_tower.", "vision_model.", "visual.", "multi_modal_projector.", "mm_projector."})
     for (const char* outer : {"", "model."}) prefixes.push_back(std::string(outer) + module);
   return prefixes;
 }
