@@ -122,6 +122,19 @@ Result<TensorData> Checkpoint::Read(std::string_view name) const {
   return Read(*entry);
 }
 
+Result<TensorData> Checkpoint::ReadSlice(const TensorEntry& entry, int64_t begin,
+                                         int64_t count) const {
+  NIBBLE_CHECK(
+      entry.shape.rank() > 0 && begin >= 0 && count >= 0 && begin <= entry.shape[0] - count,
+      "slice {} + {} of {}", begin, count, entry.shape.ToString());
+  NIBBLE_ASSIGN(TensorData data, Read(entry));
+  Shape shape = {count};
+  for (int axis = 1; axis < entry.shape.rank(); ++axis) shape.Append(entry.shape[axis]);
+  if (count > 0) data.view.data += begin * (data.view.bytes() / entry.shape[0]);
+  data.view.shape = shape;
+  return data;
+}
+
 Result<float> Checkpoint::ReadScalar(const TensorEntry& entry) const {
   if (entry.shape.elements() != 1) {
     return Fail(Code::kCorruption, "{}: tensor {}: shape {}, expected a scalar, [] or [1]", path_,

@@ -82,6 +82,11 @@ class Checkpoint {
   virtual Result<TensorData> Read(const TensorEntry& entry) const = 0;
   Result<TensorData> Read(std::string_view name) const;  // kNotFound if absent
 
+  // Entries [begin, begin + count) of its first axis, as a tensor: one expert of a stack. A
+  // checkpoint that makes its tensors makes that part alone.
+  virtual Result<TensorData> ReadSlice(const TensorEntry& entry, int64_t begin,
+                                       int64_t count) const;
+
   // A hint that a tensor's bytes are not needed soon: their memory may go until they are read
   // again.
   virtual void Release(const TensorEntry&) const {}

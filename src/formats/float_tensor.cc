@@ -32,7 +32,12 @@ Result<std::vector<float>> ReadFloats(const Checkpoint& checkpoint, const Tensor
     return Fail(Code::kCorruption, "{}: tensor {}: dtype {}, expected F32, BF16 or F16",
                 checkpoint.path(), Quoted(entry.name), DTypeName(entry.dtype));
   }
-  NIBBLE_ASSIGN(const TensorData data, checkpoint.Read(entry));
+  // Values of one row need no more than that row.
+  const int64_t row = entry.shape.rank() > 1 ? entry.shape.elements() / entry.shape[0] : 0;
+  const bool in_row = row > 0 && count > 0 && first / row == (first + (count - 1) * step) / row;
+  NIBBLE_ASSIGN(const TensorData data,
+                in_row ? checkpoint.ReadSlice(entry, first / row, 1) : checkpoint.Read(entry));
+  if (in_row) first %= row;
   std::vector<float> values(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) {
     values[static_cast<size_t>(i)] = FloatAt(data.view, first + i * step);

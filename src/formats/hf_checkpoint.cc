@@ -153,7 +153,8 @@ Result<ShardList> ShardsFromListing(const std::string& folder) {
   if (list.names.empty()) {
     return Fail(Code::kNotFound, "{}: no {}, {} or other *.safetensors{}", folder, kIndexFile,
                 kSingleFile,
-                has_pickle ? "; .bin and .pt files are not read, convert them to safetensors" : "");
+                has_pickle ? "; .bin and .pt files are not read, convert them to safetensors"
+                           : "; --load-format dummy makes random weights of config.json's shapes");
   }
   std::sort(list.names.begin(), list.names.end());
   return list;
@@ -163,19 +164,6 @@ Result<ShardList> FindShards(const std::string& folder) {
   if (FileExists(folder + "/" + kIndexFile)) return ShardsFromIndex(folder);
   if (FileExists(folder + "/" + kSingleFile)) return ShardList{{kSingleFile}, {}};
   return ShardsFromListing(folder);
-}
-
-Result<json::object> ReadConfig(const std::string& folder) {
-  const std::string path = folder + "/config.json";
-  auto text = ReadFile(path, kMaxConfigBytes);
-  if (!text && text.error().code() == Code::kNotFound) {
-    return Fail(Code::kNotFound,
-                "{}: no config.json; give a folder as Hugging Face publishes it, "
-                "or a .gguf file",
-                folder);
-  }
-  NIBBLE_TRY(text);
-  return ParseJsonObject(*text, path);
 }
 
 // All tensors of all shards by name. Of a name in two shards the index's choice stays.
@@ -238,8 +226,23 @@ Status CheckShardName(std::string_view name, std::string_view index_file) {
   return Fail(Code::kCorruption, "{}: shard name {} is refused: {}", index_file, Quoted(name), why);
 }
 
+Result<json::object> ReadHfConfig(const std::string& folder) {
+  const std::string path = folder + "/config.json";
+  auto text = ReadFile(path, kMaxConfigBytes);
+  if (!text && text.error().code() == Code::kNotFound) {
+    return Fail(Code::kNotFound,
+                "{}: no config.json; give a folder as Hugging Face publishes it, "
+                "or a .gguf file",
+                folder);
+  }
+  NIBBLE_TRY(text);
+  return ParseJsonObject(*text, path);
+}
+
+bool HasShards(const std::string& folder) { return FindShards(folder).has_value(); }
+
 Result<std::unique_ptr<Checkpoint>> OpenHfFolder(const std::string& folder) {
-  NIBBLE_ASSIGN(json::object config, ReadConfig(folder));
+  NIBBLE_ASSIGN(json::object config, ReadHfConfig(folder));
   NIBBLE_ASSIGN(const ShardList list, FindShards(folder));
   std::vector<Shard> shards;
   for (const std::string& name : list.names) {

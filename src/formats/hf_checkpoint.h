@@ -9,6 +9,8 @@
 // Thread-safety: as Checkpoint. Source: huggingface_hub's and transformers' folder conventions.
 #pragma once
 
+#include <boost/json.hpp>
+
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,6 +21,12 @@
 namespace nibble::formats {
 
 Result<std::unique_ptr<Checkpoint>> OpenHfFolder(const std::string& folder);
+
+// config.json of a folder, which need not hold anything else.
+Result<boost::json::object> ReadHfConfig(const std::string& folder);
+
+// Whether a folder has weights: an index or *.safetensors.
+bool HasShards(const std::string& folder);
 
 // A file name out of an index: relative, below the folder, ends in .safetensors.
 Status CheckShardName(std::string_view name, std::string_view index_file);

@@ -155,17 +155,6 @@ int64_t MemberInt(const json::object& object, std::string_view key) {
   return value != nullptr && value->is_int64() ? value->get_int64() : 0;
 }
 
-// config.json's object about quantisation, wherever it is; null if nowhere.
-const json::object* QuantizationObject(const json::object& config) {
-  for (const std::string_view key : {"quantization_config", "compression_config"}) {
-    if (const auto* found = MemberObject(config, key)) return found;
-    const auto* text = MemberObject(config, "text_config");
-    if (text == nullptr) continue;
-    if (const auto* found = MemberObject(*text, key)) return found;
-  }
-  return nullptr;
-}
-
 void AppendPatterns(const json::object& object, std::string_view key,
                     std::vector<ModulePattern>& patterns) {
   const json::value* list = object.if_contains(key);
@@ -307,11 +296,22 @@ std::pair<int64_t, int64_t> BlockSize(const json::value* value) {
 
 }  // namespace
 
+const json::object* QuantizationObject(const json::object& config) {
+  for (const std::string_view key : {"quantization_config", "compression_config"}) {
+    if (const auto* found = MemberObject(config, key)) return found;
+    const auto* text = MemberObject(config, "text_config");
+    if (text == nullptr) continue;
+    if (const auto* found = MemberObject(*text, key)) return found;
+  }
+  return nullptr;
+}
+
 ModulePattern::ModulePattern(std::string text) : text_(std::move(text)) {
   if (text_.starts_with(kRegexPrefix)) {
     regex_ = CompileRegex(std::string_view(text_).substr(kRegexPrefix.size()));
   } else {
     text_ = PlainName(text_);
+    if (text_.find_first_of("*?[") != text_.npos && !text_.ends_with('*')) children_ = text_ + ".*";
   }
 }
 
@@ -321,6 +321,8 @@ bool ModulePattern::Matches(std::string_view module) const {
   }
   if (text_.empty() || text_.size() > kMaxPattern) return false;
   if (text_ == module || WildcardMatches(text_, module)) return true;
+  // A module's children go with it: transformers lists "model.layers.*.self_attn".
+  if (children_.size() > 0 && WildcardMatches(children_, module)) return true;
   // Old exports list parts of names ("router", "vision_model").
   return text_.find_first_of("*?[") == text_.npos && module.find(text_) != module.npos;
 }

@@ -31,6 +31,7 @@ class ModulePattern {
 
  private:
   std::string text_;
+  std::string children_;               // wildcards for the modules below it, or ""
   std::shared_ptr<const void> regex_;  // compiled, for "re:"
 };
 
@@ -49,6 +50,9 @@ struct QuantizationConfig {
   // Whether the module ("model.layers.0.mlp.up_proj") should be quantised, by these files.
   bool NamesModule(std::string_view module) const;
 };
+
+// config.json's object about quantisation, wherever it is; null if nowhere.
+const boost::json::object* QuantizationObject(const boost::json::object& config);
 
 // hf_quant: hf_quant_config.json, null where there is none.
 QuantizationConfig ParseQuantizationConfig(const boost::json::object& config,

@@ -283,12 +283,12 @@ class StackClassifier {
   int64_t rows_ = 0;  // of the stacked matrix
 };
 
-// One expert's (rows, columns) of a stack, whichever way it lies.
-StoredMatrix ExpertMatrix(const TensorData& stack, int64_t expert, int64_t rows, int64_t columns,
+// One expert's (rows, columns), whichever way it lies in the stack.
+StoredMatrix ExpertMatrix(const TensorData& expert, int64_t rows, int64_t columns,
                           bool transposed) {
   StoredMatrix matrix;
-  matrix.element_bytes = DTypeBits(stack.view.dtype) / 8;
-  matrix.data = stack.view.data + expert * rows * columns * matrix.element_bytes;
+  matrix.element_bytes = DTypeBits(expert.view.dtype) / 8;
+  matrix.data = expert.view.data;
   matrix.columns = columns;
   matrix.row_stride = transposed ? 1 : columns;
   matrix.column_stride = transposed ? rows : 1;
@@ -362,12 +362,11 @@ Result<StackedLinear> ClassifyStack(const Checkpoint& checkpoint, std::string_vi
 Result<LinearData> ReadStack(const Checkpoint& checkpoint, const StackedLinear& linear,
                              int64_t expert) {
   const int64_t stacked_rows = linear.stack.Rows(linear.n);
-  NIBBLE_ASSIGN(const TensorData weights, checkpoint.Read(*linear.stack.weight));
+  NIBBLE_ASSIGN(const TensorData weights, checkpoint.ReadSlice(*linear.stack.weight, expert, 1));
   const bool pairs = linear.format == WeightFormat::kNvfp4 || linear.format == WeightFormat::kMxfp4;
-  const GatheredBytes codes =
-      GatherRows(ExpertMatrix(weights, expert, stacked_rows, pairs ? linear.k / 2 : linear.k,
-                              linear.transposed),
-                 linear.rows);
+  const GatheredBytes codes = GatherRows(
+      ExpertMatrix(weights, stacked_rows, pairs ? linear.k / 2 : linear.k, linear.transposed),
+      linear.rows);
   LinearData data;
   data.view.format = linear.format;
   data.view.n = linear.n;
@@ -378,12 +377,14 @@ Result<LinearData> ReadStack(const Checkpoint& checkpoint, const StackedLinear& 
     data.owner = codes.owner != nullptr ? codes.owner : weights.owner;
     return data;
   }
-  NIBBLE_ASSIGN(const TensorData scales, checkpoint.Read(*linear.stack.scale));
+  const TensorEntry& scale = *linear.stack.scale;
+  const bool for_all_experts = scale.shape.elements() == 1;
+  NIBBLE_ASSIGN(const TensorData scales,
+                for_all_experts ? checkpoint.Read(scale) : checkpoint.ReadSlice(scale, expert, 1));
   const int64_t block_n = linear.scale_block_n;
-  const bool for_all_experts = scales.view.shape.elements() == 1;
   const StoredMatrix grid =
-      ExpertMatrix(scales, for_all_experts ? 0 : expert, CeilDiv(stacked_rows, block_n),
-                   CeilDiv(linear.k, linear.scale_block_k), linear.transposed);
+      ExpertMatrix(scales, CeilDiv(stacked_rows, block_n), CeilDiv(linear.k, linear.scale_block_k),
+                   linear.transposed);
   const int64_t block_rows = SelectedBlockRows(linear.rows, block_n, stacked_rows);
   const GatheredBytes picked = GatherRows(grid, {linear.rows.first, linear.rows.step * block_rows,
                                                  CeilDiv(linear.n, block_rows), block_n});
