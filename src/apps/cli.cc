@@ -18,6 +18,7 @@ constexpr const char* kOverview =
     R"(nibble: an inference engine and OpenAI-compatible server for NVFP4 language models.
 
 MODEL is a folder with config.json, a .gguf file, or org/name[@revision] of the Hugging Face hub.
+With --load-format dummy a config.json alone is enough: configs/ has those of published models.
 
 Examples:
   nibble serve models/SmolLM2-135M-Instruct-NVFP4
@@ -67,9 +68,24 @@ std::string ParseSize(std::string& text) {
 
 const CLI::Validator kSize(ParseSize, "SIZE");
 
+void AddLoadFormat(CLI::App* command, std::string* load_format, std::string* dummy_policy) {
+  command
+      ->add_option("--load-format", *load_format,
+                   "auto, safetensors, gguf, or dummy: random weights of config.json's shapes and "
+                   "formats, for measurements")
+      ->capture_default_str();
+  command
+      ->add_option("--dummy-policy", *dummy_policy,
+                   "formats of dummy weights: config (as published) or all-4bit (every linear)")
+      ->capture_default_str();
+}
+
 void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true) {
   if (positional)
     command->add_option("MODEL", o->model, "folder, .gguf file or org/name[@revision]")->required();
+  AddLoadFormat(command, &o->load_format, &o->dummy_policy);
+  command->add_option("--dummy-seed", o->dummy_seed, "seed of dummy weights")
+      ->capture_default_str();
   command->add_option("--device", o->device, "auto, cpu or cuda")->capture_default_str();
   command
       ->add_option("-t,--threads", o->threads,
@@ -123,10 +139,9 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
 void AddAcceptedFlags(CLI::App* command) {
   static std::vector<std::string> ignored;
   static bool ignored_flag = false;
-  for (const char* name :
-       {"--dtype", "--load-format", "--distributed-executor-backend", "--attention-backend",
-        "--tokenizer-mode", "--response-role", "--chat-template-content-format",
-        "--uvicorn-log-level", "--swap-space", "--seed"}) {
+  for (const char* name : {"--dtype", "--distributed-executor-backend", "--attention-backend",
+                           "--tokenizer-mode", "--response-role", "--chat-template-content-format",
+                           "--uvicorn-log-level", "--swap-space", "--seed"}) {
     command->add_option(name, ignored, "")->group("");
   }
   for (const char* name :
@@ -274,8 +289,24 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
 void AddInspect(CLI::App& app, InspectOptions* o, int* status) {
   CLI::App* command =
       app.add_subcommand("inspect", "what a checkpoint holds and how fast it can decode");
-  command->footer("\nExamples:\n  nibble inspect MODEL\n  nibble inspect MODEL --tensors | less");
+  command->footer(R"(
+Examples:
+  nibble inspect MODEL
+  nibble inspect MODEL --tensors | less
+  nibble inspect configs/Qwen3-Next-80B-A3B --context 32k --json
+
+A folder with a config.json and no weights is described as its config says.)");
   command->add_option("MODEL", o->model, "folder, .gguf file or org/name[@revision]")->required();
+  AddLoadFormat(command, &o->load_format, &o->dummy_policy);
+  command->add_option("--context", o->context, "tokens in the KV cache: 1024, 32k")
+      ->transform(kSize)
+      ->capture_default_str();
+  command
+      ->add_option("--kv-cache-dtype", o->kv_cache_dtype,
+                   "auto (what the checkpoint says, else bf16), bf16 or fp8")
+      ->capture_default_str();
+  command->add_option("--quantization,-q", o->quantization,
+                      "a cross-check: an error if the stored tensors are of another format");
   command->add_option("-t,--threads", o->threads, "threads for the memory probe");
   command->add_flag("--tensors", o->tensors, "list every tensor");
   command->add_flag("--json", o->json, "one JSON object instead of text");

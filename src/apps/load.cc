@@ -8,9 +8,12 @@
 #include <optional>
 #include <utility>
 
+#include "base/file.h"
 #include "base/log.h"
 #include "device/cpu.h"
+#include "formats/hf_checkpoint.h"
 #include "formats/hub.h"
+#include "models/dummy_checkpoint.h"
 #include "models/model.h"
 #include "text/answer_parser.h"
 #include "text/chat_template_source.h"
@@ -53,10 +56,12 @@ Result<std::optional<std::string>> ReadOptional(const formats::Checkpoint& check
   return tl::unexpected(text.error());
 }
 
+// dummy: a checkpoint of made-up weights may come without a tokenizer.
 Result<std::shared_ptr<const text::Tokenizer>> LoadTokenizer(const formats::Checkpoint& checkpoint,
                                                              const std::string& config_json,
-                                                             int64_t vocab_size) {
+                                                             int64_t vocab_size, bool dummy) {
   text::TokenizerFiles files{.tokenizer_config_json = config_json};
+  bool found = false;
   const std::pair<const char*, std::string*> sources[] = {
       {"tokenizer.json", &files.tokenizer_json},
       {"tekken.json", &files.tekken_json},
@@ -65,7 +70,13 @@ Result<std::shared_ptr<const text::Tokenizer>> LoadTokenizer(const formats::Chec
     NIBBLE_ASSIGN(std::optional<std::string> text, ReadOptional(checkpoint, name));
     if (!text) continue;
     *content = *std::move(text);
+    found = true;
     break;
+  }
+  if (dummy && !found) {
+    LogWarning("{}: no tokenizer files: only token ids are accepted, text is refused",
+               checkpoint.path());
+    return std::make_shared<const text::Tokenizer>(text::Tokenizer::IdsOnly(vocab_size));
   }
   auto tokenizer = text::Tokenizer::Load(files);
   if (!tokenizer) return tl::unexpected(tokenizer.error().Context(checkpoint.path()));
@@ -86,12 +97,6 @@ Result<std::string> FindChatTemplate(const formats::Checkpoint& checkpoint,
   return std::string(source);
 }
 
-int64_t StoredBytes(const formats::Checkpoint& checkpoint) {
-  int64_t bytes = 0;
-  for (const formats::TensorEntry& entry : checkpoint.tensors()) bytes += entry.stored_bytes;
-  return bytes;
-}
-
 void PrintSummary(const LoadedModel& model, const kernels::OpTable& ops) {
   const models::ModelInfo& info = model.engine->model_info();
   LogInfo("{}: {}; {} of weights", info.architecture, info.weight_summary,
@@ -107,6 +112,48 @@ void PrintSummary(const LoadedModel& model, const kernels::OpTable& ops) {
 }
 
 }  // namespace
+
+Result<std::unique_ptr<formats::Checkpoint>> OpenModel(const std::string& path,
+                                                       const OpenModelOptions& options) {
+  const std::string& format = options.load_format;
+  if (format != "auto" && format != "safetensors" && format != "gguf" && format != "dummy") {
+    return Fail(Code::kInvalidArgument,
+                "--load-format {}: expected auto, safetensors, gguf or dummy", format);
+  }
+  if (options.dummy_policy != "config" && options.dummy_policy != "all-4bit") {
+    return Fail(Code::kInvalidArgument, "--dummy-policy {}: expected config or all-4bit",
+                options.dummy_policy);
+  }
+  const bool all_4bit = options.dummy_policy == "all-4bit";
+  const bool folder = IsDirectory(path);
+  const bool describe =
+      options.describe_only && format == "auto" && folder && !formats::HasShards(path);
+  if (format != "dummy" && !describe) {
+    if (all_4bit) {
+      return Fail(Code::kInvalidArgument,
+                  "--dummy-policy all-4bit: {} is loaded as it is stored; the option goes with "
+                  "--load-format dummy",
+                  path);
+    }
+    return formats::OpenCheckpoint(path, {.quantization = options.quantization});
+  }
+  if (!folder) {
+    return Fail(Code::kInvalidArgument, "--load-format dummy: {} is not a folder with config.json",
+                path);
+  }
+  return models::OpenDummyCheckpoint(
+      path,
+      {.policy = all_4bit ? models::DummyPolicy::kAllFourBit : models::DummyPolicy::kAsConfigured,
+       .seed = options.dummy_seed,
+       .pool = options.pool},
+      options.quantization);
+}
+
+int64_t StoredBytes(const formats::Checkpoint& checkpoint) {
+  int64_t bytes = 0;
+  for (const formats::TensorEntry& entry : checkpoint.tensors()) bytes += entry.stored_bytes;
+  return bytes;
+}
 
 int ThreadCount(int option) { return option > 0 ? option : std::max(1, GetCpuInfo().usable_cores); }
 
@@ -128,8 +175,13 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   LoadedModel loaded;
   tell("finding the model", 0);
   NIBBLE_ASSIGN(loaded.path, formats::ResolveModel(options.model));
+  loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));
   NIBBLE_ASSIGN(const std::unique_ptr<formats::Checkpoint> checkpoint,
-                formats::OpenCheckpoint(loaded.path, {.quantization = options.quantization}));
+                OpenModel(loaded.path, {.load_format = options.load_format,
+                                        .dummy_policy = options.dummy_policy,
+                                        .dummy_seed = options.dummy_seed,
+                                        .quantization = options.quantization,
+                                        .pool = loaded.pool.get()}));
   NIBBLE_ASSIGN(const models::ModelInfo described, models::DescribeModel(*checkpoint));
 
   NIBBLE_ASSIGN(std::optional<std::string> tokenizer_config,
@@ -139,14 +191,14 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   loaded.tokenizer_config_json = tokenizer_config.value_or("");
   loaded.generation_config_json = generation_config.value_or("");
   NIBBLE_ASSIGN(auto tokenizer,
-                LoadTokenizer(*checkpoint, loaded.tokenizer_config_json, described.vocab_size));
+                LoadTokenizer(*checkpoint, loaded.tokenizer_config_json, described.vocab_size,
+                              options.load_format == "dummy"));
   NIBBLE_ASSIGN(loaded.chat_template, FindChatTemplate(*checkpoint, std::move(tokenizer_config)));
   std::vector<int32_t> stop_ids = formats::StopTokenIds(*checkpoint);
   for (const int32_t id : text::FormatStopIds(*tokenizer)) {
     if (std::ranges::find(stop_ids, id) == stop_ids.end()) stop_ids.push_back(id);
   }
 
-  loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));
   loaded.activations = activations == ActivationFormat::kInt8 ? "int8" : "bf16";
   tell("measuring memory", 0);
   loaded.read_bandwidth = MeasureReadBandwidth(*loaded.pool, int64_t{1} << 28);

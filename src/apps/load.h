@@ -34,6 +34,25 @@ struct LoadedModel {
 // stage: told how far loading is ("loading weights", 0.4); may be empty.
 using StageCallback = std::function<void(std::string_view stage, double fraction)>;
 
+// Which checkpoint a command works on.
+struct OpenModelOptions {
+  std::string load_format = "auto";
+  std::string dummy_policy = "config";
+  uint64_t dummy_seed = 2;
+  std::string quantization;
+  // A folder with a config and no weights is described by its config: for commands that read no
+  // values. Others ask for --load-format dummy.
+  bool describe_only = false;
+  ThreadPool* pool = nullptr;  // makes dummy weights; may be null
+};
+
+// path: as formats::ResolveModel gives it.
+Result<std::unique_ptr<formats::Checkpoint>> OpenModel(const std::string& path,
+                                                       const OpenModelOptions& options);
+
+// Bytes of all tensors as stored.
+int64_t StoredBytes(const formats::Checkpoint& checkpoint);
+
 // Opens, checks, loads and plans; prints the kernels, the memory plan and the bytes per token.
 // observer: hears the inputs of every linear; outlives the model.
 Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage = {},

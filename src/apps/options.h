@@ -11,6 +11,9 @@ namespace nibble::apps {
 // What every command that loads a model takes.
 struct ModelOptions {
   std::string model;                    // folder, .gguf file, or org/name[@revision]
+  std::string load_format = "auto";     // auto, safetensors, gguf, dummy
+  std::string dummy_policy = "config";  // of --load-format dummy: config, all-4bit
+  uint64_t dummy_seed = 2;              // of --load-format dummy
   std::string device = "auto";          // auto, cpu, cuda
   int threads = 0;                      // 0: what affinity and cgroup limits allow
   std::string activations = "auto";     // auto, bf16, int8
@@ -78,6 +81,11 @@ struct BenchKernelsOptions {
 
 struct InspectOptions {
   std::string model;
+  std::string load_format = "auto";
+  std::string dummy_policy = "config";
+  std::string kv_cache_dtype = "auto";  // auto: what the checkpoint says, else bf16
+  std::string quantization;             // a cross-check, "" for none
+  int64_t context = 1024;               // tokens in the cache
   int threads = 0;
   bool tensors = false;  // list every tensor
   bool json = false;

@@ -44,6 +44,14 @@ struct LinearData {
   std::shared_ptr<const void> owner;
 };
 
+// A linear by names, shapes and dtypes alone.
+struct LinearShape {
+  WeightFormat format = WeightFormat::kBf16;
+  int64_t n = 0;
+  int64_t k = 0;
+  int64_t bytes = 0;  // of codes, scales and zero points, as ReadLinear views them
+};
+
 // How a model's experts lie when they are stacked in one tensor per projection pair, where names
 // and shapes cannot tell.
 struct ExpertLayout {
@@ -101,7 +109,8 @@ class Checkpoint {
   Result<LinearData> ReadLinear(std::string_view prefix, int64_t n, int64_t k,
                                 bool check_values = true) const;
 
-  // Format of that linear from names and dtypes alone, or why it is none.
+  // That linear from names and dtypes alone, or why it is none.
+  Result<LinearShape> DescribeLinear(std::string_view prefix) const;
   Result<WeightFormat> LinearFormat(std::string_view prefix) const;
 
   // Stored names of all tensors that ReadLinear(prefix) uses (weight, scales, input scales, ...):
@@ -122,7 +131,10 @@ class Checkpoint {
                                 std::string_view projection, int64_t n, int64_t k,
                                 const ExpertLayout& layout, bool check_values = true) const;
 
-  // Its format, from names, shapes and dtypes alone.
+  // From names, shapes and dtypes alone.
+  Result<LinearShape> DescribeExpert(std::string_view experts, int64_t expert,
+                                     std::string_view projection, int64_t n, int64_t k,
+                                     const ExpertLayout& layout) const;
   Result<WeightFormat> ExpertFormat(std::string_view experts, int64_t expert,
                                     std::string_view projection, int64_t n, int64_t k,
                                     const ExpertLayout& layout) const;

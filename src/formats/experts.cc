@@ -80,15 +80,29 @@ Result<LinearData> Checkpoint::ReadExpert(std::string_view experts, int64_t expe
   return data;
 }
 
+Result<LinearShape> Checkpoint::DescribeExpert(std::string_view experts, int64_t expert,
+                                               std::string_view projection, int64_t n, int64_t k,
+                                               const ExpertLayout& layout) const {
+  const ProjectionName& known = FindProjection(projection);
+  const std::string own = OwnPrefix(*this, experts, expert, known);
+  if (!own.empty()) return DescribeLinear(own);
+  NIBBLE_ASSIGN(const StackedLinear linear,
+                ClassifyStack(*this, experts, expert, known.projection, n, k, layout));
+  const TensorEntry* scale = linear.stack.scale;
+  const QuantView view{.format = linear.format,
+                       .n = n,
+                       .k = k,
+                       .scale_dtype = scale != nullptr ? scale->dtype : DType::kF32,
+                       .scale_block_n = linear.scale_block_n,
+                       .scale_block_k = linear.scale_block_k};
+  return LinearShape{linear.format, n, k, view.data_bytes() + view.scale_bytes()};
+}
+
 Result<WeightFormat> Checkpoint::ExpertFormat(std::string_view experts, int64_t expert,
                                               std::string_view projection, int64_t n, int64_t k,
                                               const ExpertLayout& layout) const {
-  const ProjectionName& known = FindProjection(projection);
-  const std::string own = OwnPrefix(*this, experts, expert, known);
-  if (!own.empty()) return LinearFormat(own);
-  NIBBLE_ASSIGN(const StackedLinear linear,
-                ClassifyStack(*this, experts, expert, known.projection, n, k, layout));
-  return linear.format;
+  NIBBLE_ASSIGN(const LinearShape shape, DescribeExpert(experts, expert, projection, n, k, layout));
+  return shape.format;
 }
 
 std::vector<std::string> Checkpoint::ExpertTensors(std::string_view experts, int64_t expert,

@@ -54,6 +54,19 @@ Status SetInputMultiplier(const Checkpoint& checkpoint, const TensorEntry& entry
 
 }  // namespace
 
+Result<LinearShape> Checkpoint::DescribeLinear(std::string_view prefix) const {
+  NIBBLE_ASSIGN(const LinearParts parts, ClassifyLinear(*this, prefix));
+  const QuantView view{.format = parts.format,
+                       .n = parts.n,
+                       .k = parts.k,
+                       .scale_dtype = parts.scale != nullptr ? parts.scale->dtype : DType::kF32,
+                       .scale_block_n = parts.scale_block_n,
+                       .scale_block_k = parts.scale_block_k};
+  const int64_t zeros = parts.zeros != nullptr ? parts.n * parts.groups() : 0;
+  return LinearShape{parts.format, parts.n, parts.k,
+                     view.data_bytes() + view.scale_bytes() + zeros};
+}
+
 Result<WeightFormat> Checkpoint::LinearFormat(std::string_view prefix) const {
   NIBBLE_ASSIGN(const LinearParts parts, ClassifyLinear(*this, prefix));
   return parts.format;

@@ -28,9 +28,10 @@ using Kind = DummyValues::Kind;
 
 constexpr int64_t kMaxTextBytes = int64_t{256} << 20;
 
-// E4M3 block scales from 1 to 15: 32 codes.
+// E4M3 block scales from 1 to 3.75, 16 codes: blocks differ by no more than those of real weights
+// do, so that eight-bit activations lose no more either.
 constexpr uint8_t kScaleBase = 0x38;
-constexpr uint8_t kScaleMask = 0x1F;
+constexpr uint8_t kScaleMask = 0x0F;
 // E8M0 scales of four neighbouring powers of two; the root mean square of 1/2, 1, 2 and 4.
 constexpr uint8_t kPowerMask = 3;
 constexpr double kPowerRms = 2.3049;
@@ -87,6 +88,14 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
     }
   }
 
+  // Left wide, as exporters leave it. Its logits spread so far that the last of a token's experts
+  // weighs little: two runs may differ in which one that is.
+  void VisitRouter(const std::string& prefix, int64_t n, int64_t k, Bias bias, Linear*) override {
+    Add(prefix + ".weight", DType::kBF16, {n, k},
+        Floats(DType::kBF16, 0, 4 * std::sqrt(3.0) * Deviation(k)));
+    if (bias == Bias::kRequired) AddBias(prefix + ".bias", {n});
+  }
+
   void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>*) override {
     VisitLinear({{heads.prefix, heads.n, {}}}, heads.k, Bias::kNone, nullptr, {});
   }
@@ -113,9 +122,9 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
     if (listed_.insert(name).second) Add(name, DType::kBF16, {n}, Floats(DType::kBF16, 1.0, 0.2));
   }
 
-  // Scales of the KV cache, where the config has one in FP8.
+  // Scales of the KV cache, where the config has one in FP8. Draft heads have none.
   void VisitScalar(const std::vector<std::string>& names, float*) override {
-    if (scaled_cache_ && listed_.insert(names.front()).second)
+    if (scaled_cache_ && section() != Section::kDraft && listed_.insert(names.front()).second)
       Add(names.front(), DType::kF32, {}, Constant(1.0));
   }
 
@@ -383,7 +392,8 @@ Result<std::unique_ptr<DummyCheckpoint>> Make(const std::string& path, const jso
     return Fail(Code::kUnsupported, "dummy weights are nvfp4, mxfp4, fp8, int4 or bf16, not {}",
                 WeightFormatName(*options.linear_format));
   }
-  NIBBLE_ASSIGN(const std::unique_ptr<LoadableModel> model, BuildModel(config, {.draft = true}));
+  NIBBLE_ASSIGN(const std::unique_ptr<LoadableModel> model,
+                BuildModel(config, {.draft = options.draft}));
   WeightSchemes schemes = WeightSchemes::Parse(config, hf_quant);
   json::object described =
       options.policy == DummyPolicy::kAllFourBit ? PolicyConfig(config, schemes) : config;
@@ -412,8 +422,10 @@ Result<std::unique_ptr<formats::Checkpoint>> OpenDummyCheckpoint(const std::stri
     NIBBLE_ASSIGN(const std::string text, ReadFile(hf_quant_path, kMaxTextBytes));
     NIBBLE_ASSIGN(hf_quant, formats::ParseJsonObject(text, hf_quant_path));
   }
+  DummyOptions published = options;
+  published.draft = true;
   NIBBLE_ASSIGN(std::unique_ptr<DummyCheckpoint> checkpoint,
-                Make(folder, config, options, hf_quant ? &*hf_quant : nullptr));
+                Make(folder, config, published, hf_quant ? &*hf_quant : nullptr));
   checkpoint->SetFolder(folder);
   NIBBLE_TRY(formats::CheckStoredFormats(*checkpoint, quantization));
   return checkpoint;

@@ -35,7 +35,8 @@ struct DummyOptions {
   // Instead of what the config says: every linear but embedding and lm_head. kNvfp4, kMxfp4, kFp8
   // (blocks of 128×128), kInt4 (groups of 128) or kBf16.
   std::optional<WeightFormat> linear_format;
-  uint64_t seed = 1;
+  uint64_t seed = 2;
+  bool draft = false;          // with the MTP module, if the architecture has one
   ThreadPool* pool = nullptr;  // makes large tensors; null: the calling thread
 };
 
@@ -44,7 +45,8 @@ Result<std::unique_ptr<formats::Checkpoint>> MakeDummyCheckpoint(
     const boost::json::object& config, const DummyOptions& options = {},
     const boost::json::object* hf_quant = nullptr);
 
-// Of a folder with config.json, whatever else it holds; its other text files are there to read.
+// Of a folder with config.json, whatever else it holds; its other text files are there to read. As
+// published checkpoints do, it has the MTP module, whatever `options` say.
 // quantization: a cross-check as formats::OpenOptions has it.
 Result<std::unique_ptr<formats::Checkpoint>> OpenDummyCheckpoint(
     const std::string& folder, const DummyOptions& options = {},

@@ -145,8 +145,9 @@ void CheckAgainstGolden(const Case& test) {
   if (test.activations == ActivationFormat::kBf16) {
     for (const GreedyMiss& miss : misses) EXPECT_LE(miss.lead, yardstick.max) << miss.what;
   }
-  std::printf("%s: mean %.5f (original in BF16: %.5f), max %.4f (%.4f)\n", test.name.c_str(),
-              ours.mean(), yardstick.mean(), ours.max, yardstick.max);
+  std::printf("%s (%s): mean %.5f (original in BF16: %.5f), max %.4f (%.4f)\n", test.name.c_str(),
+              (*model)->info().architecture.c_str(), ours.mean(), yardstick.mean(), ours.max,
+              yardstick.max);
 }
 
 // The draft head against draft.json (tools/make_hybrid_goldens.py): a first pass over a prompt,

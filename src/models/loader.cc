@@ -51,6 +51,10 @@ Result<std::vector<float>> ReadFloats(const Checkpoint& checkpoint, const std::s
   }
 }
 
+// Vectors are kept in FP32 and count in the bytes per token as the 16 bits that they are published
+// in.
+constexpr int64_t kVectorBytes = 2;
+
 // Shared by both walks: which tensors were used, what is left over, how many bytes and formats
 // there are.
 class TableWalk : public WeightVisitor {
@@ -87,13 +91,19 @@ class TableWalk : public WeightVisitor {
     return fmt::format("{}", fmt::join(parts, ", "));
   }
 
-  // One line about tensors that nobody asked for; they do no harm.
-  void ReportLeftOver() const {
+  // Tensors that nobody asked for and that the model does not know either.
+  std::vector<std::string> LeftOver() const {
     std::vector<std::string> names;
     for (const TensorEntry& entry : checkpoint_.tensors()) {
       if (used_.contains(entry.name)) continue;
       if (!IsIgnored(entry.name)) names.push_back(entry.name);
     }
+    return names;
+  }
+
+  // One line about them; they do no harm.
+  void ReportLeftOver() const {
+    const std::vector<std::string> names = LeftOver();
     if (names.empty()) return;
     LogWarning("{}: {} tensors are not used by this model, the first is {}", checkpoint_.path(),
                names.size(), names.front());
@@ -121,7 +131,7 @@ class TableWalk : public WeightVisitor {
     parameters_ += elements;
     if (section() != Section::kDraft) active_parameters_ += static_cast<double>(elements) * share;
     weight_bytes_ += resident;
-    sections_[section()] += static_cast<int64_t>(static_cast<double>(resident) * share);
+    sections_[section()] += std::llround(static_cast<double>(resident) * share);
   }
   // One of those counted as BF16 is stored in another format.
   void CountDequantised(WeightFormat stored) {
@@ -131,7 +141,7 @@ class TableWalk : public WeightVisitor {
     weight_bytes_ += n * 4;
     parameters_ += n;
     if (section() != Section::kDraft) active_parameters_ += static_cast<double>(n) * share;
-    sections_[section()] += static_cast<int64_t>(static_cast<double>(n * 4) * share);
+    sections_[section()] += std::llround(static_cast<double>(n * kVectorBytes) * share);
   }
   static double ExpertShare(const ExpertsSpec& spec) {
     return static_cast<double>(spec.top_k) / static_cast<double>(spec.experts);
@@ -229,30 +239,28 @@ class Describer : public TableWalk {
   }
 
  private:
+  // (n, k): the part of it that is taken.
   void CountLinear(const std::string& prefix, int64_t n, int64_t k, double share) {
     UseLinear(prefix);
-    auto format = checkpoint_.LinearFormat(prefix);
-    if (!format) return Fail(format.error());
-    CountMatrix(*format, n, k, share);
+    const auto shape = checkpoint_.DescribeLinear(prefix);
+    if (!shape) return Fail(shape.error());
+    CountMatrix(*shape, n, k, share);
   }
 
   void CountExpert(const ExpertsSpec& spec, int64_t expert, const Projection& p) {
     const double share = ExpertShare(spec);
     UseExpert(spec, expert, p.name);
-    auto format = checkpoint_.ExpertFormat(spec.prefix, expert, p.name, p.n, p.k, spec.layout);
-    if (!format) return Fail(format.error());
-    CountMatrix(*format, p.n, p.k, share);
+    const auto shape =
+        checkpoint_.DescribeExpert(spec.prefix, expert, p.name, p.n, p.k, spec.layout);
+    if (!shape) return Fail(shape.error());
+    CountMatrix(*shape, p.n, p.k, share);
     if (spec.bias) CountVector(p.n, share);
   }
 
-  void CountMatrix(WeightFormat format, int64_t n, int64_t k, double share) {
-    const QuantView view{.format = format,
-                         .n = n,
-                         .k = k,
-                         .scale_dtype = DType::kF32,
-                         .scale_block_n = n,
-                         .scale_block_k = k};
-    Count(format, n * k, view.data_bytes() + view.scale_bytes(), share);
+  void CountMatrix(const formats::LinearShape& shape, int64_t n, int64_t k, double share) {
+    const double part =
+        static_cast<double>(n * k) / static_cast<double>(std::max<int64_t>(shape.n * shape.k, 1));
+    Count(shape.format, n * k, std::llround(static_cast<double>(shape.bytes) * part), share);
   }
 
   void CountBias(const LinearPart& part, Bias bias) {
@@ -558,6 +566,7 @@ Result<ModelInfo> DescribeModel(const Checkpoint& checkpoint) {
   NIBBLE_TRY(describer.status());
   ModelInfo info = model->info();
   describer.TakeCounts(&info);
+  info.left_over = describer.LeftOver();
   return info;
 }
 

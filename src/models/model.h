@@ -68,7 +68,8 @@ struct ModelInfo {
   // LongRoPE: a sequence longer than this uses other frequencies than a shorter one, so its cache
   // must be computed anew when it crosses. 0: no such border.
   int64_t rope_border = 0;
-  std::string weight_summary;  // "210 nvfp4, 2 bf16": tensors by format, for the start line
+  std::vector<std::string> left_over;  // DescribeModel: tensors that the model does not know
+  std::string weight_summary;          // "210 nvfp4, 2 bf16": tensors by format, for the start line
 };
 
 int64_t KvBytesPerToken(const ModelInfo& info, kernels::KvFormat format);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "text/tokenizer/added_tokens.h"
 #include "text/tokenizer/bpe.h"
@@ -74,6 +75,7 @@ struct Tokenizer::Impl {
   Decoder decoder;
   std::vector<std::string_view> texts;  // by id; views into bpe and added
   std::vector<bool> special;            // by id
+  std::vector<std::string> numbers;     // IdsOnly: what `texts` views
 
   // bos and eos are what the files say if tokenizer_config.json says nothing.
   static Result<std::unique_ptr<Impl>> FromJson(const std::string& tokenizer_json);
@@ -251,8 +253,26 @@ Result<Tokenizer> Tokenizer::Load(const TokenizerFiles& files) {
   return Tokenizer(*std::move(impl));
 }
 
+Tokenizer Tokenizer::IdsOnly(int64_t vocab_size) {
+  auto impl = Impl::FromJson(
+      R"({"model": {"type": "BPE", "vocab": {}, "merges": []}, "decoder": {"type": "ByteLevel"}})");
+  NIBBLE_CHECK(impl.has_value(), "{}", impl.error().message());
+  // A byte-level decoder reads "Ġ" as a space.
+  for (int64_t id = 0; id < vocab_size; ++id)
+    (*impl)->numbers.push_back(fmt::format("\u0120{}", id));
+  (*impl)->texts.assign((*impl)->numbers.begin(), (*impl)->numbers.end());
+  (*impl)->special.resize((*impl)->texts.size());
+  return Tokenizer(*std::move(impl));
+}
+
 Result<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
                                                const EncodeOptions& options) const {
+  if (!impl_->numbers.empty()) {
+    return Fail(
+        Code::kInvalidArgument,
+        "this model has no tokenizer files, so text cannot be read: send token ids, 0 to {}",
+        vocab_size() - 1);
+  }
   if (text.size() > kMaxTextBytes) {
     return Fail(Code::kTooLarge, "a text of {} bytes cannot be tokenized: at most {} are allowed",
                 text.size(), kMaxTextBytes);

@@ -49,6 +49,8 @@ struct TokenizerFiles {
 class Tokenizer {
  public:
   static Result<Tokenizer> Load(const TokenizerFiles& files);
+  // Of a model that came without tokenizer files: ids decode to their numbers, and text is refused.
+  static Tokenizer IdsOnly(int64_t vocab_size);
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
   ~Tokenizer();

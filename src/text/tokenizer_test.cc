@@ -72,6 +72,16 @@ TEST(Tokenizer, SpecialTokensAreSkippedWhenDecoding) {
   EXPECT_FALSE(tokenizer.IsSpecial(8));
 }
 
+TEST(Tokenizer, WithoutFilesIdsAreNumbersAndTextIsRefused) {
+  const Tokenizer tokenizer = Tokenizer::IdsOnly(1000);
+  EXPECT_EQ(tokenizer.vocab_size(), 1000);
+  EXPECT_EQ(tokenizer.Decode(std::vector<int32_t>{3, 999}), " 3 999");
+  const auto ids = tokenizer.Encode("hello");
+  ASSERT_FALSE(ids);
+  EXPECT_EQ(ids.error().code(), Code::kInvalidArgument);
+  EXPECT_NE(ids.error().message().find("send token ids, 0 to 999"), std::string::npos);
+}
+
 TEST(Tokenizer, UnknownIdsDecodeToNothing) {
   const Tokenizer tokenizer = Tiny();
   EXPECT_EQ(tokenizer.Decode(Expected{4, -1, 9, 1 << 30, 2}), "abc");

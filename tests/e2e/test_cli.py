@@ -4,6 +4,7 @@ import os
 import pathlib
 import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,6 +85,54 @@ def test_inspect_counts_formats_and_bytes():
     stored = sum(entry["bytes"] for entry in facts["stored"].values())
     header_and_data = (TINY / "model.safetensors").stat().st_size
     assert 0 < stored < header_and_data
+
+
+def test_inspect_counts_what_a_token_reads_from_a_config_alone():
+    done = nibble("inspect", ROOT / "configs/Llama-3.1-8B", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    token = facts["bytes_per_token"]
+    parts = {"attention", "linear_attention", "ffn", "experts", "shared_expert", "head", "kv", "state", "other"}
+    assert set(token) == parts | {"total"}
+    assert token["total"] == sum(token[part] for part in parts)
+    assert abs(token["total"] - 5.044e9) < 0.02 * 5.044e9
+    assert token["kv"] == 1024 * facts["kv_bytes_per_token"] == 1024 * facts["kv_bytes_per_token_fp8"]
+    assert facts["context"] == 1024
+    assert facts["bytes"]["stored"] > 0 and facts["bytes"]["resident"] > 0
+    assert facts["active_parameters"] < facts["parameters"]
+    assert facts["left_over"] == []
+    assert abs(facts["ceiling_tok_s"]["GB10"] - 273e9 / token["total"]) < 1e-6
+    assert {"GB10", "H200", "this machine"} == set(facts["ceiling_tok_s"])
+
+    longer = json.loads(nibble("inspect", ROOT / "configs/Llama-3.1-8B", "--json", "--context", "32K").stdout)
+    assert longer["bytes_per_token"]["kv"] == 32 * token["kv"]
+    smaller = json.loads(nibble("inspect", ROOT / "configs/Llama-3.1-8B", "--json", "--dummy-policy", "all-4bit").stdout)
+    assert smaller["bytes_per_token"]["head"] < 0.3 * token["head"]
+
+
+def test_a_config_alone_runs_with_dummy_weights(tmp_path):
+    shutil.copy(TINY / "config.json", tmp_path)
+    refused = nibble("run", tmp_path, "hello")
+    assert refused.returncode != 0
+    assert "--load-format dummy" in refused.stderr
+    no_text = nibble("run", tmp_path, "--raw", "hello", "--load-format", "dummy")
+    assert no_text.returncode == 2
+    assert "token ids" in no_text.stderr
+    bench = nibble("bench", "model", tmp_path, "--load-format", "dummy", "--prompt", "16", "--decode", "4",
+                   "--repeat", "1", "--json")
+    assert bench.returncode == 0, bench.stderr
+    again = nibble("bench", "model", tmp_path, "--load-format", "dummy", "--prompt", "16", "--decode", "4",
+                   "--repeat", "1", "--json")
+    assert json.loads(bench.stdout)["last_logits"] == json.loads(again.stdout)["last_logits"]
+
+
+def test_dummy_options_are_checked():
+    unknown = nibble("inspect", TINY, "--load-format", "pickle")
+    assert unknown.returncode == 2 and "expected auto, safetensors, gguf or dummy" in unknown.stderr
+    stored = nibble("inspect", TINY, "--dummy-policy", "all-4bit")
+    assert stored.returncode == 2 and "--load-format dummy" in stored.stderr
+    wrong = nibble("inspect", ROOT / "configs/Llama-3.1-8B", "--quantization", "awq")
+    assert wrong.returncode == 2 and "--quantization awq" in wrong.stderr and "drop the flag" in wrong.stderr
 
 
 def test_quantize_writes_a_checkpoint_that_inspect_reads(tmp_path):
