@@ -492,7 +492,7 @@ def quantized(key, value, stored_format, model_type):
     if stored_format["name"] == "mxfp4":  # the experts alone
         if not is_stack:
             return {key: value}, value
-        blocks, scales = quantize_mxfp4(value.transpose(1, 2).float().numpy())
+        blocks, scales = quantize_mxfp4(value.transpose(1, 2).contiguous().float().numpy())
         values = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
         return {key + "_blocks": blocks, key + "_scales": scales}, values
     if is_stack:
