@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/file.h"
 #include "formats/hf_checkpoint.h"
 #include "models/dummy_checkpoint.h"
 #include "models/registry.h"
@@ -121,6 +122,18 @@ TEST(ScaleConfigs, EachHasAnEntryHere) {
   }
   for (const Published& published : kPublished) entries.insert(published.name);
   EXPECT_EQ(folders, entries);
+}
+
+TEST(FamilyTable, ListsEveryRegisteredArchitecture) {
+  for (const char* file : {"docs/families.md", "README.md"}) {
+    const auto text = ReadFile((fs::path(NIBBLE_SOURCE_DIR) / file).string());
+    ASSERT_TRUE(text) << text.error().message();
+    for (const Architecture& architecture : RegisteredArchitectures()) {
+      EXPECT_NE(text->find("| " + architecture.architectures.front() + " |"), std::string::npos)
+          << file << " lacks " << architecture.architectures.front()
+          << ": run tools/family_table.py";
+    }
+  }
 }
 
 // The names, dtypes and shapes of Qwen3-Next-80B-A3B's NVFP4 export, written from its published
