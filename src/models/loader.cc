@@ -524,6 +524,9 @@ class Loader : public TableWalk {
   const LoadOptions& options_;
 };
 
+// Positions of a model that has more, unless the caller asks for them.
+constexpr int64_t kDefaultPositions = int64_t{1} << 20;
+
 Status CheckOps(const LoadableModel& model, const kernels::OpTable& ops) {
   const std::vector<std::string_view> missing = kernels::MissingOps(ops);
   for (const std::string_view op : model.RequiredOps()) {
@@ -552,9 +555,16 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
   NIBBLE_TRY(loader.status());
   loader.ReportLeftOver();
   loader.TakeCounts(&model->mutable_info());
-  const int64_t positions = options.max_positions > 0
-                                ? std::min(options.max_positions, model->info().max_positions)
-                                : model->info().max_positions;
+  int64_t& limit = model->mutable_info().max_positions;
+  if (options.max_positions == 0 && limit > kDefaultPositions) {
+    LogInfo(
+        "{}: a context of {} positions instead of {}, whose RoPE tables would take gigabytes; "
+        "--max-model-len asks for more",
+        checkpoint.path(), kDefaultPositions, limit);
+    limit = kDefaultPositions;
+  }
+  const int64_t positions =
+      options.max_positions > 0 ? std::min(options.max_positions, limit) : limit;
   NIBBLE_TRY(model->FinishLoad(ops, options.pool, positions));
   return model;
 }

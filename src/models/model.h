@@ -176,7 +176,7 @@ struct LoadOptions {
   const kernels::OpTable* ops = nullptr;  // null: CpuOps()
   ThreadPool* pool = nullptr;             // required; outlives the model
   kernels::ActivationFormat activations = kernels::ActivationFormat::kBf16;
-  int64_t max_positions = 0;  // 0: the config's; else the RoPE tables are this long
+  int64_t max_positions = 0;  // length of the RoPE tables; 0: the config's, at most 2^20
   TensorParallel tp;
   bool draft = false;                  // load the MTP module, if the checkpoint has one
   Progress* progress = nullptr;        // advanced by stored bytes
