@@ -1,5 +1,5 @@
-// The leaf kernels of norm, activation, experts, rope, attention and sampling, one table per instruction
-// set.
+// The leaf kernels of norm, activation, experts, rope, attention and sampling, one table per
+// instruction set.
 //
 // Each is pure arithmetic on the caller's memory, single-threaded; the ops (norm/norm.h and so on)
 // split the work among threads and call through the table. The files vector_kernels_<isa>.cc
