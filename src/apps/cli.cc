@@ -356,7 +356,8 @@ that the last example shrinks only what the checkpoint has left in BF16, and say
       ->allow_extra_args(false);
   command->add_flag("--lm-head", o->lm_head, "quantise lm_head too");
   command->add_flag("--calibrate", o->calibrate,
-                    "measure activations over --text and store their scales (W4A4)");
+                    "measure activations over --text, those of experts too, and store their scales "
+                    "(W4A4)");
   command->add_flag("--smooth", o->smooth,
                     "calibrate, and smooth activations (AWQ) where it lowers the output error");
   command->add_option("-t,--threads", o->threads, "threads");

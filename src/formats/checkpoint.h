@@ -139,6 +139,11 @@ class Checkpoint {
                                     std::string_view projection, int64_t n, int64_t k,
                                     const ExpertLayout& layout) const;
 
+  // The module that the projection is, or would be where experts are stacked:
+  // "model.layers.3.mlp.experts.5.up_proj".
+  std::string ExpertModule(std::string_view experts, int64_t expert,
+                           std::string_view projection) const;
+
   // Stored names of all tensors that ReadExpert and ReadExpertBias may use; stacked ones hold other
   // experts as well. Empty where there are none.
   std::vector<std::string> ExpertTensors(std::string_view experts, int64_t expert,

@@ -105,6 +105,12 @@ Result<WeightFormat> Checkpoint::ExpertFormat(std::string_view experts, int64_t 
   return shape.format;
 }
 
+std::string Checkpoint::ExpertModule(std::string_view experts, int64_t expert,
+                                     std::string_view projection) const {
+  std::string own = OwnPrefix(*this, experts, expert, FindProjection(projection));
+  return own.empty() ? fmt::format("{}.{}.{}", experts, expert, projection) : own;
+}
+
 std::vector<std::string> Checkpoint::ExpertTensors(std::string_view experts, int64_t expert,
                                                    std::string_view projection) const {
   const ProjectionName& known = FindProjection(projection);

@@ -1,5 +1,6 @@
 // The mixture of experts: every CPU variant against ref, the rules of routing, and that a token's
 // bits do not depend on batch or threads.
+#include <map>
 #include <memory>
 
 #include "kernels/cpu/linear/linear_fixture.h"
@@ -120,7 +121,8 @@ class MoeWeights {
 
 // Tokens [first, first + t) of an endless stream.
 std::vector<float> RunMoe(const OpTable& ops, const MoeWeights& weights, const MoeShape& shape,
-                          int64_t first, int64_t t, int threads = 1) {
+                          int64_t first, int64_t t, int threads = 1,
+                          MoeListener* listener = nullptr) {
   const std::vector<uint16_t> stream = NoiseBf16(5, 1024 * shape.d, 2.0f);
   const DirtyContext context(threads,
                              ops.moe_workspace(threads, {.t = t,
@@ -140,6 +142,7 @@ std::vector<float> RunMoe(const OpTable& ops, const MoeWeights& weights, const M
   std::vector<uint16_t> rounded(t * shape.d), expected;
   params.out_f32 = nullptr;
   params.out = rounded.data();
+  params.listener = listener;
   ops.moe(context, params);
   for (const float sum : sums) expected.push_back(Bf16FromFloat(sum));
   EXPECT_EQ(rounded, expected);
@@ -252,6 +255,41 @@ TEST_P(MoeParity, AmongEqualsTheSmallerIdWins) {
                         .f = f,
                         .out_f32 = out.data()});
     EXPECT_EQ(out[0], groups == 1 ? 0.5f * (1 + 4) : 0.5f * (64 + 1024));
+  }
+}
+
+// Rows and sums of what each linear saw.
+class Recorder : public MoeListener {
+ public:
+  struct Heard {
+    int64_t rows = 0;
+    int64_t k = 0;
+    double sum = 0;
+  };
+  void OnExpertInput(int32_t expert, bool down, const uint16_t* x, int64_t m, int64_t k) override {
+    Heard& entry = heard[{expert, down}];
+    entry.rows += m;
+    entry.k = k;
+    for (int64_t i = 0; i < m * k; ++i) entry.sum += std::abs(Bf16ToFloat(x[i]));
+  }
+  std::map<std::pair<int32_t, bool>, Heard> heard;
+};
+
+TEST_P(MoeParity, AListenerHearsWhatTheReferenceHears) {
+  for (const auto& [name, shape] : Shapes()) {
+    SCOPED_TRACE(name);
+    const MoeWeights reference(RefOps(), shape), weights(CpuOps(), shape);
+    Recorder expected, actual;
+    RunMoe(RefOps(), reference, shape, 0, shape.t, 1, &expected);
+    RunMoe(ops(), weights, shape, 0, shape.t, 2, &actual);
+    EXPECT_EQ(actual.heard.size(), expected.heard.size());
+    for (const auto& [linear, entry] : expected.heard) {
+      SCOPED_TRACE(fmt::format("expert {}, down {}", linear.first, linear.second));
+      const Recorder::Heard& found = actual.heard[linear];
+      EXPECT_EQ(found.rows, entry.rows);
+      EXPECT_EQ(found.k, entry.k);
+      EXPECT_NEAR(found.sum, entry.sum, 0.02 * entry.sum);
+    }
   }
 }
 

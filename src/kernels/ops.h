@@ -195,6 +195,18 @@ struct ExpertWeights {
   const float* down_bias = nullptr;       // (D) or null
 };
 
+// Hears what goes into the linears of experts, for calibration. Called on the thread that calls the
+// op.
+struct MoeListener {
+  static constexpr int32_t kShared = -1;
+
+  virtual ~MoeListener() = default;
+  // x (M, K) BF16 is multiplied by gate_up, or by down, of the expert; kShared: of the shared one.
+  // An expert's tokens of one call may come in several pieces. Gone when this returns.
+  virtual void OnExpertInput(int32_t expert, bool down, const uint16_t* x, int64_t m,
+                             int64_t k) = 0;
+};
+
 // A whole block: router, experts, shared expert and sum. For each token
 //
 //   y = Σ over its experts, by ascending id, of weight * expert(x)
@@ -220,6 +232,7 @@ struct MoeParams {
   const PackedWeight* shared_gate = nullptr;  // (1, D) or null: weight 1
   uint16_t* out = nullptr;                    // (T, D) BF16, or
   float* out_f32 = nullptr;                   // (T, D): exactly one of the two is set
+  MoeListener* listener = nullptr;            // null but while calibrating
 };
 
 struct MoeSizes {

@@ -283,10 +283,7 @@ class Loader : public TableWalk {
   void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear* out,
                    ColumnRange columns) override {
     if (!status_) return;
-    if (options_.observer != nullptr) {
-      out->observer = options_.observer;
-      for (const LinearPart& part : parts) out->modules.push_back(part.prefix);
-    }
+    for (const LinearPart& part : parts) LetHear(part.prefix, out);
     Check(LoadLinear(parts, k, columns, {}, out));
     if (status_ && bias != Bias::kNone) Check(LoadBias(parts, bias, out));
   }
@@ -349,6 +346,13 @@ class Loader : public TableWalk {
   }
 
  private:
+  // Of a calibration, as one of the modules stacked in `out`.
+  void LetHear(std::string module, Linear* out) const {
+    if (options_.observer == nullptr) return;
+    out->observer = options_.observer;
+    out->modules.push_back(std::move(module));
+  }
+
   void Check(const Status& status) {
     if (!status) Fail(status.error());
   }
@@ -405,6 +409,7 @@ class Loader : public TableWalk {
                     const std::vector<Projection>& projections, Linear* out) {
     std::vector<LinearData> stack;
     for (const Projection& p : projections) {
+      LetHear(checkpoint_.ExpertModule(spec.prefix, expert, p.name), out);
       NIBBLE_ASSIGN(LinearData data,
                     checkpoint_.ReadExpert(spec.prefix, expert, p.name, p.n, p.k, spec.layout));
       if (options_.progress != nullptr)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 
@@ -286,7 +287,7 @@ TEST_P(ModelsTest, ThreadsDoNotMatter) {
   ExpectSameLogits(a, b, "3 threads");
 }
 
-// Calibration hears matrices under their stored names, with their own K.
+// Calibration hears matrices under their stored names, with their own K, and every token's experts.
 TEST_P(ModelsTest, AnObserverHearsTheInputsOfLinears) {
   class Recorder : public LinearObserver {
    public:
@@ -294,24 +295,48 @@ TEST_P(ModelsTest, AnObserverHearsTheInputsOfLinears) {
                  int64_t k) override {
       for (const std::string& module : modules) {
         heard[module] = k;
-        rows += m;
+        rows[module] += m;
       }
     }
     std::map<std::string, int64_t> heard;
-    int64_t rows = 0;
+    std::map<std::string, int64_t> rows;
   } recorder;
   const auto checkpoint = Checkpoint();
   auto model = LoadModel(
       *checkpoint, {.pool = &pool_, .activations = GetParam().activations, .observer = &recorder});
   ASSERT_TRUE(model) << model.error().message();
   ASSERT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
-  KvPool pages = Pool(**model, KvFormat::kBf16, 16, 1);
+  KvPool pages = Pool(**model, KvFormat::kBf16, 16, kMaxStep / 16);
   ModelRunner runner(**model, pages);
-  RunnerSequence sequence = Sequence(Tokens(5, 3), {0});
-  runner.Step({&sequence}, {5});
-  EXPECT_GT(recorder.rows, 0);
+  std::vector<int32_t> all_pages(kMaxStep / 16);
+  std::iota(all_pages.begin(), all_pages.end(), 0);
+  RunnerSequence sequence = Sequence(Tokens(kMaxStep, 3), all_pages);
+  runner.Step({&sequence}, {kMaxStep});
+  EXPECT_FALSE(recorder.heard.empty());
   for (const auto& [module, k] : recorder.heard)
     EXPECT_TRUE(checkpoint->ReadLinear(module, 0, k)) << module;
+
+  std::map<std::string, int64_t> rows_of_layer;  // of all its routed experts
+  for (const formats::TensorEntry& entry : checkpoint->tensors()) {
+    if (entry.name.find("expert") == std::string::npos || !entry.name.ends_with("down_proj.weight"))
+      continue;
+    const std::string expert = entry.name.substr(0, entry.name.size() - 16);
+    const int64_t rows = recorder.rows[expert + "down_proj"];
+    EXPECT_EQ(recorder.rows[expert + "up_proj"], rows) << expert;
+    if (checkpoint->Find(expert + "gate_proj.weight") != nullptr) {
+      EXPECT_EQ(recorder.rows[expert + "gate_proj"], rows) << expert;
+    }
+    const size_t routed = expert.find(".experts.");
+    if (routed == std::string::npos) {
+      EXPECT_EQ(rows, kMaxStep) << expert;
+    } else {
+      rows_of_layer[expert.substr(0, routed)] += rows;
+    }
+  }
+  for (const auto& [layer, rows] : rows_of_layer) {
+    EXPECT_GE(rows, kMaxStep) << layer;
+    EXPECT_EQ(rows % kMaxStep, 0) << layer;  // times experts per token
+  }
 }
 
 TEST_P(ModelsTest, TwoRanksMatchOne) {

@@ -9,7 +9,7 @@ template <typename Out>
 void RunSegments(const Linear& linear, const kernels::OpTable& ops,
                  const kernels::OpContext& context, const uint16_t* x, int64_t m, Out* y,
                  int64_t y_stride) {
-  if (linear.observer != nullptr) linear.observer->OnInput(linear.modules, x, m, linear.k);
+  linear.Observe(x, m);
   for (const Linear::Segment& segment : linear.segments) {
     kernels::LinearParams params{
         .x = x,

@@ -42,6 +42,10 @@ struct Linear {
   LinearObserver* observer = nullptr;
   std::vector<std::string> modules;
 
+  // Tells the observer, if there is one, of an input. Run does it; for linears inside other ops.
+  void Observe(const uint16_t* x, int64_t m) const {
+    if (observer != nullptr) observer->OnInput(modules, x, m, k);
+  }
   // y (M, N) BF16, rows y_stride apart.
   void Run(const kernels::OpTable& ops, const kernels::OpContext& context, const uint16_t* x,
            int64_t m, uint16_t* y) const;

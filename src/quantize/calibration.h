@@ -1,7 +1,8 @@
 // What a model's linears see while it reads a text: the basis of activation scales and smoothing.
 //
 // Set as LoadOptions::observer, then run the model over the text. Linears that share an input share
-// its statistics. Memory per input: 20 K bytes, and the sample's at most 128 K.
+// its statistics. Memory per input, of which every expert has two: 20 K bytes, and the sample's at
+// most 128 K.
 // Thread-safety: OnInput on one thread; Find when that is done.
 #pragma once
 

@@ -87,4 +87,14 @@ std::string SiblingGroup(std::string_view module) {
   return std::string(module);
 }
 
+std::optional<std::string> ExpertSiblings(std::string_view module) {
+  constexpr std::string_view kExperts = ".experts.";
+  const size_t at = module.rfind(kExperts);
+  if (at == module.npos) return std::nullopt;
+  const size_t number = at + kExperts.size();
+  const size_t end = module.find_first_not_of("0123456789", number);
+  if (end == number || end == module.npos || module[end] != '.') return std::nullopt;
+  return fmt::format("{}*{}", module.substr(0, number), module.substr(end));
+}
+
 }  // namespace nibble::quantize

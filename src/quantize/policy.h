@@ -2,6 +2,7 @@
 // name and shape.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,5 +31,9 @@ std::string ReasonToKeep(const QuantizePolicy& policy, std::string_view module, 
 // gate and up. Returns what the members of a group have in common ("model.layers.0.mlp.gate_up"),
 // or the module itself.
 std::string SiblingGroup(std::string_view module);
+
+// What a layer's experts have in common, by projection ("model.layers.0.mlp.experts.*.up_proj");
+// nullopt for what is no routed expert's.
+std::optional<std::string> ExpertSiblings(std::string_view module);
 
 }  // namespace nibble::quantize

@@ -66,6 +66,7 @@ class Job {
                       plan_.bytes_before, Progress::Unit::kBytes, options_.quiet);
     progress_ = &progress;
     MakeGroups();
+    FindInputRanges();
     NIBBLE_TRY(FindSmoothings());
     NIBBLE_TRY(FindSchemes());
     const std::vector<TensorSpec> specs = OutputSpecs();
@@ -85,6 +86,12 @@ class Job {
   struct Group {
     std::vector<size_t> units;
     std::vector<float> pre_quant_scale;  // (K), or empty
+  };
+
+  // Of what goes into a linear.
+  struct InputRange {
+    float amax = 0;  // 0: unknown
+    bool borrowed = false;
   };
 
   Status CheckCancelled() const {
@@ -126,7 +133,29 @@ class Job {
     return wanted ? options_.calibration->Find(unit.name) : nullptr;
   }
 
+  // An expert that the text never reached takes the range of the layer's other experts, so that all
+  // of a layer are stored alike.
+  void FindInputRanges() {
+    inputs_.resize(plan_.units.size());
+    std::map<std::string, float> of_layer;  // by projection
+    for (size_t i = 0; i < plan_.units.size(); ++i) {
+      const Unit& unit = plan_.units[i];
+      const InputStatistics* statistics = Statistics(unit);
+      if (statistics == nullptr) continue;
+      inputs_[i].amax = statistics->amax;
+      if (const auto layer = ExpertSiblings(unit.name))
+        of_layer[*layer] = std::max(of_layer[*layer], statistics->amax);
+    }
+    for (size_t i = 0; i < plan_.units.size(); ++i) {
+      const Unit& unit = plan_.units[i];
+      const auto layer = ExpertSiblings(unit.name);
+      if (inputs_[i].amax > 0.0f || !layer || !of_layer.contains(*layer)) continue;
+      inputs_[i] = {.amax = of_layer.at(*layer), .borrowed = true};
+    }
+  }
+
   // Before anything is written: which linears get a pre_quant_scale is part of the files' headers.
+  // Routed experts get none: engines that fuse a layer's experts have one for all or none.
   Status FindSmoothings() {
     if (!options_.smoothing || options_.layout != Layout::kModelOpt) return {};
     Progress progress("smoothing", static_cast<int64_t>(groups_.size()), Progress::Unit::kItems,
@@ -136,7 +165,8 @@ class Job {
       progress.Advance(1);
       const Unit& first = First(group);
       const InputStatistics* inputs = Statistics(first);
-      if (first.action != Unit::Action::kEncode || inputs == nullptr || inputs->k != first.k)
+      if (first.action != Unit::Action::kEncode || inputs == nullptr || inputs->k != first.k ||
+          ExpertSiblings(first.name))
         continue;
       NIBBLE_ASSIGN(const std::vector<WeightRows> rows, ReadGroup(group));
       const EncoderFactory encoder = [&](float amax, Method method) {
@@ -168,8 +198,7 @@ class Job {
                         source_.path(), unit.name);
           }
         } else if (unit.is_linear()) {
-          const InputStatistics* inputs = Statistics(unit);
-          scheme.activations = inputs != nullptr && inputs->amax > 0.0f;
+          scheme.activations = inputs_[i].amax > 0.0f;
           scheme.smoothed = !group.pre_quant_scale.empty();
         }
       }
@@ -304,6 +333,7 @@ class Job {
   Status WriteEncoded(const Group& group, size_t index, const Encoded& encoded, float tensor_scale,
                       std::string note, formats::ShardedWriter& writer) {
     const Unit& unit = plan_.units[index];
+    report_.borrowed_input_scales += inputs_[index].borrowed ? 1 : 0;
     report_.quantised.push_back({.module = unit.name,
                                  .n = unit.n,
                                  .k = unit.k,
@@ -314,16 +344,15 @@ class Job {
                        {.codes = encoded.codes,
                         .scales = encoded.scales,
                         .tensor_scale = tensor_scale,
-                        .input_scale = InputScale(unit, group),
+                        .input_scale = InputScale(index, group),
                         .pre_quant_scale = group.pre_quant_scale});
   }
 
   // amax / 2688 of what the linear saw, after smoothing.
-  float InputScale(const Unit& unit, const Group& group) const {
-    const InputStatistics* inputs = Statistics(unit);
-    if (inputs == nullptr) return 0.0f;
-    if (group.pre_quant_scale.empty()) return inputs->amax / kNvfp4Range;
-    return inputs->LargestScaled(group.pre_quant_scale) / kNvfp4Range;
+  float InputScale(size_t index, const Group& group) const {
+    if (group.pre_quant_scale.empty()) return inputs_[index].amax / kNvfp4Range;
+    const InputStatistics* inputs = Statistics(plan_.units[index]);
+    return inputs == nullptr ? 0.0f : inputs->LargestScaled(group.pre_quant_scale) / kNvfp4Range;
   }
 
   Status CopyCodes(size_t index, formats::ShardedWriter& writer) {
@@ -410,7 +439,8 @@ class Job {
   QuantizeReport& report_;
   Progress* progress_ = nullptr;
   std::vector<Group> groups_;
-  std::vector<Scheme> schemes_;                       // parallel to plan_.units
+  std::vector<InputRange> inputs_;                    // parallel to plan_.units
+  std::vector<Scheme> schemes_;                       // the same
   std::unordered_map<std::string, int64_t> readers_;  // units that still need a source tensor
 };
 

@@ -26,9 +26,11 @@ struct QuantizeOptions {
   Layout layout = Layout::kModelOpt;  // INT4 and FP8 exist in kCompressedTensors alone
   Rounding rounding = Rounding::kCuda;
   QuantizePolicy policy;
-  // NVFP4: activation scales for what the calibration has seen. Null: weights only.
+  // NVFP4: activation scales for what the calibration has seen; an expert that it has not takes the
+  // largest of the layer's others. Null: weights only.
   const Calibration* calibration = nullptr;
-  // NVFP4 in ModelOpt's layout, with a calibration: smooth where it lowers the output error.
+  // NVFP4 in ModelOpt's layout, with a calibration: smooth where it lowers the output error. Not
+  // routed experts.
   bool smoothing = false;
   ThreadPool* pool = nullptr;       // required
   bool replace = false;             // an existing destination

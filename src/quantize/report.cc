@@ -28,6 +28,12 @@ std::string QuantizeReport::ToString() const {
     out += fmt::format("{:<48} kept: {}\n", tensor.module, tensor.reason);
   if (copied > 0) out += fmt::format("{} were in the target format and are copied\n", copied);
   if (widened > 0) out += fmt::format("{} became BF16\n", widened);
+  if (borrowed_input_scales > 0) {
+    out += fmt::format(
+        "{} linears belong to experts that no token of the text chose: their input scales are the "
+        "largest of the layer's other experts; a longer --text reaches more\n",
+        borrowed_input_scales);
+  }
   if (inexact_tensor_scales > 0) {
     out += fmt::format(
         "{} copied tensor scales are rounded in their last bit: this layout stores divisors; "

@@ -25,6 +25,7 @@ struct QuantizeReport {
   int64_t copied = 0;                 // linears that were in the target format already
   int64_t widened = 0;                // linears that became BF16
   int64_t inexact_tensor_scales = 0;  // copied, but 1/scale has no exact FP32 divisor
+  int64_t borrowed_input_scales = 0;  // of experts that the calibration never reached
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
 

@@ -81,11 +81,15 @@ std::vector<Choice> Route(const Routing& routing, const std::vector<float>& logi
 }
 
 // down(activation(gate_up x)) of one token, (D).
-std::vector<float> RunExpert(const ExpertWeights& expert, const kernels::Activation& activation,
-                             const uint16_t* x, int64_t f) {
+std::vector<float> RunExpert(const MoeParams& p, int32_t id, const uint16_t* x) {
+  const bool is_shared = id == MoeListener::kShared;
+  const ExpertWeights& expert = is_shared ? p.shared : p.experts[id];
+  const int64_t f = is_shared ? p.shared_f : p.f;
+  const kernels::Activation& activation = p.activation;
   const int64_t d = expert.down->n();
   std::vector<uint16_t> hidden(activation.inputs(f)), activated(f);
   std::vector<float> y(d);
+  if (p.listener != nullptr) p.listener->OnExpertInput(id, false, x, 1, p.d);
   Linear(
       {},
       {.x = x, .weight = expert.gate_up, .bias = expert.gate_up_bias, .y = hidden.data(), .m = 1});
@@ -101,6 +105,7 @@ std::vector<float> RunExpert(const ExpertWeights& expert, const kernels::Activat
                   .t = 1,
                   .f = f,
                   .activation = activation});
+  if (p.listener != nullptr) p.listener->OnExpertInput(id, true, activated.data(), 1, f);
   Linear({}, {.x = activated.data(),
               .weight = expert.down,
               .bias = expert.down_bias,
@@ -128,13 +133,12 @@ std::vector<double> RunToken(const MoeParams& p, int64_t t) {
       {.x = router_x, .weight = p.router, .bias = p.router_bias, .y_f32 = logits.data(), .m = 1});
   std::vector<double> sum(p.d, 0.0);
   for (const auto& [id, weight] : Route(p.routing, logits)) {
-    const ExpertWeights& expert = p.experts[id];
-    if (expert.gate_up == nullptr) continue;
+    if (p.experts[id].gate_up == nullptr) continue;
     if (p.weight_on_input) {
       const std::vector<uint16_t> scaled = Scaled(x, p.d, weight);
-      AddScaled(RunExpert(expert, p.activation, scaled.data(), p.f), 1.0, &sum);
+      AddScaled(RunExpert(p, id, scaled.data()), 1.0, &sum);
     } else {
-      AddScaled(RunExpert(expert, p.activation, x, p.f), weight, &sum);
+      AddScaled(RunExpert(p, id, x), weight, &sum);
     }
   }
   if (p.shared.gate_up != nullptr) {
@@ -144,7 +148,7 @@ std::vector<double> RunToken(const MoeParams& p, int64_t t) {
       Linear({}, {.x = x, .weight = p.shared_gate, .y_f32 = &logit, .m = 1});
       weight = Sigmoid(logit);
     }
-    AddScaled(RunExpert(p.shared, p.activation, x, p.shared_f), weight, &sum);
+    AddScaled(RunExpert(p, MoeListener::kShared, x), weight, &sum);
   }
   return sum;
 }

@@ -5,6 +5,21 @@
 
 namespace nibble::models {
 
+// Hands the inputs that the op reports to the observer of the expert's linears.
+class Moe::Listener final : public kernels::MoeListener {
+ public:
+  explicit Listener(const Moe& moe) : moe_(moe) {}
+
+  void OnExpertInput(int32_t expert, bool down, const uint16_t* x, int64_t m, int64_t) override {
+    if (expert == kShared) return (down ? moe_.shared_down_ : moe_.shared_gate_up_).Observe(x, m);
+    const Expert& held = moe_.experts_[expert - moe_.expert_share_.begin];
+    (down ? held.down : held.gate_up).Observe(x, m);
+  }
+
+ private:
+  const Moe& moe_;
+};
+
 Moe::Moe(MoeConfig config, std::string prefix, const TensorParallel& tp)
     : config_(std::move(config)),
       prefix_(std::move(prefix)),
@@ -83,6 +98,9 @@ void Moe::ForwardRoutedBy(const StepContext& step, const uint16_t* router_x, con
                           uint16_t* delta) {
   kernels::Routing routing = config_.routing;
   routing.choice_bias = choice_bias_.empty() ? nullptr : choice_bias_.data();
+  router_.Observe(router_x != nullptr ? router_x : x, step.t);
+  shared_gate_.Observe(x, step.t);
+  Listener listener(*this);
   step.ops.moe(step.context,
                {.x = x,
                 .t = step.t,
@@ -100,7 +118,8 @@ void Moe::ForwardRoutedBy(const StepContext& step, const uint16_t* router_x, con
                 .shared_gate =
                     shared_gate_.segments.empty() ? nullptr : shared_gate_.segments[0].weight.get(),
                 .out = tp_.active() ? nullptr : delta,
-                .out_f32 = tp_.active() ? partial_ : nullptr});
+                .out_f32 = tp_.active() ? partial_ : nullptr,
+                .listener = router_.observer != nullptr ? &listener : nullptr});
   if (tp_.active()) step.Reduce(partial_, step.t * config_.hidden_size, delta);
 }
 

@@ -49,6 +49,8 @@ class Moe final : public Block {
                        uint16_t* delta);
 
  private:
+  class Listener;
+
   ExpertsSpec Experts() const;
   void VisitShared(WeightVisitor& visitor);
 

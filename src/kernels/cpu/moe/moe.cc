@@ -33,6 +33,7 @@ int64_t PiecePanels(int64_t panels, int threads, int64_t most) {
 
 // An expert and the tokens that go through it.
 struct ExpertRun {
+  int32_t expert = MoeListener::kShared;
   const ExpertWeights* weights = nullptr;
   int64_t f = 0;
   int64_t m = 0;
@@ -145,8 +146,10 @@ class MoeRun {
     RouteTokens();
     GroupByExpert();
     AddSharedExpert();
+    if (p_.listener != nullptr) TellInputs();
     RunInputs();
     Activate();
+    if (p_.listener != nullptr) TellHidden();
     RunOutputs();
   }
 
@@ -200,7 +203,8 @@ class MoeRun {
     const int64_t width = p_.activation.inputs(p_.f);
     for (int64_t e = 0; e < experts; ++e) {
       if (first[e + 1] == first[e]) continue;
-      AddRun({.weights = &p_.experts[e],
+      AddRun({.expert = static_cast<int32_t>(e),
+              .weights = &p_.experts[e],
               .f = p_.f,
               .m = first[e + 1] - first[e],
               .tokens = scratch_.slot_token + first[e],
@@ -233,6 +237,29 @@ class MoeRun {
   }
 
   void AddRun(const ExpertRun& run) { scratch_.runs[runs_++] = run; }
+
+  // ---- For calibration
+
+  void TellInputs() const {
+    uint16_t* rows = OfThread(0).x;
+    for (int64_t i = 0; i < runs_; ++i) {
+      const ExpertRun& run = scratch_.runs[i];
+      for (int64_t row = 0; row < run.m; row += kPassTokens) {
+        const int64_t m = std::min(kPassTokens, run.m - row);
+        p_.listener->OnExpertInput(run.expert, false, InputRows(run, row, m, rows), m, p_.d);
+      }
+    }
+  }
+
+  // Activated rows lie apart where there was a gate, so one at a time.
+  void TellHidden() const {
+    for (int64_t i = 0; i < runs_; ++i) {
+      const ExpertRun& run = scratch_.runs[i];
+      const int64_t width = p_.activation.inputs(run.f);
+      for (int64_t row = 0; row < run.m; ++row)
+        p_.listener->OnExpertInput(run.expert, true, run.hidden + row * width, 1, run.f);
+    }
+  }
 
   // ---- The linears before the activation
 
