@@ -10,9 +10,8 @@
 //   EXACT       a request's tokens and log-probabilities depend on the request alone: k and v of a
 //               token are a function of its history, rows do not see each other, draws are
 //               counter-based.
-//   OWN-STATE   where the model has recurrent layers, a running sequence has a live state slot of
-//   its
-//               own, which holds the state after its computed tokens.
+//   OWN-STATE   where the model has recurrent layers, a running sequence has a live state slot that
+//               nobody else has; it holds the state after its computed tokens.
 //   ONE-ROPE    all cached tokens of a sequence were rotated with the frequencies that its length
 //               asks for (LongRoPE): a sequence that crosses the border computes its cache anew.
 //   ENDS-ONCE   each choice gets one Done, or the request one Error, and nothing after it.

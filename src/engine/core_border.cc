@@ -7,6 +7,14 @@
 #include "engine/core.h"
 
 namespace nibble::engine {
+namespace {
+
+// Before the last known token, which is always computed: its logits are wanted.
+int64_t LastPageBorder(const Sequence& sequence, int32_t page_size) {
+  return (sequence.length() - 1) / page_size * page_size;
+}
+
+}  // namespace
 
 void Core::EndEarly(Clock::time_point now) {
   for (const auto& request : requests_) {
@@ -216,7 +224,7 @@ int64_t Core::ChunkEnd(const Sequence& sequence, int64_t tokens) const {
   const int64_t begin = sequence.computed;
   const int64_t end = begin + tokens;
   if (!states_.enabled() || !cache_.indexes()) return end;
-  const int64_t last = (sequence.length() - 1) / cache_.page_size() * cache_.page_size();
+  const int64_t last = LastPageBorder(sequence, cache_.page_size());
   for (const int64_t border : {sequence.known_prefix, last})
     if (border > begin && border < end) return border;
   return end;
@@ -228,7 +236,7 @@ void Core::TakeSnapshot(Sequence& sequence) {
   const int32_t page_size = cache_.page_size();
   if (!states_.enabled() || !cache_.indexes() || sequence.computed % page_size != 0) return;
   const bool in_prompt = sequence.computed < sequence.prompt_length;
-  const int64_t last = (sequence.length() - 1) / page_size * page_size;
+  const int64_t last = LastPageBorder(sequence, page_size);
   if (in_prompt && sequence.computed != last && sequence.computed != sequence.known_prefix) return;
   const int32_t page = sequence.pages[sequence.computed / page_size - 1];
   const int32_t slot = states_.Add(page);
