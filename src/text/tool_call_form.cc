@@ -88,8 +88,8 @@ ToolCallForm ProbeToolCallForm(const ChatTemplate& chat_template,
 void ApplyToolCallForm(const ToolCallForm& form, json::object* message) {
   json::value* calls = message->if_contains("tool_calls");
   if (calls == nullptr || !calls->is_array()) return;
-  const json::value* content = message->if_contains("content");
-  if (form.null_content && content != nullptr && *content == "") (*message)["content"] = nullptr;
+  json::value* content = message->if_contains("content");
+  if (form.null_content && content != nullptr && *content == "") *content = nullptr;
   if (!form.text_arguments) return;
   for (json::value& call : calls->get_array()) {
     json::object* entry = call.if_object();
