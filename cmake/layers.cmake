@@ -4,8 +4,9 @@
 #
 # Sources are found by name: x.cc belongs to the library, x_test.cc to NAME_tests, x_bench.cc to NAME_bench,
 # x_fuzz.cc to a fuzz target of its own. Files that end in _avx2, _avx512, _neon or _i8mm are compiled with
-# that instruction set, and left out where the target processor has none. Configure stops when a dependency is
-# not on a lower level. tools/check_layers.py holds the same law per include.
+# that instruction set, and left out where the target processor has none. Folders named cuda/, and their .cu files, are
+# compiled with NIBBLE_CUDA alone. Configure stops when a dependency is not on a lower level. tools/check_layers.py holds
+# the same law per include.
 
 set(NIBBLE_LEVELS
   base 0  numerics 1  device 2  tensor 3
@@ -92,6 +93,12 @@ function(nibble_layer NAME)
   endforeach()
 
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${dir}/*.cc)
+  if(NIBBLE_CUDA)
+    file(GLOB_RECURSE device_sources CONFIGURE_DEPENDS ${dir}/*.cu)
+    list(APPEND sources ${device_sources})
+  else()
+    list(FILTER sources EXCLUDE REGEX "/cuda/")
+  endif()
   set(tests ${sources})
   set(benches ${sources})
   set(fuzzers ${sources})
@@ -107,6 +114,7 @@ function(nibble_layer NAME)
     target_link_libraries(${NAME} INTERFACE ${L_DEPS} ${L_LIBS})
   elseif(sources)
     add_library(${NAME} STATIC ${sources})
+    nibble_cuda_target(${NAME} ${sources})
     target_include_directories(${NAME} PUBLIC ${CMAKE_SOURCE_DIR}/src)
     target_link_libraries(${NAME} PUBLIC ${L_DEPS} ${L_LIBS})
   else()

@@ -16,13 +16,27 @@ size_t RoundUp(size_t value, size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+size_t MappedSize(size_t bytes) { return RoundUp(bytes, bytes >= kHugePage ? kHugePage : kPage); }
+
 }  // namespace
 
-Result<Buffer> Buffer::Allocate(size_t bytes) {
+Result<Buffer> Buffer::Allocate(size_t bytes, Device& device) {
   Buffer buffer;
   if (bytes == 0) return buffer;
+  NIBBLE_ASSIGN(buffer.data_, device.Allocate(bytes));
+  buffer.size_ = bytes;
+  buffer.device_ = &device;
+  return buffer;
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) device_->Free(data_, size_);
+}
+
+Result<std::byte*> MapMemory(size_t bytes) {
+  if (bytes == 0) return nullptr;
   const bool huge = bytes >= kHugePage;
-  const size_t size = RoundUp(bytes, huge ? kHugePage : kPage);
+  const size_t size = MappedSize(bytes);
   // For huge pages map one page more than needed and give the unaligned ends back.
   const size_t reserve = huge ? size + kHugePage : size;
   void* raw = ::mmap(nullptr, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -39,14 +53,11 @@ Result<Buffer> Buffer::Allocate(size_t bytes) {
     begin += skip;
     ::madvise(begin, size, MADV_HUGEPAGE);
   }
-  buffer.data_ = begin;
-  buffer.size_ = bytes;
-  buffer.mapped_ = size;
-  return buffer;
+  return begin;
 }
 
-Buffer::~Buffer() {
-  if (data_ != nullptr) ::munmap(data_, mapped_);
+void UnmapMemory(std::byte* memory, size_t bytes) {
+  if (memory != nullptr) ::munmap(memory, MappedSize(bytes));
 }
 
 }  // namespace nibble

@@ -1,30 +1,33 @@
-// Buffer: owned, 64-byte aligned memory for weights, KV pages and workspaces.
+// Buffer: owned, 64-byte aligned memory for weights, KV pages and workspaces, of the host or of
+// another device.
 //
-// Buffers of 2 MiB and more are aligned to 2 MiB and advised to use huge pages (+3..25 % at one
-// token on CPUs). Memory is mapped, so untouched pages cost nothing and read as zero.
+// On the host, buffers of 2 MiB and more are aligned to 2 MiB and advised to use huge pages
+// (+3..25 % at one token on CPUs). Memory is mapped, so untouched pages cost nothing and read as
+// zero.
 #pragma once
 
 #include <cstddef>
 #include <utility>
 
 #include "base/error.h"
+#include "device/device.h"
 
 namespace nibble {
 
 class Buffer {
  public:
   // kResourceExhausted, with the number of bytes, when the system has no memory for it.
-  static Result<Buffer> Allocate(size_t bytes);
+  static Result<Buffer> Allocate(size_t bytes, Device& device = HostDevice());
 
   Buffer() = default;
   Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)),
         size_(std::exchange(other.size_, 0)),
-        mapped_(std::exchange(other.mapped_, 0)) {}
+        device_(other.device_) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
-    std::swap(mapped_, other.mapped_);
+    std::swap(device_, other.device_);
     return *this;
   }
   Buffer(const Buffer&) = delete;
@@ -47,7 +50,11 @@ class Buffer {
  private:
   std::byte* data_ = nullptr;
   size_t size_ = 0;
-  size_t mapped_ = 0;
+  Device* device_ = nullptr;
 };
+
+// What the host's buffers are made of; zero bytes give null.
+Result<std::byte*> MapMemory(size_t bytes);
+void UnmapMemory(std::byte* memory, size_t bytes);
 
 }  // namespace nibble

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/thread_pool.h"
 #include "device/buffer.h"
 #include "device/cpu.h"
 #include "kernels/cpu/linear/packed_weight.h"

@@ -10,7 +10,7 @@ class DeltaNetParity : public testing::TestWithParam<const OpTable*> {
   const OpTable& ops() const { return *GetParam(); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Cpu, DeltaNetParity, testing::ValuesIn(CpuVariants()),
+INSTANTIATE_TEST_SUITE_P(Cpu, DeltaNetParity, testing::ValuesIn(TestedTables()),
                          [](const auto& info) { return std::string(info.param->variant); });
 
 struct DeltaShape {

@@ -54,7 +54,7 @@ const Goldens& TheGoldens() {
 }
 
 std::vector<const OpTable*> AllBackends() {
-  std::vector<const OpTable*> tables = CpuVariants();
+  std::vector<const OpTable*> tables = TestedTables();
   tables.push_back(&RefOps());
   return tables;
 }

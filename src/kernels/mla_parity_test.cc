@@ -10,7 +10,7 @@ class MlaParity : public testing::TestWithParam<const OpTable*> {
   const OpTable& ops() const { return *GetParam(); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Cpu, MlaParity, testing::ValuesIn(CpuVariants()),
+INSTANTIATE_TEST_SUITE_P(Cpu, MlaParity, testing::ValuesIn(TestedTables()),
                          [](const auto& info) { return std::string(info.param->variant); });
 
 struct MlaCase {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "kernels/ops.h"
 #include "numerics/bf16.h"
 

@@ -14,7 +14,7 @@ class MoeParity : public testing::TestWithParam<const OpTable*> {
   const OpTable& ops() const { return *GetParam(); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Cpu, MoeParity, testing::ValuesIn(CpuVariants()),
+INSTANTIATE_TEST_SUITE_P(Cpu, MoeParity, testing::ValuesIn(TestedTables()),
                          [](const auto& info) { return std::string(info.param->variant); });
 
 struct MoeShape {

@@ -11,7 +11,8 @@
 //
 // Sizes: T tokens, B sequences, D hidden, F ffn, Hq/Hk query/kv heads, Dh head dim, V vocabulary,
 // M,N,K of a GEMM. Ops never fail: whatever can be wrong is checked when the model loads. Params
-// point at memory of the caller.
+// point at memory of the caller on the backend's device; spans, PackedWeights and what sample
+// returns are the host's.
 #pragma once
 
 #include <cstddef>
@@ -22,16 +23,21 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/thread_pool.h"
+#include "device/device.h"
 #include "tensor/quant_view.h"
+
+namespace nibble {
+class ThreadPool;
+}
 
 namespace nibble::kernels {
 
-// What every op needs besides its Params. The workspace is scratch of the caller, at least as large
-// as the op's
-// *_workspace entry asks, 64-byte aligned; its content does not outlive the call.
+// What every op needs besides its Params. The workspace is scratch of the caller on the backend's
+// device, at least as large as the op's *_workspace entry asks, 64-byte aligned; its content does
+// not outlive the call.
 struct OpContext {
-  ThreadPool* pool = nullptr;
+  ThreadPool* pool = nullptr;  // of CPU backends
+  void* stream = nullptr;      // of the CUDA backend: the device's, ops return before they have run
   std::byte* workspace = nullptr;
   size_t workspace_bytes = 0;
 };
@@ -185,6 +191,13 @@ struct Routing {
   float scale = 1.0f;       // the weights' last factor
 };
 
+// What a backend derives once, when the model loads, from the weights of an op that takes many:
+// tables of their addresses on the device.
+class PreparedWeights {
+ public:
+  virtual ~PreparedWeights() = default;
+};
+
 // One expert: down(activation(gate_up x)). Rows of gate_up as Activation says. Two weights where
 // gate and up cannot be stacked (other formats): then gate_up holds the gate rows, up the others.
 struct ExpertWeights {
@@ -230,6 +243,7 @@ struct MoeParams {
   ExpertWeights shared;  // gate_up null: none
   int64_t shared_f = 0;
   const PackedWeight* shared_gate = nullptr;  // (1, D) or null: weight 1
+  const PreparedWeights* prepared = nullptr;  // of experts, where the table has prepare_experts
   uint16_t* out = nullptr;                    // (T, D) BF16, or
   float* out_f32 = nullptr;                   // (T, D): exactly one of the two is set
   MoeListener* listener = nullptr;            // null but while calibrating
@@ -250,6 +264,7 @@ struct HeadLinearParams {
   int64_t x_stride = 0;
   int64_t x_head_stride = 0;
   std::span<const PackedWeight* const> weights;  // (H): (N, K) each
+  const PreparedWeights* prepared = nullptr;     // of weights, where the table has prepare_heads
   uint16_t* y = nullptr;                         // t * y_stride + h * y_head_stride: (N)
   int64_t y_stride = 0;
   int64_t y_head_stride = 0;
@@ -518,7 +533,8 @@ struct SampleParams {
 // A backend fills what it has. Models name the ops they need; a missing one is an error when the
 // model loads.
 struct OpTable {
-  std::string_view backend;  // "ref", "cpu"
+  Device* device = nullptr;  // where Params' arrays lie; never null
+  std::string_view backend;  // "ref", "cpu", "cuda"
   std::string_view
       variant;  // "avx512", "avx2", "neon", "generic": which kernels were chosen, for `doctor`
 
@@ -532,6 +548,11 @@ struct OpTable {
   void (*gather_rows)(const OpContext&, const GatherRowsParams&) = nullptr;
   void (*activation)(const OpContext&, const ActivationParams&) = nullptr;
   void (*sigmoid_gate)(const OpContext&, const SigmoidGateParams&) = nullptr;
+  // Null where the backend needs no tables of its own.
+  Result<std::unique_ptr<PreparedWeights>> (*prepare_experts)(
+      std::span<const ExpertWeights> experts) = nullptr;
+  Result<std::unique_ptr<PreparedWeights>> (*prepare_heads)(
+      std::span<const PackedWeight* const> weights) = nullptr;
   size_t (*moe_workspace)(int threads, const MoeSizes&) = nullptr;
   void (*moe)(const OpContext&, const MoeParams&) = nullptr;
   size_t (*head_linear_workspace)(int threads, int64_t max_t, int64_t k) = nullptr;
@@ -559,6 +580,8 @@ const OpTable& RefOps();
 // "avx512", "avx2", "neon", "generic") forces one, for tests and benchmarks; an error when this
 // processor or build lacks it.
 const OpTable& CpuOps();
+// The kernels of GPU `index`. kUnsupported, with the reason, where there is none.
+Result<const OpTable*> CudaOps(int index = 0);
 Result<const OpTable*> CpuOpsVariant(std::string_view variant);
 
 }  // namespace nibble::kernels

@@ -15,6 +15,9 @@
 #include "base/thread_pool.h"
 #include "device/cpu.h"
 #include "kernels/cpu/vector_ops.h"
+#if NIBBLE_CUDA
+#include "kernels/cuda/testing/synced_ops.h"
+#endif
 #include "kernels/ops.h"
 #include "kernels/tolerance.h"
 #include "numerics/bf16.h"
@@ -30,15 +33,20 @@ inline const OpTable* VectorOpsTable(std::string_view variant) {
   if (variant == "avx512" && !cpu.avx512) return nullptr;
   static std::map<std::string_view, OpTable> tables;
   OpTable& table = tables[variant];
+  table.device = &HostDevice();
   table.backend = "cpu";
   table.variant = variant;
   return cpu::FillVectorOps(variant, &table) ? &table : nullptr;
 }
 
-inline std::vector<const OpTable*> CpuVariants() {
+// Every CPU variant, and the GPU's kernels where there is a GPU.
+inline std::vector<const OpTable*> TestedTables() {
   std::vector<const OpTable*> tables;
   for (const char* name : {"generic", "avx2", "avx512", "neon"})
     if (const OpTable* table = VectorOpsTable(name)) tables.push_back(table);
+#if NIBBLE_CUDA
+  if (const OpTable* table = cuda::SyncedOps()) tables.push_back(table);
+#endif
   return tables;
 }
 

@@ -10,7 +10,7 @@ class Parity : public testing::TestWithParam<const OpTable*> {
   const OpTable& ops() const { return *GetParam(); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Cpu, Parity, testing::ValuesIn(CpuVariants()),
+INSTANTIATE_TEST_SUITE_P(Cpu, Parity, testing::ValuesIn(TestedTables()),
                          [](const auto& info) { return std::string(info.param->variant); });
 
 constexpr int64_t kWidths[] = {1, 2, 15, 16, 17, 40, 64, 100, 576, 1031};

@@ -96,7 +96,7 @@ class SampleParity : public testing::TestWithParam<const OpTable*> {
   const OpTable& ops() const { return *GetParam(); }
 };
 
-INSTANTIATE_TEST_SUITE_P(Cpu, SampleParity, testing::ValuesIn(CpuVariants()),
+INSTANTIATE_TEST_SUITE_P(Cpu, SampleParity, testing::ValuesIn(TestedTables()),
                          [](const auto& info) { return std::string(info.param->variant); });
 
 TEST_P(SampleParity, RandomSettings) {

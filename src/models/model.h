@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/thread_pool.h"
 #include "device/buffer.h"
 #include "formats/checkpoint.h"
 #include "kernels/ops.h"

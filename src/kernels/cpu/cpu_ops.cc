@@ -18,6 +18,7 @@ Result<std::unique_ptr<PackedWeight>> PackWeightFor(const PackParams& params) {
 template <const cpu::LinearKernels& (*kKernels)()>
 OpTable MakeTable(std::string_view variant, std::string_view vector_variant) {
   OpTable table = {
+      .device = &HostDevice(),
       .backend = "cpu",
       .variant = variant,
       .pack_weight = PackWeightFor<kKernels>,

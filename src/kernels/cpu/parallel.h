@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "base/thread_pool.h"
 #include "kernels/ops.h"
 
 namespace nibble::kernels::cpu {

@@ -16,6 +16,7 @@ size_t NoSampleWorkspace(int, int64_t, int64_t) { return 0; }
 
 const OpTable& RefOps() {
   static const OpTable table = {
+      .device = &HostDevice(),
       .backend = "ref",
       .variant = "scalar",
       .pack_weight = ref::PackWeight,

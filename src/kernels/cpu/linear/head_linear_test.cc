@@ -1,6 +1,7 @@
 // One linear per head: the bits of linear itself, whatever the tokens and the threads; ref agrees.
 #include <gtest/gtest.h>
 
+#include "base/thread_pool.h"
 #include "kernels/cpu/linear/linear_fixture.h"
 
 namespace nibble::kernels {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/thread_pool.h"
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/packed_weight.h"
 #include "kernels/cpu/parallel.h"

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "device/buffer.h"
 #include "kernels/ops.h"
 #include "kernels/tolerance.h"
@@ -203,7 +204,7 @@ class Runner {
             const std::vector<float>& bias, uint16_t* y, float* y_f32) {
     const int64_t m = static_cast<int64_t>(x.size()) / weight.k();
     const size_t bytes = ops_.linear_workspace(m, weight.k());
-    Buffer workspace = std::move(*Buffer::Allocate(bytes));
+    Buffer workspace = std::move(*Buffer::Allocate(bytes, *ops_.device));
     ops_.linear({.pool = &pool_, .workspace = workspace.data(), .workspace_bytes = bytes},
                 {.x = x.data(),
                  .x_stride = weight.k(),

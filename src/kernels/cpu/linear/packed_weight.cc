@@ -7,6 +7,7 @@
 #include <numeric>
 #include <optional>
 
+#include "base/thread_pool.h"
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/weight_check.h"
 #include "numerics/bf16.h"

@@ -1,0 +1,47 @@
+# The CUDA backend: option NIBBLE_CUDA, its targets, and the flags of .cu files.
+#
+# NIBBLE_CUDA_TARGETS names cubins by compute capability. Plain 120 and 121 lack every FP4 instruction and are refused.
+option(NIBBLE_CUDA "Compile the CUDA backend" OFF)
+set(NIBBLE_CUDA_TARGETS "80;89;90a;100a;120f" CACHE STRING "Compute capabilities to compile cubins for")
+
+if(NIBBLE_CUDA)
+  if(NOT CMAKE_CUDA_COMPILER)
+    find_program(NIBBLE_NVCC nvcc PATHS /usr/local/cuda/bin REQUIRED)
+    set(CMAKE_CUDA_COMPILER ${NIBBLE_NVCC})
+  endif()
+  # Targets are given below: this version of CMake does not know 120f.
+  set(CMAKE_CUDA_ARCHITECTURES OFF)
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  enable_language(CUDA)
+  set(CMAKE_CUDA_STANDARD 20)
+  find_path(NIBBLE_CUDA_RUNTIME_INCLUDE cuda_runtime_api.h
+    HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} PATHS /usr/local/cuda/include REQUIRED)
+  find_library(NIBBLE_CUDART libcudart_static.a
+    HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} PATHS /usr/local/cuda/lib64 REQUIRED)
+  set(NIBBLE_CUDA_FLAGS --compress-mode=size -diag-suppress=20012 -Xptxas=-v -Xcompiler=-Wno-unused-parameter)
+  foreach(target IN LISTS NIBBLE_CUDA_TARGETS)
+    if(target MATCHES "^12[01]$")
+      message(FATAL_ERROR "NIBBLE_CUDA_TARGETS has ${target}: it lacks the FP4 instructions; use 120f")
+    endif()
+    list(APPEND NIBBLE_CUDA_FLAGS -gencode=arch=compute_${target},code=sm_${target})
+  endforeach()
+  if(NIBBLE_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${NIBBLE_CCACHE})
+  endif()
+endif()
+
+# What a target with sources in cuda/ folders needs.
+function(nibble_cuda_target NAME)
+  if(NOT NIBBLE_CUDA)
+    return()
+  endif()
+  target_compile_definitions(${NAME} PUBLIC NIBBLE_CUDA=1)
+  set(sources ${ARGN})
+  list(FILTER sources INCLUDE REGEX "/cuda/")
+  if(NOT sources)
+    return()
+  endif()
+  target_include_directories(${NAME} SYSTEM PRIVATE ${NIBBLE_CUDA_RUNTIME_INCLUDE})
+  target_link_libraries(${NAME} PUBLIC ${NIBBLE_CUDART} dl rt Threads::Threads)
+  target_compile_options(${NAME} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:${NIBBLE_CUDA_FLAGS}>")
+endfunction()

@@ -1,0 +1,45 @@
+#include <cstring>
+#include <cstdlib>
+
+#include "device/buffer.h"
+#include "device/cpu.h"
+#include "device/device.h"
+
+namespace nibble {
+namespace {
+
+class Host final : public Device {
+ public:
+  const std::string& name() const override { return name_; }
+  bool host_memory() const override { return true; }
+  void* stream() const override { return nullptr; }
+  Memory memory() const override {
+    const MemoryInfo info = GetMemoryInfo();
+    return {.total_bytes = info.total_bytes, .free_bytes = info.available_bytes};
+  }
+  Result<std::byte*> Allocate(size_t bytes) override { return MapMemory(bytes); }
+  void Free(std::byte* memory, size_t bytes) override { UnmapMemory(memory, bytes); }
+  void Upload(void* to, const void* from, size_t bytes) override { Copy(to, from, bytes); }
+  void Download(void* to, const void* from, size_t bytes) override { Copy(to, from, bytes); }
+  void Copy(void* to, const void* from, size_t bytes) override {
+    if (bytes > 0) std::memmove(to, from, bytes);
+  }
+  void Clear(void* memory, size_t bytes) override {
+    if (bytes > 0) std::memset(memory, 0, bytes);
+  }
+  void Synchronize() override {}
+  std::unique_ptr<DeviceGraph> Record(const std::function<void()>&) override { return nullptr; }
+  std::string failure() const override { return ""; }
+
+ private:
+  const std::string name_ = "cpu";
+};
+
+}  // namespace
+
+Device& HostDevice() {
+  static Host host;
+  return host;
+}
+
+}  // namespace nibble
