@@ -1,5 +1,5 @@
-#include <cstring>
 #include <cstdlib>
+#include <cstring>
 
 #include "device/buffer.h"
 #include "device/cpu.h"

@@ -157,8 +157,8 @@ class Cuda final : public Device {
   // The first error stays: after it the device does nothing any more, whatever is asked of it.
   void Check(cudaError_t error) const {
     if (error != cudaSuccess && failure_.empty())
-      failure_ = fmt::format("{}: {} ({})", name_, cudaGetErrorString(error),
-                             cudaGetErrorName(error));
+      failure_ =
+          fmt::format("{}: {} ({})", name_, cudaGetErrorString(error), cudaGetErrorName(error));
   }
 
   std::string name_;

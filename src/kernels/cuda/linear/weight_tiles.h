@@ -49,7 +49,7 @@ struct WeightTiles {
   int32_t row_tiles = 0;
   int32_t k_tiles = 0;
 
-  NIBBLE_HOST_DEVICE int slices() const { return (k_tiles + kSliceTiles - 1) / kSliceTiles; }
+  NIBBLE_HD int slices() const { return (k_tiles + kSliceTiles - 1) / kSliceTiles; }
 };
 
 }  // namespace nibble::kernels::cuda

@@ -1,0 +1,65 @@
+// Every kernel of the backend is launched here, with programmatic dependent launch: it may start
+// while its predecessor on the stream finishes, and itself calls ptx::WaitForPredecessor() before
+// it reads what that wrote or writes what that reads. Included by .cu files alone.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda {
+
+inline cudaStream_t StreamOf(const OpContext& context) {
+  return static_cast<cudaStream_t>(context.stream);
+}
+
+// Errors surface through Device::failure(). `smem`: dynamic shared memory; above 48 KB the kernel's
+// limit is raised first.
+template <typename... Params, typename... Args>
+void LaunchPdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream,
+               Args&&... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (smem > 48 * 1024) {
+    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                         cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = smem;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...);
+}
+
+// Facts of the current device that launches depend on; read once.
+struct DeviceFacts {
+  int multiprocessors = 0;
+  int major = 0;
+  int minor = 0;
+  int shared_memory_per_block = 0;  // with opt-in
+};
+
+inline const DeviceFacts& CurrentDevice() {
+  static const DeviceFacts facts = [] {
+    DeviceFacts f;
+    int device = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&f.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    cudaDeviceGetAttribute(&f.major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&f.minor, cudaDevAttrComputeCapabilityMinor, device);
+    cudaDeviceGetAttribute(&f.shared_memory_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                           device);
+    return f;
+  }();
+  return facts;
+}
+
+}  // namespace nibble::kernels::cuda
