@@ -14,11 +14,17 @@ if(NIBBLE_CUDA)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 20)
+  # This version of CMake may not know that nvcc speaks C++20 either.
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  endif()
   find_path(NIBBLE_CUDA_RUNTIME_INCLUDE cuda_runtime_api.h
     HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} PATHS /usr/local/cuda/include REQUIRED)
   find_library(NIBBLE_CUDART libcudart_static.a
     HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} PATHS /usr/local/cuda/lib64 REQUIRED)
-  set(NIBBLE_CUDA_FLAGS --compress-mode=size -diag-suppress=20012 -Xptxas=-v -Xcompiler=-Wno-unused-parameter)
+  # fmt 9 knows nothing of nvcc: it is to use constexpr, but no format is checked by consteval (g++ does it).
+  set(NIBBLE_CUDA_FLAGS -DFMT_USE_CONSTEXPR=1 -DFMT_CONSTEVAL= --compress-mode=size -diag-suppress=20012 -Xptxas=-v -Xcompiler=-Wno-unused-parameter)
   foreach(target IN LISTS NIBBLE_CUDA_TARGETS)
     if(target MATCHES "^12[01]$")
       message(FATAL_ERROR "NIBBLE_CUDA_TARGETS has ${target}: it lacks the FP4 instructions; use 120f")
