@@ -1,0 +1,133 @@
+// Hopper's warpgroup MMA: D (64, N) += A (64, 16) B (16, N), BF16 in, FP32 accumulation, sm_90a.
+//
+// A lies in registers: warp w of the warpgroup owns rows 16 w .. 16 w + 15, and its fragments of A
+// and D are those of mma.cuh (D: n / 8 of them side by side). B is in shared memory, N rows of 64
+// BF16 (128 bytes, K contiguous) in the 128-byte swizzle: of row r, the 16-byte chunk c is stored
+// at chunk c ^ (r mod 8). Its groups of 8 rows are 1,024 bytes each, 1,024-byte aligned.
+//
+// The instructions are asynchronous. Registers of A and D must not be touched between Fence and the
+// Wait that retires the group; bits are those of a chain of m16n8k16 (wgmma_test.cc).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/ptx/async_copy.cuh"
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define NIBBLE_HAVE_WGMMA 1
+#endif
+
+#ifdef NIBBLE_HAVE_WGMMA
+
+namespace nibble::kernels::cuda::ptx {
+
+// Before the first of a chain of WgmmaBf16, and after registers of A or D were written.
+__device__ __forceinline__ void WgmmaFence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void WgmmaCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Until at most kPending of the newest groups are under way.
+template <int kPending>
+__device__ __forceinline__ void WgmmaWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Keeps the compiler from moving uses of an accumulator across this point.
+template <int kCount>
+__device__ __forceinline__ void WgmmaPin(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Of columns 0..15 of B; those of atom j are at 2 j more.
+__device__ __forceinline__ uint64_t WgmmaDescriptor(const void* b) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
+  constexpr uint64_t kGroupBytes = uint64_t{1024 >> 4} << 32;
+  constexpr uint64_t kUnusedStride = uint64_t{1} << 16;
+  return kSwizzle128 | kGroupBytes | kUnusedStride | ((SharedAddress(b) & 0x3FFFF) >> 4);
+}
+
+template <int kN>
+__device__ __forceinline__ void WgmmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate);
+
+#define NIBBLE_ACC4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define NIBBLE_ACC16(i) NIBBLE_ACC4(i), NIBBLE_ACC4(i + 4), NIBBLE_ACC4(i + 8), NIBBLE_ACC4(i + 12)
+
+template <>
+__device__ __forceinline__ void WgmmaBf16<8>(float (&d)[4], const uint32_t (&a)[4], uint64_t b,
+                                             bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %9, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, %8, p, 1, 1, 0;}"
+      : NIBBLE_ACC4(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
+__device__ __forceinline__ void WgmmaBf16<32>(float (&d)[16], const uint32_t (&a)[4], uint64_t b,
+                                              bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1, 0;}"
+      : NIBBLE_ACC16(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
+__device__ __forceinline__ void WgmmaBf16<64>(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                              bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
+      : NIBBLE_ACC16(0), NIBBLE_ACC16(16)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
+__device__ __forceinline__ void WgmmaBf16<128>(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
+                                               bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, p, 1, 1, 0;}"
+      : NIBBLE_ACC16(0), NIBBLE_ACC16(16), NIBBLE_ACC16(32), NIBBLE_ACC16(48)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+#undef NIBBLE_ACC16
+#undef NIBBLE_ACC4
+
+// Moves registers of a warpgroup's threads between its roles.
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+}  // namespace nibble::kernels::cuda::ptx
+
+#endif  // NIBBLE_HAVE_WGMMA
