@@ -24,7 +24,7 @@ if(NIBBLE_CUDA)
   find_library(NIBBLE_CUDART libcudart_static.a
     HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} PATHS /usr/local/cuda/lib64 REQUIRED)
   # fmt 9 knows nothing of nvcc: it is to use constexpr, but no format is checked by consteval (g++ does it).
-  set(NIBBLE_CUDA_FLAGS -DFMT_USE_CONSTEXPR=1 -DFMT_CONSTEVAL= --compress-mode=size -diag-suppress=20012 -Xptxas=-v -Xcompiler=-Wno-unused-parameter)
+  set(NIBBLE_CUDA_FLAGS --expt-relaxed-constexpr -DFMT_USE_CONSTEXPR=1 -DFMT_CONSTEVAL= --compress-mode=size -diag-suppress=20012 -Xptxas=-v -Xcompiler=-Wno-unused-parameter)
   foreach(target IN LISTS NIBBLE_CUDA_TARGETS)
     if(target MATCHES "^12[01]$")
       message(FATAL_ERROR "NIBBLE_CUDA_TARGETS has ${target}: it lacks the FP4 instructions; use 120f")

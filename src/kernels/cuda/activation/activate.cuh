@@ -1,0 +1,42 @@
+// The activations of feed-forward blocks, on one pair of FP32 values that are BF16 numbers. Shared
+// by the op and by kernels that fuse it.
+#pragma once
+
+#include "kernels/cuda/ptx/convert.cuh"
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda {
+
+// x σ(y). Where e^-y overflows the quotient is 0, as it should be.
+__device__ __forceinline__ float TimesSigmoid(float x, float y) {
+  return __fdividef(x, 1.0f + __expf(-y));
+}
+
+// 0.5 x (1 + tanh(z)) = x σ(2 z), which does not cancel.
+__device__ __forceinline__ float GeluTanh(float x) {
+  constexpr float kTwoSqrt2OverPi = 1.59576912160573071176f;
+  return TimesSigmoid(x, kTwoSqrt2OverPi * fmaf(0.044715f * x * x, x, x));
+}
+
+// Comparisons are written so that NaN stays NaN. Not rounded yet.
+__device__ __forceinline__ float Activate(const Activation& activation, float gate, float up) {
+  switch (activation.kind) {
+    case ActivationKind::kSilu:
+      return ptx::RoundBf16(TimesSigmoid(gate, gate)) * up;
+    case ActivationKind::kGeluTanh:
+      return ptx::RoundBf16(GeluTanh(gate)) * up;
+    case ActivationKind::kClampedSilu: {
+      const float limit = activation.limit;
+      const float g = limit < gate ? limit : gate;
+      const float u = up < -limit ? -limit : limit < up ? limit : up;
+      return (u + 1.0f) * TimesSigmoid(g, activation.alpha * g);
+    }
+    case ActivationKind::kSquaredRelu: {
+      const float positive = gate < 0.0f ? 0.0f : gate;
+      return positive * positive;
+    }
+  }
+  return 0.0f;
+}
+
+}  // namespace nibble::kernels::cuda

@@ -1,0 +1,12 @@
+// Between the projections of an attention and its scores: q/k norm, rotation, the write of keys and
+// values into the cache.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda {
+
+void RopeAndCache(const OpContext& context, const RopeAndCacheParams& params);
+void MlaRopeAndCache(const OpContext& context, const MlaRopeAndCacheParams& params);
+
+}  // namespace nibble::kernels::cuda
