@@ -12,7 +12,15 @@
 //   4-bit codes   one vector: row g, then row g + 8
 //   8-bit codes   two: row g; row g + 8
 //   BF16          four: row g, columns 0..7 and 8..15 of the block; row g + 8, the same
-// After the codes of all k-tiles of a slice come its block scales, if the format has them.
+// The order of the codes inside a row's 8 or 16 bytes: fragments.cuh. After the codes of all
+// k-tiles of a slice come its block scales, ScaleBytes() of them even where the slice is short:
+//   NVFP4            8 bytes per lane: k-tile 0, rows g and g + 8, k-tile 1, ...
+//   MXFP4, MXFP8     the same for every pair of lanes, which share a block of 32 columns
+//   column groups    FP32, (256 / group_columns, 16 rows); INT4 and INT8: then zero points, a byte
+//                    each, (256 / group_columns, 16)
+//
+// Weights wider than BF16 are exact sums of BF16 planes, two for F16 and three for F32, side by
+// side along K: their k_tiles are planes * x_tiles, and k-tile t meets x's k-tile t mod x_tiles.
 //
 // As the A operand of an m16n8k16 MMA, atom j (0..3) of a k-tile takes columns 4 j .. 4 j + 3 of
 // every lane's block: a0 = row g, columns 4 j, 4 j + 1; a1 = row g + 8, the same; a2 = row g,
@@ -22,9 +30,10 @@
 //
 // The order of summation, the same for every number of tokens: from zero, the atoms of a slice in
 // ascending order by one chain of MMAs; then slice sums in FP32, ascending. Formats whose group
-// scales are not exact in BF16 (INT4, INT8, FP8 with column blocks) end the chain at each group
-// border and add scale * group sum to the slice's sum by one FMA, ascending. The finished sum times
-// row_scales[n], plus bias[n], in FP32.
+// scales are not exact in BF16 (group_columns > 0) end the chain at each group border and add
+// scale * group sum to the slice's sum (from zero) by one FMA, ascending; groups of 32 columns take
+// the lanes q < 2 of a k-tile's four atoms first, then the others, with zeros in place of the rest.
+// The finished sum times row_scales[n], plus bias[n], in FP32.
 #pragma once
 
 #include <cstddef>
@@ -39,6 +48,55 @@ inline constexpr int kTileColumns = 64;
 inline constexpr int kSliceTiles = 4;
 inline constexpr int kSliceColumns = kSliceTiles * kTileColumns;
 
+// What kernels tell apart. BF16 holds F16 and F32, too, as planes.
+enum class TileFormat : uint8_t {
+  kNvfp4,
+  kMxfp4,
+  kBf16,
+  kFp8,        // scales per tensor or row: in row_scales
+  kMxfp8,      // E8M0 scales of 32 columns
+  kFp8Groups,  // other scales along K
+  kInt4,
+  kInt8,
+};
+
+// Of the codes of one k-tile.
+NIBBLE_HD constexpr int CodeBytes(TileFormat format) {
+  switch (format) {
+    case TileFormat::kNvfp4:
+    case TileFormat::kMxfp4:
+    case TileFormat::kInt4:
+      return kTileRows * kTileColumns / 2;
+    case TileFormat::kBf16:
+      return kTileRows * kTileColumns * 2;
+    default:
+      return kTileRows * kTileColumns;
+  }
+}
+
+NIBBLE_HD constexpr bool HasGroups(TileFormat format) {
+  return format == TileFormat::kFp8Groups || format == TileFormat::kInt4 ||
+         format == TileFormat::kInt8;
+}
+
+// Of the scales of one slice: a multiple of 16.
+NIBBLE_HD constexpr int ScaleBytes(TileFormat format, int group_columns) {
+  switch (format) {
+    case TileFormat::kNvfp4:
+      return 256;
+    case TileFormat::kMxfp4:
+    case TileFormat::kMxfp8:
+      return 128;
+    case TileFormat::kFp8Groups:
+      return kSliceColumns / group_columns * kTileRows * 4;
+    case TileFormat::kInt4:
+    case TileFormat::kInt8:
+      return kSliceColumns / group_columns * kTileRows * 5;
+    default:
+      return 0;
+  }
+}
+
 // Handed to kernels by value.
 struct WeightTiles {
   const std::byte* data = nullptr;    // (row_tiles) of row_tile_bytes each
@@ -47,9 +105,21 @@ struct WeightTiles {
   int32_t n = 0;  // as stored
   int32_t k = 0;
   int32_t row_tiles = 0;
-  int32_t k_tiles = 0;
+  int32_t k_tiles = 0;        // of all planes
+  int32_t x_tiles = 0;        // ⌈k / 64⌉
+  int32_t group_columns = 0;  // 32, 64, 128 or 256 where HasGroups(format)
+  TileFormat format = TileFormat::kBf16;
 
   NIBBLE_HD int slices() const { return (k_tiles + kSliceTiles - 1) / kSliceTiles; }
+  // k-tiles of one slice.
+  NIBBLE_HD int tiles_of(int slice) const {
+    const int left = k_tiles - slice * kSliceTiles;
+    return left < kSliceTiles ? left : kSliceTiles;
+  }
+  // Bytes from one slice of a row tile to the next.
+  NIBBLE_HD int slice_stride() const {
+    return kSliceTiles * CodeBytes(format) + ScaleBytes(format, group_columns);
+  }
 };
 
 }  // namespace nibble::kernels::cuda
