@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <optional>
@@ -38,13 +39,30 @@ Result<KvFormat> ParseKvFormat(const std::string& name) {
   return Fail(Code::kInvalidArgument, "--kv-cache-dtype {}: expected auto, bf16 or fp8", name);
 }
 
-Status CheckDevice(const std::string& device) {
-  if (device == "auto" || device == "cpu") return {};
-  if (device == "cuda") {
-    return Fail(Code::kUnsupported,
-                "--device cuda: this build has no CUDA kernels; use --device cpu");
+// --device auto, cpu, cuda or cuda:N. auto: the first GPU, if there is one that can be used.
+Result<const kernels::OpTable*> ChooseOps(const std::string& device) {
+  if (device == "cpu") return &kernels::CpuOps();
+  if (device == "auto") {
+    const auto ops = kernels::CudaOps();
+    if (ops) return *ops;
+    LogInfo("{}", ops.error().message());
+    return &kernels::CpuOps();
   }
-  return Fail(Code::kInvalidArgument, "--device {}: expected auto, cpu or cuda", device);
+  int index = 0;
+  if (device != "cuda") {
+    const std::string_view number =
+        device.starts_with("cuda:") ? std::string_view(device).substr(5) : std::string_view();
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), index);
+    if (number.empty() || error != std::errc() || end != number.data() + number.size()) {
+      return Fail(Code::kInvalidArgument, "--device {}: expected auto, cpu, cuda or cuda:N",
+                  device);
+    }
+  }
+  const auto ops = kernels::CudaOps(index);
+  if (!ops)
+    return Fail(Code::kUnsupported, "--device {}: {}; use --device cpu", device,
+                ops.error().message());
+  return *ops;
 }
 
 // A file that a checkpoint need not have.
@@ -101,8 +119,12 @@ void PrintSummary(const LoadedModel& model, const kernels::OpTable& ops) {
   const models::ModelInfo& info = model.engine->model_info();
   LogInfo("{}: {}; {} of weights", info.architecture, info.weight_summary,
           FormatBytes(static_cast<double>(info.weight_bytes)));
-  LogInfo("kernels: {} {}, activations {}, {} threads ({})", ops.backend, ops.variant,
-          model.activations, model.pool->threads(), GetCpuInfo().model);
+  if (ops.device->host_memory()) {
+    LogInfo("kernels: {} {}, activations {}, {} threads ({})", ops.backend, ops.variant,
+            model.activations, model.pool->threads(), GetCpuInfo().model);
+  } else {
+    LogInfo("kernels: {} {}, on {}", ops.backend, ops.variant, ops.device->name());
+  }
   LogInfo(
       "{:.1f} MB read per token; memory reads at {:.1f} GB/s: at most {:.0f} tokens/s for one "
       "request",
@@ -168,7 +190,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   const auto tell = [&](std::string_view name, double fraction) {
     if (stage) stage(name, fraction);
   };
-  NIBBLE_TRY(CheckDevice(options.device));
+  NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(options.device));
   NIBBLE_ASSIGN(const ActivationFormat activations, ParseActivations(options.activations));
   NIBBLE_ASSIGN(const KvFormat kv_format, ParseKvFormat(options.kv_cache_dtype));
 
@@ -199,22 +221,30 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
     if (std::ranges::find(stop_ids, id) == stop_ids.end()) stop_ids.push_back(id);
   }
 
+  if (observer != nullptr && !ops->device->host_memory()) {
+    return Fail(Code::kUnsupported,
+                "--device {}: calibration reads activations on the host; use "
+                "--device cpu",
+                options.device);
+  }
   loaded.activations = activations == ActivationFormat::kInt8 ? "int8" : "bf16";
   tell("measuring memory", 0);
-  loaded.read_bandwidth = MeasureReadBandwidth(*loaded.pool, int64_t{1} << 28);
+  loaded.read_bandwidth = ops->read_bandwidth != nullptr
+                              ? ops->read_bandwidth()
+                              : MeasureReadBandwidth(*loaded.pool, int64_t{1} << 28);
 
   std::unique_ptr<models::Model> model;
   {
     tell("loading weights", 0);
     Progress progress("loading weights", StoredBytes(*checkpoint));
-    NIBBLE_ASSIGN(model, models::LoadModel(*checkpoint, {.pool = loaded.pool.get(),
+    NIBBLE_ASSIGN(model, models::LoadModel(*checkpoint, {.ops = ops,
+                                                         .pool = loaded.pool.get(),
                                                          .activations = activations,
                                                          .max_positions = options.max_model_len,
                                                          .progress = &progress,
                                                          .observer = observer}));
   }
   tell("planning memory", 1);
-  const kernels::OpTable& ops = model->ops();
   NIBBLE_ASSIGN(loaded.engine,
                 engine::Engine::Create(std::move(model), std::move(tokenizer),
                                        {.max_model_len = options.max_model_len,
@@ -228,7 +258,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                                         .prefix_cache = options.prefix_caching,
                                         .eos_token_ids = stop_ids,
                                         .pool = loaded.pool.get()}));
-  PrintSummary(loaded, ops);
+  PrintSummary(loaded, *ops);
   return loaded;
 }
 

@@ -50,11 +50,12 @@ class QuietModel : public models::Model {
     info_.vocab_size = 8;
     info_.max_positions = 4096;
     info_.kv = {{.kv_heads = 1, .head_dim = 8}};
+    ops_.device = &HostDevice();
     ops_.sample = &SampleOne;
   }
   const models::ModelInfo& info() const override { return info_; }
-  int64_t ActivationBytes(int64_t, int64_t) const override { return 0; }
-  Status Prepare(int64_t, int64_t) override { return {}; }
+  int64_t ActivationBytes(const models::MaxStep&) const override { return 0; }
+  Status Prepare(const models::MaxStep&) override { return {}; }
   const float* Forward(const models::Batch&, const models::KvPool&) override { return logits_; }
   const kernels::OpTable& ops() const override { return ops_; }
 

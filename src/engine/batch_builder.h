@@ -19,6 +19,10 @@ struct StepLimits {
   int64_t max_pages = 0;        // of one sequence
   int64_t max_prompt_rows = 0;  // for prompt log-probabilities
   int64_t max_rows() const { return max_sequences + max_prompt_rows; }  // R
+  models::MaxStep max_step() const {
+    return {
+        .tokens = max_tokens, .rows = max_rows(), .sequences = max_sequences, .pages = max_pages};
+  }
 };
 
 // Row r of the logits belongs to the token at `position` of `sequence`. `sample`: the next token is

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <random>
+#include <stdexcept>
 #include <utility>
 
 namespace nibble::engine {
@@ -42,9 +43,10 @@ Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
                                                      .max_rows = setup.limits.max_rows(),
                                                      .max_top_logprobs = options.max_logprobs,
                                                      .pool = options.pool}));
-  NIBBLE_ASSIGN(auto pool, models::KvPool::Create(info, options.kv_format, options.page_size,
-                                                  setup.plan.kv_tokens / options.page_size,
-                                                  setup.plan.state_slots()));
+  NIBBLE_ASSIGN(auto pool,
+                models::KvPool::Create(info, options.kv_format, options.page_size,
+                                       setup.plan.kv_tokens / options.page_size,
+                                       setup.plan.state_slots(), *setup.model->ops().device));
   return std::unique_ptr<Core>(new Core(std::move(setup), std::move(pool), std::move(sampler)));
 }
 
@@ -94,16 +96,16 @@ void Core::Step() {
   if (batch_.tokens() > 0) {
     ++stats_.steps;
     stats_.iteration_tokens_total.Observe(static_cast<double>(batch_.tokens()));
-    const float* logits = setup_.model->Forward(batch_.Finish(), pool_);
+    logits_ = setup_.model->Forward(batch_.Finish(), pool_);
     for (Sequence* sequence : stepped_) {
       IndexFullPages(*sequence);
       TakeSnapshot(*sequence);
     }
-    if (!batch_.rows().empty()) sampler_->Run(logits, batch_.rows());
+    if (!batch_.rows().empty()) sampler_->Run(logits_, batch_.rows());
+    if (const std::string reason = setup_.model->ops().device->failure(); !reason.empty())
+      throw std::runtime_error(reason);
     const Clock::time_point now = setup_.now();
-    const auto vocab = static_cast<size_t>(setup_.model->info().vocab_size);
-    for (size_t row = 0; row < batch_.rows().size(); ++row)
-      UseRow(row, {logits + row * vocab, vocab}, now);
+    for (size_t row = 0; row < batch_.rows().size(); ++row) UseRow(row, now);
     for (Sequence* sequence : stepped_) {
       // A prompt that is only scored has no row to sample from: it is done when it is computed.
       if (sequence->state == Sequence::State::kRunning && sequence->remaining() == 0 &&
@@ -118,6 +120,16 @@ void Core::Step() {
   stats_.waiting = static_cast<int64_t>(waiting_.size());
   stats_.kv_usage = static_cast<double>(cache_.pages() - cache_.available()) /
                     static_cast<double>(cache_.pages());
+}
+
+std::span<const float> Core::HostLogits(size_t row) {
+  const auto vocab = static_cast<size_t>(setup_.model->info().vocab_size);
+  const float* logits = logits_ + row * vocab;
+  Device& device = *setup_.model->ops().device;
+  if (device.host_memory()) return {logits, vocab};
+  host_logits_.resize(vocab);
+  device.Download(host_logits_.data(), logits, vocab * sizeof(float));
+  return host_logits_;
 }
 
 void Core::FailAll(const Error& error) {

@@ -94,11 +94,14 @@ class Core {
   void Fail(ActiveRequest& request, const Error& error);
   void Drop(ActiveRequest& request, FinishReason counted_as);
 
+  // (V): of this step's row. Valid until the next call.
+  std::span<const float> HostLogits(size_t row);
+
   // After the forward pass (core_output.cc).
   void IndexFullPages(Sequence& sequence);
-  void UseRow(size_t row, std::span<const float> logits, Clock::time_point now);
+  void UseRow(size_t row, Clock::time_point now);
   void CompletePrompt(Sequence& sequence);
-  void Append(Sequence& sequence, size_t row, std::span<const float> logits, Clock::time_point now);
+  void Append(Sequence& sequence, size_t row, Clock::time_point now);
   void Emit(Sequence& sequence, std::string text);
   void Finish(Sequence& sequence, DoneEvent done, Clock::time_point now);
   void ObserveToken(Sequence& sequence, Clock::time_point now);
@@ -125,6 +128,8 @@ class Core {
   std::vector<Sequence*> stepped_;   // of this step's chunks
   std::vector<int64_t> stepped_to_;  // their computed tokens after it
   std::vector<int32_t> shared_;      // pages found by FindSharedPages
+  const float* logits_ = nullptr;    // (R, V) of the step, on the model's device
+  std::vector<float> host_logits_;   // (V)
   uint64_t arrivals_ = 0;
   uint64_t step_ = 0;
 };

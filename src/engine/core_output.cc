@@ -18,18 +18,18 @@ bool Contains(const std::vector<int32_t>& tokens, int32_t token) {
 
 }  // namespace
 
-// logits (V): of this row.
-void Core::UseRow(size_t row, std::span<const float> logits, Clock::time_point now) {
+void Core::UseRow(size_t row, Clock::time_point now) {
   const LogitsRow& use = batch_.rows()[row];
   if (use.sample) {
     if (use.sequence->choice == 0 && use.sequence->generated() == 0) CompletePrompt(*use.sequence);
-    Append(*use.sequence, row, logits, now);
+    Append(*use.sequence, row, now);
     return;
   }
   ActiveRequest& request = use.sequence->request;
   request.prompt_logprobs[use.position + 1] = sampler_->logprob(row);
   request.prompt_rows_done = use.position + 1;
-  if (request.request.on_prompt_logits) request.request.on_prompt_logits(use.position, logits);
+  if (request.request.on_prompt_logits)
+    request.request.on_prompt_logits(use.position, HostLogits(row));
 }
 
 void Core::IndexFullPages(Sequence& sequence) {
@@ -63,8 +63,7 @@ void Core::CompletePrompt(Sequence& sequence) {
         request.choices.emplace_back(request, choice, sequence.order + choice, setup_.tokenizer));
 }
 
-void Core::Append(Sequence& sequence, size_t row, std::span<const float> logits,
-                  Clock::time_point now) {
+void Core::Append(Sequence& sequence, size_t row, Clock::time_point now) {
   const ActiveRequest& request = sequence.request;
   const SamplingParams& p = request.request.sampling;
   const int32_t token = sampler_->token(row);
@@ -95,7 +94,7 @@ void Core::Append(Sequence& sequence, size_t row, std::span<const float> logits,
   Emit(sequence, sequence.text.TakeAll());
   done.stop_string = sequence.text.stop_string();
   done.reason = ends_by_token || !goes_on ? FinishReason::kStop : FinishReason::kLength;
-  done.logits_hash = HashLogits(logits);
+  done.logits_hash = HashLogits(HostLogits(row));
   Finish(sequence, std::move(done), now);
 }
 

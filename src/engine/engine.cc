@@ -240,18 +240,17 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<models::Model> mo
                                   .max_rows = limits.max_rows(),
                                   .max_top_logprobs = options.max_logprobs,
                                   .pool = options.pool};
-  NIBBLE_ASSIGN(
-      MemoryPlan plan,
-      PlanMemory({.available_bytes = GetMemoryInfo().available_bytes,
-                  .weight_bytes = info.weight_bytes,
-                  .activation_bytes = model->ActivationBytes(limits.max_tokens, limits.max_rows()) +
-                                      Sampler::Bytes(model->ops(), sampling),
-                  .kv_bytes_per_token = models::KvBytesPerToken(info, options.kv_format),
-                  .state_bytes = models::StateBytes(info),
-                  .max_positions = info.max_positions},
-                 options));
+  NIBBLE_ASSIGN(MemoryPlan plan,
+                PlanMemory({.available_bytes = model->ops().device->memory().free_bytes,
+                            .weight_bytes = info.weight_bytes,
+                            .activation_bytes = model->ActivationBytes(limits.max_step()) +
+                                                Sampler::Bytes(model->ops(), sampling),
+                            .kv_bytes_per_token = models::KvBytesPerToken(info, options.kv_format),
+                            .state_bytes = models::StateBytes(info),
+                            .max_positions = info.max_positions},
+                           options));
   limits = MakeStepLimits(options, plan.max_model_len);
-  NIBBLE_TRY(model->Prepare(limits.max_tokens, limits.max_rows()));
+  NIBBLE_TRY(model->Prepare(limits.max_step()));
   NIBBLE_ASSIGN(auto core, Core::Create({.model = model.get(),
                                          .tokenizer = tokenizer.get(),
                                          .options = options,

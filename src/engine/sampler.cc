@@ -24,7 +24,7 @@ Result<std::unique_ptr<Sampler>> Sampler::Create(const kernels::OpTable& ops,
   std::unique_ptr<Sampler> sampler(new Sampler(ops, options));
   if (ops.sample_workspace != nullptr) {
     const size_t bytes = ops.sample_workspace(Threads(options), options.max_rows, options.vocab);
-    NIBBLE_ASSIGN(sampler->workspace_, Buffer::Allocate(bytes));
+    NIBBLE_ASSIGN(sampler->workspace_, Buffer::Allocate(bytes, *ops.device));
   }
   return sampler;
 }
@@ -60,6 +60,7 @@ void Sampler::Run(const float* logits, std::span<const LogitsRow> rows) {
   }
   const kernels::OpContext context{
       .pool = options_.pool == nullptr ? own_pool_.get() : options_.pool,
+      .stream = ops_.device->stream(),
       .workspace = workspace_.data(),
       .workspace_bytes = workspace_.size()};
   ops_.sample(context, {.logits = logits,

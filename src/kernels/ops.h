@@ -538,6 +538,10 @@ struct OpTable {
   std::string_view
       variant;  // "avx512", "avx2", "neon", "generic": which kernels were chosen, for `doctor`
 
+  // Measured, in bytes per second: what decoding cannot outrun. Null: of the host's memory
+  // (MeasureReadBandwidth).
+  double (*read_bandwidth)() = nullptr;
+
   Result<std::unique_ptr<PackedWeight>> (*pack_weight)(const PackParams&) = nullptr;
   size_t (*linear_workspace)(int64_t max_m, int64_t max_k) = nullptr;
   void (*linear)(const OpContext&, const LinearParams&) = nullptr;

@@ -54,7 +54,7 @@ class DraftTest : public ::testing::TestWithParam<Case> {
   std::unique_ptr<Model> Load(const kernels::OpTable& ops = kernels::CpuOps()) {
     auto model = LoadModel(*Checkpoint(), {.ops = &ops, .pool = &pool_, .draft = true});
     EXPECT_TRUE(model) << model.error().message();
-    EXPECT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+    EXPECT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
     return std::move(*model);
   }
 
@@ -205,7 +205,7 @@ TEST_P(DraftTest, TwoRanksMatchOne) {
                                   .tp = {.comm = ranks[rank].get(), .rank = rank, .size = 2},
                                   .draft = true});
       NIBBLE_CHECK(model, "{}", model.error().message());
-      NIBBLE_CHECK((*model)->Prepare(kMaxStep, kMaxStep), "Prepare");
+      NIBBLE_CHECK((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}), "Prepare");
       KvPool share = Pool(**model);
       Run(**model, share, shares[rank], 17);
     });

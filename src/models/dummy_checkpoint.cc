@@ -117,7 +117,7 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
     AddWide(name, v, d);
   }
 
-  void VisitVector(const std::string& name, int64_t n, std::vector<float>*, int64_t,
+  void VisitVector(const std::string& name, int64_t n, Resident<float>*, int64_t,
                    const std::vector<RowRange>&) override {
     if (listed_.insert(name).second) Add(name, DType::kBF16, {n}, Floats(DType::kBF16, 1.0, 0.2));
   }

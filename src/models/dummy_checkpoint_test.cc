@@ -111,7 +111,7 @@ TEST_P(DummyFormats, AreTheConfigsAndGiveFiniteLogits) {
   ThreadPool pool(1);
   const auto model = LoadModel(dummy, {.pool = &pool});
   ASSERT_TRUE(model) << model.error().message();
-  ASSERT_TRUE((*model)->Prepare(64, 64));
+  ASSERT_TRUE((*model)->Prepare({.tokens = 64, .rows = 64}));
   auto kv = KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 4, 1);
   RunnerSequence sequence{.tokens = std::vector<int32_t>(40), .pages = {0, 1, 2, 3}};
   std::iota(sequence.tokens.begin(), sequence.tokens.end(), 3);

@@ -102,7 +102,7 @@ void CheckAgainstGolden(const Case& test) {
   auto model = LoadModel(**checkpoint,
                          {.pool = &threads, .activations = test.activations, .max_positions = 512});
   ASSERT_TRUE(model) << model.error().message();
-  ASSERT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+  ASSERT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
 
   auto text = ReadFile(test.golden.string());
   ASSERT_TRUE(text) << text.error().message();
@@ -161,7 +161,7 @@ void CheckDraftAgainstGolden(const Case& test) {
       {.pool = &threads, .activations = test.activations, .max_positions = 512, .draft = true});
   ASSERT_TRUE(model) << model.error().message();
   ASSERT_TRUE((*model)->has_draft());
-  ASSERT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+  ASSERT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
   auto text = ReadFile(test.golden.string());
   ASSERT_TRUE(text) << text.error().message();
   const boost::json::value golden = boost::json::parse(*text);

@@ -1,4 +1,3 @@
-#include <cstring>
 #include <numeric>
 #include <span>
 
@@ -30,18 +29,19 @@ int64_t SectionBytes::total() const {
 }
 
 Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, int32_t page_size,
-                              int64_t pages, int64_t state_slots) {
+                              int64_t pages, int64_t state_slots, Device& device) {
   NIBBLE_CHECK(page_size >= 16 && page_size <= 256 && (page_size & (page_size - 1)) == 0,
                "page_size {}", page_size);
   KvPool pool;
+  pool.device_ = &device;
   pool.pages_ = pages;
   pool.page_size_ = page_size;
   pool.page_bytes_ = KvBytesPerToken(info, format) * page_size;
   pool.state_slots_ = state_slots;
   pool.state_bytes_ = StateBytes(info);
   const int64_t page_memory = RoundUpToLine(pool.page_bytes_ * pages);
-  NIBBLE_ASSIGN(pool.memory_, Buffer::Allocate(static_cast<size_t>(page_memory + pool.state_bytes_ *
-                                                                                     state_slots)));
+  const int64_t bytes = page_memory + pool.state_bytes_ * state_slots;
+  NIBBLE_ASSIGN(pool.memory_, Buffer::Allocate(static_cast<size_t>(bytes), device));
   std::byte* next = pool.memory_.data();
   for (const KvSpec& spec : info.kv) {
     const int64_t half = int64_t{spec.kv_heads} * spec.head_dim * page_size * pages *
@@ -87,7 +87,7 @@ void KvPool::SavePage(int64_t page, std::byte* out) const {
   for (const kernels::KvLayerView& layer : layers_) {
     const int64_t bytes = HalfPageBytes(layer);
     for (const std::byte* half : Halves(layer)) {
-      std::memcpy(out, half + page * bytes, bytes);
+      device_->Download(out, half + page * bytes, bytes);
       out += bytes;
     }
   }
@@ -97,22 +97,22 @@ void KvPool::LoadPage(int64_t page, const std::byte* in) {
   for (const kernels::KvLayerView& layer : layers_) {
     const int64_t bytes = HalfPageBytes(layer);
     for (std::byte* half : Halves(layer)) {
-      std::memcpy(half + page * bytes, in, bytes);
+      device_->Upload(half + page * bytes, in, bytes);
       in += bytes;
     }
   }
 }
 
 void KvPool::CopyState(int64_t from, int64_t to) {
-  std::memcpy(StateSlot(to), StateSlot(from), state_bytes_);
+  device_->Copy(StateSlot(to), StateSlot(from), state_bytes_);
 }
 
 void KvPool::SaveState(int64_t slot, std::byte* out) const {
-  std::memcpy(out, StateSlot(slot), state_bytes_);
+  device_->Download(out, StateSlot(slot), state_bytes_);
 }
 
 void KvPool::LoadState(int64_t slot, const std::byte* in) {
-  std::memcpy(StateSlot(slot), in, state_bytes_);
+  device_->Upload(StateSlot(slot), in, state_bytes_);
 }
 
 }  // namespace nibble::models

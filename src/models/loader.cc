@@ -223,7 +223,7 @@ class Describer : public TableWalk {
     CountLinear(WithoutWeightSuffix(name), v, d, tied_head ? 1.0 : 1.0 / static_cast<double>(v));
   }
 
-  void VisitVector(const std::string& name, int64_t n, std::vector<float>*, int64_t width,
+  void VisitVector(const std::string& name, int64_t n, Resident<float>*, int64_t width,
                    const std::vector<RowRange>& rows) override {
     Use(name);
     const TensorEntry* entry = checkpoint_.Find(name);
@@ -316,13 +316,13 @@ class Loader : public TableWalk {
                      {.share = share, .gather_rows = true}, out));
   }
 
-  void VisitVector(const std::string& name, int64_t n, std::vector<float>* out, int64_t width,
+  void VisitVector(const std::string& name, int64_t n, Resident<float>* out, int64_t width,
                    const std::vector<RowRange>& rows) override {
     if (!status_) return;
     Use(name);
     auto values = ReadFloats(checkpoint_, name, n);
     if (!values) return Fail(values.error());
-    *out = TakeRows(std::move(*values), width, rows);
+    Check(out->Assign(TakeRows(std::move(*values), width, rows), *ops_.device));
     CountVector(static_cast<int64_t>(out->size()));
     Advance(name);
   }
@@ -408,6 +408,7 @@ class Loader : public TableWalk {
   Status LoadExpert(const ExpertsSpec& spec, int64_t expert,
                     const std::vector<Projection>& projections, Linear* out) {
     std::vector<LinearData> stack;
+    std::vector<float> bias;
     for (const Projection& p : projections) {
       LetHear(checkpoint_.ExpertModule(spec.prefix, expert, p.name), out);
       NIBBLE_ASSIGN(LinearData data,
@@ -415,19 +416,21 @@ class Loader : public TableWalk {
       if (options_.progress != nullptr)
         options_.progress->Advance(data.view.data_bytes() + data.view.scale_bytes());
       stack.push_back(std::move(data));
-      if (spec.bias) NIBBLE_TRY(LoadExpertBias(spec, expert, p, out));
+      if (spec.bias) NIBBLE_TRY(AppendExpertBias(spec, expert, p, &bias));
     }
+    if (spec.bias) NIBBLE_TRY(out->bias.Assign(std::move(bias), *ops_.device));
     return PackStack(stack, {.share = ExpertShare(spec)}, out);
   }
 
-  Status LoadExpertBias(const ExpertsSpec& spec, int64_t expert, const Projection& p, Linear* out) {
+  Status AppendExpertBias(const ExpertsSpec& spec, int64_t expert, const Projection& p,
+                          std::vector<float>* out) {
     NIBBLE_ASSIGN(const std::vector<float> bias,
                   checkpoint_.ReadExpertBias(spec.prefix, expert, p.name, p.n, spec.layout));
     if (bias.empty()) {
       return nibble::Fail(Code::kNotFound, "{}: tensor {}.{}.{}.bias is missing, stacked or alone",
                           checkpoint_.path(), spec.prefix, expert, p.name);
     }
-    out->bias.insert(out->bias.end(), bias.begin(), bias.end());
+    out->insert(out->end(), bias.begin(), bias.end());
     CountVector(p.n, ExpertShare(spec));
     return {};
   }
@@ -521,7 +524,7 @@ class Loader : public TableWalk {
       Advance(name);
       any = true;
     }
-    if (any) out->bias = std::move(values);
+    if (any) NIBBLE_TRY(out->bias.Assign(std::move(values), *ops_.device));
     return {};
   }
 
@@ -555,6 +558,10 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
     NIBBLE_ASSIGN(model, BuildModel(checkpoint.config(), {.tp = options.tp}));
   }
   NIBBLE_TRY(CheckOps(*model, ops));
+  if (options.tp.active() && !ops.device->host_memory()) {
+    return nibble::Fail(Code::kUnsupported, "tensor parallelism over {} is not there yet",
+                        ops.device->name());
+  }
   Loader loader(checkpoint, ops, options);
   model->VisitWeights(loader);
   NIBBLE_TRY(loader.status());

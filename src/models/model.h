@@ -69,6 +69,7 @@ struct ModelInfo {
   // LongRoPE: a sequence longer than this uses other frequencies than a shorter one, so its cache
   // must be computed anew when it crosses. 0: no such border.
   int64_t rope_border = 0;
+  int64_t rope_long_rows = 0;          // where the rope table's rows for longer sequences begin
   std::vector<std::string> left_over;  // DescribeModel: tensors that the model does not know
   std::string weight_summary;          // "210 nvfp4, 2 bf16": tensors by format, for the start line
 };
@@ -89,7 +90,8 @@ struct StateLayer {
 class KvPool {
  public:
   static Result<KvPool> Create(const ModelInfo& info, kernels::KvFormat format, int32_t page_size,
-                               int64_t pages, int64_t state_slots = 0);
+                               int64_t pages, int64_t state_slots = 0,
+                               Device& device = HostDevice());
 
   // index into ModelInfo.kv and ModelInfo.state.
   kernels::KvLayerView layer(int64_t index) const { return layers_[index]; }
@@ -113,6 +115,7 @@ class KvPool {
  private:
   std::byte* StateSlot(int64_t slot) const { return state_base_ + slot * state_bytes_; }
 
+  Device* device_ = nullptr;
   Buffer memory_;
   std::vector<StateLayer> states_;
   std::byte* state_base_ = nullptr;  // (slots, state_bytes)
@@ -142,19 +145,27 @@ struct Batch {
   std::span<const uint8_t> rope_sets;
 };
 
+// The largest step that a model is prepared for.
+struct MaxStep {
+  int64_t tokens = 0;     // T
+  int64_t rows = 0;       // R: logits rows
+  int64_t sequences = 0;  // B; 0: as many as tokens
+  int64_t pages = 0;      // of one sequence; 0: few
+};
+
 class Model {
  public:
   virtual ~Model() = default;
   virtual const ModelInfo& info() const = 0;
 
-  // Memory for activations and op workspaces of a step of at most max_tokens with max_rows logits
-  // rows.
-  virtual int64_t ActivationBytes(int64_t max_tokens, int64_t max_rows) const = 0;
+  // Memory for activations and op workspaces of a step.
+  virtual int64_t ActivationBytes(const MaxStep& max) const = 0;
   // Makes that memory. Called once, before the first Forward.
-  virtual Status Prepare(int64_t max_tokens, int64_t max_rows) = 0;
+  virtual Status Prepare(const MaxStep& max) = 0;
 
-  // Computes the step, writes its k and v into the pool, and the wanted logits rows, (R, V) FP32.
-  // Allocates nothing. Returns a pointer that stays valid until the next call.
+  // Computes the step, writes its k and v into the pool, and the wanted logits rows, (R, V) FP32,
+  // on the device of ops(). Allocates nothing but, on GPUs, a recording per new shape of a step.
+  // Returns a pointer that stays valid until the next call; the step may still be under way.
   virtual const float* Forward(const Batch& batch, const KvPool& kv) = 0;
 
   // ---- The draft head of a checkpoint with an MTP module, if LoadOptions.draft asked for it.

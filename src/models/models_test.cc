@@ -66,7 +66,7 @@ class ModelsTest : public ::testing::TestWithParam<Case> {
     auto model = LoadModel(*Checkpoint(),
                            {.ops = &ops, .pool = pool, .activations = GetParam().activations});
     EXPECT_TRUE(model) << model.error().message();
-    EXPECT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+    EXPECT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
     return std::move(*model);
   }
 
@@ -305,7 +305,7 @@ TEST_P(ModelsTest, AnObserverHearsTheInputsOfLinears) {
   auto model = LoadModel(
       *checkpoint, {.pool = &pool_, .activations = GetParam().activations, .observer = &recorder});
   ASSERT_TRUE(model) << model.error().message();
-  ASSERT_TRUE((*model)->Prepare(kMaxStep, kMaxStep));
+  ASSERT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
   KvPool pages = Pool(**model, KvFormat::kBf16, 16, kMaxStep / 16);
   ModelRunner runner(**model, pages);
   std::vector<int32_t> all_pages(kMaxStep / 16);
@@ -358,7 +358,7 @@ TEST_P(ModelsTest, TwoRanksMatchOne) {
                                   .activations = GetParam().activations,
                                   .tp = {.comm = ranks[rank].get(), .rank = rank, .size = 2}});
       NIBBLE_CHECK(model, "{}", model.error().message());
-      NIBBLE_CHECK((*model)->Prepare(kMaxStep, kMaxStep), "Prepare");
+      NIBBLE_CHECK((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}), "Prepare");
       KvPool share = Pool(**model, KvFormat::kBf16, 16, 3);
       ModelRunner(**model, share).Run(shares[rank], 17);
     });

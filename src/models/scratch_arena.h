@@ -42,14 +42,16 @@ class ScratchArena {
 
   // Makes the buffer, points `carve`'s tensors into it and `context` at the workspace.
   template <typename Carve>
-  static Result<Buffer> Make(Carve&& carve, kernels::OpContext* context) {
+  static Result<Buffer> Make(Carve&& carve, Device& device, kernels::OpContext* context) {
     ScratchArena counted;
     carve(counted);
-    NIBBLE_ASSIGN(Buffer memory,
-                  Buffer::Allocate(static_cast<size_t>(counted.peak_ + counted.workspace_)));
+    NIBBLE_ASSIGN(
+        Buffer memory,
+        Buffer::Allocate(static_cast<size_t>(counted.peak_ + counted.workspace_), device));
     ScratchArena arena;
     arena.base_ = memory.data();
     carve(arena);
+    context->stream = device.stream();
     context->workspace = memory.data() + counted.peak_;
     context->workspace_bytes = static_cast<size_t>(counted.workspace_);
     return memory;

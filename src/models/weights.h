@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "device/resident.h"
 #include "formats/checkpoint.h"
 #include "kernels/ops.h"
 #include "tensor/quant_slice.h"
@@ -35,7 +36,7 @@ struct Linear {
     int64_t first_row = 0;
   };
   std::vector<Segment> segments;
-  std::vector<float> bias;  // (N) or empty
+  Resident<float> bias;  // (N) or empty
   int64_t n = 0;
   int64_t k = 0;
   // Set while calibrating: who hears the inputs, and the names of the stacked weights.
@@ -148,7 +149,7 @@ class WeightVisitor {
 
   // A tensor that is used in FP32: norm weights, convolutions and the like. n elements as stored,
   // in rows of `width`; `rows` picks some of them.
-  virtual void VisitVector(const std::string& name, int64_t n, std::vector<float>* out,
+  virtual void VisitVector(const std::string& name, int64_t n, Resident<float>* out,
                            int64_t width = 1, const std::vector<RowRange>& rows = {}) = 0;
 
   // A scalar that may be absent (KV scales): `out` keeps its value then. Several names: the first

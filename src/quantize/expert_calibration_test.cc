@@ -40,7 +40,7 @@ class ExpertCalibrationTest : public ::testing::Test {
     Calibration calibration;
     auto model = models::LoadModel(*source_, {.pool = &pool_, .observer = &calibration});
     EXPECT_TRUE(model) << model.error().message();
-    EXPECT_TRUE((*model)->Prepare(count, count));
+    EXPECT_TRUE((*model)->Prepare({.tokens = count, .rows = count}));
     auto pages =
         models::KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, kPageSize, kPages, 1);
     EXPECT_TRUE(pages);

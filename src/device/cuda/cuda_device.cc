@@ -86,6 +86,7 @@ class Cuda final : public Device {
     if (error != cudaSuccess)
       return Fail(Code::kUnsupported, "GPU {} cannot be used: {}", index,
                   cudaGetErrorString(error));
+    device->index_ = index;
     device->name_ = fmt::format("cuda:{} ({})", index, properties.name);
     return device;
   }
@@ -115,6 +116,7 @@ class Cuda final : public Device {
   void Free(std::byte* memory, size_t) override { cudaFree(memory); }
 
   void Upload(void* to, const void* from, size_t bytes) override {
+    Check(cudaSetDevice(index_));  // of this thread: kernels follow
     auto* target = static_cast<std::byte*>(to);
     const auto* source = static_cast<const std::byte*>(from);
     while (bytes > 0) {
@@ -161,6 +163,7 @@ class Cuda final : public Device {
           fmt::format("{}: {} ({})", name_, cudaGetErrorString(error), cudaGetErrorName(error));
   }
 
+  int index_ = 0;
   std::string name_;
   cudaStream_t stream_ = nullptr;
   UploadRing ring_;

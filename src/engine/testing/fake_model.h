@@ -42,13 +42,13 @@ class FakeModel : public models::Model {
   }
 
   const models::ModelInfo& info() const override { return info_; }
-  int64_t ActivationBytes(int64_t max_tokens, int64_t max_rows) const override {
-    return max_tokens * 16 + max_rows * options_.vocab * 4;
+  int64_t ActivationBytes(const models::MaxStep& max) const override {
+    return max.tokens * 16 + max.rows * options_.vocab * 4;
   }
-  Status Prepare(int64_t max_tokens, int64_t max_rows) override {
-    max_tokens_ = max_tokens;
-    max_rows_ = max_rows;
-    logits_.resize(static_cast<size_t>(max_rows * options_.vocab));
+  Status Prepare(const models::MaxStep& max) override {
+    max_tokens_ = max.tokens;
+    max_rows_ = max.rows;
+    logits_.resize(static_cast<size_t>(max.rows * options_.vocab));
     return {};
   }
   const kernels::OpTable& ops() const override { return kernels::RefOps(); }

@@ -154,7 +154,7 @@ struct CoreRunner {
       plan.snapshots = config.prefix_cache ? config.snapshots : 0;
     }
     const StepLimits limits = MakeStepLimits(options, config.max_model_len);
-    NIBBLE_CHECK(model.Prepare(limits.max_tokens, limits.max_rows()));
+    NIBBLE_CHECK(model.Prepare(limits.max_step()));
     auto made = Core::Create({.model = &model,
                               .tokenizer = tokenizer,
                               .options = options,

@@ -82,13 +82,16 @@ Status Attention::FinishLoad(const FinishContext& context) {
   context.info->kv[cache_].k_scale = k_scale_;
   context.info->kv[cache_].v_scale = v_scale_;
   if (config_.rope != nullptr) {
-    config_.rope->Build(context.max_positions);
-    if (config_.rope->table().long_rows == 0) context.info->rope_border = 0;
+    NIBBLE_TRY(config_.rope->Build(context.max_positions, *context.ops.device));
+    if (config_.rope->long_rows() == 0) context.info->rope_border = 0;
+    context.info->rope_long_rows = config_.rope->long_rows();
   }
-  if (config_.query_scale != nullptr) config_.query_scale->Build(context.max_positions);
+  if (config_.query_scale != nullptr)
+    NIBBLE_TRY(config_.query_scale->Build(context.max_positions, *context.ops.device));
   if (config_.qk_norm && !config_.qk_norm_weights) {
-    q_norm_.assign(config_.head_dim, 1.0f);
-    k_norm_ = q_norm_;
+    const std::vector<float> ones(config_.head_dim, 1.0f);
+    NIBBLE_TRY(q_norm_.Assign(ones, *context.ops.device));
+    NIBBLE_TRY(k_norm_.Assign(ones, *context.ops.device));
   }
   if (tp_.rank > 0) output_.bias.clear();  // added once
   return {};
@@ -107,23 +110,9 @@ void Attention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const St
   arena.Take(&q_, sizes.t * q_width);
   arena.Take(&attention_, sizes.t * q_width);
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
-  if (config_.rope != nullptr && config_.rope->table().long_rows > 0)
-    arena.Take(&table_rows_, sizes.t);
   arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, q_width)));
   arena.NeedWorkspace(ops.attention_workspace(
       sizes.threads, sizes.t, static_cast<int32_t>(q_share_.count), config_.head_dim));
-}
-
-const int32_t* Attention::TableRows(const Batch& batch) {
-  if (table_rows_ == nullptr || batch.rope_sets.empty()) return batch.positions.data();
-  for (size_t b = 0; b < batch.rope_sets.size(); ++b) {
-    const auto first = static_cast<int32_t>(
-        batch.rope_sets[b] == static_cast<uint8_t>(RopeSet::kLong) ? config_.rope->table().long_rows
-                                                                   : 0);
-    for (int32_t t = batch.q_start[b]; t < batch.q_start[b + 1]; ++t)
-      table_rows_[t] = first + batch.positions[t];
-  }
-  return table_rows_;
 }
 
 void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
@@ -131,7 +120,7 @@ void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* de
   const auto q_heads = static_cast<int32_t>(q_share_.count);
   const int64_t q_width = q_heads * config_.head_dim;
   const kernels::KvLayerView cache = step.kv.layer(cache_);
-  const RopeTable* rope = config_.rope != nullptr ? &config_.rope->table() : nullptr;
+  const Rope* rope = config_.rope.get();
   qkv_.Run(step.ops, step.context, x, step.t, qkv_out_);
   step.ops.rope_and_cache(
       step.context,
@@ -144,11 +133,11 @@ void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* de
        .eps = config_.norm_eps,
        .norm_style = config_.norm_style,
        .norm_after_rotation = config_.norm_after_rotation,
-       .cos = rope != nullptr ? rope->cos.data() : nullptr,
-       .sin = rope != nullptr ? rope->sin.data() : nullptr,
-       .rotary_dim = rope != nullptr ? rope->rotary_dim : 0,
+       .cos = rope != nullptr ? rope->cos() : nullptr,
+       .sin = rope != nullptr ? rope->sin() : nullptr,
+       .rotary_dim = rope != nullptr ? rope->rotary_dim() : 0,
        .pairs = config_.pairs,
-       .positions = TableRows(batch),
+       .positions = batch.positions.data(),
        .q_scale = config_.query_scale != nullptr ? config_.query_scale->table().data() : nullptr,
        .slots = batch.slots.data(),
        .cache = cache,

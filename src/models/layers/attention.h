@@ -54,7 +54,6 @@ class Attention final : public Block {
  private:
   std::vector<LinearPart> QkvParts() const;
   // (T) rows of the rope's table and of the query scales.
-  const int32_t* TableRows(const Batch& batch);
 
   const AttentionConfig config_;
   const std::string prefix_;
@@ -63,11 +62,11 @@ class Attention final : public Block {
   const RowRange kv_share_;  // heads of this rank
   int64_t cache_ = 0;        // index into ModelInfo.kv
 
-  Linear qkv_;                 // (q, k, v and gate rows of this rank, D)
-  Linear output_;              // (D, Hq * Dh of this rank)
-  std::vector<float> q_norm_;  // (Dh)
-  std::vector<float> k_norm_;  // (Dh)
-  std::vector<float> sinks_;   // (Hq of this rank)
+  Linear qkv_;              // (q, k, v and gate rows of this rank, D)
+  Linear output_;           // (D, Hq * Dh of this rank)
+  Resident<float> q_norm_;  // (Dh)
+  Resident<float> k_norm_;  // (Dh)
+  Resident<float> sinks_;   // (Hq of this rank)
   float k_scale_ = 1.0f;
   float v_scale_ = 1.0f;
 
@@ -75,7 +74,6 @@ class Attention final : public Block {
   uint16_t* q_ = nullptr;          // (T, Hq, Dh)
   uint16_t* attention_ = nullptr;  // (T, Hq, Dh)
   float* partial_ = nullptr;       // (T, D)
-  int32_t* table_rows_ = nullptr;  // (T), with two sets of rope rows
 };
 
 }  // namespace nibble::models

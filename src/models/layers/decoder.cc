@@ -89,8 +89,10 @@ Status Decoder::FinishLoad(const kernels::OpTable& ops, ThreadPool* pool, int64_
   return {};
 }
 
-void Decoder::Carve(ScratchArena& arena, const StepSizes& sizes) {
+void Decoder::Carve(ScratchArena& arena, const MaxStep& max) {
+  const StepSizes sizes = {.t = max.tokens, .rows = max.rows, .threads = pool_->threads()};
   const int64_t d = config_.hidden_size;
+  inputs_.Carve(arena, *ops_->device, max);
   const std::vector<const Sublayer*> sublayers = AllSublayers();
   const bool post_norms =
       std::ranges::any_of(sublayers, [](const Sublayer* s) { return !s->post_norm.empty(); });
@@ -120,24 +122,29 @@ void Decoder::Carve(ScratchArena& arena, const StepSizes& sizes) {
   }
 }
 
-int64_t Decoder::ActivationBytes(int64_t max_tokens, int64_t max_rows) const {
+int64_t Decoder::ActivationBytes(const MaxStep& max) const {
   // Counting points every tensor at null, which is what they are before Prepare.
   auto& self = const_cast<Decoder&>(*this);
-  return ScratchArena::Count([&](ScratchArena& arena) {
-    self.Carve(arena, {.t = max_tokens, .rows = max_rows, .threads = pool_->threads()});
-  });
+  return ScratchArena::Count([&](ScratchArena& arena) { self.Carve(arena, max); });
 }
 
-Status Decoder::Prepare(int64_t max_tokens, int64_t max_rows) {
-  const auto carve = [&](ScratchArena& arena) {
-    Carve(arena, {.t = max_tokens, .rows = max_rows, .threads = pool_->threads()});
-  };
+Status Decoder::Prepare(const MaxStep& max) {
   context_.pool = pool_;
-  NIBBLE_ASSIGN(memory_, ScratchArena::Make(carve, &context_));
+  NIBBLE_ASSIGN(memory_, ScratchArena::Make([&](ScratchArena& arena) { Carve(arena, max); },
+                                            *ops_->device, &context_));
+  inputs_.Prepare(max);
+  if (!draft_) return {};
+  pair_distance_ = max.tokens;
+  std::vector<int32_t> rows;
+  for (int64_t i = 0; i < max.tokens; ++i) {
+    rows.push_back(static_cast<int32_t>(i));
+    rows.push_back(static_cast<int32_t>(pair_distance_ + i));
+  }
+  ops_->device->Upload(pair_rows_, rows.data(), rows.size() * sizeof(int32_t));
   return {};
 }
 
-void Decoder::Normalize(uint16_t* x, const uint16_t* delta, const std::vector<float>& weight,
+void Decoder::Normalize(uint16_t* x, const uint16_t* delta, const Resident<float>& weight,
                         int64_t t, uint16_t* out) const {
   ops_->rms_norm(context_, {.x = x,
                             .delta = delta,
@@ -167,30 +174,32 @@ void Decoder::Embed(const Batch& batch, uint16_t* out) const {
 }
 
 const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
-  Embed(batch, x_);
-  return RunStack(Step(batch, kv), stack_);
+  const Batch placed = inputs_.Place(batch, info_.rope_long_rows, *ops_->device);
+  graphs_.Run(*ops_->device, placed, kv, [&] {
+    Embed(placed, x_);
+    RunStack(Step(placed, kv), stack_);
+  });
+  return logits_;
 }
 
 const float* Decoder::ForwardDraft(const Batch& batch, const uint16_t* hidden, const KvPool& kv) {
-  const StepContext step = Step(batch, kv);
+  const Batch placed = inputs_.Place(batch, info_.rope_long_rows, *ops_->device);
+  const StepContext step = Step(placed, kv);
   const int64_t t = step.t, d = config_.hidden_size;
+  const size_t row_bytes = d * sizeof(uint16_t);
   // Both norms write dense rows, which a gather then puts side by side.
   uint16_t* embedded = pair_;
-  uint16_t* continued = pair_ + t * d;
-  Embed(batch, embedded);
+  uint16_t* continued = pair_ + pair_distance_ * d;
+  Embed(placed, embedded);
   Normalize(embedded, nullptr, draft_->embedding_norm_weight, t, embedded);
-  std::copy_n(hidden, t * d, continued);
+  ops_->device->Copy(continued, hidden, t * row_bytes);
   Normalize(continued, nullptr, draft_->hidden_norm_weight, t, continued);
-  for (int64_t i = 0; i < t; ++i) {
-    pair_rows_[2 * i] = static_cast<int32_t>(i);
-    pair_rows_[2 * i + 1] = static_cast<int32_t>(t + i);
-  }
   ops_->gather_rows(context_,
                     {.x = pair_, .rows = pair_rows_, .out = interleaved_, .r = 2 * t, .d = d});
   draft_->projection_weight.Run(*ops_, context_, interleaved_, t, x_);
   const float* logits = RunStack(step, draft_->stack);
   // The last norm has added what the last block gave to the residual stream.
-  if (draft_->continues_before_norm) std::copy_n(x_, t * d, hidden_);
+  if (draft_->continues_before_norm) ops_->device->Copy(hidden_, x_, t * row_bytes);
   return logits;
 }
 

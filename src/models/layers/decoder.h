@@ -16,6 +16,8 @@
 #include "models/layers/block.h"
 #include "models/layers/ffn.h"
 #include "models/registry.h"
+#include "models/step_graphs.h"
+#include "models/step_inputs.h"
 
 namespace nibble::models {
 
@@ -62,8 +64,8 @@ class Decoder final : public LoadableModel {
 
   const ModelInfo& info() const override { return info_; }
   ModelInfo& mutable_info() override { return info_; }
-  int64_t ActivationBytes(int64_t max_tokens, int64_t max_rows) const override;
-  Status Prepare(int64_t max_tokens, int64_t max_rows) override;
+  int64_t ActivationBytes(const MaxStep& max) const override;
+  Status Prepare(const MaxStep& max) override;
   const float* Forward(const Batch& batch, const KvPool& kv) override;
   bool has_draft() const override { return draft_.has_value(); }
   const uint16_t* hidden() const override { return hidden_; }
@@ -77,14 +79,14 @@ class Decoder final : public LoadableModel {
 
  private:
   struct Norms {
-    std::vector<float> before;  // (D)
-    std::vector<float> after;   // (D) or empty
+    Resident<float> before;  // (D)
+    Resident<float> after;   // (D) or empty
   };
   // Blocks around a residual stream, and the norm behind them.
   struct Stack {
     std::vector<Sublayer> sublayers;
-    std::vector<Norms> norms;       // one per sublayer
-    std::vector<float> final_norm;  // (D)
+    std::vector<Norms> norms;    // one per sublayer
+    Resident<float> final_norm;  // (D)
 
     explicit Stack(std::vector<Sublayer> blocks)
         : sublayers(std::move(blocks)), norms(sublayers.size()) {}
@@ -92,9 +94,9 @@ class Decoder final : public LoadableModel {
   };
   struct Draft : DraftHead {
     Stack stack;
-    std::vector<float> embedding_norm_weight;  // (D)
-    std::vector<float> hidden_norm_weight;     // (D)
-    Linear projection_weight;                  // (D, 2D)
+    Resident<float> embedding_norm_weight;  // (D)
+    Resident<float> hidden_norm_weight;     // (D)
+    Linear projection_weight;               // (D, 2D)
 
     explicit Draft(DraftHead head)
         : DraftHead(std::move(head)), stack(std::move(this->DraftHead::sublayers)) {}
@@ -106,8 +108,8 @@ class Decoder final : public LoadableModel {
   void Embed(const Batch& batch, uint16_t* out) const;
   // The blocks of a stack, from and to the residual stream x_, and the logits of the wanted rows.
   const float* RunStack(const StepContext& step, const Stack& stack);
-  void Carve(ScratchArena& arena, const StepSizes& sizes);
-  void Normalize(uint16_t* x, const uint16_t* delta, const std::vector<float>& weight, int64_t t,
+  void Carve(ScratchArena& arena, const MaxStep& max);
+  void Normalize(uint16_t* x, const uint16_t* delta, const Resident<float>& weight, int64_t t,
                  uint16_t* out) const;
   // Logits of normed rows (R, D), gathered from all ranks.
   void RunHead(const StepContext& step, int64_t rows);
@@ -125,6 +127,8 @@ class Decoder final : public LoadableModel {
   const kernels::OpTable* ops_ = nullptr;
   ThreadPool* pool_ = nullptr;
   kernels::OpContext context_;
+  StepInputs inputs_;
+  StepGraphs graphs_;
   Buffer memory_;
   uint16_t* x_ = nullptr;           // (T, D) residual stream
   uint16_t* normed_ = nullptr;      // (max(T, R), D)
@@ -132,9 +136,10 @@ class Decoder final : public LoadableModel {
   uint16_t* post_delta_ = nullptr;  // (T, D) the same after its norm
   // With a draft head:
   uint16_t* hidden_ = nullptr;       // (T, D) behind the final norm
-  uint16_t* pair_ = nullptr;         // (2, T, D) normed embeddings, then normed hidden states
+  uint16_t* pair_ = nullptr;         // (2, max T, D) normed embeddings, then normed hidden states
   uint16_t* interleaved_ = nullptr;  // (T, 2D)
-  int32_t* pair_rows_ = nullptr;     // (2T) rows of pair_ in the order of interleaved_
+  int32_t* pair_rows_ = nullptr;     // (2 max T) rows of pair_ in the order of interleaved_
+  int64_t pair_distance_ = 0;        // max T
   uint16_t* row_x_ = nullptr;        // (R, D)
   uint16_t* row_delta_ = nullptr;    // (R, D)
   float* shard_logits_ = nullptr;    // (R, V of this rank)

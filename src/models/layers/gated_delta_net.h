@@ -56,13 +56,13 @@ class GatedDeltaNet final : public Block {
   const RowRange values_;  // value heads of this rank
   int64_t state_ = 0;      // index into ModelInfo.state
 
-  Linear qkvz_;                 // (q, k, v and z rows of this rank, D)
-  Linear ba_;                   // (b and a rows of this rank, D)
-  Linear output_;               // (D, Hv * Dv of this rank)
-  std::vector<float> conv_;     // (C, W)
-  std::vector<float> a_log_;    // (Hv)
-  std::vector<float> dt_bias_;  // (Hv)
-  std::vector<float> norm_;     // (Dv)
+  Linear qkvz_;              // (q, k, v and z rows of this rank, D)
+  Linear ba_;                // (b and a rows of this rank, D)
+  Linear output_;            // (D, Hv * Dv of this rank)
+  Resident<float> conv_;     // (C, W)
+  Resident<float> a_log_;    // (Hv)
+  Resident<float> dt_bias_;  // (Hv)
+  Resident<float> norm_;     // (Dv)
 
   uint16_t* qkvz_out_ = nullptr;  // (T, C + Hv * Dv)
   float* ba_out_ = nullptr;       // (T, 2 Hv)

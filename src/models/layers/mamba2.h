@@ -52,14 +52,14 @@ class Mamba2 final : public Block {
   const RowRange heads_;   // of this rank
   int64_t state_ = 0;      // index into ModelInfo.state
 
-  Linear input_;                    // (z, x, B, C and dt rows of this rank, D)
-  Linear output_;                   // (D, H P of this rank)
-  std::vector<float> conv_weight_;  // (x, B and C channels of this rank, W)
-  std::vector<float> conv_bias_;    // (the same channels) or empty
-  std::vector<float> a_log_;        // (H of this rank)
-  std::vector<float> dt_bias_;      // (H of this rank)
-  std::vector<float> d_;            // (H of this rank)
-  std::vector<float> norm_;         // (H P of this rank)
+  Linear input_;                 // (z, x, B, C and dt rows of this rank, D)
+  Linear output_;                // (D, H P of this rank)
+  Resident<float> conv_weight_;  // (x, B and C channels of this rank, W)
+  Resident<float> conv_bias_;    // (the same channels) or empty
+  Resident<float> a_log_;        // (H of this rank)
+  Resident<float> dt_bias_;      // (H of this rank)
+  Resident<float> d_;            // (H of this rank)
+  Resident<float> norm_;         // (H P of this rank)
 
   uint16_t* zxbcdt_ = nullptr;  // (T, input_.n)
   uint16_t* mixed_ = nullptr;   // (T, H P)

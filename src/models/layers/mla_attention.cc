@@ -85,9 +85,13 @@ void MlaAttention::VisitLatent(WeightVisitor& visitor) {
 Status MlaAttention::FinishLoad(const FinishContext& context) {
   context.info->kv[cache_].k_scale = cache_scale_;
   context.info->kv[cache_].v_scale = cache_scale_;
-  config_.rope->Build(context.max_positions);
+  NIBBLE_TRY(config_.rope->Build(context.max_positions, *context.ops.device));
   keys_ = PackedHeads(key_heads_);
   values_ = PackedHeads(value_heads_);
+  if (context.ops.prepare_heads != nullptr) {
+    NIBBLE_ASSIGN(prepared_keys_, context.ops.prepare_heads(keys_));
+    NIBBLE_ASSIGN(prepared_values_, context.ops.prepare_heads(values_));
+  }
   if (tp_.rank > 0) output_.bias.clear();  // added once
   return {};
 }
@@ -135,7 +139,7 @@ void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t*
   const int64_t q_dim = config_.q_head_dim();
   const int64_t cache_dim = config_.cache_dim();
   const kernels::KvLayerView cache = step.kv.layer(cache_);
-  const RopeTable& rope = config_.rope->table();
+  const Rope& rope = *config_.rope;
   RunQueries(step, x);
   kv_a_.Run(step.ops, step.context, x, step.t, kv_);
   step.ops.mla_rope_and_cache(step.context, {.kv_a = kv_,
@@ -150,8 +154,8 @@ void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t*
                                              .q_heads = heads,
                                              .t = step.t,
                                              .pairs = config_.pairs,
-                                             .cos = rope.cos.data(),
-                                             .sin = rope.sin.data(),
+                                             .cos = rope.cos(),
+                                             .sin = rope.sin(),
                                              .positions = batch.positions.data(),
                                              .slots = batch.slots.data(),
                                              .cache = cache,
@@ -160,6 +164,7 @@ void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t*
                                       .x_stride = heads * q_dim,
                                       .x_head_stride = q_dim,
                                       .weights = keys_,
+                                      .prepared = prepared_keys_.get(),
                                       .y = absorbed_,
                                       .y_stride = heads * cache_dim,
                                       .y_head_stride = cache_dim,
@@ -179,6 +184,7 @@ void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t*
                                       .x_stride = heads * cache_dim,
                                       .x_head_stride = cache_dim,
                                       .weights = values_,
+                                      .prepared = prepared_values_.get(),
                                       .y = heads_,
                                       .y_stride = heads * config_.v_dim,
                                       .y_head_stride = config_.v_dim,

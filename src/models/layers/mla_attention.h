@@ -69,16 +69,18 @@ class MlaAttention final : public Block {
   const RowRange share_;  // heads of this rank
   int64_t cache_ = 0;     // index into ModelInfo.kv
 
-  Linear q_a_;                                        // (Rq, D); empty without q_rank
-  std::vector<float> q_norm_;                         // (Rq)
-  Linear q_b_;                                        // (H * (N + P), Rq or D)
-  Linear kv_a_;                                       // (R + P, D)
-  std::vector<float> kv_norm_;                        // (R)
-  std::vector<Linear> key_heads_;                     // H times (R, N): Wkᵀ
-  std::vector<Linear> value_heads_;                   // H times (V, R)
-  std::vector<const kernels::PackedWeight*> keys_;    // of key_heads_
-  std::vector<const kernels::PackedWeight*> values_;  // of value_heads_
-  Linear output_;                                     // (D, H * V)
+  Linear q_a_;                                                 // (Rq, D); empty without q_rank
+  Resident<float> q_norm_;                                     // (Rq)
+  Linear q_b_;                                                 // (H * (N + P), Rq or D)
+  Linear kv_a_;                                                // (R + P, D)
+  Resident<float> kv_norm_;                                    // (R)
+  std::vector<Linear> key_heads_;                              // H times (R, N): Wkᵀ
+  std::vector<Linear> value_heads_;                            // H times (V, R)
+  std::vector<const kernels::PackedWeight*> keys_;             // of key_heads_
+  std::vector<const kernels::PackedWeight*> values_;           // of value_heads_
+  std::unique_ptr<kernels::PreparedWeights> prepared_keys_;    // of keys_
+  std::unique_ptr<kernels::PreparedWeights> prepared_values_;  // of values_
+  Linear output_;                                              // (D, H * V)
   float cache_scale_ = 1.0f;
 
   uint16_t* q_latent_ = nullptr;   // (T, Rq)

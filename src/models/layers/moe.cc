@@ -71,8 +71,11 @@ void Moe::VisitShared(WeightVisitor& visitor) {
                       &shared_gate_);
 }
 
-Status Moe::FinishLoad(const FinishContext&) {
+Status Moe::FinishLoad(const FinishContext& context) {
   table_ = ExpertTable(Experts(), experts_);
+  if (context.ops.prepare_experts != nullptr) {
+    NIBBLE_ASSIGN(prepared_, context.ops.prepare_experts(table_));
+  }
   if (config_.shared_size == 0) return {};
   if (tp_.rank > 0) shared_down_.bias.clear();  // added once
   shared_ = ExpertOf(shared_gate_up_, shared_down_);
@@ -117,6 +120,7 @@ void Moe::ForwardRoutedBy(const StepContext& step, const uint16_t* router_x, con
                 .shared_f = shared_share_.count,
                 .shared_gate =
                     shared_gate_.segments.empty() ? nullptr : shared_gate_.segments[0].weight.get(),
+                .prepared = prepared_.get(),
                 .out = tp_.active() ? nullptr : delta,
                 .out_f32 = tp_.active() ? partial_ : nullptr,
                 .listener = router_.observer != nullptr ? &listener : nullptr});

@@ -60,13 +60,14 @@ class Moe final : public Block {
   const RowRange expert_share_;
   const RowRange shared_share_;  // of the shared expert's F
 
-  Linear router_;                              // (E, D)
-  std::vector<float> choice_bias_;             // (E) or empty
-  std::vector<Expert> experts_;                // of this rank
-  Linear shared_gate_up_;                      // (2F or F of this rank, D)
-  Linear shared_down_;                         // (D, F of this rank)
-  Linear shared_gate_;                         // (1, D)
-  std::vector<kernels::ExpertWeights> table_;  // (E)
+  Linear router_;                                       // (E, D)
+  Resident<float> choice_bias_;                         // (E) or empty
+  std::vector<Expert> experts_;                         // of this rank
+  Linear shared_gate_up_;                               // (2F or F of this rank, D)
+  Linear shared_down_;                                  // (D, F of this rank)
+  Linear shared_gate_;                                  // (1, D)
+  std::vector<kernels::ExpertWeights> table_;           // (E)
+  std::unique_ptr<kernels::PreparedWeights> prepared_;  // of table_
   kernels::ExpertWeights shared_;
 
   float* partial_ = nullptr;  // (T, D)

@@ -10,6 +10,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/error.h"
+#include "device/resident.h"
+
 namespace nibble::models {
 
 class QueryScale {
@@ -18,20 +21,23 @@ class QueryScale {
       : strength_(strength), interval_(interval), offset_(offset) {}
 
   // Called by every layer; the first call counts.
-  void Build(int64_t positions) {
-    for (auto p = static_cast<int64_t>(table_.size()); p < positions; ++p) {
+  Status Build(int64_t positions, Device& device) {
+    if (!table_.empty()) return {};
+    std::vector<float> table;
+    for (int64_t p = 0; p < positions; ++p) {
       const auto steps = static_cast<double>((p + offset_) / interval_);
-      table_.push_back(static_cast<float>(1 + strength_ * std::log1p(steps)));
+      table.push_back(static_cast<float>(1 + strength_ * std::log1p(steps)));
     }
+    return table_.Assign(std::move(table), device);
   }
 
-  const std::vector<float>& table() const { return table_; }  // (positions)
+  const Resident<float>& table() const { return table_; }  // (positions)
 
  private:
   const double strength_;
   const int64_t interval_;
   const int64_t offset_;
-  std::vector<float> table_;
+  Resident<float> table_;
 };
 
 }  // namespace nibble::models

@@ -234,8 +234,13 @@ RopeTable MakeRopeTable(const RopeConfig& config, int64_t positions) {
   return table;
 }
 
-void Rope::Build(int64_t positions) {
-  if (table_.rotary_dim == 0) table_ = MakeRopeTable(config_, positions);
+Status Rope::Build(int64_t positions, Device& device) {
+  if (rotary_dim_ > 0) return {};
+  RopeTable table = MakeRopeTable(config_, positions);
+  rotary_dim_ = table.rotary_dim;
+  long_rows_ = table.long_rows;
+  NIBBLE_TRY(cos_.Assign(std::move(table.cos), device));
+  return sin_.Assign(std::move(table.sin), device);
 }
 
 }  // namespace nibble::models

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "device/resident.h"
 #include "models/config_reader.h"
 
 namespace nibble::models {
@@ -75,13 +76,19 @@ class Rope {
   explicit Rope(RopeConfig config) : config_(std::move(config)) {}
 
   // Called by every layer; the first call counts.
-  void Build(int64_t positions);
-  const RopeTable& table() const { return table_; }
+  Status Build(int64_t positions, Device& device);
+  const float* cos() const { return cos_.data(); }  // as RopeTable's
+  const float* sin() const { return sin_.data(); }
+  int32_t rotary_dim() const { return rotary_dim_; }
+  int64_t long_rows() const { return long_rows_; }
   const RopeConfig& config() const { return config_; }
 
  private:
   const RopeConfig config_;
-  RopeTable table_;
+  Resident<float> cos_;
+  Resident<float> sin_;
+  int32_t rotary_dim_ = 0;
+  int64_t long_rows_ = 0;
 };
 
 }  // namespace nibble::models

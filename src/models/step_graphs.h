@@ -1,0 +1,54 @@
+// Recorded launches of decode steps: the first step of a shape runs as it is, the second is
+// recorded, later ones are replayed. Shapes are what launches depend on; everything else is read on
+// the device.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "device/device.h"
+#include "models/model.h"
+
+namespace nibble::models {
+
+class StepGraphs {
+ public:
+  // Larger steps spend so long in kernels that launches do not show.
+  static constexpr int64_t kMaxTokens = 256;
+
+  // Runs `launch`, a step over `batch` as ops see it, or its recording.
+  void Run(Device& device, const Batch& batch, const KvPool& kv,
+           const std::function<void()>& launch) {
+    const auto tokens = static_cast<int64_t>(batch.tokens.size());
+    const bool decode = batch.kv_len.size() == batch.tokens.size();
+    if (device.host_memory() || !enabled_ || !decode || tokens > kMaxTokens) return launch();
+    const Shape shape = {.tokens = tokens,
+                         .rows = static_cast<int64_t>(batch.logits_rows.size()),
+                         .page_stride = batch.max_pages,
+                         .cache = &kv};
+    const auto [entry, first] = graphs_.try_emplace(shape);
+    if (first) return launch();
+    if (entry->second == nullptr) entry->second = device.Record(launch);
+    if (entry->second == nullptr) return launch();
+    entry->second->Launch();
+  }
+
+  void set_enabled(bool enabled) { enabled_ = enabled; }
+
+ private:
+  struct Shape {
+    int64_t tokens = 0;
+    int64_t rows = 0;
+    int64_t page_stride = 0;
+    const KvPool* cache = nullptr;
+    auto operator<=>(const Shape&) const = default;
+  };
+
+  bool enabled_ = true;
+  std::map<Shape, std::unique_ptr<DeviceGraph>> graphs_;
+};
+
+}  // namespace nibble::models
