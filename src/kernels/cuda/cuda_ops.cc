@@ -1,5 +1,9 @@
 // The OpTable of the CUDA backend.
+#include "kernels/cuda/activation/activation.h"
+#include "kernels/cuda/gather_rows/gather_rows.h"
+#include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/read_bandwidth/read_bandwidth.h"
+#include "kernels/cuda/rope/rope.h"
 #include "kernels/ops.h"
 
 namespace nibble::kernels {
@@ -10,6 +14,14 @@ Result<const OpTable*> CudaOps(int index) {
       .backend = "cuda",
       .variant = "cuda",
       .read_bandwidth = cuda::ReadBandwidth,
+      .rms_norm = cuda::RmsNorm,
+      .add = cuda::Add,
+      .round = cuda::Round,
+      .gather_rows = cuda::GatherRows,
+      .activation = cuda::ApplyActivation,
+      .sigmoid_gate = cuda::SigmoidGate,
+      .rope_and_cache = cuda::RopeAndCache,
+      .mla_rope_and_cache = cuda::MlaRopeAndCache,
   };
   table.device = device;
   return &table;
