@@ -113,8 +113,8 @@ TEST_P(MlaParity, NeighboursComeOutAsHalves) {
   const std::vector<uint16_t> kv_a = {Bf16FromFloat(3), Bf16FromFloat(3), Bf16FromFloat(1),
                                       Bf16FromFloat(2), Bf16FromFloat(5), Bf16FromFloat(7)};
   const std::vector<float> norm = {1, 2}, cos = {0, 1}, sin = {1, 0};
-  const int32_t position = 0;
-  const int64_t slot = 1;
+  const std::vector<int32_t> position = {0};
+  const std::vector<int64_t> slot = {1};
   std::vector<uint16_t> cache(16 * 6), q_out(6);
   for (const OpTable* table : {GetParam(), &RefOps()}) {
     table->mla_rope_and_cache({}, {.kv_a = kv_a.data(),
@@ -129,8 +129,8 @@ TEST_P(MlaParity, NeighboursComeOutAsHalves) {
                                    .t = 1,
                                    .cos = cos.data(),
                                    .sin = sin.data(),
-                                   .positions = &position,
-                                   .slots = &slot,
+                                   .positions = position.data(),
+                                   .slots = slot.data(),
                                    .cache = {.k = reinterpret_cast<std::byte*>(cache.data()),
                                              .v = reinterpret_cast<std::byte*>(cache.data()),
                                              .kv_heads = 1,

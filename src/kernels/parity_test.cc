@@ -52,14 +52,26 @@ TEST_P(Parity, RmsNorm) {
       }
 }
 
+TEST_P(Parity, RmsNormOfRealWidths) {
+  for (int64_t d : {2048, 2880, 5120, 8192, 12288, 28672}) {
+    SCOPED_TRACE(testing::Message() << "D " << d);
+    const NormResult got = RunNorm(ops(), 2, d, NormStyle::kScaleOnePlus, true);
+    const NormResult expected = RunNorm(RefOps(), 2, d, NormStyle::kScaleOnePlus, true);
+    EXPECT_EQ(got.x, expected.x);
+    ExpectNear(got.out, expected.out, d, kRmsNormTolerance);
+  }
+}
+
 TEST_P(Parity, RmsNormIsTheSameInAnyBatch) {
-  const int64_t d = 577;
-  const NormResult whole = RunNorm(ops(), 200, d, NormStyle::kRoundThenScale, true);
-  const NormResult threaded = RunNorm(ops(), 200, d, NormStyle::kRoundThenScale, true, 3);
-  const NormResult start = RunNorm(ops(), 1, d, NormStyle::kRoundThenScale, true);
-  EXPECT_EQ(threaded.out, whole.out);
-  EXPECT_EQ(threaded.x, whole.x);
-  EXPECT_TRUE(std::equal(start.out.begin(), start.out.end(), whole.out.begin()));
+  for (const auto& [t, d] : {std::array<int64_t, 2>{200, 577}, {2100, 2048}, {140, 5120}}) {
+    SCOPED_TRACE(testing::Message() << "D " << d);
+    const NormResult whole = RunNorm(ops(), t, d, NormStyle::kRoundThenScale, true);
+    const NormResult threaded = RunNorm(ops(), t, d, NormStyle::kRoundThenScale, true, 3);
+    const NormResult start = RunNorm(ops(), 1, d, NormStyle::kRoundThenScale, true);
+    EXPECT_EQ(threaded.out, whole.out);
+    EXPECT_EQ(threaded.x, whole.x);
+    EXPECT_TRUE(std::equal(start.out.begin(), start.out.end(), whole.out.begin()));
+  }
 }
 
 TEST_P(Parity, AddRoundsToNearestEvenAndKeepsNan) {
@@ -165,8 +177,9 @@ struct RopeResult {
   std::vector<std::byte> k, v;
 };
 
-RopeResult RunRope(const OpTable& ops, const RopeCase& c, int threads) {
-  const int64_t t = 21, dh = c.head_dim, positions_count = 50;
+// The first t of as many tokens as you like.
+RopeResult RunRope(const OpTable& ops, const RopeCase& c, int threads, int64_t t = 21) {
+  const int64_t dh = c.head_dim, positions_count = 50;
   const int64_t stride = (c.q_heads + 2 * c.kv_heads) * dh + c.gap;
   const std::vector<uint16_t> qkv = NoiseBf16(1, t * stride, 3.0f);
   const std::vector<float> q_scale = NoiseF32(6, positions_count, 2.0f);
@@ -177,7 +190,7 @@ RopeResult RunRope(const OpTable& ops, const RopeCase& c, int threads) {
   std::vector<int64_t> slots;
   for (int64_t i = 0; i < t; ++i) {
     positions.push_back(static_cast<int32_t>(i * 7 % positions_count));
-    slots.push_back((t - i) * 3);
+    slots.push_back(i * 3 + 1);
   }
   const size_t cache_bytes =
       (3 * t / c.page_size + 2) * c.page_size * c.kv_heads * dh * KvElementBytes(c.format);
@@ -241,6 +254,32 @@ TEST_P(Parity, RopeAndCache) {
           ExpectNear(CacheValues(got.k, format), CacheValues(expected.k, format), head_dim,
                      format == KvFormat::kFp8 ? fp8 : bf16);
         }
+}
+
+// Qwen3-Next, gpt-oss, Gemma 3, the widest head.
+TEST_P(Parity, RopeAndCacheOfRealModels) {
+  const RopeCase cases[] = {{16, 2, 256, 64, true, KvFormat::kFp8, 64},
+                            {64, 8, 64, 64, false, KvFormat::kBf16, 16},
+                            {32, 16, 128, 128, true, KvFormat::kBf16, 16},
+                            {2, 1, 1024, 512, true, KvFormat::kFp8, 16}};
+  for (const RopeCase& c : cases) {
+    SCOPED_TRACE(testing::Message() << "Dh " << c.head_dim);
+    const RopeResult got = RunRope(ops(), c, 2);
+    const RopeResult expected = RunRope(RefOps(), c, 1);
+    EXPECT_EQ(got.v, expected.v);
+    ExpectNear(got.q, expected.q, c.head_dim, c.norm ? kRopeNormTolerance : kExact);
+    ExpectNear(CacheValues(got.k, c.format), CacheValues(expected.k, c.format), c.head_dim,
+               !c.norm                      ? kExact
+               : c.format == KvFormat::kFp8 ? kRopeNormFp8Tolerance
+                                            : kRopeNormTolerance);
+    const RopeResult alone = RunRope(ops(), c, 1, 1);
+    EXPECT_TRUE(std::equal(alone.q.begin(), alone.q.end(), got.q.begin()));
+    for (int32_t h = 0; h < c.kv_heads; ++h) {  // token 0 lies in slot 1
+      const int64_t bytes = c.head_dim * KvElementBytes(c.format);
+      const int64_t at = (h * c.page_size + 1) * bytes;
+      EXPECT_EQ(std::memcmp(&alone.k[at], &got.k[at], bytes), 0);
+    }
+  }
 }
 
 TEST_P(Parity, RopeVariants) {
