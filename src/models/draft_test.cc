@@ -11,14 +11,17 @@
 #include "comm/communicator.h"
 #include "models/dummy_checkpoint.h"
 #include "models/registry.h"
+#include "testing/backends.h"
 #include "testing/model_runner.h"
 
 namespace nibble::models {
 namespace {
 
 using kernels::KvFormat;
+using nibble::testing::Backend;
 using nibble::testing::ModelRunner;
 using nibble::testing::RunnerSequence;
+using nibble::testing::TestedBackends;
 
 constexpr int64_t kTokens = 40;
 constexpr int64_t kMaxStep = 64;
@@ -26,6 +29,7 @@ constexpr int64_t kMaxStep = 64;
 struct Case {
   std::string name;
   boost::json::object config;
+  const kernels::OpTable* ops = nullptr;
 };
 
 std::vector<Case> DraftCases() {
@@ -36,7 +40,9 @@ std::vector<Case> DraftCases() {
       Case test = {fmt::format("{}_{}", architecture.architectures.front(), number++),
                    boost::json::parse(text).as_object()};
       const auto model = BuildModel(test.config, {.draft = true});
-      if (model && (*model)->has_draft()) cases.push_back(std::move(test));
+      if (!model || !(*model)->has_draft()) continue;
+      for (const Backend& backend : TestedBackends())
+        cases.push_back({test.name + backend.suffix, test.config, backend.ops});
     }
   }
   return cases;
@@ -51,8 +57,8 @@ class DraftTest : public ::testing::TestWithParam<Case> {
     return std::move(*checkpoint);
   }
 
-  std::unique_ptr<Model> Load(const kernels::OpTable& ops = kernels::CpuOps()) {
-    auto model = LoadModel(*Checkpoint(), {.ops = &ops, .pool = &pool_, .draft = true});
+  std::unique_ptr<Model> Load(const kernels::OpTable* ops = GetParam().ops) {
+    auto model = LoadModel(*Checkpoint(), {.ops = ops, .pool = &pool_, .draft = true});
     EXPECT_TRUE(model) << model.error().message();
     EXPECT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
     return std::move(*model);
@@ -70,7 +76,7 @@ class DraftTest : public ::testing::TestWithParam<Case> {
   }
 
   static KvPool Pool(const Model& model, int64_t pages = 3) {
-    auto pool = KvPool::Create(model.info(), KvFormat::kBf16, 16, pages, 2);
+    auto pool = KvPool::Create(model.info(), KvFormat::kBf16, 16, pages, 2, *model.ops().device);
     EXPECT_TRUE(pool);
     return std::move(*pool);
   }
@@ -113,10 +119,11 @@ void ExpectNear(const std::vector<std::vector<float>>& expected,
 
 TEST_P(DraftTest, TheModuleIsLoadedOnlyIfWantedAndStored) {
   EXPECT_TRUE(Load()->has_draft());
-  auto unwanted = LoadModel(*Checkpoint(), {.pool = &pool_});
+  auto unwanted = LoadModel(*Checkpoint(), {.ops = GetParam().ops, .pool = &pool_});
   ASSERT_TRUE(unwanted) << unwanted.error().message();
   EXPECT_FALSE((*unwanted)->has_draft());
-  auto absent = LoadModel(*Checkpoint(false), {.pool = &pool_, .draft = true});
+  auto absent =
+      LoadModel(*Checkpoint(false), {.ops = GetParam().ops, .pool = &pool_, .draft = true});
   ASSERT_TRUE(absent) << absent.error().message();
   EXPECT_FALSE((*absent)->has_draft());
   EXPECT_EQ((*absent)->info().kv.size(), (*unwanted)->info().kv.size());
@@ -125,7 +132,7 @@ TEST_P(DraftTest, TheModuleIsLoadedOnlyIfWantedAndStored) {
 // The module's bytes are resident, but no part of what a token of the model reads.
 TEST_P(DraftTest, BytesPerTokenAreTheModelsOwn) {
   const auto with = Load();
-  auto without = LoadModel(*Checkpoint(), {.pool = &pool_});
+  auto without = LoadModel(*Checkpoint(), {.ops = GetParam().ops, .pool = &pool_});
   ASSERT_TRUE(without);
   EXPECT_EQ(with->info().bytes_per_token, (*without)->info().bytes_per_token);
   EXPECT_EQ(with->info().active_parameters, (*without)->info().active_parameters);
@@ -134,8 +141,8 @@ TEST_P(DraftTest, BytesPerTokenAreTheModelsOwn) {
   EXPECT_EQ(with->info().kv.size(), (*without)->info().kv.size() + 1);
 }
 
-TEST_P(DraftTest, CpuMatchesReference) {
-  const auto reference = Load(kernels::RefOps()), cpu = Load();
+TEST_P(DraftTest, MatchesReference) {
+  const auto reference = Load(&kernels::RefOps()), cpu = Load();
   RunnerSequence expected = Sequence(7, {0, 1, 2}), actual = expected;
   KvPool expected_pool = Pool(*reference), actual_pool = Pool(*cpu);
   Run(*reference, expected_pool, expected, kTokens);
@@ -188,6 +195,7 @@ TEST_P(DraftTest, RejectedDraftsAreForgotten) {
 }
 
 TEST_P(DraftTest, TwoRanksMatchOne) {
+  if (!GetParam().ops->device->host_memory()) return;
   const auto whole = Load();
   RunnerSequence alone = Sequence(19, {0, 1, 2});
   KvPool kv = Pool(*whole);

@@ -9,12 +9,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <numeric>
 #include <string>
 
 #include "base/file.h"
 #include "models/model.h"
+#include "testing/backends.h"
 #include "testing/model_runner.h"
 
 namespace nibble::models {
@@ -22,8 +24,10 @@ namespace {
 
 namespace fs = std::filesystem;
 using kernels::ActivationFormat;
+using nibble::testing::Backend;
 using nibble::testing::ModelRunner;
 using nibble::testing::RunnerSequence;
+using nibble::testing::TestedBackends;
 
 constexpr int64_t kMaxStep = 256;
 
@@ -32,9 +36,14 @@ struct Case {
   fs::path checkpoint;
   fs::path golden;
   ActivationFormat activations;
+  const kernels::OpTable* ops = &kernels::CpuOps();
 };
 
-fs::path GoldenRoot() { return fs::path(NIBBLE_SOURCE_DIR) / "tests" / "golden"; }
+// NIBBLE_GOLDENS: where the goldens lie on a machine without the source tree.
+fs::path GoldenRoot() {
+  if (const char* folder = std::getenv("NIBBLE_GOLDENS")) return folder;
+  return fs::path(NIBBLE_SOURCE_DIR) / "tests" / "golden";
+}
 
 // With the golden of that name in their folders. int8: with int8 activations, too.
 std::vector<Case> TinyCases(const char* golden, bool int8) {
@@ -44,7 +53,9 @@ std::vector<Case> TinyCases(const char* golden, bool int8) {
       const fs::path folder = model.path() / format;
       if (!fs::exists(folder / golden)) continue;
       const std::string name = model.path().filename().string() + "_" + format;
-      cases.push_back({name + "_a16", folder, folder / golden, ActivationFormat::kBf16});
+      for (const Backend& backend : TestedBackends())
+        cases.push_back({name + "_a16" + backend.suffix, folder, folder / golden,
+                         ActivationFormat::kBf16, backend.ops});
       if (int8 && (format == std::string_view("nvfp4") || format == std::string_view("mxfp4"))) {
         cases.push_back({name + "_a8", folder, folder / golden, ActivationFormat::kInt8});
       }
@@ -99,8 +110,9 @@ void CheckAgainstGolden(const Case& test) {
   auto checkpoint = formats::OpenCheckpoint(test.checkpoint.string());
   ASSERT_TRUE(checkpoint) << checkpoint.error().message();
   ThreadPool threads(2);
-  auto model = LoadModel(**checkpoint,
-                         {.pool = &threads, .activations = test.activations, .max_positions = 512});
+  auto model = LoadModel(
+      **checkpoint,
+      {.ops = test.ops, .pool = &threads, .activations = test.activations, .max_positions = 512});
   ASSERT_TRUE(model) << model.error().message();
   ASSERT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
 
@@ -117,7 +129,8 @@ void CheckAgainstGolden(const Case& test) {
     const std::vector<int32_t> greedy = Ids(prompt.at("greedy"));
     RunnerSequence sequence{.tokens = Ids(prompt.at("tokens")), .pages = std::vector<int32_t>(16)};
     std::iota(sequence.pages.begin(), sequence.pages.end(), 0);
-    auto kv = KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 16, 1);
+    auto kv =
+        KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 16, 1, *test.ops->device);
     ASSERT_TRUE(kv);
     ModelRunner runner(**model, *kv);
     runner.Run(sequence, kMaxStep);
@@ -156,9 +169,11 @@ void CheckDraftAgainstGolden(const Case& test) {
   auto checkpoint = formats::OpenCheckpoint(test.checkpoint.string());
   ASSERT_TRUE(checkpoint) << checkpoint.error().message();
   ThreadPool threads(2);
-  auto model = LoadModel(
-      **checkpoint,
-      {.pool = &threads, .activations = test.activations, .max_positions = 512, .draft = true});
+  auto model = LoadModel(**checkpoint, {.ops = test.ops,
+                                        .pool = &threads,
+                                        .activations = test.activations,
+                                        .max_positions = 512,
+                                        .draft = true});
   ASSERT_TRUE(model) << model.error().message();
   ASSERT_TRUE((*model)->has_draft());
   ASSERT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
@@ -169,7 +184,8 @@ void CheckDraftAgainstGolden(const Case& test) {
   for (const boost::json::value& prompt : golden.at("prompts").as_array()) {
     RunnerSequence sequence{.tokens = Ids(prompt.at("tokens")), .pages = {2, 0, 1, 3}};
     const auto count = static_cast<int64_t>(sequence.tokens.size());
-    auto kv = KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 4, 1);
+    auto kv =
+        KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 4, 1, *test.ops->device);
     ASSERT_TRUE(kv);
     ModelRunner runner(**model, *kv);
     runner.Step({&sequence}, {count});
@@ -218,7 +234,8 @@ TEST(SmolLm2Test, WithinTheYardstick) {
   CheckAgainstGolden({.name = "smollm2",
                       .checkpoint = gguf,
                       .golden = GoldenRoot() / "smollm2" / "golden.json",
-                      .activations = ActivationFormat::kBf16});
+                      .activations = ActivationFormat::kBf16,
+                      .ops = TestedBackends().back().ops});
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "comm/communicator.h"
 #include "models/dummy_checkpoint.h"
 #include "models/registry.h"
+#include "testing/backends.h"
 #include "testing/model_runner.h"
 
 namespace nibble::models {
@@ -20,8 +21,10 @@ namespace {
 
 using kernels::ActivationFormat;
 using kernels::KvFormat;
+using nibble::testing::Backend;
 using nibble::testing::ModelRunner;
 using nibble::testing::RunnerSequence;
+using nibble::testing::TestedBackends;
 
 constexpr int64_t kTokens = 90;  // beyond every tiny config's window
 constexpr int64_t kMaxStep = 256;
@@ -31,6 +34,7 @@ struct Case {
   boost::json::object config;
   WeightFormat weights;
   ActivationFormat activations;
+  const kernels::OpTable* ops;
 };
 
 std::vector<Case> AllCases() {
@@ -39,13 +43,16 @@ std::vector<Case> AllCases() {
     int number = 0;
     for (const std::string& text : architecture.tiny_configs) {
       for (const WeightFormat weights : {WeightFormat::kBf16, WeightFormat::kNvfp4}) {
-        for (const ActivationFormat activations :
-             {ActivationFormat::kBf16, ActivationFormat::kInt8}) {
-          if (weights == WeightFormat::kBf16 && activations == ActivationFormat::kInt8) continue;
-          cases.push_back({fmt::format("{}_{}_{}_{}", architecture.architectures.front(), number,
-                                       WeightFormatName(weights),
-                                       activations == ActivationFormat::kBf16 ? "a16" : "a8"),
-                           boost::json::parse(text).as_object(), weights, activations});
+        const std::string name = fmt::format("{}_{}_{}_", architecture.architectures.front(),
+                                             number, WeightFormatName(weights));
+        const boost::json::object config = boost::json::parse(text).as_object();
+        for (const Backend& backend : TestedBackends()) {
+          cases.push_back({name + "a16" + backend.suffix, config, weights, ActivationFormat::kBf16,
+                           backend.ops});
+        }
+        if (weights == WeightFormat::kNvfp4) {
+          cases.push_back(
+              {name + "a8", config, weights, ActivationFormat::kInt8, &kernels::CpuOps()});
         }
       }
       ++number;
@@ -88,12 +95,15 @@ class ModelsTest : public ::testing::TestWithParam<Case> {
   // State slots hold rubbish at first, as the engine's do after a sequence has left one.
   static KvPool Pool(const Model& model, KvFormat format, int32_t page_size, int64_t pages) {
     constexpr int64_t kSlots = 4;
-    auto pool = KvPool::Create(model.info(), format, page_size, pages, kSlots);
+    auto pool = KvPool::Create(model.info(), format, page_size, pages, kSlots, *model.ops().device);
     EXPECT_TRUE(pool);
     const std::vector<std::byte> rubbish(pool->state_bytes(), std::byte{0x7E});
     for (int64_t slot = 0; slot < kSlots; ++slot) pool->LoadState(slot, rubbish.data());
     return std::move(*pool);
   }
+
+  const kernels::OpTable& ops() const { return *GetParam().ops; }
+  bool on_host() const { return ops().device->host_memory(); }
 
   ThreadPool pool_{2};
 };
@@ -161,6 +171,7 @@ double FarShare(const Model& model) {
 }
 
 TEST_P(ModelsTest, EveryTensorIsUsedAndMissingOnesAreNamed) {
+  if (!on_host()) return;
   const auto checkpoint = Checkpoint();
   auto info = DescribeModel(*checkpoint);
   ASSERT_TRUE(info) << info.error().message();
@@ -198,22 +209,22 @@ TEST_P(ModelsTest, EveryTensorIsUsedAndMissingOnesAreNamed) {
   }
 }
 
-TEST_P(ModelsTest, CpuMatchesReference) {
+TEST_P(ModelsTest, MatchesReference) {
   const auto reference = Load(kernels::RefOps(), &pool_);
-  const auto cpu = Load(kernels::CpuOps(), &pool_);
+  const auto fast = Load(ops(), &pool_);
   RunnerSequence expected = Sequence(Tokens(kTokens, 7), {0, 1, 2, 3, 4, 5});
   RunnerSequence actual = expected;
   KvPool expected_pool = Pool(*reference, KvFormat::kBf16, 16, 6);
-  KvPool actual_pool = Pool(*cpu, KvFormat::kBf16, 16, 6);
+  KvPool actual_pool = Pool(*fast, KvFormat::kBf16, 16, 6);
   ModelRunner(*reference, expected_pool).Run(expected, kMaxStep);
-  ModelRunner(*cpu, actual_pool).Run(actual, kMaxStep);
+  ModelRunner(*fast, actual_pool).Run(actual, kMaxStep);
   // Both round activations to BF16 at the same points, so they differ by roundings that fell the
   // other way.
-  ExpectNearLogits(expected, actual, 0.02, FarShare(*cpu));
+  ExpectNearLogits(expected, actual, 0.02, FarShare(*fast));
 }
 
 TEST_P(ModelsTest, PrefillEqualsTokenByToken) {
-  const auto model = Load(kernels::CpuOps(), &pool_);
+  const auto model = Load(ops(), &pool_);
   RunnerSequence whole = Sequence(Tokens(kTokens, 11), {0, 1, 2, 3, 4, 5});
   const RunnerSequence start = whole;
   KvPool kv = Pool(*model, KvFormat::kBf16, 16, 6);
@@ -227,7 +238,7 @@ TEST_P(ModelsTest, PrefillEqualsTokenByToken) {
 }
 
 TEST_P(ModelsTest, BatchAndPagesDoNotMatter) {
-  const auto model = Load(kernels::CpuOps(), &pool_);
+  const auto model = Load(ops(), &pool_);
   for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {
     RunnerSequence alone = Sequence(Tokens(kTokens, 13), {0, 1, 2, 3, 4, 5});
     const RunnerSequence start = alone;
@@ -251,7 +262,7 @@ TEST_P(ModelsTest, BatchAndPagesDoNotMatter) {
 }
 
 TEST_P(ModelsTest, CachesCanBeSavedAndRestored) {
-  const auto model = Load(kernels::CpuOps(), &pool_);
+  const auto model = Load(ops(), &pool_);
   RunnerSequence straight = Sequence(Tokens(kTokens, 23), {0, 1, 2, 3, 4, 5});
   RunnerSequence moved = straight;
   KvPool kv = Pool(*model, KvFormat::kBf16, 16, 6);
@@ -276,6 +287,7 @@ TEST_P(ModelsTest, CachesCanBeSavedAndRestored) {
 }
 
 TEST_P(ModelsTest, ThreadsDoNotMatter) {
+  if (!on_host()) return;
   ThreadPool one(1), three(3);
   const auto single = Load(kernels::CpuOps(), &one);
   const auto triple = Load(kernels::CpuOps(), &three);
@@ -289,6 +301,7 @@ TEST_P(ModelsTest, ThreadsDoNotMatter) {
 
 // Calibration hears matrices under their stored names, with their own K, and every token's experts.
 TEST_P(ModelsTest, AnObserverHearsTheInputsOfLinears) {
+  if (!on_host()) return;
   class Recorder : public LinearObserver {
    public:
     void OnInput(std::span<const std::string> modules, const uint16_t*, int64_t m,
@@ -340,6 +353,7 @@ TEST_P(ModelsTest, AnObserverHearsTheInputsOfLinears) {
 }
 
 TEST_P(ModelsTest, TwoRanksMatchOne) {
+  if (!on_host()) return;
   const auto whole = Load(kernels::CpuOps(), &pool_);
   RunnerSequence alone = Sequence(Tokens(40, 31), {0, 1, 2});
   KvPool kv = Pool(*whole, KvFormat::kBf16, 16, 3);

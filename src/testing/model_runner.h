@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include "base/check.h"
 #include "models/model.h"
 
 namespace nibble::testing {
@@ -127,10 +128,14 @@ class ModelRunner {
   void Keep(const float* logits, const std::vector<Rows>& rows,
             std::vector<std::vector<float>> RunnerSequence::* kept) const {
     const int64_t v = model_.info().vocab_size;
+    Device& device = *model_.ops().device;
     for (const Rows& r : rows) {
-      for (size_t i = 0; i < r.tokens.size(); ++i, logits += v)
-        (r.sequence->*kept).emplace_back(logits, logits + v);
+      for (size_t i = 0; i < r.tokens.size(); ++i, logits += v) {
+        std::vector<float>& row = (r.sequence->*kept).emplace_back(v);
+        device.Download(row.data(), logits, v * sizeof(float));
+      }
     }
+    NIBBLE_CHECK(device.failure().empty(), "{}", device.failure());
   }
 
   models::Model& model_;
