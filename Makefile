@@ -7,6 +7,10 @@ MODEL := models/SmolLM2-135M-Instruct-NVFP4
 VENV := .venv
 PORT ?= 8000
 
+# GPU code is compiled where there is a GPU, or with CUDA=1; CUDA=0 leaves it out.
+CUDA ?= $(if $(wildcard /dev/nvidiactl),1,0)
+PRESET := cmake --preset release -DNIBBLE_CUDA=$(if $(filter 1,$(CUDA)),ON,OFF)
+
 .DEFAULT_GOAL := help
 .PHONY: help serve build test model packages packages-test configure-tests bench fuzz check-long format lint install clean
 
@@ -17,8 +21,8 @@ serve: build model  ## build, fetch SmolLM2, quantise it to NVFP4 and serve it w
 	$(NIBBLE) serve $(MODEL) --port $(PORT) --served-model-name $(notdir $(MODEL)) \
 		--override-generation-config '{"temperature": 0.2, "top_p": 0.9}'
 
-build: packages  ## build/release/nibble
-	@test -f $(BUILD)/build.ninja || cmake --preset release -DNIBBLE_TESTS=OFF
+build: packages  ## build/release/nibble; with GPU code where there is a GPU, or with CUDA=1
+	@grep -qs '^NIBBLE_CUDA:BOOL=$(if $(filter 1,$(CUDA)),ON,OFF)' $(BUILD)/CMakeCache.txt || $(PRESET) $(if $(wildcard $(BUILD)/build.ninja),,-DNIBBLE_TESTS=OFF)
 	cmake --build $(BUILD) --target nibble
 
 model: $(MODEL)/config.json  ## fetch SmolLM2 and make its NVFP4 checkpoint
@@ -34,7 +38,7 @@ test: packages-test configure-tests build model $(VENV)/ready  ## unit and end-t
 	ctest --test-dir $(BUILD) --output-on-failure -j2
 
 configure-tests:
-	@grep -qs '^NIBBLE_TESTS:BOOL=ON' $(BUILD)/CMakeCache.txt || cmake --preset release -DNIBBLE_TESTS=ON
+	@grep -qs '^NIBBLE_TESTS:BOOL=ON' $(BUILD)/CMakeCache.txt || $(PRESET) -DNIBBLE_TESTS=ON
 
 $(VENV)/ready: tests/requirements.txt
 	python3 -m venv $(VENV)

@@ -5,10 +5,9 @@ option(NIBBLE_CUDA "Compile the CUDA backend" OFF)
 set(NIBBLE_CUDA_TARGETS "80;89;90a;100a;120f" CACHE STRING "Compute capabilities to compile cubins for")
 
 if(NIBBLE_CUDA)
-  if(NOT CMAKE_CUDA_COMPILER)
-    find_program(NIBBLE_NVCC nvcc PATHS /usr/local/cuda/bin REQUIRED)
-    set(CMAKE_CUDA_COMPILER ${NIBBLE_NVCC})
-  endif()
+  execute_process(COMMAND ${CMAKE_SOURCE_DIR}/packaging/cuda-toolkit.sh ${CMAKE_SOURCE_DIR}/build/cuda-toolkit
+    OUTPUT_VARIABLE NIBBLE_CUDA_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  set(CMAKE_CUDA_COMPILER ${NIBBLE_CUDA_ROOT}/bin/nvcc)
   # Targets are given below: this version of CMake does not know 120f.
   set(CMAKE_CUDA_ARCHITECTURES OFF)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
@@ -20,9 +19,9 @@ if(NIBBLE_CUDA)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   endif()
   find_path(NIBBLE_CUDA_RUNTIME_INCLUDE cuda_runtime_api.h
-    HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} PATHS /usr/local/cuda/include REQUIRED)
+    HINTS ${NIBBLE_CUDA_ROOT}/include ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} REQUIRED)
   find_library(NIBBLE_CUDART libcudart_static.a
-    HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} PATHS /usr/local/cuda/lib64 REQUIRED)
+    HINTS ${NIBBLE_CUDA_ROOT}/lib64 ${NIBBLE_CUDA_ROOT}/lib REQUIRED)
   # fmt 9 knows nothing of nvcc: it is to use constexpr, but no format is checked by consteval (g++ does it).
   set(NIBBLE_CUDA_FLAGS --expt-relaxed-constexpr -DFMT_USE_CONSTEXPR=1 -DFMT_CONSTEVAL= --compress-mode=size -diag-suppress=20012 -Xptxas=-v -Xcompiler=-Wno-unused-parameter)
   foreach(target IN LISTS NIBBLE_CUDA_TARGETS)
