@@ -139,6 +139,9 @@ const DeltaShape kShapes[] = {
     {.k_heads = 1, .v_heads = 2, .k_dim = 16, .v_dim = 48, .conv_width = 2},
     {.k_heads = 1, .v_heads = 1, .k_dim = 100, .v_dim = 17, .conv_width = 8},
     {.k_heads = 1, .v_heads = 1, .k_dim = 250, .v_dim = 5},
+    {.k_heads = 1, .v_heads = 3, .k_dim = 128, .v_dim = 128},
+    {.k_heads = 1, .v_heads = 4, .k_dim = 128, .v_dim = 128},
+    {.k_heads = 1, .v_heads = 12, .k_dim = 32, .v_dim = 64},
 };
 
 TEST_P(DeltaNetParity, MatchesTheReference) {
@@ -172,6 +175,30 @@ TEST_P(DeltaNetParity, ChunksDoNotMatter) {
       ExpectSame(whole, pieces);
     }
   }
+}
+
+// As in Qwen3-Next.
+TEST_P(DeltaNetParity, MatchesTheReferenceAtFullSize) {
+  const DeltaShape shape = {.k_heads = 16, .v_heads = 32, .k_dim = 128, .v_dim = 128};
+  DeltaSequence got = {.id = 1}, expected = got;
+  for (const int64_t count : {9, 1}) {
+    Step(ops(), shape, {&got}, {count});
+    Step(RefOps(), shape, {&expected}, {count});
+  }
+  EXPECT_EQ(got.window, expected.window);
+  ExpectNear(got.out, expected.out, shape.v_dim, kGatedDeltaNetTolerance);
+  ExpectNear(got.state, expected.state, shape.k_dim * shape.v_dim, kGatedDeltaNetTolerance);
+}
+
+// Longer than what a backend may take through its workspace at once.
+TEST_P(DeltaNetParity, CutsOfLongPromptsDoNotMatter) {
+  const DeltaShape shape = {.k_heads = 1, .v_heads = 2, .k_dim = 16, .v_dim = 16};
+  DeltaSequence whole = {.id = 3}, pieces = whole, other = {.id = 4};
+  Step(ops(), shape, {&whole}, {4200});
+  Step(ops(), shape, {&other, &pieces}, {1023, 1025});
+  Step(ops(), shape, {&pieces, &other}, {2047, 2});
+  Step(ops(), shape, {&pieces}, {1128});
+  ExpectSame(whole, pieces);
 }
 
 TEST_P(DeltaNetParity, BatchAndThreadsDoNotMatter) {

@@ -154,6 +154,8 @@ const Mamba2Shape kShapes[] = {
     {.heads = 2, .head_dim = 17, .groups = 1, .state_dim = 100, .conv_width = 8},
     {.heads = 1, .head_dim = 5, .groups = 1, .state_dim = 250, .dt_min = 0.5f, .dt_max = 1.0f},
     {.heads = 5, .head_dim = 120, .groups = 1, .state_dim = 3},
+    {.heads = 16, .head_dim = 64, .groups = 1, .state_dim = 32},
+    {.heads = 20, .head_dim = 80, .groups = 1, .state_dim = 16},
 };
 
 TEST_P(Mamba2Parity, MatchesTheReference) {
@@ -184,6 +186,28 @@ TEST_P(Mamba2Parity, ChunksDoNotMatter) {
       ExpectSame(whole, pieces);
     }
   }
+}
+
+// As in Nemotron 3 Nano.
+TEST_P(Mamba2Parity, MatchesTheReferenceAtFullSize) {
+  const Mamba2Shape shape = {.heads = 64, .head_dim = 64, .groups = 8, .state_dim = 128};
+  Mamba2Sequence got = {.id = 1}, expected = got;
+  for (const int64_t count : {9, 1}) {
+    Step(ops(), shape, {&got}, {count});
+    Step(RefOps(), shape, {&expected}, {count});
+  }
+  ExpectNearReference(shape, got, expected);
+}
+
+// Longer than what a backend may take through its workspace at once.
+TEST_P(Mamba2Parity, CutsOfLongPromptsDoNotMatter) {
+  const Mamba2Shape shape = {.heads = 2, .head_dim = 16, .groups = 2, .state_dim = 16};
+  Mamba2Sequence whole = {.id = 3}, pieces = whole, other = {.id = 4};
+  Step(ops(), shape, {&whole}, {4200});
+  Step(ops(), shape, {&other, &pieces}, {1023, 1025});
+  Step(ops(), shape, {&pieces, &other}, {2047, 2});
+  Step(ops(), shape, {&pieces}, {1128});
+  ExpectSame(whole, pieces);
 }
 
 TEST_P(Mamba2Parity, BatchAndThreadsDoNotMatter) {

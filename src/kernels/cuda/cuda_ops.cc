@@ -1,6 +1,8 @@
 // The OpTable of the CUDA backend.
 #include "kernels/cuda/activation/activation.h"
+#include "kernels/cuda/gated_delta_net/gated_delta_net.h"
 #include "kernels/cuda/gather_rows/gather_rows.h"
+#include "kernels/cuda/mamba2/mamba2.h"
 #include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/read_bandwidth/read_bandwidth.h"
 #include "kernels/cuda/rope/rope.h"
@@ -22,6 +24,10 @@ Result<const OpTable*> CudaOps(int index) {
       .sigmoid_gate = cuda::SigmoidGate,
       .rope_and_cache = cuda::RopeAndCache,
       .mla_rope_and_cache = cuda::MlaRopeAndCache,
+      .gated_delta_net_workspace = cuda::GatedDeltaNetWorkspace,
+      .gated_delta_net = cuda::GatedDeltaNet,
+      .mamba2_workspace = cuda::Mamba2Workspace,
+      .mamba2 = cuda::Mamba2,
   };
   table.device = device;
   return &table;

@@ -1,0 +1,172 @@
+// The depthwise causal convolution with silu that recurrent layers begin with, and the window of
+// inputs that a sequence keeps for it between steps. Sums run from the bias over the taps in order,
+// oldest input first; inputs before a sequence's first token are zero.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/recurrent/step_sequence.cuh"
+#include "numerics/bf16.h"
+
+namespace nibble::kernels::cuda {
+
+inline constexpr int kMaxConvWidth = 8;
+
+struct CausalConv {
+  const uint16_t* x = nullptr;  // (T, C)
+  int64_t stride = 0;
+  int32_t channels = 0;           // C
+  int32_t width = 0;              // W, 2..kMaxConvWidth
+  const float* weight = nullptr;  // (C, W), the last column meets the newest input
+  const float* bias = nullptr;    // (C) or null
+  StateView window;               // (W - 1, C), oldest first
+  bool vectors = false;           // 8-byte loads of four channels are aligned; so are 16-byte taps
+};
+
+__host__ inline bool Aligned(const void* pointer, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+__device__ __forceinline__ float Sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
+// Rounded to BF16, as the convolution's outputs are.
+__device__ __forceinline__ float SiluBf16(float sum) {
+  return RoundToBf16(__fdividef(sum, 1.0f + __expf(-sum)));
+}
+
+__device__ __forceinline__ float Softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
+// The input of sequence s at its `offset`-th token of the step; negative ones lie in the window.
+__device__ __forceinline__ uint16_t ConvInput(const CausalConv& conv, const StepSequence& s,
+                                              int64_t offset, int64_t channel) {
+  if (offset >= 0) return conv.x[(s.first + offset) * conv.stride + channel];
+  if (s.starts) return 0;
+  return StateAt<uint16_t>(conv.window, s)[(offset + conv.width - 1) * conv.channels + channel];
+}
+
+// The sum without its newest input.
+__device__ __forceinline__ float ConvHistory(const CausalConv& conv, const StepSequence& s,
+                                             int64_t offset, int64_t channel) {
+  float sum = conv.bias != nullptr ? conv.bias[channel] : 0.0f;
+#pragma unroll
+  for (int j = 0; j < kMaxConvWidth - 1; ++j) {
+    if (j >= conv.width - 1) break;
+    const uint16_t input = ConvInput(conv, s, offset - (conv.width - 1) + j, channel);
+    sum = fmaf(conv.weight[channel * conv.width + j], Bf16ToFloat(input), sum);
+  }
+  return sum;
+}
+
+// The window after the step. Nobody reads the old one any more.
+__device__ __forceinline__ void MoveWindow(const CausalConv& conv, const StepSequence& s,
+                                           int64_t channel) {
+  uint16_t inputs[kMaxConvWidth - 1];
+#pragma unroll
+  for (int j = 0; j < kMaxConvWidth - 1; ++j)
+    if (j < conv.width - 1) inputs[j] = ConvInput(conv, s, s.count - (conv.width - 1) + j, channel);
+  uint16_t* window = StateAt<uint16_t>(conv.window, s);
+#pragma unroll
+  for (int j = 0; j < kMaxConvWidth - 1; ++j)
+    if (j < conv.width - 1) window[j * int64_t{conv.channels} + channel] = inputs[j];
+}
+
+// Four neighbouring channels of a thread through successive tokens, with taps and history in
+// registers. kWidth: W, or 0 for any.
+template <int kWidth>
+class ConvChannels {
+ public:
+  // `valid` of the four exist.
+  __device__ ConvChannels(const CausalConv& conv, int64_t channel, int valid)
+      : conv_(conv), channel_(channel), valid_(valid) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      bias_[e] = e < valid && conv.bias != nullptr ? conv.bias[channel + e] : 0.0f;
+#pragma unroll
+      for (int j = 0; j < kTaps; ++j)
+        taps_[j][e] = e < valid && Used(j)
+                          ? conv.weight[(channel + e) * conv.width + j - (kTaps - conv.width)]
+                          : 0.0f;
+    }
+  }
+
+  // The next token is the `offset`-th of s.
+  __device__ void Rewind(const StepSequence& s, int64_t offset) {
+    s_ = s;
+    at_ = offset;
+#pragma unroll
+    for (int j = 0; j < kTaps - 1; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        history_[j][e] =
+            e < valid_ && Used(j)
+                ? Bf16ToFloat(ConvInput(conv_, s, offset - (kTaps - 1) + j, channel_ + e))
+                : 0.0f;
+    }
+  }
+
+  __device__ void Next(float (&out)[4]) {
+    float input[4];
+    Load(conv_.x + (s_.first + at_++) * conv_.stride + channel_, input);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float sum = bias_[e];
+#pragma unroll
+      for (int j = 0; j < kTaps - 1; ++j)
+        if (Used(j)) sum = fmaf(taps_[j][e], history_[j][e], sum);
+      out[e] = SiluBf16(fmaf(taps_[kTaps - 1][e], input[e], sum));
+#pragma unroll
+      for (int j = 0; j < kTaps - 2; ++j) history_[j][e] = history_[j + 1][e];
+      history_[kTaps - 2][e] = input[e];
+    }
+  }
+
+ private:
+  static constexpr int kTaps = kWidth > 0 ? kWidth : kMaxConvWidth;
+
+  // Narrower convolutions use the last taps.
+  __device__ bool Used(int j) const { return kWidth > 0 || j >= kTaps - conv_.width; }
+
+  __device__ void Load(const uint16_t* from, float (&input)[4]) const {
+    if (conv_.vectors && valid_ == 4) {
+      const uint2 bits = *reinterpret_cast<const uint2*>(from);
+      input[0] = __uint_as_float(bits.x << 16), input[1] = __uint_as_float(bits.x & 0xFFFF0000u);
+      input[2] = __uint_as_float(bits.y << 16), input[3] = __uint_as_float(bits.y & 0xFFFF0000u);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) input[e] = e < valid_ ? Bf16ToFloat(from[e]) : 0.0f;
+    }
+  }
+
+  const CausalConv& conv_;
+  const int64_t channel_;
+  const int valid_;
+  StepSequence s_;
+  int64_t at_ = 0;
+  float taps_[kTaps][4];
+  float history_[kTaps - 1][4];
+  float bias_[4];
+};
+
+// The tokens of a warp's run one after the other, with the sequence that each belongs to.
+template <typename Rewind, typename Token>
+__device__ void ForEachToken(const StateSequences& sequences, int64_t first, int64_t end,
+                             const Rewind& rewind, const Token& token) {
+  int64_t b = SequenceOfRow(sequences, first);
+  StepSequence s;
+  for (int64_t t = first; t < end; ++t) {
+    if (t == first || t >= s.first + s.count) {
+      while (b < sequences.count && sequences.q_start[b + 1] <= t) ++b;
+      if (b == sequences.count) return;
+      s = StepSequence::At(sequences, b);
+      rewind(s, t - s.first);
+    }
+    token(t);
+  }
+}
+
+__device__ __forceinline__ void StoreBf16x4(uint16_t* to, const float (&x)[4]) {
+  *reinterpret_cast<ushort4*>(to) = make_ushort4(Bf16FromFloat(x[0]), Bf16FromFloat(x[1]),
+                                                 Bf16FromFloat(x[2]), Bf16FromFloat(x[3]));
+}
+
+}  // namespace nibble::kernels::cuda
