@@ -3,8 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
-#include <future>
+#include <cstdio>
 #include <optional>
 #include <string>
 #include <utility>
@@ -21,11 +22,26 @@ namespace {
 namespace json = boost::json;
 using Clock = std::chrono::steady_clock;
 
+// One row of the result.
+struct Shape {
+  int64_t prompt = 0;
+  int32_t batch = 0;
+  int64_t context = 0;
+};
+
 struct Round {
   double prefill_seconds = 0;  // until every sequence has its first token
   double decode_seconds = 0;   // from then to the last token
   // Of each sequence's last logits. A sequence's prompt does not depend on the batch, nor may this.
   std::vector<std::string> logits_hashes;
+};
+
+struct Figures {
+  Shape shape;
+  double prefill_rate = 0;  // tokens per second, all sequences
+  double decode_rate = 0;   // the same
+  double bandwidth = 0;     // bytes of weights per second while decoding: they are read once a step
+  std::vector<std::string> logits_hashes;  // of the last round
 };
 
 // Ids that repeat nothing, so that no prefix is shared between sequences or rounds.
@@ -38,25 +54,25 @@ std::vector<int32_t> PromptTokens(int64_t count, int64_t vocab, uint32_t seed) {
   return tokens;
 }
 
-Result<Round> RunRound(engine::Engine& engine, const BenchModelOptions& options, uint32_t seed) {
+Result<Round> RunRound(engine::Engine& engine, const BenchModelOptions& options, const Shape& shape,
+                       uint32_t seed) {
   const int32_t vocab = engine.tokenizer().vocab_size();
   std::vector<std::shared_ptr<engine::CollectingSink>> sinks;
-  std::atomic<int32_t> started{0};
   std::atomic<int64_t> last_start_ns{0};
   const Clock::time_point begin = Clock::now();
-  for (int32_t i = 0; i < options.batch; ++i) {
-    engine::Request request{
-        .id = fmt::format("bench-{}", i),
-        .tokens = PromptTokens(options.prompt, vocab, seed * 7919u + static_cast<uint32_t>(i))};
-    request.sampling.temperature = 0;
+  for (int32_t i = 0; i < shape.batch; ++i) {
+    engine::Request request{.id = fmt::format("bench-{}", i),
+                            .tokens = PromptTokens(shape.context + shape.prompt, vocab,
+                                                   seed * 7919u + static_cast<uint32_t>(i)),
+                            .assumed_context = shape.context};
+    request.sampling.temperature = static_cast<float>(options.temperature);
+    request.sampling.top_p = static_cast<float>(options.top_p);
+    request.sampling.seed = i;
     request.sampling.ignore_eos = true;
     request.sampling.max_tokens = options.decode;
     auto first = std::make_shared<std::atomic<bool>>(true);
     auto sink = std::make_shared<engine::CollectingSink>(1, [&, first](const engine::DeltaEvent&) {
-      if (first->exchange(false)) {
-        last_start_ns = (Clock::now() - begin).count();
-        ++started;
-      }
+      if (first->exchange(false)) last_start_ns = (Clock::now() - begin).count();
     });
     request.sink = sink;
     sinks.push_back(std::move(sink));
@@ -81,55 +97,90 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-Result<int> RunBench(const BenchModelOptions& options) {
-  ModelOptions model = options.model;
-  model.max_num_seqs = std::max(model.max_num_seqs, options.batch);
-  std::optional<ExitOnSignal> exit_on_signal(std::in_place);
-  NIBBLE_ASSIGN(const LoadedModel loaded, LoadEngine(model));
-  exit_on_signal.reset();
-  engine::Engine& engine = *loaded.engine;
-  if (options.prompt + options.decode > engine.max_model_len()) {
-    return Fail(Code::kInvalidArgument, "--prompt {} and --decode {} exceed the context of {}",
-                options.prompt, options.decode, engine.max_model_len());
+Result<Figures> Measure(engine::Engine& engine, const BenchModelOptions& options,
+                        const Shape& shape) {
+  if (shape.context + shape.prompt + options.decode > engine.max_model_len()) {
+    return Fail(Code::kInvalidArgument,
+                "--context {}, --prompt {} and --decode {} exceed the context of {}", shape.context,
+                shape.prompt, options.decode, engine.max_model_len());
   }
+  Figures figures{.shape = shape};
   std::vector<double> prefill, decode;
-  std::vector<std::string> logits_hashes;  // of the last round
   for (int i = 0; i < options.repeat + 1; ++i) {
-    NIBBLE_ASSIGN(Round round, RunRound(engine, options, static_cast<uint32_t>(i + 1)));
+    NIBBLE_ASSIGN(Round round, RunRound(engine, options, shape, static_cast<uint32_t>(i + 1)));
     if (i == 0) continue;  // warms up
-    logits_hashes = std::move(round.logits_hashes);
-    prefill.push_back(static_cast<double>(options.prompt * options.batch) / round.prefill_seconds);
-    decode.push_back(static_cast<double>((options.decode - 1) * options.batch) /
+    figures.logits_hashes = std::move(round.logits_hashes);
+    prefill.push_back(static_cast<double>(shape.prompt * shape.batch) / round.prefill_seconds);
+    decode.push_back(static_cast<double>((options.decode - 1) * shape.batch) /
                      round.decode_seconds);
   }
-  const double prefill_rate = Median(prefill), decode_rate = Median(decode);
-  const double step_rate = decode_rate / options.batch;  // weights are read once per step
-  const double bandwidth = step_rate * static_cast<double>(engine.model_info().bytes_per_token);
-  if (options.json) {
-    fmt::print("{}\n", json::serialize(
-                           json::object{{"model", options.model.model},
-                                        {"prompt", options.prompt},
-                                        {"decode", options.decode},
-                                        {"batch", options.batch},
-                                        {"threads", loaded.pool->threads()},
-                                        {"activations", loaded.activations},
-                                        {"prefill_tokens_per_second", prefill_rate},
-                                        {"decode_tokens_per_second", decode_rate},
-                                        {"bytes_per_token", engine.model_info().bytes_per_token},
-                                        {"decode_bytes_per_second", bandwidth},
-                                        {"read_bytes_per_second", loaded.read_bandwidth},
-                                        {"share_of_read", bandwidth / loaded.read_bandwidth},
-                                        {"last_logits", json::value_from(logits_hashes)}}));
-    return 0;
-  }
-  fmt::print("prefill  {:9.1f} tokens/s   ({} x {} tokens, median of {})\n", prefill_rate,
-             options.batch, options.prompt, options.repeat);
+  figures.prefill_rate = Median(prefill);
+  figures.decode_rate = Median(decode);
+  figures.bandwidth =
+      figures.decode_rate / shape.batch * static_cast<double>(engine.model_info().bytes_per_token);
+  return figures;
+}
+
+json::object ToJson(const Figures& figures, const BenchModelOptions& options,
+                    const LoadedModel& loaded) {
+  return {{"model", options.model.model},
+          {"device", loaded.device},
+          {"prompt", figures.shape.prompt},
+          {"decode", options.decode},
+          {"batch", figures.shape.batch},
+          {"context", figures.shape.context},
+          {"threads", loaded.pool->threads()},
+          {"activations", loaded.activations},
+          {"prefill_tokens_per_second", figures.prefill_rate},
+          {"decode_tokens_per_second", figures.decode_rate},
+          {"milliseconds_per_step", 1e3 * figures.shape.batch / figures.decode_rate},
+          {"bytes_per_token", loaded.engine->model_info().bytes_per_token},
+          {"decode_bytes_per_second", figures.bandwidth},
+          {"read_bytes_per_second", loaded.read_bandwidth},
+          {"share_of_read", figures.bandwidth / loaded.read_bandwidth},
+          {"last_logits", json::value_from(figures.logits_hashes)}};
+}
+
+void Print(const Figures& figures, const BenchModelOptions& options, double ceiling) {
+  const Shape& shape = figures.shape;
+  const std::string context =
+      shape.context > 0 ? fmt::format(" behind {} in the cache", shape.context) : "";
+  fmt::print("prefill  {:9.1f} tokens/s   ({} x {} tokens{}, median of {})\n", figures.prefill_rate,
+             shape.batch, shape.prompt, context, options.repeat);
+  // With experts a step of several sequences reads more than one token's bytes.
   fmt::print(
       "decode   {:9.1f} tokens/s   ({} x {} tokens): {:.2f} ms per step, {:.1f} GB/s, {:.0f} % of "
       "{:.1f} GB/s\n",
-      decode_rate, options.batch, options.decode, 1e3 / step_rate, bandwidth / 1e9,
-      100 * bandwidth / loaded.read_bandwidth, loaded.read_bandwidth / 1e9);
-  fmt::print("last logits of sequence 0: {}\n", logits_hashes.front());
+      figures.decode_rate, shape.batch, options.decode, 1e3 * shape.batch / figures.decode_rate,
+      figures.bandwidth / 1e9, 100 * figures.bandwidth / ceiling, ceiling / 1e9);
+  fmt::print("last logits of sequence 0: {}\n", figures.logits_hashes.front());
+  std::fflush(stdout);
+}
+
+Result<int> RunBench(const BenchModelOptions& options) {
+  ModelOptions model = options.model;
+  model.max_num_seqs = std::max(model.max_num_seqs, std::ranges::max(options.batches));
+  if (std::ranges::max(options.contexts) > 0) model.prefix_caching = false;
+  std::optional<ExitOnSignal> exit_on_signal(std::in_place);
+  NIBBLE_ASSIGN(const LoadedModel loaded, LoadEngine(model));
+  exit_on_signal.reset();
+  json::array rows;
+  for (const int64_t context : options.contexts) {
+    for (const int64_t prompt : options.prompts) {
+      for (const int32_t batch : options.batches) {
+        NIBBLE_ASSIGN(const Figures figures,
+                      Measure(*loaded.engine, options, {prompt, batch, context}));
+        if (options.json) {
+          rows.push_back(ToJson(figures, options, loaded));
+        } else {
+          Print(figures, options, loaded.read_bandwidth);
+        }
+      }
+    }
+  }
+  if (!options.json) return 0;
+  // One shape gives an object, several a list.
+  fmt::print("{}\n", rows.size() == 1 ? json::serialize(rows[0]) : json::serialize(rows));
   return 0;
 }
 

@@ -86,7 +86,8 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
   AddLoadFormat(command, &o->load_format, &o->dummy_policy);
   command->add_option("--dummy-seed", o->dummy_seed, "seed of dummy weights")
       ->capture_default_str();
-  command->add_option("--device", o->device, "auto, cpu or cuda")->capture_default_str();
+  command->add_option("--device", o->device, "auto (a GPU if there is one), cpu, cuda or cuda:N")
+      ->capture_default_str();
   command
       ->add_option("-t,--threads", o->threads,
                    "compute threads; 0: what affinity and cgroup limits allow")
@@ -261,19 +262,29 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
   CLI::App* of_model =
       command->add_subcommand("model", "prefill and decode rates, with bytes and shares");
   AddModelOptions(of_model, &model->model);
-  of_model->add_option("--prompt", model->prompt, "prompt tokens")
+  of_model->add_option("--prompt", model->prompts, "prompt tokens; a list measures each (512,8192)")
+      ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   of_model->add_option("--decode", model->decode, "generated tokens")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
-  of_model->add_option("--batch", model->batch, "requests in parallel")
+  of_model->add_option("--batch", model->batches, "requests in parallel; a list measures each")
+      ->delimiter(',')
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  of_model
+      ->add_option("--context", model->contexts,
+                   "tokens that count as computed before the prompt; a list measures each")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  of_model->add_option("--temperature", model->temperature, "0: greedy")->capture_default_str();
+  of_model->add_option("--top-p", model->top_p, "of sampling")->capture_default_str();
   of_model->add_option("--repeat", model->repeat, "rounds; the median counts")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
-  of_model->add_flag("--json", model->json, "one JSON object instead of text");
+  of_model->add_flag("--json", model->json, "JSON instead of text: an object, or a list of them");
   of_model->callback([model, status] { *status = BenchModel(*model); });
   CLI::App* of_kernels = command->add_subcommand(
       "kernels", "linear kernels beside the machine's read and multiply probes");

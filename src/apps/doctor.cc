@@ -27,6 +27,18 @@ std::string FeatureList(const CpuFeatures& features) {
   return list.empty() ? "none that has kernels" : list;
 }
 
+void PrintCuda() {
+  const auto ops = kernels::CudaOps();
+  if (!ops) {
+    fmt::print("CUDA        {}: every model runs on the CPU\n", ops.error().message());
+    return;
+  }
+  const Device::Memory memory = (*ops)->device->memory();
+  fmt::print("CUDA        {}, {} free of {}, reads {:.0f} GB/s\n", (*ops)->device->name(),
+             FormatBytes(static_cast<double>(memory.free_bytes)),
+             FormatBytes(static_cast<double>(memory.total_bytes)), (*ops)->read_bandwidth() / 1e9);
+}
+
 }  // namespace
 
 int Doctor() {
@@ -46,7 +58,7 @@ int Doctor() {
                threads == 1 ? "" : "s");
     if (cpu.usable_cores == 1) break;
   }
-  fmt::print("CUDA        not in this build: every model runs on the CPU\n");
+  PrintCuda();
   fmt::print("kernels     {}\n", kernels::CpuOps().variant);
   for (const std::string_view variant : {"avx512", "avx2", "neon", "generic"}) {
     const auto ops = kernels::CpuOpsVariant(variant);

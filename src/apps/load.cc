@@ -227,6 +227,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                 "--device cpu",
                 options.device);
   }
+  loaded.device = ops->device->name();
   loaded.activations = activations == ActivationFormat::kInt8 ? "int8" : "bf16";
   tell("measuring memory", 0);
   loaded.read_bandwidth = ops->read_bandwidth != nullptr

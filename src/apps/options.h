@@ -14,7 +14,7 @@ struct ModelOptions {
   std::string load_format = "auto";     // auto, safetensors, gguf, dummy
   std::string dummy_policy = "config";  // of --load-format dummy: config, all-4bit
   uint64_t dummy_seed = 2;              // of --load-format dummy
-  std::string device = "auto";          // auto, cpu, cuda
+  std::string device = "auto";          // auto, cpu, cuda, cuda:N
   int threads = 0;                      // 0: what affinity and cgroup limits allow
   std::string activations = "auto";     // auto, bf16, int8
   std::string kv_cache_dtype = "auto";  // auto, bf16, fp8
@@ -66,10 +66,13 @@ struct RunOptions {
 
 struct BenchModelOptions {
   ModelOptions model{.max_num_seqs = 1};  // at least the batch
-  int64_t prompt = 512;
+  std::vector<int64_t> prompts = {512};
+  std::vector<int32_t> batches = {1};
+  std::vector<int64_t> contexts = {0};  // tokens assumed in the cache before the prompt
   int64_t decode = 128;
-  int32_t batch = 1;
   int repeat = 3;
+  double temperature = 0;
+  double top_p = 1;
   bool json = false;
 };
 

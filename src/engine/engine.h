@@ -108,6 +108,9 @@ struct Request {
   // With sampling.prompt_logprobs: hears the raw logits, (V), that follow each prompt token but the
   // last, in order, on the engine thread. For eval.
   std::function<void(int64_t position, std::span<const float> logits)> on_prompt_logits;
+  // So many leading tokens count as computed although nobody computed them, for benchmarks at long
+  // contexts: their cache holds whatever it holds. Less than all tokens; wants prefix_cache off.
+  int64_t assumed_context = 0;
 };
 
 // ---- The engine ----

@@ -42,6 +42,8 @@ Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, i
   const int64_t page_memory = RoundUpToLine(pool.page_bytes_ * pages);
   const int64_t bytes = page_memory + pool.state_bytes_ * state_slots;
   NIBBLE_ASSIGN(pool.memory_, Buffer::Allocate(static_cast<size_t>(bytes), device));
+  // What nobody has written is read by benchmarks alone; it shall be finite numbers.
+  if (!device.host_memory()) device.Clear(pool.memory_.data(), pool.memory_.size());
   std::byte* next = pool.memory_.data();
   for (const KvSpec& spec : info.kv) {
     const int64_t half = int64_t{spec.kv_heads} * spec.head_dim * page_size * pages *
