@@ -6,6 +6,7 @@
 #include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/read_bandwidth/read_bandwidth.h"
 #include "kernels/cuda/rope/rope.h"
+#include "kernels/cuda/sample/sample.h"
 #include "kernels/ops.h"
 
 namespace nibble::kernels {
@@ -28,6 +29,8 @@ Result<const OpTable*> CudaOps(int index) {
       .gated_delta_net = cuda::GatedDeltaNet,
       .mamba2_workspace = cuda::Mamba2Workspace,
       .mamba2 = cuda::Mamba2,
+      .sample_workspace = cuda::SampleWorkspace,
+      .sample = cuda::Sample,
   };
   table.device = device;
   return &table;

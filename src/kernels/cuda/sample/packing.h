@@ -1,0 +1,31 @@
+// The host's side of sampling: a group of rows as the bytes that are uploaded.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/cuda/sample/layout.h"
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda::sampling {
+
+// Room that any one row needs, whatever it asks for.
+int64_t MaxUploadBytes(int64_t vocab);
+
+struct PackedGroup {
+  int32_t rows = 0;  // taken from the front
+  int32_t searches = 0;
+  int64_t bytes = 0;  // to upload: rows, searches, edits; 0: every row takes its best token,
+  int32_t end = 0;    // before this one
+  int64_t searches_at = 0;
+  int64_t edits_at = 0;
+  int64_t tops = 0;        // places of results used
+  bool histogram = false;  // whether some search limits k or mass
+};
+
+// As many rows as fit: at most kMaxGroup, their upload in `room` bytes.
+PackedGroup Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top_logprobs,
+                 std::byte* upload, int64_t room);
+
+}  // namespace nibble::kernels::cuda::sampling

@@ -1,0 +1,634 @@
+// The kernels of sampling, in the order in which they run (sample.h).
+#pragma once
+
+#include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/sample/kernels.cuh"
+
+namespace nibble::kernels::cuda::sampling {
+
+inline constexpr int kThreads = 256;
+inline constexpr int kPerThread = static_cast<int>(kChunk) / kThreads;
+inline constexpr int kChooseThreads = 1024;
+
+// Token i of this thread in chunk c: neighbouring threads have neighbouring tokens.
+__device__ __forceinline__ int TokenAt(int chunk, int i) {
+  return chunk * static_cast<int>(kChunk) + i * kThreads + static_cast<int>(threadIdx.x);
+}
+
+// ---- Survey ----
+
+// The best of this thread's values, the first among equals, as a rank key; `keeps` says which
+// count.
+template <typename Keeps>
+__device__ __forceinline__ uint64_t BestOfThread(const float (&values)[kPerThread], int chunk,
+                                                 Keeps keeps) {
+  float best = 0.0f;
+  int at = -1;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    if (!keeps(i) || (at >= 0 && values[i] <= best)) continue;
+    best = values[i];
+    at = i;
+  }
+  return at < 0 ? kNone : RankKey(best, TokenAt(chunk, at));
+}
+
+// Biases, bans and penalties of the tokens in [first, first + kChunk).
+__device__ __forceinline__ void ApplyEdits(const Row& row, const std::byte* edits, int first,
+                                           float* processed) {
+  const auto in_chunk = [&](int token) { return token >= first && token < first + kChunk; };
+  const auto* biases = reinterpret_cast<const BiasEdit*>(edits + row.bias_at);
+  for (int i = static_cast<int>(threadIdx.x); i < row.biases; i += kThreads) {
+    const int token = biases[i].token;
+    if (!in_chunk(token) || (i > 0 && biases[i - 1].token == token)) continue;
+    float logit = processed[token];
+    for (int j = i; j < row.biases && biases[j].token == token; ++j) logit += biases[j].bias;
+    processed[token] = logit;
+  }
+  __syncthreads();
+  const auto* banned = reinterpret_cast<const int32_t*>(edits + row.banned_at);
+  for (int i = static_cast<int>(threadIdx.x); i < row.banned; i += kThreads)
+    if (in_chunk(banned[i])) processed[banned[i]] = -INFINITY;
+  __syncthreads();
+  const auto* counts = reinterpret_cast<const CountEdit*>(edits + row.counts_at);
+  for (int i = static_cast<int>(threadIdx.x); i < row.counts; i += kThreads) {
+    const CountEdit seen = counts[i];
+    if (!in_chunk(seen.token)) continue;
+    float logit = processed[seen.token];
+    logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
+    if (seen.count > 0)
+      logit -= row.frequency_penalty * static_cast<float>(seen.count) + row.presence_penalty;
+    processed[seen.token] = logit;
+  }
+  __syncthreads();
+}
+
+// What later kernels add to starts at zero.
+__device__ __forceinline__ void ClearSums(const Group& g) {
+  const int stride = static_cast<int>(gridDim.x * gridDim.y) * kThreads;
+  const int self = static_cast<int>((blockIdx.y * gridDim.x + blockIdx.x) * kThreads + threadIdx.x);
+  for (int i = self; i < g.searches * kBuckets; i += stride) {
+    g.w.histogram_mass[i] = 0;
+    g.w.histogram_count[i] = 0;
+  }
+  for (int i = self; i < g.searches; i += stride) g.w.listed[i] = 0;
+  for (int i = self; i < g.rows; i += stride) {
+    g.w.better[i] = 0;
+    g.w.ranked_chunks[i] = 0;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
+  __shared__ uint64_t keys[kWarp];
+  __shared__ float sums[kWarp];
+  ptx::LaunchSuccessor();
+  ptx::WaitForPredecessor();
+  const int chunk = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
+  const float* logits = g.logits + r * g.stride;
+  float values[kPerThread];
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    const int token = TokenAt(chunk, i);
+    values[i] = token < g.vocab ? Clean(logits[token]) : -INFINITY;
+  }
+  ClearSums(g);
+
+  const auto finite = [&](int i) { return values[i] > -INFINITY; };
+  ChunkSurvey survey = {};
+  survey.best_raw = Reduce(BestOfThread(values, chunk, finite), kNone, MinOf(), keys);
+  const float largest = LogitOf(survey.best_raw);
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i)
+    if (finite(i)) sum += __expf(values[i] - largest);
+  survey.raw_sum = Reduce(sum, 0.0f, SumOf(), sums);
+
+  const Row* row = g.row_table != nullptr ? &g.row_table[r] : nullptr;
+  const int end = row != nullptr ? row->end : g.end;
+  survey.best_allowed = kNone;
+  if (row != nullptr && row->changed != 0) {
+    float* processed = g.w.processed + int64_t{r} * g.vocab;
+    const auto* mask = reinterpret_cast<const uint32_t*>(g.edits + row->mask_at);
+    uint32_t allowed = 0;  // bit i: token i of this thread
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int token = TokenAt(chunk, i);
+      if (token >= g.vocab) continue;
+      const bool stays = row->mask_at < 0 || ((mask[token / 32] >> (token % 32)) & 1u) != 0;
+      allowed |= static_cast<uint32_t>(stays) << i;
+      processed[token] = stays ? values[i] : -INFINITY;
+    }
+    if (row->mask_at >= 0) {
+      const uint64_t best =
+          BestOfThread(values, chunk, [&](int i) { return ((allowed >> i) & 1u) != 0; });
+      survey.best_allowed = Reduce(best, kNone, MinOf(), keys);
+    }
+    __syncthreads();
+    ApplyEdits(*row, g.edits, chunk * static_cast<int>(kChunk), processed);
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const int token = TokenAt(chunk, i);
+      values[i] = token < end ? Clean(processed[token]) : -INFINITY;
+    }
+  }
+  if (end == g.vocab && (row == nullptr || row->changed == 0)) {
+    survey.best = survey.best_raw;
+  } else {
+    const uint64_t best =
+        BestOfThread(values, chunk, [&](int i) { return finite(i) && TokenAt(chunk, i) < end; });
+    survey.best = Reduce(best, kNone, MinOf(), keys);
+  }
+  if (threadIdx.x == 0) g.w.surveys[r * g.chunks + chunk] = survey;
+}
+
+// ---- Searches ----
+
+// The tokens that a search looks at, and how it sees them.
+class Sight {
+ public:
+  // Every thread of the CTA calls it. `shared` has 32 places.
+  __device__ Sight(const Group& g, const Search& search, uint64_t* shared)
+      : end_(search.end), inverse_(search.inverse_temperature) {
+    const bool raw = search.lists_best != 0;
+    logits_ = !raw && search.changed != 0 ? g.w.processed + int64_t{search.row} * g.vocab
+                                          : g.logits + search.row * g.stride;
+    const uint64_t key = BestOfChunks(g.w.surveys + search.row * g.chunks, g.chunks,
+                                      raw ? &ChunkSurvey::best_raw : &ChunkSurvey::best, shared);
+    empty_ = key == kNone;
+    best_ = LogitOf(key);
+  }
+
+  __device__ bool empty() const { return empty_; }
+  __device__ float Logit(int token) const {
+    return token < end_ ? Clean(logits_[token]) : -INFINITY;
+  }
+  __device__ float NatsOf(float logit) const { return Nats(logit, best_, inverse_); }
+  __device__ float Weight(float logit) const { return expf(-NatsOf(logit)); }
+  __device__ uint64_t Mass(float logit) const { return MassOf(Weight(logit)); }
+  __device__ int Bucket(float logit) const { return BucketOf(NatsOf(logit)); }
+  __device__ int end() const { return end_; }
+
+ private:
+  const float* logits_;
+  int end_;
+  float inverse_;
+  float best_;
+  bool empty_;
+};
+
+constexpr int kLowBits = 20;  // of a mass: sums of a chunk's low and high parts fit 32 bits
+
+__global__ void __launch_bounds__(kThreads) HistogramKernel(Group g) {
+  __shared__ uint32_t counts[kBuckets], low[kBuckets], high[kBuckets];
+  __shared__ uint64_t keys[kWarp];
+  ptx::LaunchSuccessor();
+  for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kThreads)
+    counts[b] = low[b] = high[b] = 0;
+  ptx::WaitForPredecessor();
+  const int chunk = static_cast<int>(blockIdx.x), s = static_cast<int>(blockIdx.y);
+  const Search search = g.search_table[s];
+  const bool limits_mass = search.limits_mass();
+  if (search.top_k == 0 && !limits_mass) return;
+  const Sight sight(g, search, keys);  // its barriers are the array's, too
+  if (sight.empty()) return;
+#pragma unroll 4
+  for (int i = 0; i < kPerThread; ++i) {
+    const float logit = sight.Logit(TokenAt(chunk, i));
+    if (logit == -INFINITY) continue;
+    const int bucket = sight.Bucket(logit);
+    if (search.top_k > 0) atomicAdd(&counts[bucket], 1u);
+    if (limits_mass) {
+      const uint64_t mass = sight.Mass(logit);
+      atomicAdd(&low[bucket], static_cast<uint32_t>(mass) & ((1u << kLowBits) - 1));
+      atomicAdd(&high[bucket], static_cast<uint32_t>(mass >> kLowBits));
+    }
+  }
+  __syncthreads();
+  for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kThreads) {
+    const uint64_t mass = (uint64_t{high[b]} << kLowBits) + low[b];
+    if (counts[b] != 0)
+      atomicAdd(&g.w.histogram_count[s * kBuckets + b], static_cast<int32_t>(counts[b]));
+    if (mass != 0)
+      atomicAdd(reinterpret_cast<unsigned long long*>(&g.w.histogram_mass[s * kBuckets + b]), mass);
+  }
+}
+
+// Of a mass, the part that top-p wants; at least 1, for the best token.
+__device__ __forceinline__ uint64_t WantedMass(float top_p, uint64_t mass) {
+  const double wanted = ceil(static_cast<double>(top_p) * static_cast<double>(mass));
+  return wanted < 1.0 ? 1 : static_cast<uint64_t>(wanted);
+}
+
+// From the histogram; every thread of the CTA gets it.
+__device__ __forceinline__ Bounds FindBounds(const Group& g, int s, const Search& search) {
+  constexpr int kOwn = kBuckets / kThreads;
+  __shared__ Bounds bounds;
+  __shared__ uint64_t k_mass_most;  // with all of k_bucket
+  __shared__ uint64_t sums[kWarp];
+  __shared__ int int_sums[kWarp];
+  const int own = static_cast<int>(threadIdx.x) * kOwn;
+  int counts[kOwn];
+  uint64_t masses[kOwn];
+  int count = 0;
+  uint64_t mass = 0;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    counts[i] = search.top_k > 0 ? g.w.histogram_count[s * kBuckets + own + i] : 0;
+    masses[i] = search.limits_mass() ? g.w.histogram_mass[s * kBuckets + own + i] : 0;
+    count += counts[i];
+    mass += masses[i];
+  }
+  const int count_before = SumBefore(count, int_sums);
+  const uint64_t mass_before = SumBefore(mass, sums);
+  const uint64_t total = Reduce(mass, uint64_t{0}, SumOf(), sums);
+  if (threadIdx.x == 0) {
+    bounds = {
+        .k_bucket = kBuckets, .first = kBuckets, .last = -1, .k_mass = total, .total_mass = total};
+    k_mass_most = total;
+  }
+  __syncthreads();
+  const int total_count = Reduce(count, 0, SumOf(), int_sums);
+  if (search.top_k > 0 && search.top_k < total_count && count_before < search.top_k &&
+      count_before + count >= search.top_k) {
+    int n = count_before;
+    uint64_t m = mass_before;
+    bool found = false;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (!found && n + counts[i] >= search.top_k) {
+        found = true;
+        bounds.k_bucket = own + i;
+        bounds.k_before = n;
+        bounds.k_mass = m;
+        k_mass_most = m + masses[i];
+      }
+      n += counts[i];
+      m += masses[i];
+    }
+  }
+  __syncthreads();
+  if (search.limits_mass()) {
+    const auto find = [&](uint64_t wanted, auto use) {
+      if (!(mass_before < wanted && mass_before + mass >= wanted)) return;
+      uint64_t m = mass_before;
+      bool found = false;
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        if (!found && m + masses[i] >= wanted) {
+          found = true;
+          use(own + i, m);
+        }
+        m += masses[i];
+      }
+    };
+    find(WantedMass(search.top_p, bounds.k_mass), [&](int bucket, uint64_t before) {
+      bounds.first = bucket;
+      bounds.first_mass = before;
+    });
+    find(WantedMass(search.top_p, k_mass_most),
+         [&](int bucket, uint64_t) { bounds.last = bucket; });
+  } else if (search.lists_best != 0 && threadIdx.x == 0) {
+    bounds.first = 0;
+    bounds.last = min(bounds.k_bucket, kBuckets - 1);
+  }
+  __syncthreads();
+  return bounds;
+}
+
+__device__ __forceinline__ bool IsListed(const Bounds& bounds, int bucket) {
+  return (bucket >= bounds.first && bucket <= bounds.last) || bucket == bounds.k_bucket;
+}
+
+__global__ void __launch_bounds__(kThreads) CollectKernel(Group g) {
+  __shared__ uint64_t keys[kWarp];
+  ptx::LaunchSuccessor();
+  ptx::WaitForPredecessor();
+  const int chunk = static_cast<int>(blockIdx.x), s = static_cast<int>(blockIdx.y);
+  const Search search = g.search_table[s];
+  const Sight sight(g, search, keys);
+  if (sight.empty()) return;
+  Bounds bounds = {.k_bucket = kBuckets, .first = kBuckets, .last = -1};
+  if (search.top_k > 0 || search.limits_mass()) bounds = FindBounds(g, s, search);
+  if (chunk == 0 && threadIdx.x == 0) g.w.bounds[s] = bounds;
+
+  const int surely_kept = min(bounds.first, bounds.k_bucket);  // buckets before it
+  uint64_t mass = 0;
+#pragma unroll 4
+  for (int i = 0; i < kPerThread; ++i) {
+    const int token = TokenAt(chunk, i);
+    const float logit = sight.Logit(token);
+    if (logit == -INFINITY) continue;
+    const int bucket = sight.Bucket(logit);
+    if (bucket < surely_kept) {
+      const float weight = sight.Weight(logit);
+      if (weight >= search.min_p) mass += MassOf(weight);
+    } else if (IsListed(bounds, bucket)) {
+      const int at = atomicAdd(&g.w.listed[s], 1);
+      if (at < kMaxListed) g.w.list[s * kMaxListed + at] = token;
+    }
+  }
+  mass = Reduce(mass, uint64_t{0}, SumOf(), keys);
+  if (threadIdx.x == 0) g.w.chunk_mass[s * g.chunks + chunk] = mass;
+}
+
+// ---- Choice ----
+
+// Arrays of a CTA of kChooseThreads.
+struct ChooseShared {
+  uint64_t keys[kMaxListed];
+  uint64_t masses[kMaxListed];  // bucket in the upper 16 bits
+  uint64_t chunk_mass[kMaxChunks];
+  uint64_t reduce[kWarp];
+  float reduce_f32[kWarp];
+  int chunk;
+  uint64_t rest;
+  int token;
+  int gathered;
+};
+
+constexpr int kMassBits = 48;
+constexpr int kListedPerThread = kMaxListed / kChooseThreads;
+
+// Long lists: the key of the token at which `measure`, summed from the best token on, reaches
+// `wanted`. Bit by bit, each with a pass over the row.
+template <typename Measure>
+__device__ __noinline__ uint64_t CrossingKey(const Sight& sight, uint64_t wanted, Measure measure,
+                                             uint64_t* shared) {
+  uint64_t key = 0;
+  for (int bit = 63; bit >= 0; --bit) {
+    if (bit < 32 && (int64_t{1} << bit) > sight.end()) continue;
+    const uint64_t trial = key | (uint64_t{1} << bit);
+    uint64_t sum = 0;
+    for (int token = static_cast<int>(threadIdx.x); token < sight.end(); token += kChooseThreads) {
+      const float logit = sight.Logit(token);
+      if (logit > -INFINITY && RankKey(logit, token) < trial) sum += measure(logit);
+    }
+    if (Reduce(sum, uint64_t{0}, SumOf(), shared) < wanted) key = trial;
+  }
+  return key;
+}
+
+__device__ __forceinline__ uint64_t CutOfRow(const Sight& sight, const Search& search,
+                                             const Bounds& bounds, ChooseShared& shared) {
+  uint64_t cut = kNone, mass = bounds.total_mass;
+  const auto mass_of = [&](float logit) { return sight.Mass(logit); };
+  if (bounds.k_bucket < kBuckets) {
+    cut = CrossingKey(
+        sight, static_cast<uint64_t>(search.top_k), [](float) { return uint64_t{1}; },
+        shared.reduce);
+    uint64_t sum = 0;
+    for (int token = static_cast<int>(threadIdx.x); token < sight.end(); token += kChooseThreads) {
+      const float logit = sight.Logit(token);
+      if (logit > -INFINITY && RankKey(logit, token) <= cut) sum += sight.Mass(logit);
+    }
+    mass = Reduce(sum, uint64_t{0}, SumOf(), shared.reduce);
+  }
+  if (!search.limits_mass()) return cut;
+  const uint64_t wanted = WantedMass(search.top_p, mass);
+  return MinOf()(cut, CrossingKey(sight, wanted, mass_of, shared.reduce));
+}
+
+// The list's keys and masses to shared memory.
+__device__ __forceinline__ void LoadList(const Group& g, int s, int n, const Sight& sight,
+                                         ChooseShared& shared) {
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kChooseThreads) {
+    const int token = g.w.list[s * kMaxListed + i];
+    const float logit = sight.Logit(token);
+    shared.keys[i] = RankKey(logit, token);
+    shared.masses[i] = (uint64_t(sight.Bucket(logit)) << kMassBits) | sight.Mass(logit);
+  }
+  __syncthreads();
+}
+
+// The key of the worst token that top-k and top-p keep. Every listed token is compared with every
+// other: nothing is sorted.
+__device__ __forceinline__ uint64_t CutOfList(const Search& search, const Bounds& bounds, int n,
+                                              ChooseShared& shared) {
+  constexpr uint64_t kMassMask = (uint64_t{1} << kMassBits) - 1;
+  bool within_k[kListedPerThread] = {};
+  uint64_t better_mass[kListedPerThread] = {};
+  uint64_t k_mass = 0;
+#pragma unroll
+  for (int e = 0; e < kListedPerThread; ++e) {
+    const int self = e * kChooseThreads + static_cast<int>(threadIdx.x);
+    if (self >= n) continue;
+    const uint64_t key = shared.keys[self];
+    int better_in_k_bucket = 0;
+    for (int j = 0; j < n; ++j) {
+      if (shared.keys[j] >= key) continue;
+      const int bucket = static_cast<int>(shared.masses[j] >> kMassBits);
+      better_in_k_bucket += bucket == bounds.k_bucket;
+      if (bucket >= bounds.first && bucket <= bounds.last)
+        better_mass[e] += shared.masses[j] & kMassMask;
+    }
+    const int bucket = static_cast<int>(shared.masses[self] >> kMassBits);
+    within_k[e] = bucket < bounds.k_bucket || bounds.k_before + better_in_k_bucket < search.top_k;
+    if (bucket == bounds.k_bucket && within_k[e]) k_mass += shared.masses[self] & kMassMask;
+  }
+  const uint64_t mass = bounds.k_mass + Reduce(k_mass, uint64_t{0}, SumOf(), shared.reduce);
+  const uint64_t wanted = WantedMass(search.top_p, mass);
+  uint64_t worst = 0;
+#pragma unroll
+  for (int e = 0; e < kListedPerThread; ++e) {
+    const int self = e * kChooseThreads + static_cast<int>(threadIdx.x);
+    if (self >= n || !within_k[e]) continue;
+    const int bucket = static_cast<int>(shared.masses[self] >> kMassBits);
+    const bool kept = !search.limits_mass() || (bucket >= bounds.first && bucket <= bounds.last &&
+                                                bounds.first_mass + better_mass[e] < wanted);
+    if (kept && shared.keys[self] > worst) worst = shared.keys[self];
+  }
+  return Reduce(
+      worst, uint64_t{0}, [](uint64_t a, uint64_t b) { return a > b ? a : b; }, shared.reduce);
+}
+
+// Draws from what the search keeps; -1 if that is nothing.
+__device__ __forceinline__ int Draw(const Group& g, int s, const Search& search, const Sight& sight,
+                                    ChooseShared& shared) {
+  const Bounds bounds = g.w.bounds[s];
+  const bool limited = bounds.k_bucket < kBuckets || bounds.last >= bounds.first;
+  const int n = limited ? g.w.listed[s] : 0;
+  const bool fits = n <= kMaxListed;
+  for (int c = static_cast<int>(threadIdx.x); c < g.chunks; c += kChooseThreads)
+    shared.chunk_mass[c] = fits ? g.w.chunk_mass[s * g.chunks + c] : 0;
+  uint64_t cut = kNone;
+  if (limited && fits) {
+    LoadList(g, s, n, sight, shared);
+    cut = CutOfList(search, bounds, n, shared);
+  } else if (limited) {
+    cut = CutOfRow(sight, search, bounds, shared);
+  }
+  const auto kept_mass = [&](int token) -> uint64_t {
+    const float logit = sight.Logit(token);
+    if (logit == -INFINITY || RankKey(logit, token) > cut) return 0;
+    const float weight = sight.Weight(logit);
+    return weight >= search.min_p ? MassOf(weight) : 0;
+  };
+  const auto add = [&](int token) {
+    const uint64_t mass = kept_mass(token);
+    if (mass != 0)
+      atomicAdd(reinterpret_cast<unsigned long long*>(&shared.chunk_mass[token / kChunk]), mass);
+  };
+  __syncthreads();
+  if (fits) {
+    for (int i = static_cast<int>(threadIdx.x); i < n; i += kChooseThreads)
+      add(TokenOf(shared.keys[i]));
+  } else {
+    for (int token = static_cast<int>(threadIdx.x); token < sight.end(); token += kChooseThreads)
+      add(token);
+  }
+  __syncthreads();
+
+  // The chunk, then the token, whose cumulative mass is the first beyond the target.
+  const int self = static_cast<int>(threadIdx.x);
+  const uint64_t own = self < g.chunks ? shared.chunk_mass[self] : 0;
+  const uint64_t total = Reduce(own, uint64_t{0}, SumOf(), shared.reduce);
+  if (total == 0) return -1;
+  const uint64_t target =
+      MinOf()(static_cast<uint64_t>(search.uniform * static_cast<double>(total)), total - 1);
+  const uint64_t before = SumBefore(own, shared.reduce);
+  if (before <= target && target < before + own) {
+    shared.chunk = self;
+    shared.rest = target - before;
+  }
+  __syncthreads();
+  constexpr int kOwn = static_cast<int>(kChunk) / kChooseThreads;
+  const int first = shared.chunk * static_cast<int>(kChunk) + self * kOwn;
+  uint64_t masses[kOwn], sum = 0;
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) sum += masses[i] = kept_mass(first + i);
+  uint64_t reached = SumBefore(sum, shared.reduce);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    if (reached <= shared.rest && shared.rest < reached + masses[i]) shared.token = first + i;
+    reached += masses[i];
+  }
+  __syncthreads();
+  return shared.token;
+}
+
+// The raw logits' normaliser.
+struct RawScale {
+  float largest;
+  float log_sum;
+  bool empty;
+
+  __device__ float Logprob(float logit) const {
+    return empty ? -INFINITY : (logit - largest) - log_sum;
+  }
+};
+
+__device__ __forceinline__ RawScale ScaleOfRow(const Group& g, int r, uint64_t best_raw,
+                                               ChooseShared& shared) {
+  const float largest = LogitOf(best_raw);
+  const int c = static_cast<int>(threadIdx.x);
+  float sum = 0.0f;
+  if (c < g.chunks) {
+    const ChunkSurvey& survey = g.w.surveys[r * g.chunks + c];
+    if (survey.best_raw != kNone) sum = survey.raw_sum * expf(LogitOf(survey.best_raw) - largest);
+  }
+  return {largest, logf(Reduce(sum, 0.0f, SumOf(), shared.reduce_f32)), best_raw == kNone};
+}
+
+__device__ __forceinline__ int Choose(const Group& g, int r, uint64_t best_raw,
+                                      ChooseShared& shared) {
+  const ChunkSurvey* surveys = g.w.surveys + r * g.chunks;
+  const uint64_t best = BestOfChunks(surveys, g.chunks, &ChunkSurvey::best, shared.reduce);
+  if (best == kNone) {  // every token is ruled out
+    const uint64_t allowed =
+        BestOfChunks(surveys, g.chunks, &ChunkSurvey::best_allowed, shared.reduce);
+    return allowed != kNone ? TokenOf(allowed) : best_raw != kNone ? TokenOf(best_raw) : 0;
+  }
+  const int s = g.row_table != nullptr ? g.row_table[r].search : -1;
+  if (s < 0) return TokenOf(best);
+  const Search search = g.search_table[s];
+  const Sight sight(g, search, shared.reduce);
+  const int drawn = Draw(g, s, search, sight, shared);
+  return drawn >= 0 ? drawn : TokenOf(best);
+}
+
+// The chosen token's result; its rank follows where it is not the best raw one.
+__device__ __forceinline__ void ChooseOfRow(const Group& g, int r, ChooseShared& shared) {
+  const uint64_t best_raw =
+      BestOfChunks(g.w.surveys + r * g.chunks, g.chunks, &ChunkSurvey::best_raw, shared.reduce);
+  const int token = Choose(g, r, best_raw, shared);
+  const RawScale scale = ScaleOfRow(g, r, best_raw, shared);
+  if (threadIdx.x != 0) return;
+  const bool is_best = best_raw != kNone && token == TokenOf(best_raw);
+  g.results[r] = {token, scale.Logprob(Clean(g.logits[r * g.stride + token])), 1};
+  g.w.chosen[r] = is_best ? -1 : token;
+}
+
+// The best raw tokens, each to the place that the number of better ones gives it.
+__device__ __forceinline__ void ListBest(const Group& g, int s, ChooseShared& shared) {
+  const Search search = g.search_table[s];
+  if (search.lists_best == 0) return;
+  const Sight sight(g, search, shared.reduce);
+  if (sight.empty()) return;
+  int n = g.w.listed[s];
+  if (n <= kMaxListed) {
+    LoadList(g, s, n, sight, shared);
+  } else {
+    const uint64_t worst = CrossingKey(
+        sight, static_cast<uint64_t>(search.top_k), [](float) { return uint64_t{1}; },
+        shared.reduce);
+    if (threadIdx.x == 0) shared.gathered = 0;
+    __syncthreads();
+    for (int token = static_cast<int>(threadIdx.x); token < sight.end(); token += kChooseThreads) {
+      const float logit = sight.Logit(token);
+      const uint64_t key = RankKey(logit, token);
+      if (logit > -INFINITY && key <= worst) shared.keys[atomicAdd(&shared.gathered, 1)] = key;
+    }
+    __syncthreads();
+    n = shared.gathered;
+  }
+  const uint64_t best_raw = BestOfChunks(g.w.surveys + search.row * g.chunks, g.chunks,
+                                         &ChunkSurvey::best_raw, shared.reduce);
+  const RawScale scale = ScaleOfRow(g, search.row, best_raw, shared);
+  for (int self = static_cast<int>(threadIdx.x); self < n; self += kChooseThreads) {
+    const uint64_t key = shared.keys[self];
+    int better = 0;
+    for (int j = 0; j < n; ++j) better += shared.keys[j] < key;
+    if (better >= search.top_k) continue;
+    g.top_tokens[search.top_at + better] = TokenOf(key);
+    g.top_logprobs[search.top_at + better] = scale.Logprob(LogitOf(key));
+  }
+}
+
+// CTAs [0, R) choose tokens, the next S list the best ones.
+__global__ void __launch_bounds__(kChooseThreads) ChooseKernel(Group g) {
+  __shared__ ChooseShared shared;
+  ptx::LaunchSuccessor();
+  ptx::WaitForPredecessor();
+  const int at = static_cast<int>(blockIdx.x);
+  if (at < g.rows) {
+    ChooseOfRow(g, at, shared);
+  } else {
+    ListBest(g, at - g.rows, shared);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) RankKernel(Group g) {
+  __shared__ int counts[kWarp];
+  ptx::LaunchSuccessor();
+  ptx::WaitForPredecessor();
+  const int chunk = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
+  const int chosen = g.w.chosen[r];
+  if (chosen < 0) return;
+  const float* logits = g.logits + r * g.stride;
+  const uint64_t key = RankKey(Clean(logits[chosen]), chosen);
+  int better = 0;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    const int token = TokenAt(chunk, i);
+    if (token < g.vocab) better += RankKey(Clean(logits[token]), token) < key;
+  }
+  better = Reduce(better, 0, SumOf(), counts);
+  if (threadIdx.x != 0) return;
+  atomicAdd(&g.w.better[r], better);
+  __threadfence();
+  if (atomicAdd(&g.w.ranked_chunks[r], 1) + 1 < g.chunks) return;
+  __threadfence();
+  g.results[r].rank = 1 + atomicAdd(&g.w.better[r], 0);
+}
+
+}  // namespace nibble::kernels::cuda::sampling
