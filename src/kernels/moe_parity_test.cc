@@ -3,7 +3,7 @@
 #include <map>
 #include <memory>
 
-#include "kernels/cpu/linear/linear_fixture.h"
+#include "kernels/linear_fixture.h"
 #include "kernels/parity_fixture.h"
 
 namespace nibble::kernels {

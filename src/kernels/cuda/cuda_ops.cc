@@ -2,6 +2,7 @@
 #include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/gated_delta_net/gated_delta_net.h"
 #include "kernels/cuda/gather_rows/gather_rows.h"
+#include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/mamba2/mamba2.h"
 #include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/read_bandwidth/read_bandwidth.h"
@@ -17,12 +18,18 @@ Result<const OpTable*> CudaOps(int index) {
       .backend = "cuda",
       .variant = "cuda",
       .read_bandwidth = cuda::ReadBandwidth,
+      .pack_weight = cuda::PackWeight,
+      .linear_workspace = cuda::LinearWorkspace,
+      .linear = cuda::Linear,
+      .embed = cuda::Embed,
       .rms_norm = cuda::RmsNorm,
       .add = cuda::Add,
       .round = cuda::Round,
       .gather_rows = cuda::GatherRows,
       .activation = cuda::ApplyActivation,
       .sigmoid_gate = cuda::SigmoidGate,
+      .head_linear_workspace = cuda::HeadLinearWorkspace,
+      .head_linear = cuda::HeadLinear,
       .rope_and_cache = cuda::RopeAndCache,
       .mla_rope_and_cache = cuda::MlaRopeAndCache,
       .gated_delta_net_workspace = cuda::GatedDeltaNetWorkspace,

@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "base/thread_pool.h"
-#include "kernels/cpu/linear/linear_fixture.h"
+#include "kernels/linear_fixture.h"
 
 namespace nibble::kernels {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/cpu/linear/linear_fixture.h"
+#include "kernels/linear_fixture.h"
 
 namespace nibble::kernels {
 namespace {

@@ -47,7 +47,7 @@ __device__ __forceinline__ uint32_t AddBf16(uint32_t a, uint32_t b) {
 // (a & mask) | (b & ~mask) in one instruction.
 __device__ __forceinline__ uint32_t Select(uint32_t a, uint32_t b, uint32_t mask) {
   uint32_t out;
-  asm("lop3.b32 %0, %1, %2, %3, 0xE2;" : "=r"(out) : "r"(a), "r"(b), "r"(mask));
+  asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(out) : "r"(a), "r"(b), "r"(mask));
   return out;
 }
 

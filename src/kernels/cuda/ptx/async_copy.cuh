@@ -10,9 +10,11 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
 }
 
 // 16 bytes, past L1: for what is read once.
+__device__ __forceinline__ void CopyAsync16To(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
 __device__ __forceinline__ void CopyAsync16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(shared)), "l"(global)
-               : "memory");
+  CopyAsync16To(SharedAddress(shared), global);
 }
 
 __device__ __forceinline__ void CopyAsync8(void* shared, const void* global) {

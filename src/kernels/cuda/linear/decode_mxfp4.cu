@@ -1,0 +1,9 @@
+#include "kernels/cuda/linear/decode.cuh"
+
+namespace nibble::kernels::cuda::decode {
+
+const void* Mxfp4Kernel(int token_tiles, int stages) {
+  return KernelOf<TileFormat::kMxfp4>(token_tiles, stages);
+}
+
+}  // namespace nibble::kernels::cuda::decode

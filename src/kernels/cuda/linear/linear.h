@@ -1,0 +1,26 @@
+// The ops of dense weights: linear, one linear per head, embedding. Contract: kernels/ops.h.
+#pragma once
+
+#include <memory>
+
+#include "kernels/cuda/linear/weight.h"
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda {
+
+// On the current GPU.
+Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params);
+
+size_t LinearWorkspace(int64_t max_m, int64_t max_k);
+void Linear(const OpContext& context, const LinearParams& params);
+
+void Embed(const OpContext& context, const EmbedParams& params);
+
+size_t HeadLinearWorkspace(int threads, int64_t max_t, int64_t k);
+void HeadLinear(const OpContext& context, const HeadLinearParams& params);
+
+// out (m, K), dense: x as the columns of `weight` meet it, its column order and multiplier applied.
+void TransformActivations(const CudaWeight& weight, const uint16_t* x, int64_t x_stride, int64_t m,
+                          uint16_t* out, void* stream);
+
+}  // namespace nibble::kernels::cuda
