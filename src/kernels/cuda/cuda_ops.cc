@@ -1,6 +1,7 @@
 // The OpTable of the CUDA backend.
 #include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/gated_delta_net/gated_delta_net.h"
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/gather_rows/gather_rows.h"
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/mamba2/mamba2.h"
@@ -38,6 +39,8 @@ Result<const OpTable*> CudaOps(int index) {
       .mamba2 = cuda::Mamba2,
       .sample_workspace = cuda::SampleWorkspace,
       .sample = cuda::Sample,
+      .attention_workspace = cuda::AttentionWorkspace,
+      .attention = cuda::Attention,
   };
   table.device = device;
   return &table;

@@ -1,0 +1,133 @@
+#include "kernels/cuda/attention/attention.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/attention/merge_partials.cuh"
+#include "kernels/cuda/attention/split_attention.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace nibble::kernels::cuda {
+namespace {
+
+constexpr int64_t kMaxWorkspace = int64_t{64} << 20;
+constexpr int64_t kUnitsWanted = 64;  // partial results per query head: 16,384 keys
+
+int32_t OddPieces(int32_t bytes) {
+  return (bytes + 15) / 16 * 16 + ((bytes + 15) / 16 % 2 == 0 ? 16 : 0);
+}
+
+int32_t DimAtoms(int32_t head_dim) { return (head_dim + 15) / 16; }
+
+// Tiles of all sequences together, at most, whatever their lengths.
+int64_t MaxTiles(int64_t tokens, int64_t sequences, int64_t heads_per_kv) {
+  const int64_t shared = (tokens * heads_per_kv + (kTileRows - 1) * sequences) / kTileRows;
+  const int64_t per_token = (heads_per_kv + kTileRows - 1) / kTileRows;
+  return std::min(shared, tokens * per_token);
+}
+
+AttentionProblem ProblemOf(const OpContext& context, const AttentionParams& params) {
+  const KvLayerView& cache = params.cache;
+  const bool fp8 = cache.format == KvFormat::kFp8;
+  AttentionProblem p = {};
+  p.q = params.q;
+  p.out = params.out;
+  p.q_start = params.q_start;
+  p.kv_len = params.kv_len;
+  p.page_table = params.page_table;
+  p.k = reinterpret_cast<const uint8_t*>(cache.k);
+  p.v = reinterpret_cast<const uint8_t*>(cache.v);
+  p.sinks = params.sinks;
+  p.partials = reinterpret_cast<float*>(context.workspace);
+  p.max_pages = params.max_pages;
+  p.sequences = static_cast<int32_t>(params.sequences);
+  p.q_heads = params.q_heads;
+  p.kv_heads = cache.kv_heads;
+  p.heads_per_kv = params.q_heads / cache.kv_heads;
+  p.head_dim = cache.head_dim;
+  p.dim_atoms = DimAtoms(cache.head_dim);
+  p.row_bytes = static_cast<int32_t>(cache.head_dim * KvElementBytes(cache.format));
+  p.page_shift = std::countr_zero(static_cast<uint32_t>(cache.page_size));
+  p.window = params.window;
+  p.chunk = params.chunk;
+  p.score_scale = params.scale * kLog2E;
+  p.value_scale = 1.0f;
+  if (fp8) {
+    p.score_scale *= cache.k_scale * 0x1p60f;  // what q * 2^60 and E4M3 * 2^-120 leave
+    p.value_scale = cache.v_scale;
+  }
+  return p;
+}
+
+SplitShared LayoutOf(const AttentionProblem& p, bool fp8, int32_t round_keys,
+                     ValueBuffer value_buffer) {
+  SplitShared s = {};
+  s.value_buffer = value_buffer;
+  s.kv_pitch = OddPieces(p.dim_atoms * (fp8 ? 16 : 32));
+  s.q_pitch = OddPieces(p.dim_atoms * 32);
+  s.p_pitch = OddPieces(round_keys * 2);
+  const int32_t buffer = round_keys * s.kv_pitch;
+  s.v = buffer;
+  s.q = value_buffer == ValueBuffer::kOverKeys ? buffer : 2 * buffer;
+  s.p = s.q + kTileRows * s.q_pitch;
+  s.maxima = s.p + kTileRows * s.p_pitch;
+  s.sums = s.maxima + kSplitWarps * kTileRows * 4;
+  s.bytes = s.sums + kSplitWarps * kTileRows * 4 * 4;
+  return s;
+}
+
+template <bool kFp8, int kRoundKeys, int kUnits>
+void LaunchSplit(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t max_keys) {
+  const DeviceFacts& device = CurrentDevice();
+  ValueBuffer value_buffer = p.k == p.v ? ValueBuffer::kKeys : ValueBuffer::kOwn;
+  if (LayoutOf(p, kFp8, kRoundKeys, value_buffer).bytes > device.shared_memory_per_block)
+    value_buffer = ValueBuffer::kOverKeys;
+  const SplitShared layout = LayoutOf(p, kFp8, kRoundKeys, value_buffer);
+
+  const int64_t pairs = MaxTiles(tokens, p.sequences, p.heads_per_kv) * p.kv_heads;
+  const int64_t entry_bytes = PartialFloats(p.dim_atoms) * 4;
+  const int64_t units = context.workspace_bytes / entry_bytes / pairs;
+  const int64_t blocks = max_keys / kBlockKeys + 1;
+  p.units_per_tile = static_cast<int32_t>(std::min(units, blocks));
+  const int64_t resident = 227 * 1024 / (layout.bytes + 1024);
+  p.splits = static_cast<int32_t>(std::clamp<int64_t>(
+      device.multiprocessors * std::max<int64_t>(resident, 1) / pairs, 1, blocks));
+  if (p.splits == 1 || p.units_per_tile == 0) {
+    p.splits = 1;
+    p.units_per_tile = 0;
+  }
+  LaunchPdl(SplitAttentionKernel<kFp8, kRoundKeys, kUnits>,
+            dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kSplitWarps * 32), layout.bytes,
+            StreamOf(context), p, layout);
+  if (p.splits == 1) return;
+  LaunchPdl(MergePartialsKernel,
+            dim3(static_cast<uint32_t>(tokens * p.q_heads),
+                 (p.dim_atoms * 16 + kMergeDims - 1) / kMergeDims),
+            dim3(kMergeThreads), 0, StreamOf(context), p);
+}
+
+}  // namespace
+
+size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim) {
+  const int64_t entry_bytes = PartialFloats(DimAtoms(head_dim)) * 4;
+  return static_cast<size_t>(std::min(kMaxWorkspace, max_t * q_heads * kUnitsWanted * entry_bytes));
+}
+
+void Attention(const OpContext& context, const AttentionParams& params) {
+  if (params.t == 0) return;
+  const AttentionProblem p = ProblemOf(context, params);
+  const int64_t max_keys = params.max_pages * params.cache.page_size;
+  const auto launch = [&](auto kernel) { kernel(context, p, params.t, max_keys); };
+  if (params.cache.format == KvFormat::kFp8) {
+    if (p.dim_atoms <= 16)
+      return launch(p.dim_atoms <= 8 ? LaunchSplit<true, 256, 1> : LaunchSplit<true, 256, 2>);
+    launch(p.dim_atoms <= 40 ? LaunchSplit<true, 128, 5> : LaunchSplit<true, 64, 8>);
+  } else {
+    if (p.dim_atoms <= 16)
+      return launch(p.dim_atoms <= 8 ? LaunchSplit<false, 128, 1> : LaunchSplit<false, 128, 2>);
+    launch(p.dim_atoms <= 40 ? LaunchSplit<false, 64, 5> : LaunchSplit<false, 64, 8>);
+  }
+}
+
+}  // namespace nibble::kernels::cuda

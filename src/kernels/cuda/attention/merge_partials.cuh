@@ -1,0 +1,149 @@
+// The second kernel of a split attention: a CTA merges the partial results of one query row, 64
+// dimensions of it, in the order of attention_order.cuh. Each half-warp takes a group of keys, four
+// dimensions a lane; then the groups are merged ascending.
+#pragma once
+
+#include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/ptx/pdl.cuh"
+
+namespace nibble::kernels::cuda {
+
+inline constexpr int kMergeThreads = 256;
+inline constexpr int kMergeDims = 64;
+inline constexpr int kMergeGroups = kMergeThreads / 16;
+inline constexpr int kBlocksPerGroup = kGroupKeys / kBlockKeys;
+static_assert(kBlocksPerGroup == 16);  // one per lane of a half-warp
+
+struct PartialSlice {
+  float m;
+  float l;
+  float4 o;
+};
+
+__device__ __forceinline__ void MergeInto(PartialSlice& into, const PartialSlice& from) {
+  const MergeFactors factors = Merge(into.m, from.m);
+  into.l = Merged(into.l, from.l, factors);
+  into.o.x = Merged(into.o.x, from.o.x, factors);
+  into.o.y = Merged(into.o.y, from.o.y, factors);
+  into.o.z = Merged(into.o.z, from.o.z, factors);
+  into.o.w = Merged(into.o.w, from.o.w, factors);
+}
+
+// A row's entries of its tile.
+struct PartialRow {
+  const float* o;  // of unit 0, at this lane's dimensions; null beyond Dh
+  const float* ml;
+  int64_t stride;  // between units
+
+  __device__ __forceinline__ float4 Values(int unit) const {
+    return o == nullptr ? float4{} : *reinterpret_cast<const float4*>(o + unit * stride);
+  }
+  __device__ __forceinline__ float Maximum(int unit) const { return ml[unit * stride]; }
+  __device__ __forceinline__ float Sum(int unit) const { return ml[unit * stride + kTileRows]; }
+};
+
+// One group from its blocks, of which units [begin, end) were computed; block i of the group is
+// unit first + i. Factors are computed by one lane per block.
+__device__ __forceinline__ PartialSlice MergeBlocks(const PartialRow& row, int first, int begin,
+                                                    int end) {
+  const int lane = threadIdx.x % 16;
+  const bool mine = first + lane >= begin && first + lane < end;
+  const float m = mine ? row.Maximum(first + lane) : MinusInfinity();
+  const float l = mine ? row.Sum(first + lane) : 0.0f;
+  float4 values[kBlocksPerGroup];
+#pragma unroll
+  for (int i = 0; i < kBlocksPerGroup; ++i)
+    values[i] = first + i >= begin && first + i < end ? row.Values(first + i) : float4{};
+
+  float running = m;
+#pragma unroll
+  for (int distance = 1; distance < 16; distance *= 2) {
+    const float other = __shfl_up_sync(0xffffffff, running, distance, 16);
+    if (lane >= distance) running = fmaxf(running, other);
+  }
+  float before = __shfl_up_sync(0xffffffff, running, 1, 16);
+  if (lane == 0) before = MinusInfinity();
+  const float reference = Reference(running);
+  const float keep = Exp2(before - reference);
+  const float add = Exp2(m - reference);
+
+  PartialSlice group = {__shfl_sync(0xffffffff, running, 15, 16), 0.0f, {}};
+#pragma unroll
+  for (int i = 0; i < kBlocksPerGroup; ++i) {
+    const MergeFactors factors = {__shfl_sync(0xffffffff, keep, i, 16),
+                                  __shfl_sync(0xffffffff, add, i, 16)};
+    group.l = Merged(group.l, __shfl_sync(0xffffffff, l, i, 16), factors);
+    group.o.x = Merged(group.o.x, values[i].x, factors);
+    group.o.y = Merged(group.o.y, values[i].y, factors);
+    group.o.z = Merged(group.o.z, values[i].z, factors);
+    group.o.w = Merged(group.o.w, values[i].w, factors);
+  }
+  return group;
+}
+
+__global__ void __launch_bounds__(kMergeThreads)
+    MergePartialsKernel(const __grid_constant__ AttentionProblem p) {
+  __shared__ float4 group_o[kMergeGroups][16];
+  __shared__ float group_m[kMergeGroups];
+  __shared__ float group_l[kMergeGroups];
+  ptx::LaunchSuccessor();
+  ptx::WaitForPredecessor();
+  const int token = blockIdx.x / p.q_heads;
+  const int head = blockIdx.x % p.q_heads;
+  const int kv_head = head / p.heads_per_kv;
+  const AttentionTile tile = FindTileOfToken(p, token, head % p.heads_per_kv);
+  if (tile.sequence < 0) return;
+  const KeyRange tile_keys = KeysOfRows(p, tile.sequence, tile.first_row, kTileRows);
+  const SplitPlan plan = PlanOf(p, tile_keys);
+  if (!plan.partial) return;
+
+  const int row_of_sequence =
+      (token - p.q_start[tile.sequence]) * p.heads_per_kv + head % p.heads_per_kv;
+  const int row = row_of_sequence - tile.first_row;
+  const int lane = threadIdx.x % 16;
+  const int half_warp = threadIdx.x / 16;
+  const int d = blockIdx.y * kMergeDims + lane * 4;
+  const int width = p.dim_atoms * 16;
+  const float* entry = PartialEntry(p, tile.slot, kv_head, 0);
+  const PartialRow partials = {d < width ? entry + row * width + d : nullptr,
+                               entry + kTileRows * width + row, PartialFloats(p.dim_atoms)};
+  const bool of_blocks = plan.unit_keys == kBlockKeys;
+  const int units = UnitsOf(tile_keys, plan.unit_keys);
+  const int first_group = tile_keys.first / kGroupKeys;
+  const int groups = UnitsOf(tile_keys, kGroupKeys);
+  // Block 0 of the first group, counted in units.
+  const int unit_of_first_group =
+      of_blocks ? first_group * kBlocksPerGroup - tile_keys.first / kBlockKeys : 0;
+
+  PartialSlice total = {MinusInfinity(), 0.0f, {}};
+  for (int base = 0; base < groups; base += kMergeGroups) {
+    const int group = base + half_warp;
+    PartialSlice merged = {MinusInfinity(), 0.0f, {}};
+    if (of_blocks) {
+      merged = MergeBlocks(partials, unit_of_first_group + group * kBlocksPerGroup, 0, units);
+    } else if (group < groups) {
+      merged = {partials.Maximum(group), partials.Sum(group), partials.Values(group)};
+    }
+    group_o[half_warp][lane] = merged.o;
+    if (lane == 0) {
+      group_m[half_warp] = merged.m;
+      group_l[half_warp] = merged.l;
+    }
+    __syncthreads();
+    if (half_warp == 0) {
+      for (int i = 0; i < min(kMergeGroups, groups - base); ++i)
+        MergeInto(total, {group_m[i], group_l[i], group_o[i][lane]});
+    }
+    __syncthreads();
+  }
+  if (half_warp != 0) return;
+  const float factor =
+      OutputFactor(total.m, total.l, p.sinks != nullptr ? p.sinks + head : nullptr, p.value_scale);
+  uint16_t* out = p.out + (int64_t{token} * p.q_heads + head) * p.head_dim;
+  const float values[4] = {total.o.x, total.o.y, total.o.z, total.o.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (d + i < p.head_dim) out[d + i] = ToBf16(values[i] * factor);
+}
+
+}  // namespace nibble::kernels::cuda

@@ -1,0 +1,525 @@
+// The decode kernel: a CTA takes one tile of 16 query rows and a share of the tile's keys.
+//
+// Keys come in rounds of kRoundKeys. Each of the eight warps copies and scores its own keys of the
+// round; maxima and weights are exchanged through shared memory; then each warp sums the values of
+// its own dimensions over all keys of the round. Copies of the next round's keys run during softmax
+// and values, those of its values during the scores.
+#pragma once
+
+#include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/ptx/async_copy.cuh"
+#include "kernels/cuda/ptx/ldmatrix.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
+#include "kernels/cuda/ptx/pdl.cuh"
+
+namespace nibble::kernels::cuda {
+
+inline constexpr int kSplitWarps = 8;
+
+// Where the values of a round lie in shared memory.
+enum class ValueBuffer : int32_t {
+  kOwn,       // beside the keys
+  kKeys,      // the keys are the values; two buffers take turns
+  kOverKeys,  // copied over the keys once these are scored, where nothing else fits
+};
+
+struct SplitShared {
+  int32_t kv_pitch;  // bytes between keys: an odd number of 16
+  int32_t q_pitch;
+  int32_t p_pitch;
+  int32_t v;  // offsets; the keys' is 0
+  int32_t q;
+  int32_t p;
+  int32_t maxima;  // (8 warps, 16 rows)
+  int32_t sums;    // (8 warps, 16 rows, 4 lanes of a quad)
+  int32_t bytes;
+  ValueBuffer value_buffer;
+};
+
+template <bool kFp8, int kRoundKeys, int kUnits>
+struct SplitWorker {
+  static constexpr int kWarpKeys = kRoundKeys / kSplitWarps;
+  static constexpr int kKeyAtoms = kWarpKeys / 8;
+  static constexpr int kLeaves = kRoundKeys / kLeafKeys;
+  static constexpr int kWarpsPerLeaf = kSplitWarps / kLeaves;
+
+  // o of this lane: rows g and g + 8 of the warp's 16-wide slices of Dh, two atoms each.
+  using Output = float[kUnits][2][4];
+  struct State {
+    Output o;
+    float m[2];
+    float l[2];
+  };
+
+  const AttentionProblem& p;
+  const SplitShared& layout;
+  uint8_t* shared;
+  int warp, lane, g, q;
+  AttentionTile tile;
+  int kv_head;
+  KeyRange keys;         // of the tile
+  KeyRange row_keys[2];  // of rows g and g + 8
+
+  __device__ __forceinline__ SplitWorker(const AttentionProblem& problem, const SplitShared& s,
+                                         uint8_t* memory)
+      : p(problem), layout(s), shared(memory) {
+    warp = threadIdx.x / 32;
+    lane = threadIdx.x % 32;
+    g = lane / 4;
+    q = lane % 4;
+  }
+
+  __device__ __forceinline__ uint8_t* KeyBuffer(int round) const {
+    const bool second = layout.value_buffer == ValueBuffer::kKeys && round % 2 == 1;
+    return shared + (second ? layout.v : 0);
+  }
+  __device__ __forceinline__ uint8_t* Values(int round) const {
+    return layout.value_buffer == ValueBuffer::kOwn ? shared + layout.v : KeyBuffer(round);
+  }
+  __device__ __forceinline__ int DimOf(int slice, int atom, int e) const {
+    return kFp8 ? slice * 16 + 4 * q + 2 * e + atom : slice * 16 + atom * 8 + 2 * q + e;
+  }
+
+  // ---- Copies ----
+
+  __device__ __forceinline__ const uint8_t* CacheRow(const uint8_t* base, int key) const {
+    const int32_t page = p.page_table[tile.sequence * p.max_pages + (key >> p.page_shift)];
+    const int64_t row = ((int64_t{page} * p.kv_heads + kv_head) << p.page_shift) +
+                        (key & ((1 << p.page_shift) - 1));
+    return base + row * p.row_bytes;
+  }
+
+  // This warp's keys of the round that starts at `base`, zeros where the tile sees nothing.
+  __device__ __forceinline__ void CopyRows(uint8_t* to, const uint8_t* cache, int base) const {
+    const int first = base + warp * kWarpKeys;
+    to += warp * kWarpKeys * layout.kv_pitch;
+    if (p.row_bytes % 16 != 0) return CopyRowsByElement(to, cache, first);
+    const int pieces = p.row_bytes / 16;
+    const unsigned inverse = (1u << 20) / pieces + 1;  // exact for the few thousand i there are
+    for (unsigned i = lane; i < kWarpKeys * pieces; i += 32) {
+      const int row = (i * inverse) >> 20;
+      const int piece = i - row * pieces;
+      const int key = first + row;
+      const bool seen = key >= keys.first && key <= keys.last;
+      const uint8_t* from = seen ? CacheRow(cache, key) + piece * 16 : cache;
+      ptx::CopyAsync16OrZero(to + row * layout.kv_pitch + piece * 16, from, seen);
+    }
+  }
+
+  __device__ __forceinline__ void CopyRowsByElement(uint8_t* to, const uint8_t* cache,
+                                                    int first) const {
+    for (int row = 0; row < kWarpKeys; ++row) {
+      const int key = first + row;
+      const bool seen = key >= keys.first && key <= keys.last;
+      const uint8_t* from = seen ? CacheRow(cache, key) : nullptr;
+      for (int i = lane; i < p.row_bytes; i += 32)
+        to[row * layout.kv_pitch + i] = seen ? from[i] : uint8_t{0};
+    }
+  }
+
+  // Padding of rows that do not end with an atom is read, so it must be zero.
+  __device__ __forceinline__ void ClearPadding() const {
+    if (p.head_dim % 16 == 0) return;
+    for (int i = threadIdx.x * 16; i < layout.q; i += kSplitWarps * 32 * 16)
+      *reinterpret_cast<uint4*>(shared + i) = {};
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void LoadQueries() const {
+    const int width = p.dim_atoms * 16;
+    for (int i = threadIdx.x; i < kTileRows * width; i += kSplitWarps * 32) {
+      const int row = i / width;
+      const int d = i - row * width;
+      const int row_of_sequence = tile.first_row + row;
+      const int token = row_of_sequence / p.heads_per_kv;
+      const int begin = p.q_start[tile.sequence];
+      uint16_t bits = 0;
+      if (d < p.head_dim && begin + token < p.q_start[tile.sequence + 1]) {
+        const int head = kv_head * p.heads_per_kv + row_of_sequence % p.heads_per_kv;
+        bits = p.q[(int64_t{begin + token} * p.q_heads + head) * p.head_dim + d];
+      }
+      int at = d;
+      if (kFp8) {
+        bits = __float_as_uint(__uint_as_float(uint32_t{bits} << 16) * kQueryScaleFp8) >> 16;
+        at = d / 16 * 16 + E4M3Slot(d % 16);
+      }
+      *reinterpret_cast<uint16_t*>(shared + layout.q + row * layout.q_pitch + at * 2) = bits;
+    }
+  }
+
+  // ---- Scores ----
+
+  // B fragments of this warp's keys for atom a of Dh: b[j] holds those of eight keys.
+  __device__ __forceinline__ void LoadKeyFragments(uint32_t (&b)[kKeyAtoms][2], uint32_t k_address,
+                                                   int a) const {
+    const int matrix = lane / 8;
+    const int row = lane % 8;
+    if constexpr (kFp8) {
+      uint32_t codes[kKeyAtoms];
+      ptx::LoadMatrices(codes,
+                        k_address + (matrix % kKeyAtoms * 8 + row) * layout.kv_pitch + a * 16);
+#pragma unroll
+      for (int j = 0; j < kKeyAtoms; ++j) {
+        b[j][0] = E4M3Even(codes[j]);
+        b[j][1] = E4M3Odd(codes[j]);
+      }
+    } else if constexpr (kKeyAtoms == 1) {
+      ptx::LoadMatrices(b[0], k_address + row * layout.kv_pitch + a * 32 + matrix % 2 * 16);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kKeyAtoms; j += 2) {
+        uint32_t r[4];
+        ptx::LoadMatrices(r, k_address + (j * 8 + matrix / 2 * 8 + row) * layout.kv_pitch + a * 32 +
+                                 matrix % 2 * 16);
+        b[j][0] = r[0];
+        b[j][1] = r[1];
+        b[j + 1][0] = r[2];
+        b[j + 1][1] = r[3];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void Score(float (&s)[kKeyAtoms][4], int round) const {
+    const uint32_t k_address =
+        ptx::SharedAddress(KeyBuffer(round) + warp * kWarpKeys * layout.kv_pitch);
+    const uint32_t q_address = ptx::SharedAddress(shared + layout.q) +
+                               (lane / 8 % 2 * 8 + lane % 8) * layout.q_pitch + lane / 16 * 16;
+#pragma unroll
+    for (int j = 0; j < kKeyAtoms; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[j][e] = 0.0f;
+#pragma unroll 4
+    for (int a = 0; a < p.dim_atoms; ++a) {
+      uint32_t b[kKeyAtoms][2];
+      uint32_t queries[4];
+      LoadKeyFragments(b, k_address, a);
+      ptx::LoadMatrices(queries, q_address + a * 32);
+#pragma unroll
+      for (int j = 0; j < kKeyAtoms; ++j) ptx::MmaBf16(s[j], queries, b[j][0], b[j][1]);
+    }
+  }
+
+  // Scores of masked keys become -inf; this warp's largest of each row goes to shared memory.
+  __device__ __forceinline__ void MaskAndShareMaxima(float (&s)[kKeyAtoms][4], int base) const {
+    float largest[2] = {MinusInfinity(), MinusInfinity()};
+#pragma unroll
+    for (int j = 0; j < kKeyAtoms; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const KeyRange& seen = row_keys[e / 2];
+        const int key = base + warp * kWarpKeys + j * 8 + 2 * q + e % 2;
+        if (key < seen.first || key > seen.last) s[j][e] = MinusInfinity();
+        largest[e / 2] = fmaxf(largest[e / 2], s[j][e]);
+      }
+    }
+    float* maxima = reinterpret_cast<float*>(shared + layout.maxima) + warp * kTileRows;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float row_largest = QuadMax(largest[r]);
+      if (q == 0) maxima[g + 8 * r] = row_largest;
+    }
+  }
+
+  // ---- Softmax ----
+
+  // Per leaf of the round and row: what o and l of the block are scaled by; m moves on.
+  // own_reference: of the leaf that holds this warp's keys.
+  __device__ __forceinline__ void Rescales(float (&rescale)[kLeaves][2], float (&own_reference)[2],
+                                           float (&m)[2]) const {
+    const float* maxima = reinterpret_cast<const float*>(shared + layout.maxima);
+#pragma unroll
+    for (int leaf = 0; leaf < kLeaves; ++leaf) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float largest = MinusInfinity();
+#pragma unroll
+        for (int w = 0; w < kWarpsPerLeaf; ++w)
+          largest = fmaxf(largest, maxima[(leaf * kWarpsPerLeaf + w) * kTileRows + g + 8 * r]);
+        const float next = fmaxf(m[r], largest * p.score_scale);
+        const float reference = Reference(next);
+        rescale[leaf][r] = Exp2(m[r] - reference);
+        m[r] = next;
+        if (warp / kWarpsPerLeaf == leaf) own_reference[r] = reference;
+      }
+    }
+  }
+
+  // Weights of this warp's keys, as BF16 for all warps; their sum over the lane's columns.
+  __device__ __forceinline__ void ShareWeights(float (&s)[kKeyAtoms][4],
+                                               const float (&reference)[2]) const {
+    float pairs[2][kKeyAtoms];
+#pragma unroll
+    for (int j = 0; j < kKeyAtoms; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float p0 = Exp2(__fmaf_rn(s[j][2 * r], p.score_scale, -reference[r]));
+        const float p1 = Exp2(__fmaf_rn(s[j][2 * r + 1], p.score_scale, -reference[r]));
+        pairs[r][j] = p0 + p1;
+        *reinterpret_cast<uint32_t*>(shared + layout.p + (g + 8 * r) * layout.p_pitch +
+                                     (warp * kWarpKeys + j * 8 + 2 * q) * 2) =
+            PackWeights<kFp8>(p0, p1);
+      }
+    }
+    float* sums = reinterpret_cast<float*>(shared + layout.sums) + warp * kTileRows * 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sums[(g + 8 * r) * 4 + q] = TreeSum(pairs[r]);
+  }
+
+  __device__ __forceinline__ float LeafSum(int leaf, int r) const {
+    const float* sums = reinterpret_cast<const float*>(shared + layout.sums) +
+                        leaf * kWarpsPerLeaf * kTileRows * 4 + (g + 8 * r) * 4 + q;
+    float of_warps[kWarpsPerLeaf];
+#pragma unroll
+    for (int w = 0; w < kWarpsPerLeaf; ++w) of_warps[w] = sums[w * kTileRows * 4];
+    return TreeSum(of_warps);
+  }
+
+  // ---- Values ----
+
+  __device__ __forceinline__ void AddValues(State& block, const float (&rescale)[kLeaves][2],
+                                            int round) const {
+    const int matrix = lane / 8;
+    const int row = lane % 8;
+    const uint32_t p_address = ptx::SharedAddress(shared + layout.p) +
+                               (matrix % 2 * 8 + row) * layout.p_pitch + matrix / 2 * 16;
+    const uint32_t v_address = ptx::SharedAddress(Values(round));
+#pragma unroll
+    for (int leaf = 0; leaf < kLeaves; ++leaf) {
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+        for (int atom = 0; atom < 2; ++atom)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) block.o[u][atom][e] *= rescale[leaf][e / 2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        block.l[r] = __fmaf_rn(block.l[r], rescale[leaf][r], LeafSum(leaf, r));
+#pragma unroll
+      for (int a = leaf * 4; a < leaf * 4 + 4; a += 2) {
+        uint32_t weights[2][4];
+        ptx::LoadMatrices(weights[0], p_address + a * 32);
+        ptx::LoadMatrices(weights[1], p_address + a * 32 + 32);
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+          const int slice = warp + u * kSplitWarps;
+          if (slice >= p.dim_atoms) continue;
+          if constexpr (kFp8) {
+            uint32_t codes[4];
+            ptx::LoadMatricesTransposed(
+                codes, v_address + (a * 16 + matrix * 8 + row) * layout.kv_pitch + slice * 16);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              ptx::MmaBf16(block.o[u][0], weights[i], E4M3Even(codes[2 * i]),
+                           E4M3Even(codes[2 * i + 1]));
+              ptx::MmaBf16(block.o[u][1], weights[i], E4M3Odd(codes[2 * i]),
+                           E4M3Odd(codes[2 * i + 1]));
+            }
+          } else {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              uint32_t b[4];
+              ptx::LoadMatricesTransposed(
+                  b, v_address + ((a + i) * 16 + matrix % 2 * 8 + row) * layout.kv_pitch +
+                         slice * 32 + matrix / 2 * 16);
+              ptx::MmaBf16(block.o[u][0], weights[i], b[0], b[1]);
+              ptx::MmaBf16(block.o[u][1], weights[i], b[2], b[3]);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // ---- Results ----
+
+  __device__ __forceinline__ static void Clear(State& state) {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) state.o[u][i / 4][i % 4] = 0.0f;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      state.m[r] = MinusInfinity();
+      state.l[r] = 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ static void MergeInto(State& state, const State& incoming) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const MergeFactors factors = Merge(state.m[r], incoming.m[r]);
+      state.l[r] = Merged(state.l[r], incoming.l[r], factors);
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float& o = state.o[u][i / 2][2 * r + i % 2];
+          o = Merged(o, incoming.o[u][i / 2][2 * r + i % 2], factors);
+        }
+    }
+  }
+
+  __device__ __forceinline__ void WritePartial(const State& state, int unit) const {
+    float* entry = PartialEntry(p, tile.slot, kv_head, unit);
+    const int width = p.dim_atoms * 16;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = g + 8 * r;
+      if (row_keys[r].last < 0) continue;
+      if (warp == 0 && q == 0) {
+        entry[kTileRows * width + row] = state.m[r];
+        entry[kTileRows * width + kTileRows + row] = state.l[r];
+      }
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const int slice = warp + u * kSplitWarps;
+        if (slice >= p.dim_atoms) continue;
+        const float(&o)[2][4] = state.o[u];
+        float* to = entry + row * width + DimOf(slice, 0, 0);
+        if constexpr (kFp8) {
+          *reinterpret_cast<float4*>(to) = {o[0][2 * r], o[1][2 * r], o[0][2 * r + 1],
+                                            o[1][2 * r + 1]};
+        } else {
+          *reinterpret_cast<float2*>(to) = {o[0][2 * r], o[0][2 * r + 1]};
+          *reinterpret_cast<float2*>(to + 8) = {o[1][2 * r], o[1][2 * r + 1]};
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void WriteOutput(const State& state) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (row_keys[r].last < 0) continue;
+      const int row = tile.first_row + g + 8 * r;
+      const int head = kv_head * p.heads_per_kv + row % p.heads_per_kv;
+      const int token = p.q_start[tile.sequence] + row / p.heads_per_kv;
+      const float factor = OutputFactor(
+          state.m[r], state.l[r], p.sinks != nullptr ? p.sinks + head : nullptr, p.value_scale);
+      uint16_t* out = p.out + (int64_t{token} * p.q_heads + head) * p.head_dim;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const int slice = warp + u * kSplitWarps;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int d = DimOf(slice, i / 2, i % 2);
+          if (d < p.head_dim) out[d] = ToBf16(state.o[u][i / 2][2 * r + i % 2] * factor);
+        }
+      }
+    }
+  }
+};
+
+// Where a CTA's next round of keys begins: rounds of a unit in order, then the unit `splits` on.
+struct RoundCursor {
+  int base;
+  int round_keys;
+  int unit_keys;
+  int units_to_skip;
+
+  __device__ __forceinline__ int Next() const {
+    const int next = base + round_keys;
+    return next % unit_keys == 0 ? next + units_to_skip * unit_keys : next;
+  }
+};
+
+template <bool kFp8, int kRoundKeys, int kUnits>
+__global__ void __launch_bounds__(kSplitWarps * 32)
+    SplitAttentionKernel(const __grid_constant__ AttentionProblem p,
+                         const __grid_constant__ SplitShared layout) {
+  using Worker = SplitWorker<kFp8, kRoundKeys, kUnits>;
+  extern __shared__ __align__(16) uint8_t shared[];
+  ptx::LaunchSuccessor();
+  ptx::WaitForPredecessor();
+
+  Worker w(p, layout, shared);
+  const int split = blockIdx.x % p.splits;
+  w.kv_head = blockIdx.x / p.splits % p.kv_heads;
+  w.tile = FindTile(p, blockIdx.x / p.splits / p.kv_heads);
+  if (w.tile.sequence < 0) return;
+  w.keys = KeysOfRows(p, w.tile.sequence, w.tile.first_row, kTileRows);
+  const SplitPlan plan = PlanOf(p, w.keys);
+  if (!plan.partial && split > 0) return;
+  for (int r = 0; r < 2; ++r)
+    w.row_keys[r] = KeysOfRow(p, w.tile.sequence, w.tile.first_row + w.g + 8 * r);
+
+  const int first_unit = w.keys.first / plan.unit_keys;
+  RoundCursor cursor = {(first_unit + split) * plan.unit_keys, kRoundKeys, plan.unit_keys,
+                        plan.partial ? p.splits - 1 : 0};
+  while (cursor.base + kRoundKeys <= w.keys.first) cursor.base = cursor.Next();
+  if (cursor.base > w.keys.last) return;
+
+  w.ClearPadding();
+  const ValueBuffer value_buffer = layout.value_buffer;
+  w.CopyRows(w.KeyBuffer(0), p.k, cursor.base);
+  ptx::CommitCopies();
+  if (value_buffer == ValueBuffer::kOwn) w.CopyRows(w.Values(0), p.v, cursor.base);
+  ptx::CommitCopies();
+  w.LoadQueries();
+  __syncthreads();
+
+  typename Worker::State block, group, total;
+  Worker::Clear(block);
+  Worker::Clear(group);
+  Worker::Clear(total);
+  for (int round = 0; cursor.base <= w.keys.last; ++round) {
+    const int base = cursor.base;
+    const int next = cursor.Next();
+    const bool more = next <= w.keys.last;
+    ptx::WaitForCopies<1>();  // the keys
+    __syncwarp();
+    float s[Worker::kKeyAtoms][4];
+    if (value_buffer == ValueBuffer::kKeys && more) w.CopyRows(w.KeyBuffer(round + 1), p.k, next);
+    w.Score(s, round);
+    __syncwarp();
+    if (value_buffer == ValueBuffer::kOwn && more) w.CopyRows(w.KeyBuffer(round + 1), p.k, next);
+    ptx::CommitCopies();
+    w.MaskAndShareMaxima(s, base);
+    __syncthreads();
+    if (value_buffer == ValueBuffer::kOverKeys) {
+      w.CopyRows(w.Values(round), p.v, base);
+      ptx::CommitCopies();
+    }
+    float rescale[Worker::kLeaves][2], reference[2];
+    w.Rescales(rescale, reference, block.m);
+    w.ShareWeights(s, reference);
+    if (value_buffer == ValueBuffer::kOverKeys) {
+      ptx::WaitForCopies<0>();
+    } else {
+      ptx::WaitForCopies<1>();  // the values
+    }
+    __syncthreads();
+    w.AddValues(block, rescale, round);
+    __syncthreads();
+    if (more && value_buffer == ValueBuffer::kOwn) w.CopyRows(w.Values(round + 1), p.v, next);
+    if (more && value_buffer == ValueBuffer::kOverKeys) {
+      w.CopyRows(w.KeyBuffer(round + 1), p.k, next);
+      ptx::CommitCopies();
+    }
+    ptx::CommitCopies();
+
+    const int end = base + kRoundKeys;
+    const bool last = end > w.keys.last;
+    if (end % kBlockKeys == 0 || last) {
+      for (int r = 0; r < 2; ++r) block.l[r] = QuadSum(block.l[r]);
+      if (plan.partial && plan.unit_keys == kBlockKeys) {
+        w.WritePartial(block, base / kBlockKeys - first_unit);
+      } else {
+        Worker::MergeInto(group, block);
+      }
+      Worker::Clear(block);
+    }
+    if (plan.unit_keys == kGroupKeys && (end % kGroupKeys == 0 || last)) {
+      if (plan.partial) {
+        w.WritePartial(group, base / kGroupKeys - first_unit);
+      } else {
+        Worker::MergeInto(total, group);
+      }
+      Worker::Clear(group);
+    }
+    cursor.base = next;
+  }
+  if (!plan.partial) w.WriteOutput(total);
+}
+
+}  // namespace nibble::kernels::cuda
