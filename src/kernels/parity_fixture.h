@@ -126,6 +126,10 @@ struct AttentionShape {
   KvFormat format = KvFormat::kBf16;
 };
 
+inline Tolerance AttentionTolerance(const OpTable& ops) {
+  return ops.backend == "cuda" ? kTensorCoreAttentionTolerance : kAttentionTolerance;
+}
+
 // The last q_len tokens of a sequence of kv_len. `id` names the sequence: it fixes its contents.
 struct AttentionSequence {
   uint64_t id = 0;

@@ -357,7 +357,7 @@ TEST_P(Parity, Attention) {
   for (const AttentionShape& shape : kShapes) {
     SCOPED_TRACE(Describe(shape));
     ExpectNear(RunAttention(ops(), shape, batch, 32), RunAttention(RefOps(), shape, batch),
-               shape.head_dim, kAttentionTolerance);
+               shape.head_dim, AttentionTolerance(ops()));
   }
 }
 
@@ -407,7 +407,8 @@ TEST_P(Parity, AttentionIsTheSameInAnyBatch) {
 // 256 heads look at two keys: the first holds every E4M3 code, the second is 0; head h asks for
 // element h alone, so its first weight is the sigmoid of that code's value.
 TEST_P(Parity, AttentionReadsEveryFp8Code) {
-  const int32_t dh = 256, kv_len = 2, page = 0;
+  const int32_t dh = 256;
+  const std::vector<int32_t> kv_len = {2}, page = {0}, q_start = {0, 1};
   std::vector<uint8_t> k(16 * dh), v(16 * dh);
   std::vector<uint16_t> q(dh * dh), got(dh * dh), expected(dh * dh);
   for (int32_t code = 0; code < dh; ++code) {
@@ -416,14 +417,13 @@ TEST_P(Parity, AttentionReadsEveryFp8Code) {
     q[code * dh + code] = Bf16FromFloat(1.0f);
   }
   for (float scale : {1.0f / 64, 64.0f}) {
-    const int32_t q_start[] = {0, 1};
     AttentionParams params = {.q = q.data(),
                               .out = expected.data(),
                               .t = 1,
                               .sequences = 1,
-                              .q_start = q_start,
-                              .kv_len = &kv_len,
-                              .page_table = &page,
+                              .q_start = q_start.data(),
+                              .kv_len = kv_len.data(),
+                              .page_table = page.data(),
                               .max_pages = 1,
                               .q_heads = dh,
                               .scale = scale,

@@ -1,0 +1,250 @@
+// Attention on the GPU at the sizes of models: long contexts against ref, and the exactness law bit
+// by bit across borders of leaves, blocks and groups, whatever the batch, chunk and page size.
+// DISABLED_Bench*: times of a recorded chain of launches over cold caches.
+#include "kernels/cuda/attention/attention.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+
+#include "kernels/parity_fixture.h"
+
+namespace nibble::kernels {
+namespace {
+
+struct NamedShape {
+  const char* name;
+  AttentionShape shape;
+};
+
+const NamedShape kModels[] = {
+    {"Llama-70B", {.q_heads = 64, .kv_heads = 8, .head_dim = 128}},
+    {"Qwen3-30B-A3B", {.q_heads = 32, .kv_heads = 4, .head_dim = 128}},
+    {"Qwen3-Next, FP8", {.q_heads = 16, .kv_heads = 2, .head_dim = 256, .format = KvFormat::kFp8}},
+    {"Qwen3-Next", {.q_heads = 16, .kv_heads = 2, .head_dim = 256}},
+    {"Qwen3-30B-A3B, FP8",
+     {.q_heads = 32, .kv_heads = 4, .head_dim = 128, .format = KvFormat::kFp8}},
+    {"gpt-oss", {.q_heads = 64, .kv_heads = 8, .head_dim = 64, .window = 128, .sinks = true}},
+    {"Llama 4", {.q_heads = 10, .kv_heads = 2, .head_dim = 128, .chunk = 1024}},
+    {"MHA", {.q_heads = 4, .kv_heads = 4, .head_dim = 96}},
+    {"MLA", {.q_heads = 32, .kv_heads = 1, .head_dim = 576}},
+    {"MLA, FP8", {.q_heads = 16, .kv_heads = 1, .head_dim = 576, .format = KvFormat::kFp8}},
+    {"widest", {.q_heads = 2, .kv_heads = 1, .head_dim = 1024}},
+};
+
+class CudaAttention : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (cuda::SyncedOps() == nullptr) GTEST_SKIP() << "needs a GPU";
+  }
+  const OpTable& ops() const { return *cuda::SyncedOps(); }
+};
+
+TEST_F(CudaAttention, LongContextsAreRefs) {
+  for (const NamedShape& model : kModels) {
+    SCOPED_TRACE(model.name);
+    const std::vector<AttentionSequence> batch = {{1, 1, 5000}, {2, 2, 4097}};
+    ExpectNear(RunAttention(ops(), model.shape, batch, 64),
+               RunAttention(RefOps(), model.shape, batch, 64), model.shape.head_dim,
+               AttentionTolerance(ops()));
+  }
+}
+
+// The last tokens of a prompt, computed in one piece, in pieces, one by one, and in a batch.
+TEST_F(CudaAttention, BitsDependOnTheOwnHistoryAlone) {
+  for (const NamedShape& model : kModels) {
+    for (int32_t length : {64, 129, 1030, 4200}) {
+      SCOPED_TRACE(testing::Message() << model.name << ", " << length << " keys");
+      const int32_t tokens = std::min(length, 150);
+      const int64_t width = int64_t{model.shape.q_heads} * model.shape.head_dim;
+      const std::vector<uint16_t> whole =
+          RunAttention(ops(), model.shape, {{9, tokens, length}}, 16);
+      const auto expect = [&](int32_t count, int32_t end, int32_t page_size) {
+        const std::vector<uint16_t> got =
+            RunAttention(ops(), model.shape, {{9, count, end}}, page_size);
+        EXPECT_TRUE(std::equal(got.begin(), got.end(),
+                               whole.begin() + (end - count - (length - tokens)) * width))
+            << count << " tokens up to " << end;
+      };
+      for (int32_t end : {length, length - 5, length - 6, length - 40}) expect(1, end, 64);
+      expect(3, length - 1, 256);
+      expect(8, length - 2, 32);
+      expect(50, length, 128);
+      std::vector<AttentionSequence> batch;
+      for (uint64_t id = 1; id <= 64; ++id) batch.push_back({id, 1, static_cast<int32_t>(id * 3)});
+      batch[5] = {9, 4, length - 7};
+      batch[30] = {9, 1, length};
+      const std::vector<uint16_t> together = RunAttention(ops(), model.shape, batch, 16);
+      EXPECT_TRUE(std::equal(together.begin() + 5 * width, together.begin() + 9 * width,
+                             whole.begin() + (tokens - 11) * width));
+      EXPECT_TRUE(std::equal(together.begin() + 33 * width, together.begin() + 34 * width,
+                             whole.end() - width));
+    }
+  }
+}
+
+// ---- Times ----
+
+class DeviceBytes {
+ public:
+  explicit DeviceBytes(size_t bytes) { EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess) << bytes; }
+  ~DeviceBytes() { cudaFree(data_); }
+  DeviceBytes(const DeviceBytes&) = delete;
+  DeviceBytes& operator=(const DeviceBytes&) = delete;
+  template <typename T>
+  T* As() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+};
+
+// Milliseconds of the fastest of several launches of what `record` puts on the stream.
+template <typename Record>
+float TimeOf(cudaStream_t stream, const Record& record, int repeats = 5) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  cudaEvent_t begin = nullptr, end = nullptr;
+  cudaEventCreate(&begin);
+  cudaEventCreate(&end);
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  record();
+  cudaStreamEndCapture(stream, &graph);
+  cudaGraphInstantiate(&executable, graph, 0);
+  float fastest = INFINITY;
+  for (int i = 0; i < repeats; ++i) {
+    cudaEventRecord(begin, stream);
+    cudaGraphLaunch(executable, stream);
+    cudaEventRecord(end, stream);
+    cudaEventSynchronize(end);
+    float milliseconds = 0;
+    cudaEventElapsedTime(&milliseconds, begin, end);
+    fastest = std::min(fastest, milliseconds);
+  }
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return fastest;
+}
+
+struct Timing {
+  double microseconds;  // of one op
+  double bytes;         // of keys and values that it reads
+  double flops;
+};
+
+// `batch` sequences of kv_len keys, q_len of them queries, over caches of as many layers as keep
+// the second-level cache cold. max_context: what the page table has room for.
+Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, int32_t kv_len,
+                     int32_t max_context) {
+  const OpTable& ops = *cuda::synced::Table();
+  const auto stream = static_cast<cudaStream_t>(ops.device->stream());
+  const int32_t page_size = 64;
+  const int64_t pages_of_one = (kv_len + page_size - 1) / page_size;
+  const int64_t max_pages = max_context / page_size;
+  const int64_t row = shape.head_dim * KvElementBytes(shape.format);
+  const int64_t layer_bytes = batch * pages_of_one * page_size * shape.kv_heads * row;
+  const int64_t layers = std::clamp<int64_t>((400 << 20) / (2 * layer_bytes), 2, 48);
+  const int64_t tokens = batch * q_len;
+  DeviceBytes k(layers * layer_bytes), v(layers * layer_bytes);
+  std::vector<uint32_t> noise(layer_bytes / 4);
+  for (size_t i = 0; i < noise.size(); ++i)
+    noise[i] = static_cast<uint32_t>(i * 2654435761u) & 0x3f3f3f3fu;
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    cudaMemcpy(k.As<char>() + layer * layer_bytes, noise.data(), layer_bytes, cudaMemcpyDefault);
+    cudaMemcpy(v.As<char>() + layer * layer_bytes, noise.data(), layer_bytes, cudaMemcpyDefault);
+  }
+  const int64_t width = int64_t{shape.q_heads} * shape.head_dim;
+  const std::vector<uint16_t> q_host = NoiseBf16(1, tokens * width);
+  DeviceBytes q(tokens * width * 2), out(tokens * width * 2);
+  cudaMemcpy(q.As<char>(), q_host.data(), tokens * width * 2, cudaMemcpyDefault);
+  std::vector<int32_t> q_start = {0}, kv_lens, table(batch * max_pages);
+  for (int64_t b = 0; b < batch; ++b) {
+    q_start.push_back(q_start.back() + q_len);
+    kv_lens.push_back(kv_len);
+    for (int64_t i = 0; i < pages_of_one; ++i)
+      table[b * max_pages + i] = static_cast<int32_t>((i * batch + b));
+  }
+  DeviceBytes indices((q_start.size() + kv_lens.size() + table.size()) * 4 + 64);
+  auto* q_start_device = indices.As<int32_t>();
+  int32_t* kv_len_device = q_start_device + q_start.size();
+  int32_t* table_device = kv_len_device + kv_lens.size();
+  cudaMemcpy(q_start_device, q_start.data(), q_start.size() * 4, cudaMemcpyDefault);
+  cudaMemcpy(kv_len_device, kv_lens.data(), kv_lens.size() * 4, cudaMemcpyDefault);
+  cudaMemcpy(table_device, table.data(), table.size() * 4, cudaMemcpyDefault);
+  const size_t workspace_bytes = ops.attention_workspace(1, tokens, shape.q_heads, shape.head_dim);
+  DeviceBytes workspace(workspace_bytes + 64);
+  cudaDeviceSynchronize();
+  const OpContext context = {
+      .stream = stream, .workspace = workspace.As<std::byte>(), .workspace_bytes = workspace_bytes};
+  const float milliseconds = TimeOf(stream, [&] {
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      ops.attention(context, {.q = q.As<uint16_t>(),
+                              .out = out.As<uint16_t>(),
+                              .t = tokens,
+                              .sequences = batch,
+                              .q_start = q_start_device,
+                              .kv_len = kv_len_device,
+                              .page_table = table_device,
+                              .max_pages = max_pages,
+                              .q_heads = shape.q_heads,
+                              .scale = 0.05f,
+                              .window = shape.window,
+                              .cache = {.k = k.As<std::byte>() + layer * layer_bytes,
+                                        .v = v.As<std::byte>() + layer * layer_bytes,
+                                        .format = shape.format,
+                                        .page_size = page_size,
+                                        .kv_heads = shape.kv_heads,
+                                        .head_dim = shape.head_dim}});
+    }
+  });
+  const double pairs = static_cast<double>(batch) * q_len * (kv_len - (q_len - 1) / 2.0);
+  return {milliseconds * 1000.0 / static_cast<double>(layers),
+          2.0 * static_cast<double>(layer_bytes) * kv_len /
+              static_cast<double>(pages_of_one * page_size),
+          4.0 * pairs * shape.q_heads * shape.head_dim};
+}
+
+void PrintDevice() {
+  cudaDeviceProp properties;
+  cudaGetDeviceProperties(&properties, 0);
+  std::printf("%s, %d SMs\n", properties.name, properties.multiProcessorCount);
+}
+
+TEST_F(CudaAttention, DISABLED_BenchDecode) {
+  PrintDevice();
+  for (int i = 0; i < 5; ++i) {
+    const NamedShape& model = kModels[i];
+    for (int64_t batch : {1, 8, 64}) {
+      for (int32_t context : {1024, 8192, 32768, 131072}) {
+        if (batch * context > 8 * 131072) continue;
+        if (batch * context * model.shape.kv_heads > 8 * 8 * 32768) continue;
+        const Timing t = TimeAttention(model.shape, batch, 1, context, context + 1024);
+        std::printf("%-20s batch %2d, %6d keys: %8.2f us %6.0f GB/s\n", model.name,
+                    static_cast<int>(batch), context, t.microseconds,
+                    t.bytes / t.microseconds / 1e3);
+      }
+    }
+    const Timing t = TimeAttention(model.shape, 1, 1, 1024, 131072);
+    std::printf("%-20s batch  1,   1024 keys of at most 131072: %8.2f us\n", model.name,
+                t.microseconds);
+  }
+}
+
+TEST_F(CudaAttention, DISABLED_BenchPrefill) {
+  PrintDevice();
+  for (int i = 0; i < 5; ++i) {
+    const NamedShape& model = kModels[i];
+    for (int32_t length : {2048, 8192}) {
+      const Timing t = TimeAttention(model.shape, 1, length, length, length);
+      std::printf("%-20s prompt of %5d: %9.1f us %6.1f TFLOP/s\n", model.name, length,
+                  t.microseconds, t.flops / t.microseconds / 1e6);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::kernels
