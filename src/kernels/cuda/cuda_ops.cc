@@ -1,7 +1,7 @@
 // The OpTable of the CUDA backend.
 #include "kernels/cuda/activation/activation.h"
-#include "kernels/cuda/gated_delta_net/gated_delta_net.h"
 #include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/gated_delta_net/gated_delta_net.h"
 #include "kernels/cuda/gather_rows/gather_rows.h"
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/mamba2/mamba2.h"
