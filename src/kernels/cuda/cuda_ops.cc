@@ -33,14 +33,14 @@ Result<const OpTable*> CudaOps(int index) {
       .head_linear = cuda::HeadLinear,
       .rope_and_cache = cuda::RopeAndCache,
       .mla_rope_and_cache = cuda::MlaRopeAndCache,
+      .attention_workspace = cuda::AttentionWorkspace,
+      .attention = cuda::Attention,
       .gated_delta_net_workspace = cuda::GatedDeltaNetWorkspace,
       .gated_delta_net = cuda::GatedDeltaNet,
       .mamba2_workspace = cuda::Mamba2Workspace,
       .mamba2 = cuda::Mamba2,
       .sample_workspace = cuda::SampleWorkspace,
       .sample = cuda::Sample,
-      .attention_workspace = cuda::AttentionWorkspace,
-      .attention = cuda::Attention,
   };
   table.device = device;
   return &table;
