@@ -24,13 +24,6 @@ __device__ __forceinline__ void CopyAsync16OrZero(void* shared, const void* glob
                : "memory");
 }
 
-// Or 16 zeros, without a look at `global`.
-__device__ __forceinline__ void CopyAsync16OrZero(void* shared, const void* global, bool copy) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)),
-               "l"(global), "r"(copy ? 16 : 0)
-               : "memory");
-}
-
 __device__ __forceinline__ void CopyAsync8(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(SharedAddress(shared)), "l"(global)
                : "memory");
