@@ -17,6 +17,9 @@ class MoeParity : public testing::TestWithParam<const OpTable*> {
 INSTANTIATE_TEST_SUITE_P(Cpu, MoeParity, testing::ValuesIn(TestedTables()),
                          [](const auto& info) { return std::string(info.param->variant); });
 
+// The table that packs weights for `ops`: vector ops have no layout of their own.
+const OpTable& PackerOf(const OpTable& ops) { return ops.pack_weight != nullptr ? ops : CpuOps(); }
+
 struct MoeShape {
   int64_t t = 7;
   int64_t d = 80;
@@ -51,6 +54,11 @@ class MoeWeights {
     }
     if (shape.shared_f > 0) shared_ = Expert(shape.shared_f, 100);
     if (shape.shared_gate) shared_gate_ = Pack(WeightFormat::kBf16, 1, shape.d, 4, 1.0f);
+    if (packer.prepare_experts != nullptr) {
+      auto prepared = packer.prepare_experts(experts_);
+      EXPECT_TRUE(prepared) << prepared.error().message();
+      prepared_ = std::move(*prepared);
+    }
   }
 
   MoeParams Params() const {
@@ -64,7 +72,8 @@ class MoeWeights {
                    .weight_on_input = shape_.weight_on_input,
                    .shared = shared_,
                    .shared_f = shape_.shared_f,
-                   .shared_gate = shared_gate_};
+                   .shared_gate = shared_gate_,
+                   .prepared = prepared_.get()};
     p.routing.choice_bias = shape_.choice_bias ? choice_bias_.data() : nullptr;
     return p;
   }
@@ -117,6 +126,7 @@ class MoeWeights {
   std::vector<float> choice_bias_;
   std::vector<ExpertWeights> experts_;
   ExpertWeights shared_;
+  std::unique_ptr<PreparedWeights> prepared_;
 };
 
 // Tokens [first, first + t) of an endless stream.
@@ -191,10 +201,17 @@ std::vector<std::pair<std::string, MoeShape>> Shapes() {
   };
 }
 
+// The shape as `ops` computes it: only CPUs have int8 activations.
+MoeShape ShapeFor(const OpTable& ops, MoeShape shape) {
+  if (ops.backend == "cuda") shape.activations = ActivationFormat::kBf16;
+  return shape;
+}
+
 TEST_P(MoeParity, MatchesReference) {
-  for (const auto& [name, shape] : Shapes()) {
+  for (const auto& [name, any_shape] : Shapes()) {
     SCOPED_TRACE(name);
-    const MoeWeights reference(RefOps(), shape), weights(CpuOps(), shape);
+    const MoeShape shape = ShapeFor(ops(), any_shape);
+    const MoeWeights reference(RefOps(), shape), weights(PackerOf(ops()), shape);
     ExpectNear(RunMoe(ops(), weights, shape, 0, shape.t, 2),
                RunMoe(RefOps(), reference, shape, 0, shape.t), shape.d, kMoeTolerance);
   }
@@ -203,7 +220,7 @@ TEST_P(MoeParity, MatchesReference) {
 TEST_P(MoeParity, BatchAndThreadsDoNotMatter) {
   for (const auto& [name, shape] : Shapes()) {
     SCOPED_TRACE(name);
-    const MoeWeights weights(CpuOps(), shape);
+    const MoeWeights weights(PackerOf(ops()), shape);
     const int64_t t = shape.t;
     const std::vector<float> whole = RunMoe(ops(), weights, shape, 0, t);
     EXPECT_EQ(RunMoe(ops(), weights, shape, 0, t, 3), whole);
@@ -211,6 +228,58 @@ TEST_P(MoeParity, BatchAndThreadsDoNotMatter) {
       const std::vector<float> alone = RunMoe(ops(), weights, shape, token, 1, 2);
       EXPECT_TRUE(std::equal(alone.begin(), alone.end(), whole.begin() + token * shape.d))
           << "token " << token;
+    }
+  }
+}
+
+// Widths of published models, with fewer experts.
+std::vector<std::pair<std::string, MoeShape>> TrueShapes() {
+  return {
+      {"Qwen3-30B-A3B", {.t = 1, .d = 2048, .f = 768, .routing = {.experts = 12, .top_k = 8}}},
+      {"Qwen3-Next",
+       {.t = 1,
+        .d = 2048,
+        .f = 512,
+        .shared_f = 512,
+        .routing = {.experts = 16, .top_k = 10},
+        .shared_gate = true}},
+      {"gpt-oss",
+       {.t = 1,
+        .d = 2880,
+        .f = 2880,
+        .routing = {.experts = 4, .top_k = 2},
+        .activation = {.kind = ActivationKind::kClampedSilu},
+        .format = WeightFormat::kMxfp4,
+        .router_bias = true,
+        .biases = true}},
+  };
+}
+
+TEST_P(MoeParity, TrueShapesMatchReference) {
+  if (ops().backend != "cuda") GTEST_SKIP() << "too slow here";
+  for (const auto& [name, shape] : TrueShapes()) {
+    SCOPED_TRACE(name);
+    const MoeWeights reference(RefOps(), shape), weights(PackerOf(ops()), shape);
+    ExpectNear(RunMoe(ops(), weights, shape, 0, shape.t),
+               RunMoe(RefOps(), reference, shape, 0, shape.t), shape.d, kMoeTolerance);
+  }
+}
+
+TEST_P(MoeParity, TrueShapesDoNotDependOnTheBatch) {
+  if (ops().backend != "cuda") GTEST_SKIP() << "too slow here";
+  for (const auto& [name, shape] : TrueShapes()) {
+    SCOPED_TRACE(name);
+    const MoeWeights weights(PackerOf(ops()), shape);
+    constexpr int64_t kAlone = 4;
+    std::vector<float> alone;
+    for (int64_t token = 0; token < kAlone; ++token) {
+      const std::vector<float> y = RunMoe(ops(), weights, shape, token, 1);
+      alone.insert(alone.end(), y.begin(), y.end());
+    }
+    for (const int64_t t : {2, 3, 5, 8, 9, 16, 17, 31, 64, 65, 100, 600}) {
+      const std::vector<float> batch = RunMoe(ops(), weights, shape, 0, t);
+      const int64_t values = std::min(t, kAlone) * shape.d;
+      EXPECT_TRUE(std::equal(batch.begin(), batch.begin() + values, alone.begin())) << t;
     }
   }
 }
@@ -227,7 +296,7 @@ TEST_P(MoeParity, AmongEqualsTheSmallerIdWins) {
                               .n = n,
                               .k = d,
                               .data = reinterpret_cast<const std::byte*>(zeros.data())};
-      return std::move(*CpuOps().pack_weight({.parts = {&view, 1}, .pool = &pool}));
+      return std::move(*PackerOf(ops()).pack_weight({.parts = {&view, 1}, .pool = &pool}));
     };
     const auto router = pack(experts), gate_up = pack(2 * f), down = pack(d);
     std::vector<std::vector<float>> biases;
@@ -236,6 +305,8 @@ TEST_P(MoeParity, AmongEqualsTheSmallerIdWins) {
     for (int32_t e = 0; e < experts; ++e)
       table.push_back(
           {.gate_up = gate_up.get(), .down = down.get(), .down_bias = biases[e].data()});
+    std::unique_ptr<PreparedWeights> prepared;
+    if (ops().prepare_experts != nullptr) prepared = std::move(*ops().prepare_experts(table));
     const std::vector<uint16_t> x = NoiseBf16(1, d);
     std::vector<float> out(d);
     // Equal scores, but for expert 5 where there are groups: of theirs it is the second.
@@ -253,6 +324,7 @@ TEST_P(MoeParity, AmongEqualsTheSmallerIdWins) {
                                     .top_groups = 1},
                         .experts = table,
                         .f = f,
+                        .prepared = prepared.get(),
                         .out_f32 = out.data()});
     EXPECT_EQ(out[0], groups == 1 ? 0.5f * (1 + 4) : 0.5f * (64 + 1024));
   }
@@ -276,9 +348,10 @@ class Recorder : public MoeListener {
 };
 
 TEST_P(MoeParity, AListenerHearsWhatTheReferenceHears) {
-  for (const auto& [name, shape] : Shapes()) {
+  for (const auto& [name, any_shape] : Shapes()) {
     SCOPED_TRACE(name);
-    const MoeWeights reference(RefOps(), shape), weights(CpuOps(), shape);
+    const MoeShape shape = ShapeFor(ops(), any_shape);
+    const MoeWeights reference(RefOps(), shape), weights(PackerOf(ops()), shape);
     Recorder expected, actual;
     RunMoe(RefOps(), reference, shape, 0, shape.t, 1, &expected);
     RunMoe(ops(), weights, shape, 0, shape.t, 2, &actual);

@@ -5,6 +5,7 @@
 #include "kernels/cuda/gather_rows/gather_rows.h"
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/mamba2/mamba2.h"
+#include "kernels/cuda/moe/moe.h"
 #include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/read_bandwidth/read_bandwidth.h"
 #include "kernels/cuda/rope/rope.h"
@@ -29,6 +30,9 @@ Result<const OpTable*> CudaOps(int index) {
       .gather_rows = cuda::GatherRows,
       .activation = cuda::ApplyActivation,
       .sigmoid_gate = cuda::SigmoidGate,
+      .prepare_experts = cuda::PrepareExperts,
+      .moe_workspace = cuda::MoeWorkspace,
+      .moe = cuda::Moe,
       .head_linear_workspace = cuda::HeadLinearWorkspace,
       .head_linear = cuda::HeadLinear,
       .rope_and_cache = cuda::RopeAndCache,

@@ -1,0 +1,77 @@
+// The two phases of the experts' arithmetic, over the lists of Route: for few rows per expert,
+// where the weights' bytes are what counts. A phase for many rows (a grouped GEMM) plugs in beside
+// them: it takes the same lists and leaves h, or out, with the same bits.
+#pragma once
+
+#include "kernels/cuda/moe/lists.h"
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda::moe {
+
+// Most slices along K: then groups of 8 rows fit shared memory, whatever the format.
+inline constexpr int kMaxGateUpSlices = 44;
+inline constexpr int kMaxDownSlices = 112;
+
+// What the host knows about the weights of a phase, for the choice of kernel and shared memory.
+struct WeightSet {
+  bool all_nvfp4 = true;
+  bool all_mxfp4 = true;
+  int32_t slices = 0;       // of the weight with most
+  int32_t slice_bytes = 0;  // of the largest
+  int32_t tile_bytes = 0;   // of the largest row tile, for the balance of work
+
+  void Add(const WeightTiles& tiles);
+  void Add(const WeightSet& other);
+};
+
+// What a kernel is compiled for: weights of one format, or of any mix.
+enum class Formats : uint8_t { kNvfp4, kMxfp4, kAny };
+Formats FormatsOf(const WeightSet& set);
+
+// h[p] (F) of every row p = bf16(activation(bf16(gate_up x))), with zeros up to a multiple of 64.
+struct GateUpParams {
+  Lists lists;
+  const uint16_t* x = nullptr;  // row of a token, or of p where by_row; columns up to a multiple of
+  int64_t x_stride = 0;         // 64 are there and finite; rows 16-byte aligned
+  bool by_row = false;
+  const uint16_t* x_up = nullptr;  // what the rows of up see: x, or another of its kind
+  uint16_t* h = nullptr;
+  int64_t h_stride = 0;
+  int32_t experts = 0;  // E
+  int32_t f = 0;
+  int32_t shared_f = 0;  // 0: no shared expert
+  Activation activation;
+  int64_t t = 0;
+  int64_t max_groups = 0;
+  int32_t group_rows = 8;
+  WeightSet routed, shared;
+};
+
+// Whether groups of group_rows rows fit shared memory; groups of 8 do.
+bool GateUpFits(const GateUpParams& params);
+void GateUp(const OpContext& context, const GateUpParams& params);
+
+// out (T, D): sums over every token's places, in order.
+struct DownParams {
+  Lists lists;
+  const uint16_t* h = nullptr;  // (rows), rows h_stride apart, with zeros up to a multiple of 64
+  int64_t h_stride = 0;
+  int32_t top_k = 0;
+  int64_t t = 0;
+  int64_t d = 0;
+  bool shared = false;
+  int64_t max_groups = 0;
+  int32_t group_rows = 8;
+  WeightSet routed_set, shared_set;
+  // (T, D), of more than kTokensInRegisters tokens: out_f32 where there is one.
+  float* sums = nullptr;
+  uint16_t* out = nullptr;
+  float* out_f32 = nullptr;
+};
+
+inline constexpr int kTokensInRegisters = 64;
+
+bool DownFits(const DownParams& params);
+void Down(const OpContext& context, const DownParams& params);
+
+}  // namespace nibble::kernels::cuda::moe

@@ -1,0 +1,64 @@
+// The experts of a layer as kernels find them: a table on the device, and what the host must know
+// to launch. Immutable.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "device/buffer.h"
+#include "kernels/cuda/moe/expert_linears.h"
+#include "kernels/cuda/moe/lists.h"
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda::moe {
+
+// What a linear's input goes through first; nothing where both are null.
+struct InputTransform {
+  const int32_t* order = nullptr;
+  const float* multiplier = nullptr;
+};
+
+// up: of the rows of up, also where they are stacked in gate_up.
+struct ExpertTransforms {
+  InputTransform gate_up, up, down;
+};
+
+// One expert as the host sees it, and what it adds to the sets of both phases.
+struct ExpertFacts {
+  Expert expert;
+  ExpertTransforms transforms;
+  bool transforms_x = false;
+  bool transforms_h = false;
+};
+
+ExpertFacts FactsOf(const ExpertWeights& weights);
+void AddTo(const Expert& expert, WeightSet* gate_up, WeightSet* down);
+
+class PreparedExperts final : public PreparedWeights {
+ public:
+  // kUnsupported: more than kMaxExperts, or weights too wide for the kernels' shared memory.
+  static Result<std::unique_ptr<PreparedExperts>> Create(std::span<const ExpertWeights> experts,
+                                                         Device& device);
+
+  const Expert* experts() const { return table_.as<Expert>(); }  // (E), on the device
+  // (E), on the device; null where no input is transformed.
+  const ExpertTransforms* transforms() const {
+    return transforms_x_ || transforms_h_ ? transforms_.as<ExpertTransforms>() : nullptr;
+  }
+  bool transforms_x() const { return transforms_x_; }
+  bool transforms_h() const { return transforms_h_; }
+  const WeightSet& gate_up() const { return gate_up_; }
+  const WeightSet& down() const { return down_; }
+
+ private:
+  PreparedExperts() = default;
+
+  Buffer table_;
+  Buffer transforms_;
+  bool transforms_x_ = false;
+  bool transforms_h_ = false;
+  WeightSet gate_up_;
+  WeightSet down_;
+};
+
+}  // namespace nibble::kernels::cuda::moe

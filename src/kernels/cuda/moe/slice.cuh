@@ -1,0 +1,299 @@
+// The piece of work of a warp: one slice (16 rows, 256 columns) of a weight times up to 8 kTiles
+// rows of x, from a stage of the warp's ring in shared memory into MMA accumulators. The order of
+// summation is that of weight_tiles.h.
+#pragma once
+
+#include "kernels/cuda/linear/fragments.cuh"
+#include "kernels/cuda/linear/weight_tiles.h"
+#include "kernels/cuda/moe/expert_linears.h"
+#include "kernels/cuda/ptx/async_copy.cuh"
+#include "kernels/cuda/ptx/mma.cuh"
+
+namespace nibble::kernels::cuda::moe {
+
+// The slices of one row tile after another, as kernels keep them in shared memory.
+struct Source {
+  const std::byte* data = nullptr;  // of row tile 0; null: nothing to multiply by
+  int32_t row_tile_bytes = 0;
+  int32_t slice_stride = 0;
+  int16_t k_tiles = 0;
+  int16_t x_tiles = 0;
+  int16_t group_columns = 0;
+  TileFormat format = TileFormat::kBf16;
+
+  __device__ __forceinline__ int slices() const {
+    return (k_tiles + kSliceTiles - 1) / kSliceTiles;
+  }
+};
+
+__device__ __forceinline__ Source SourceOf(const WeightTiles& tiles, int first_row_tile) {
+  return {
+      .data = tiles.data == nullptr ? nullptr : tiles.data + first_row_tile * tiles.row_tile_bytes,
+      .row_tile_bytes = static_cast<int32_t>(tiles.row_tile_bytes),
+      .slice_stride = tiles.slice_stride(),
+      .k_tiles = static_cast<int16_t>(tiles.k_tiles),
+      .x_tiles = static_cast<int16_t>(tiles.x_tiles),
+      .group_columns = static_cast<int16_t>(tiles.group_columns),
+      .format = tiles.format};
+}
+
+// One slice of a row tile. tiles 0: there is none.
+struct Slice {
+  const std::byte* data;
+  int first_tile;  // of the row tile
+  int tiles;       // 0..4
+};
+
+__device__ __forceinline__ Slice SliceOf(const Source& source, int row_tile, int slice) {
+  const int left = source.k_tiles - slice * kSliceTiles;
+  const bool there = source.data != nullptr && left > 0;
+  return {source.data + int64_t{row_tile} * source.row_tile_bytes + slice * source.slice_stride,
+          slice * kSliceTiles, there ? min(left, kSliceTiles) : 0};
+}
+
+template <Formats kFormats>
+__device__ __forceinline__ TileFormat FormatOf(const Source& source) {
+  if constexpr (kFormats == Formats::kNvfp4) return TileFormat::kNvfp4;
+  if constexpr (kFormats == Formats::kMxfp4) return TileFormat::kMxfp4;
+  return source.format;
+}
+
+// Starts the copy of a slice into a stage; the caller commits.
+template <Formats kFormats>
+__device__ __forceinline__ void CopySlice(std::byte* stage, const Slice& slice,
+                                          const Source& source, int lane) {
+  const TileFormat format = FormatOf<kFormats>(source);
+  const int code_bytes = slice.tiles * CodeBytes(format);
+#pragma unroll 4
+  for (int at = 0; at < code_bytes; at += 512)
+    ptx::CopyAsync16(stage + at + lane * 16, slice.data + at + lane * 16);
+  if (slice.tiles == 0) return;
+  const int scale_bytes = ScaleBytes(format, source.group_columns);
+  for (int at = lane * 16; at < scale_bytes; at += 512)
+    ptx::CopyAsync16(stage + code_bytes + at, slice.data + code_bytes + at);
+}
+
+// The rows of x that a lane multiplies by: of column tile c, row lane / 4, from its first column
+// on.
+template <int kTiles>
+struct LaneRows {
+  const uint16_t* row[kTiles];
+};
+
+// One k-tile's A fragments times the rows' 64 columns from x_column on.
+template <int kTiles>
+__device__ __forceinline__ void MultiplyTile(const uint32_t (&a)[4][4],
+                                             const LaneRows<kTiles>& rows, int x_column,
+                                             float (&sum)[kTiles][4]) {
+#pragma unroll
+  for (int c = 0; c < kTiles; ++c) {
+    const auto* x = reinterpret_cast<const uint4*>(rows.row[c] + x_column);
+    const uint4 first = x[0], second = x[1];
+    ptx::MmaBf16(sum[c], a[0], first.x, first.y);
+    ptx::MmaBf16(sum[c], a[1], first.z, first.w);
+    ptx::MmaBf16(sum[c], a[2], second.x, second.y);
+    ptx::MmaBf16(sum[c], a[3], second.z, second.w);
+  }
+}
+
+template <TileFormat kFormat>
+struct LaneCodes {
+  static constexpr int kVectors = CodeBytes(kFormat) / 512;
+  uint4 vectors[kVectors];
+
+  __device__ __forceinline__ LaneCodes(const std::byte* tile, int lane) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v)
+      vectors[v] = *reinterpret_cast<const uint4*>(tile + v * 512 + lane * 16);
+  }
+};
+
+template <int kTiles>
+__device__ __forceinline__ void Clear(float (&sum)[kTiles][4]) {
+#pragma unroll
+  for (int c = 0; c < kTiles; ++c) sum[c][0] = sum[c][1] = sum[c][2] = sum[c][3] = 0.0f;
+}
+
+// Scales that are exact in BF16: one chain. Planes of wide weights meet x again.
+template <TileFormat kFormat, int kTiles>
+__device__ __forceinline__ void SumChain(const std::byte* stage, const Slice& slice,
+                                         const Source& source, const LaneRows<kTiles>& rows,
+                                         int lane, float (&sum)[kTiles][4]) {
+  const LaneScales<kFormat> scales(stage + slice.tiles * CodeBytes(kFormat), source.group_columns,
+                                   lane);
+#pragma unroll
+  for (int i = 0; i < kSliceTiles; ++i) {
+    if (i >= slice.tiles) break;
+    int x_tile = slice.first_tile + i;
+    if constexpr (kFormat == TileFormat::kBf16) x_tile %= source.x_tiles;
+    const LaneCodes<kFormat> codes(stage + i * CodeBytes(kFormat), lane);
+    uint32_t a[4][4];
+    scales.Decode(codes.vectors, i, a);
+    MultiplyTile(a, rows, x_tile * kTileColumns, sum);
+  }
+}
+
+template <int kTiles, typename Rows>
+__device__ __forceinline__ void AddGroup(Rows scale, float (&group)[kTiles][4],
+                                         float (&sum)[kTiles][4]) {
+#pragma unroll
+  for (int c = 0; c < kTiles; ++c) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      sum[c][i] = __fmaf_rn(i < 2 ? scale.low : scale.high, group[c][i], sum[c][i]);
+  }
+  Clear(group);
+}
+
+template <TileFormat kFormat, int kTiles>
+__device__ __noinline__ void SumGroups(const std::byte* stage, const Slice& slice,
+                                       const Source& source, const LaneRows<kTiles>& rows, int lane,
+                                       float (&sum)[kTiles][4]) {
+  const int columns = source.group_columns;
+  const LaneScales<kFormat> scales(stage + slice.tiles * CodeBytes(kFormat), columns, lane);
+  float group[kTiles][4];
+  Clear(group);
+  for (int i = 0; i < slice.tiles; ++i) {
+    const int x_column = (slice.first_tile + i) * kTileColumns;
+    const LaneCodes<kFormat> codes(stage + i * CodeBytes(kFormat), lane);
+    uint32_t a[4][4];
+    scales.Decode(codes.vectors, i, a);
+    if (columns < kTileColumns) {
+      for (int half = 0; half < 2; ++half) {
+        const bool mine = (lane % 4 < 2) == (half == 0);
+        uint32_t masked[4][4];
+#pragma unroll
+        for (int j = 0; j < 16; ++j) masked[j / 4][j % 4] = mine ? a[j / 4][j % 4] : 0;
+        MultiplyTile(masked, rows, x_column, group);
+        AddGroup(scales.GroupScale(i * kTileColumns + half * 32), group, sum);
+      }
+      continue;
+    }
+    MultiplyTile(a, rows, x_column, group);
+    if ((i + 1) * kTileColumns % columns == 0 || i + 1 == slice.tiles)
+      AddGroup(scales.GroupScale(i * kTileColumns), group, sum);
+  }
+}
+
+// sum (from zero) of rows lane / 4 and + 8, columns 2 (lane % 4), + 1 of every column tile.
+template <Formats kFormats, int kTiles>
+__device__ __forceinline__ void SumSlice(const std::byte* stage, const Slice& slice,
+                                         const Source& source, const LaneRows<kTiles>& rows,
+                                         int lane, float (&sum)[kTiles][4]) {
+  Clear(sum);
+  if constexpr (kFormats == Formats::kNvfp4) {
+    SumChain<TileFormat::kNvfp4>(stage, slice, source, rows, lane, sum);
+  } else if constexpr (kFormats == Formats::kMxfp4) {
+    SumChain<TileFormat::kMxfp4>(stage, slice, source, rows, lane, sum);
+  } else {
+    switch (source.format) {
+      case TileFormat::kNvfp4:
+        return SumChain<TileFormat::kNvfp4>(stage, slice, source, rows, lane, sum);
+      case TileFormat::kMxfp4:
+        return SumChain<TileFormat::kMxfp4>(stage, slice, source, rows, lane, sum);
+      case TileFormat::kBf16:
+        return SumChain<TileFormat::kBf16>(stage, slice, source, rows, lane, sum);
+      case TileFormat::kFp8:
+        return SumChain<TileFormat::kFp8>(stage, slice, source, rows, lane, sum);
+      case TileFormat::kMxfp8:
+        return SumChain<TileFormat::kMxfp8>(stage, slice, source, rows, lane, sum);
+      case TileFormat::kFp8Groups:
+        return SumGroups<TileFormat::kFp8Groups>(stage, slice, source, rows, lane, sum);
+      case TileFormat::kInt4:
+        return SumGroups<TileFormat::kInt4>(stage, slice, source, rows, lane, sum);
+      case TileFormat::kInt8:
+        return SumGroups<TileFormat::kInt8>(stage, slice, source, rows, lane, sum);
+    }
+  }
+}
+
+// ---- Sums of slices in shared memory, until they are added in order
+
+// Floats from one column to the next: the lanes of a warp store without conflicts.
+inline constexpr int kColumnStride = 20;
+
+template <int kTiles>
+__device__ __forceinline__ void StoreSums(float* partial, int columns, int lane,
+                                          const float (&sum)[kTiles][4]) {
+  const int row = lane / 4;
+#pragma unroll
+  for (int c = 0; c < kTiles; ++c) {
+    const int column = c * 8 + lane % 4 * 2;
+    float* const at = partial + column * kColumnStride + row;
+    if (column < columns) {
+      at[0] = sum[c][0];
+      at[8] = sum[c][2];
+    }
+    if (column + 1 < columns) {
+      at[kColumnStride] = sum[c][1];
+      at[kColumnStride + 8] = sum[c][3];
+    }
+  }
+}
+
+// Ascending from the first slice's; `stride` floats from one slice to the next. *from: of a column
+// and row.
+__device__ __forceinline__ float AddSlices(const float* from, int slices, int stride) {
+  float sum = 0.0f;
+  for (int s = 0; s < slices; ++s) sum += from[s * stride];
+  return sum;
+}
+
+// A row's last factor and addend.
+struct RowScale {
+  float scale;
+  float bias;
+
+  __device__ __forceinline__ float Apply(float sum) const { return sum * scale + bias; }
+};
+
+// ---- The stream of slices of a warp
+
+struct RingShape {
+  int32_t stages = 2;
+  int32_t stage_bytes = 0;
+};
+
+// Stages of one warp, a slice in each, filled in the order in which they are used.
+class WarpRing {
+ public:
+  __device__ __forceinline__ WarpRing(std::byte* base, RingShape shape)
+      : base_(base), stages_(shape.stages), stage_bytes_(shape.stage_bytes) {}
+
+  // Every call commits one group of copies, also one of nothing.
+  template <Formats kFormats>
+  __device__ __forceinline__ void Fill(const Slice& slice, const Source& source, int lane) {
+    CopySlice<kFormats>(base_ + fill_ * stage_bytes_, slice, source, lane);
+    Skip();
+  }
+  __device__ __forceinline__ void Skip() {
+    ptx::CommitCopies();
+    fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
+  }
+  // The oldest stage, once its copies have landed, of all lanes.
+  __device__ __forceinline__ const std::byte* Wait() {
+    if (stages_ == 1) {
+      ptx::WaitForCopies<0>();
+    } else if (stages_ == 2) {
+      ptx::WaitForCopies<1>();
+    } else {
+      ptx::WaitForCopies<2>();
+    }
+    __syncwarp();
+    return base_ + use_ * stage_bytes_;
+  }
+  // Of the stage that Wait returned.
+  __device__ __forceinline__ void Release() {
+    __syncwarp();
+    use_ = use_ + 1 == stages_ ? 0 : use_ + 1;
+  }
+
+ private:
+  std::byte* base_;
+  int stages_;
+  int stage_bytes_;
+  int fill_ = 0;
+  int use_ = 0;
+};
+
+}  // namespace nibble::kernels::cuda::moe
