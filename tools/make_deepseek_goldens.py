@@ -11,22 +11,21 @@ Needs what make_model_goldens.py needs. Run from the repository root:
 import argparse
 import copy
 import functools
-import types
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import deepseek_draft
 import settled_prompts
-from make_model_goldens import GOLDEN, GREEDY, PROMPT_LENGTHS, QUANTIZED, golden_of, in_memory, make_weights, published
-from make_model_goldens import quantized, write_json
+from golden_weights import Checkpoint
+from make_model_goldens import FORMATS, GOLDEN, GREEDY, PROMPT_LENGTHS, add_tensor, golden_of, in_memory, is_linear
+from make_model_goldens import rule_of, stored_shapes, write_json
 
 DRAFT_PROMPTS = (5, 40)
 FURTHER_DRAFTS = 2
 FP8_BLOCK = 32
-SEEDS = {"glm4_moe_0": 3}  # where int8 activations throw no position far
+SEEDS = {"deepseek_v2_0": 1, "glm4_moe_0": 3}  # where int8 activations throw no position far
 
 CONFIGS = {
     # As DeepSeek-V2: groups by their best expert, no renormalisation.
@@ -66,41 +65,29 @@ CONFIGS = {
 }
 
 
-def quantize_fp8(weight):
-    """weight (N, K) FP32 → DeepSeek's two tensors, a scale per 32x32 block, and the dequantised weight, FP32."""
-    n, k = weight.shape
-    rows, columns = np.arange(n) // FP8_BLOCK, np.arange(k) // FP8_BLOCK
-    largest = np.zeros((rows[-1] + 1, columns[-1] + 1), np.float32)
-    np.maximum.at(largest, (rows[:, None], columns[None, :]), np.abs(weight))
-    scale = (largest / 448).astype(np.float32)
-    every = scale[rows[:, None], columns[None, :]]
-    codes = torch.from_numpy(weight / every).to(torch.float8_e4m3fn)
-    return codes, torch.from_numpy(scale), torch.from_numpy(codes.to(torch.float32).numpy() * every)
-
-
-NVFP4 = next(stored_format for stored_format in QUANTIZED if stored_format["name"] == "nvfp4")
-FP8 = {"name": "fp8", "quantize": quantize_fp8, "suffixes": ["", "_scale_inv"],
-       "config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
-                  "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}}
-FORMATS = {"deepseek_v2_0": [NVFP4], "deepseek_v3_0": [NVFP4, FP8], "glm4_moe_0": [NVFP4]}
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [FP8_BLOCK, FP8_BLOCK]}
+STORED = {"deepseek_v2_0": ["bf16", "nvfp4"], "deepseek_v3_0": ["bf16", "nvfp4", "fp8"], "glm4_moe_0": ["bf16", "nvfp4"]}
+ROUTERS = {"router": 6, "choice_bias": 0.5}  # with clear favourites
 
 
 def has_draft(fields):
     return fields.get("num_nextn_predict_layers", 0) > 0
 
 
-def lively_weights(model, seed):
-    """Routers with clear favourites."""
-    return make_weights(model, seed, router=6, choice_bias=0.5)
-
-
-def make_draft_weights(fields, seed):
-    """Of the MTP module, made like the others."""
-    module = torch.nn.Module()
-    module.config = types.SimpleNamespace(model_type=fields["model_type"])
-    shapes = deepseek_draft.shapes(fields)
-    module.state_dict = lambda: {name: torch.empty(shape) for name, shape in shapes.items()}
-    return lively_weights(module, seed)
+def make_checkpoint(seed, config, fields, stored_format):
+    """A checkpoint and its values by name."""
+    checkpoint, values = Checkpoint(seed), {}
+    shapes = stored_shapes(config, stored_format)
+    if has_draft(fields):
+        shapes |= deepseek_draft.shapes(fields)
+    for name, shape in shapes.items():
+        if stored_format == "fp8" and is_linear(name):
+            _, deviation = rule_of(name, shape, config.model_type, -1)
+            value = checkpoint.fp8_blocks([name, name + "_scale_inv"], shape, deviation, FP8_BLOCK)
+        else:
+            value = add_tensor(checkpoint, name, name, shape, stored_format, config.model_type, -1, **ROUTERS)
+        values[name] = torch.from_numpy(value)
+    return checkpoint, values
 
 
 def build(config, weights, dtype):
@@ -161,25 +148,13 @@ def make(name):
     model_type = fields["model_type"]
     config = AutoConfig.for_model(model_type, **copy.deepcopy({k: v for k, v in fields.items() if k != "model_type"}))
     seed = SEEDS.get(name, sum(map(ord, name)))
-    weights = published(lively_weights(AutoModelForCausalLM.from_config(config), seed), model_type)
-    if has_draft(fields):
-        weights |= make_draft_weights(fields, seed + 1)
-
-    variants = [("bf16", fields, weights, weights)]  # name, config.json, tensors, what they stand for
-    for stored_format in FORMATS[name]:
-        tensors, values = {}, {}
-        for key, value in weights.items():
-            parts, values[key] = quantized(key, value, stored_format, model_type)
-            tensors |= parts
-        quantised_json = fields | {"quantization_config": stored_format["config"]}
-        variants.append((stored_format["name"], quantised_json, tensors, values))
-
-    prompts = make_prompts(config, fields, seed, [variant[3] for variant in variants])
-    for variant, variant_json, tensors, values in variants:
-        folder = GOLDEN / name / variant
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", variant_json)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    variants = {stored_format: make_checkpoint(seed, config, fields, stored_format) for stored_format in STORED[name]}
+    prompts = make_prompts(config, fields, seed, [values for _, values in variants.values()])
+    for stored_format, (checkpoint, values) in variants.items():
+        folder = GOLDEN / name / stored_format
+        checkpoint.write(folder)
+        quantization = (FORMATS | {"fp8": FP8}).get(stored_format)
+        write_json(folder / "config.json", fields | ({"quantization_config": quantization} if quantization else {}))
         write_goldens(folder, config, fields, values, prompts)
     print(name, "done")
 

@@ -5,7 +5,7 @@ golden.json is what make_model_goldens.py writes for other models, from transfor
 draft.json comes from a derivation of its own, in NumPy over the target's hidden states: log-probabilities of a first
 pass over a prompt and of two further drafts, in FP32 and, as the yardstick, with every intermediate rounded to BF16.
 
-The BF16 checkpoints are stored as published: experts one by one (Qwen3-Next) or stacked (Qwen3.5), the text model of a
+The BF16 checkpoints are as published: experts one by one (Qwen3-Next) or stacked (Qwen3.5), the text model of a
 multimodal wrapper under model.language_model. (Qwen3.5). The NVFP4 ones follow the exports: experts one by one, the
 input projections of the mixers and the whole MTP module in BF16, scales of an FP8 cache (Qwen3-Next).
 
@@ -16,10 +16,10 @@ import argparse
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from make_model_goldens import GOLDEN, GREEDY, PROMPT_LENGTHS, golden_of, quantize_nvfp4, rounded, write_json
+from golden_weights import Checkpoint
+from make_model_goldens import GOLDEN, GREEDY, PROMPT_LENGTHS, golden_of, rounded, write_json
 
 DRAFT_PROMPTS = (5, 40)
 FURTHER_DRAFTS = 2
@@ -65,6 +65,10 @@ MODELS = {
                        "vision_config": {"depth": 1}}, "qwen3_5_moe_text", MOE),
 }
 
+FORMATS = {"bf16": {},
+           "nvfp4": {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4",
+                                             "ignore": ["lm_head", "mtp.layers.0*"]}}}
+
 
 # ---- weights
 
@@ -89,44 +93,34 @@ def draft_shapes(fields):
             "mtp.norm.weight": (d,)} | {"mtp.layers.0." + name: shape for name, shape in layer.items()}
 
 
-def make_weights(shapes, seed):
-    """Random BF16-valued weights: lively logits, states that last, routers with clear favourites."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, shape in shapes.items():
-        noise = torch.randn(shape, generator=generator)
-        if name.endswith("linear_attn.norm.weight"):
-            value = 1 + 0.2 * noise
-        elif "norm" in name:
-            value = 0.2 * noise
-        elif name.endswith("A_log"):
-            value = noise - 2
-        elif name.endswith("dt_bias"):
-            value = 0.5 * noise
-        elif "conv1d" in name:
-            value = 0.6 * noise
-        elif "embed_tokens" in name:
-            value = noise
-        elif "lm_head" in name:
-            value = noise * 2 / shape[1] ** 0.5
-        elif name.endswith("mlp.gate.weight"):
-            value = noise * 8 / shape[1] ** 0.5
-        else:
-            value = noise * 1.2 / shape[-1] ** 0.5
-        weights[name] = value.to(torch.bfloat16)
-    return weights
+def rule_of(name, shape):
+    """Centre and deviation, for lively logits, states that last, routers with clear favourites."""
+    if name.endswith("linear_attn.norm.weight"):
+        return 1, 0.2
+    if "norm" in name:
+        return 0, 0.2
+    if name.endswith("A_log"):
+        return -2, 1
+    if name.endswith("dt_bias"):
+        return 0, 0.5
+    if "conv1d" in name:
+        return 0, 0.6
+    if "embed_tokens" in name:
+        return 0, 1
+    if "lm_head" in name:
+        return 0, 2 / shape[1] ** 0.5
+    if name.endswith("mlp.gate.weight"):
+        return 0, 8 / shape[1] ** 0.5
+    return 0, 1.2 / shape[-1] ** 0.5
 
 
-def split_experts(name, value):
-    """A stacked tensor as the tensors of single experts."""
+def expert_names(name, shape):
+    """The tensors of single experts and their shapes, in the order of a stacked tensor's rows."""
     prefix, stacked = name.rsplit(".", 1)
-    for expert, matrix in enumerate(value):
-        if stacked == "down_proj":
-            yield f"{prefix}.{expert}.down_proj.weight", matrix
-            continue
-        gate, up = matrix.chunk(2)
-        yield f"{prefix}.{expert}.gate_proj.weight", gate
-        yield f"{prefix}.{expert}.up_proj.weight", up
+    experts, rows, columns = shape
+    projections = ["down_proj"] if stacked == "down_proj" else ["gate_proj", "up_proj"]
+    return {f"{prefix}.{expert}.{projection}.weight": [rows // len(projections), columns]
+            for expert in range(experts) for projection in projections}
 
 
 def is_stacked(name):
@@ -144,46 +138,25 @@ def stored_name(name, model):
     return "model.language_model." + name.removeprefix("model.")
 
 
-def in_one_piece(values):
-    return {name: value.contiguous() for name, value in values.items()}
-
-
-def store_bf16(weights, model):
-    tensors = {}
-    for name, value in weights.items():
-        pieces = split_experts(name, value) if is_stacked(name) and model == "qwen3_next_0" else [(name, value)]
-        tensors |= {stored_name(piece, model): matrix for piece, matrix in pieces}
-    return in_one_piece(tensors)
-
-
-def store_nvfp4(weights, model):
-    """The tensors and, under the names of `weights`, what they dequantise to."""
-    tensors, dequantised = {}, dict(weights)
-    for name, value in weights.items():
-        if not is_quantised(name):
-            pieces = split_experts(name, value) if is_stacked(name) and model == "qwen3_next_0" else [(name, value)]
-            tensors |= {stored_name(piece, model): matrix for piece, matrix in pieces}
-            continue
-        values = {}
-        for piece, matrix in split_experts(name, value) if is_stacked(name) else [(name, value)]:
-            key = stored_name(piece, model)
-            packed, scale, scale_2, values[piece] = quantize_nvfp4(matrix.float().numpy())
-            tensors |= {key: packed, key + "_scale": scale, key + "_scale_2": scale_2}
-        dequantised[name] = join_experts(name, values) if is_stacked(name) else values[name]
-    if model == "qwen3_next_0":
-        for name in [n for n in weights if n.startswith("model.") and n.endswith("k_proj.weight")]:
+def make_checkpoint(seed, shapes, model, stored_format):
+    """A checkpoint, and its values by the names of `shapes`, which are transformers' and the MTP module's."""
+    checkpoint, values = Checkpoint(seed), {}
+    for name, shape in shapes.items():
+        quantise = stored_format == "nvfp4" and is_quantised(name)
+        one_by_one = is_stacked(name) and (quantise or model == "qwen3_next_0")
+        pieces = []
+        for piece, piece_shape in (expert_names(name, shape) if one_by_one else {name: list(shape)}).items():
+            key, (centre, deviation) = stored_name(piece, model), rule_of(piece, piece_shape)
+            pieces.append(checkpoint.nvfp4([key, key + "_scale", key + "_scale_2"], piece_shape, deviation)
+                          if quantise else checkpoint.floats(key, piece_shape, centre, deviation))
+        values[name] = torch.from_numpy(np.concatenate(pieces).reshape(shape))
+        if stored_format == "nvfp4" and model == "qwen3_next_0" and name.startswith("model.") and "k_proj" in name:
             attention = name.removesuffix("k_proj.weight")
-            tensors |= {attention + "k_proj.k_scale": torch.tensor(0.031), attention + "v_proj.v_scale": torch.tensor(0.017)}
-    return in_one_piece(tensors), dequantised
-
-
-def join_experts(name, values):
-    prefix, stacked = name.rsplit(".", 1)
-    matrices = []
-    for expert in range(len(values) // (1 if stacked == "down_proj" else 2)):
-        of = lambda projection: values[f"{prefix}.{expert}.{projection}.weight"]
-        matrices.append(of("down_proj") if stacked == "down_proj" else torch.cat([of("gate_proj"), of("up_proj")]))
-    return torch.stack(matrices)
+            checkpoint.floats(attention + "k_proj.k_scale", [], 0.031, 0, "F32")
+            checkpoint.floats(attention + "v_proj.v_scale", [], 0.017, 0, "F32")
+    if model != "qwen3_next_0":  # of the vision tower, which the text model must know and leave alone
+        checkpoint.floats("model.visual.merger.norm.weight", [8], 1, 0)
+    return checkpoint, values
 
 
 # ---- the draft head in NumPy
@@ -320,10 +293,9 @@ def build(config, weights, dtype):
     return model.eval()
 
 
-def write_model(folder, config_json, config, fields, tensors, weights, prompts):
-    folder.mkdir(parents=True, exist_ok=True)
+def write_model(folder, config_json, config, fields, checkpoint, weights, prompts):
+    checkpoint.write(folder)
     write_json(folder / "config.json", config_json)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     full, half = build(config, weights, torch.float32), build(config, weights, torch.bfloat16)
     write_json(folder / "golden.json", golden_of(full, half, prompts, GREEDY))
     short = [tokens for tokens in prompts if len(tokens) in DRAFT_PROMPTS]
@@ -335,23 +307,15 @@ def make(name):
     config = AutoConfig.for_model(model_type, **fields)
     seed = SEEDS[name]
     shapes = {n: tuple(p.shape) for n, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
-    weights = make_weights(shapes | draft_shapes(fields), seed)
     generator = np.random.default_rng(seed)
     prompts = [generator.integers(0, fields["vocab_size"], length).tolist() for length in PROMPT_LENGTHS]
     tied = fields["tie_word_embeddings"]
-    if tied:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    stored = {k: v for k, v in weights.items() if not (tied and k == "lm_head.weight")}
-    # A tensor of the vision tower, which the text model must know and leave alone.
-    vision = {} if name == "qwen3_next_0" else {"model.visual.merger.norm.weight": torch.ones(8, dtype=torch.bfloat16)}
-
-    write_model(GOLDEN / name / "bf16", config_json, config, fields, store_bf16(stored, name) | vision, weights, prompts)
-    tensors, dequantised = store_nvfp4(stored, name)
-    if tied:
-        dequantised["lm_head.weight"] = weights["lm_head.weight"]
-    quantization = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head", "mtp.layers.0*"]}
-    write_model(GOLDEN / name / "nvfp4", config_json | {"quantization_config": quantization}, config, fields,
-                tensors | vision, dequantised, prompts)
+    shapes = {k: v for k, v in (shapes | draft_shapes(fields)).items() if not (tied and k == "lm_head.weight")}
+    for stored_format, quantization in FORMATS.items():
+        checkpoint, values = make_checkpoint(seed, shapes, name, stored_format)
+        if tied:
+            values["lm_head.weight"] = values["model.embed_tokens.weight"]
+        write_model(GOLDEN / name / stored_format, config_json | quantization, config, fields, checkpoint, values, prompts)
     print(name, "done")
 
 

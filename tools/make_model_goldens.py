@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Makes tests/golden/<model>/: tiny random checkpoints and what transformers computes for them.
 
-For every tiny config a checkpoint in BF16 and one with NVFP4 linears (ModelOpt's names) are written, and a golden.json
-with log-probabilities of the original implementation in FP32 and, as the yardstick, in BF16: at every position the prompt's
-next token and the original's five best, plus a greedy continuation. --smollm2 FILE.gguf does the same for the real
-SmolLM2, whose weights are not committed.
+For every tiny config a checkpoint in BF16 and one with NVFP4 linears (ModelOpt's names) are described (weights.json, see
+golden_weights.py), and a golden.json is written with log-probabilities of the original implementation in FP32 and, as the
+yardstick, in BF16: at every position the prompt's next token and the original's five best, plus a greedy continuation.
+--smollm2 FILE.gguf does the same for the real SmolLM2.
 
 Needs torch, transformers, safetensors, numpy (and gguf for --smollm2). Run from the repository root:
   tools/make_model_goldens.py [--only llama_0] [--smollm2 path.gguf]
@@ -17,9 +17,10 @@ import re
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from golden_weights import Checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -210,52 +211,15 @@ CONFIGS = {
                          "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}},
 }
 
-# Seeds follow from the names, but where a single position would lie so near a kink that int8 activations throw it far.
-SEEDS = {"nemotron_h_0": 2, "nemotron_h_1": 1}
+# Seeds follow from the names, but where a single position would lie so near a kink that rounding throws it far.
+SEEDS = {"mixtral_0": 2, "nemotron_h_0": 4, "nemotron_h_1": 13, "qwen2_0": 12}
 
 # Whose prompts are chosen such that rounding does not change a token's experts.
-ROUTES_APART = ("qwen3_moe_0", "qwen3_moe_1", "qwen3_vl_moe_0", "mixtral_0", "gpt_oss_0")
-
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-MIDPOINTS = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)
-
-
-def e2m1_codes(x):
-    """Nearest E2M1 code, ties to the even code."""
-    magnitude = np.abs(x)
-    low = np.searchsorted(MIDPOINTS, magnitude, side="left")  # a tie goes to the lower code ...
-    high = np.searchsorted(MIDPOINTS, magnitude, side="right")  # ... or to the upper
-    code = np.where(low == high, low, np.where(low % 2 == 0, low, high))
-    return (code | np.where(np.signbit(x) & (x != 0), 8, 0)).astype(np.uint8)
-
-
-def quantize_nvfp4(weight):
-    """weight (N, K) FP32 → ModelOpt's three tensors and the dequantised weight (N, K) FP32."""
-    n, k = weight.shape
-    amax = np.abs(weight).max()
-    scale_2 = np.float32(amax / 2688.0)
-    blocks = weight.reshape(n, k // 16, 16)
-    scale = np.abs(blocks).max(-1) / (np.float32(6.0) * scale_2)
-    scale = np.clip(np.where(scale == 0, 1.0, scale), 2.0**-9, 448.0).astype(np.float32)
-    fp8 = torch.from_numpy(scale).to(torch.float8_e4m3fn)
-    step = fp8.to(torch.float32).numpy() * scale_2
-    codes = e2m1_codes(blocks / step[..., None])
-    values = np.where(codes & 8, -1, 1).astype(np.float32) * E2M1[codes & 7] * step[..., None]
-    packed = (codes[..., 0::2] | (codes[..., 1::2] << 4)).reshape(n, k // 2)
-    return torch.from_numpy(packed), fp8, torch.tensor(scale_2), torch.from_numpy(values.reshape(n, k))
-
+ROUTES_APART = ("qwen3_moe_0", "qwen3_moe_1", "qwen3_vl_moe_0", "mixtral_0", "gpt_oss_0", "llama4_0",
+                "llama4_1")
 
 def is_linear(name):
     return name.endswith(("_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", ".w3.weight"))
-
-
-def quantize_mxfp4(weight):
-    """weight (..., K) FP32 → blocks (..., K/32, 16) and E8M0 scales (..., K/32)."""
-    blocks = weight.reshape(*weight.shape[:-1], -1, 32)
-    exponent = np.floor(np.log2(np.abs(blocks).max(-1))) - 2
-    codes = e2m1_codes(blocks / np.exp2(exponent)[..., None])
-    packed = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return torch.from_numpy(packed), torch.from_numpy((exponent + 127).astype(np.uint8))
 
 
 def published(weights, model_type):
@@ -321,14 +285,12 @@ def in_memory(weights):
     return out
 
 
-QUANTIZED = [
-    {"name": "nvfp4", "quantize": quantize_nvfp4, "suffixes": ["", "_scale", "_scale_2"],
-     "config": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}},
-    {"name": "mxfp4",
-     "config": {"quant_method": "mxfp4",
-                "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
-                                           "model.embed_tokens", "lm_head"]}},
-]
+FORMATS = {
+    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]},
+    "mxfp4": {"quant_method": "mxfp4",
+              "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
+                                         "lm_head"]},
+}
 
 
 STACKS_OF_COLUMNS = ("llama4_text", "gpt_oss")
@@ -339,58 +301,33 @@ def is_stack_of_columns(name, model_type):
     return model_type in STACKS_OF_COLUMNS and name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
 
 
-def quantize_stack_of_columns(stack):
-    """(E, K, N) FP32 → ModelOpt's tensors, nibbles paired along K, and the dequantised stack."""
-    experts, k, n = stack.shape
-    packed, scale, scale_2, values = quantize_nvfp4(stack.transpose(0, 2, 1).reshape(experts * n, k))
-
-    def columns(tensor):
-        return tensor.reshape(experts, n, -1).transpose(1, 2).contiguous()
-
-    scale = columns(scale.view(torch.uint8)).view(torch.float8_e4m3fn)
-    return columns(packed), scale, scale_2, columns(values)
+def with_stacks_turned(weights):
+    """Qwen3-VL-MoE's experts are published (E, K, N); in memory they are (E, N, K)."""
+    return {name: value.transpose(1, 2).contiguous() if value.dim() == 3 else value for name, value in weights.items()}
 
 
-def as_stacks_of_columns(weights):
-    """As Qwen3-VL-MoE is published: the experts of a layer in one tensor, (E, K, N)."""
-    stacked = in_memory(weights)
-    return {name: value.transpose(1, 2).contiguous() if value.dim() == 3 else value
-            for name, value in stacked.items()}
-
-
-def make_weights(model, seed, router=4, choice_bias=0.2):
-    """Random BF16-valued weights with lively logits. router, choice_bias: spread of a router's logits and biases."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, parameter in model.state_dict().items():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
-            zero_centred = model.config.model_type == "gemma3_text"
-            value = (0 if zero_centred else 1) + 0.2 * noise
-        elif name.endswith(".bias"):
-            value = 0.3 * noise
-        elif name.endswith("e_score_correction_bias"):
-            value = choice_bias * noise
-        elif name.endswith("A_log"):
-            value = noise
-        elif name.endswith("dt_bias"):
-            value = noise - 1
-        elif name.endswith("_bias"):
-            value = 0.3 * noise
-        elif name.endswith(("mlp.gate.weight", "mlp.router.weight")):  # routes that no rounding changes
-            value = noise * router / parameter.shape[-1] ** 0.5
-        elif "embed_tokens" in name or "embeddings" in name:
-            scaled_by_model = model.config.model_type == "gemma3_text"
-            value = noise * 2 / parameter.shape[1] ** 0.5 if scaled_by_model else noise
-        elif "lm_head" in name:
-            value = noise * 2 / parameter.shape[1] ** 0.5
-        elif parameter.dim() == 1:
-            value = noise
-        else:
-            inputs = parameter.shape[1 if is_stack_of_columns(name, model.config.model_type) else -1]
-            value = noise * 1.5 / inputs ** 0.5
-        weights[name] = value.to(torch.bfloat16)
-    return weights
+def rule_of(name, shape, model_type, inputs, router=4, choice_bias=0.2):
+    """Centre and deviation of a tensor, for lively logits. router, choice_bias: deviations of a router's logits and
+    biases; inputs: the axis of K."""
+    name = from_mixtral(name)
+    if name.endswith(("norm.weight", "norm_f.weight", "mixer.D")):
+        return 0 if model_type == "gemma3_text" else 1, 0.2
+    if name.endswith("e_score_correction_bias"):
+        return 0, choice_bias
+    if name.endswith("dt_bias"):
+        return -1, 1
+    if name.endswith((".bias", "_bias")):
+        return 0, 0.3
+    if name.endswith(("mlp.gate.weight", "mlp.router.weight")):  # routes that no rounding changes
+        return 0, router / shape[-1] ** 0.5
+    if "embed_tokens" in name or "embeddings" in name:
+        scaled_by_model = model_type == "gemma3_text"
+        return 0, 2 / shape[1] ** 0.5 if scaled_by_model else 1
+    if "lm_head" in name:
+        return 0, 2 / shape[1] ** 0.5
+    if len(shape) == 1:
+        return 0, 1
+    return 0, 1.5 / shape[inputs] ** 0.5
 
 
 @torch.no_grad()
@@ -419,8 +356,8 @@ def routing_margins(model, tokens):
     margins = torch.full((len(tokens),), float("inf"))
     top_k = model.config.get_text_config().num_experts_per_tok
 
-    def measure(_, __, output):
-        logits = output[0].float().sort(-1, descending=True).values
+    def measure(router, _, output):
+        logits = output[1 if type(router).__name__ == "Llama4Router" else 0].float().sort(-1, descending=True).values
         margins.copy_(torch.minimum(margins, logits[:, top_k - 1] - logits[:, top_k]))
 
     hooks = [router.register_forward_hook(measure) for router in routers(model)]
@@ -431,7 +368,7 @@ def routing_margins(model, tokens):
 
 
 def routers(model):
-    return [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+    return [module for module in model.modules() if type(module).__name__.endswith(("TopKRouter", "Llama4Router"))]
 
 
 def make_prompts(model, generator, apart):
@@ -480,32 +417,48 @@ def write_json(path, value):
     path.write_text(json.dumps(value, separators=(",", ":")) + "\n")
 
 
-def as_wrapped(tensors):
-    """Names as in a multimodal checkpoint, with something of a vision tower."""
-    wrapped = {"language_model." + name: value for name, value in tensors.items()}
-    return wrapped | {"vision_tower.patch_embed.weight": torch.ones(4, 4, dtype=torch.bfloat16)}
-
-
-def quantized(key, value, stored_format, model_type):
-    """One tensor → what a checkpoint of that format holds for it, and the value that stands for."""
+def add_tensor(checkpoint, name, key, shape, stored_format, model_type, inputs, **spreads):
+    """Tensor `key`, in the checkpoint under `name`, as that format stores it. Returns what it stands for."""
+    centre, deviation = rule_of(key, shape, model_type, inputs, **spreads)
     is_stack = is_stack_of_columns(key, model_type)
-    if stored_format["name"] == "mxfp4":  # the experts alone
-        if not is_stack:
-            return {key: value}, value
-        blocks, scales = quantize_mxfp4(value.transpose(1, 2).contiguous().float().numpy())
-        values = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
-        return {key + "_blocks": blocks, key + "_scales": scales}, values
-    if is_stack:
-        packed, scale, scale_2, values = quantize_stack_of_columns(value.float().numpy())
-        return {key: packed, key + "_weight_scale": scale, key + "_weight_scale_2": scale_2}, values
-    if not is_linear(key):
-        return {key: value}, value
-    *parts, values = stored_format["quantize"](value.float().numpy())
-    return {key + suffix: part for suffix, part in zip(stored_format["suffixes"], parts)}, values
+    if is_stack and stored_format == "mxfp4":
+        experts, k, n = shape
+        codes = checkpoint.mxfp4([name + "_blocks", name + "_scales"], [experts, n, k], deviation)
+        return convert_moe_packed_tensors(*map(torch.from_numpy, codes), dtype=torch.float32).numpy()
+    if is_stack and stored_format == "nvfp4":
+        return checkpoint.nvfp4([name, name + "_weight_scale", name + "_weight_scale_2"], shape, deviation, inputs)
+    if is_linear(key) and stored_format == "nvfp4":
+        return checkpoint.nvfp4([name, name + "_scale", name + "_scale_2"], shape, deviation)
+    return checkpoint.floats(name, shape, centre, deviation)
 
 
-def formats_of(model_type):
-    return [stored_format for stored_format in QUANTIZED if stored_format["name"] != "mxfp4" or model_type == "gpt_oss"]
+def stored_shapes(config, stored_format):
+    """Names and shapes as published."""
+    with torch.device("meta"):
+        tensors = auto_class(config).from_config(config).state_dict()
+    if config.model_type == "qwen3_vl_moe" and stored_format == "bf16":
+        tensors = with_stacks_turned(tensors)
+    else:
+        tensors = published(tensors, config.model_type)
+    return {name: list(tensor.shape) for name, tensor in tensors.items()
+            if not (config.tie_word_embeddings and name == "lm_head.weight")}
+
+
+def make_checkpoint(seed, config, stored_format, prefix):
+    """A checkpoint whose names begin with `prefix`, and its values by published name."""
+    checkpoint, values = Checkpoint(seed), {}
+    model_type = config.model_type
+    for key, shape in stored_shapes(config, stored_format).items():
+        is_stack = is_stack_of_columns(key, model_type) or model_type == "qwen3_vl_moe" and len(shape) == 3
+        value = add_tensor(checkpoint, prefix + key, key, shape, stored_format, model_type, 1 if is_stack else -1)
+        values[key] = torch.from_numpy(value).contiguous()
+    if prefix:  # something of a vision tower
+        checkpoint.floats("vision_tower.patch_embed.weight", [4, 4], 1, 0)
+    if model_type == "qwen3_vl_moe" and stored_format == "bf16":
+        values = with_stacks_turned(values)
+    if config.tie_word_embeddings:
+        values["lm_head.weight"] = next(v for k, v in values.items() if k.endswith("embed_tokens.weight"))
+    return checkpoint, values
 
 
 def make_tiny(name):
@@ -514,36 +467,22 @@ def make_tiny(name):
     is_whole = model_type.startswith("qwen3_vl")  # a multimodal model, not its text part alone
     is_wrapped = "text_config" in config_json and not is_whole
     text_json = config_json["text_config"] if is_wrapped else config_json
-    text_type = text_json["model_type"]
     fields = {k: v for k, v in text_json.items() if k != "model_type"}
-    config = AutoConfig.for_model(text_type, **copy.deepcopy(fields))
+    config = AutoConfig.for_model(text_json["model_type"], **copy.deepcopy(fields))
     seed = SEEDS.get(name, sum(map(ord, name)))
-    weights = published(make_weights(auto_class(config).from_config(config), seed), text_type)
-    tied = config.tie_word_embeddings
-    stored = {k: v for k, v in weights.items() if not (tied and k == "lm_head.weight")}
-    if tied:
-        weights["lm_head.weight"] = next(v for k, v in weights.items() if k.endswith("embed_tokens.weight"))
-
-    def write(folder, quantization, tensors, values):
-        folder.mkdir(parents=True, exist_ok=True)
+    for stored_format in ["bf16", "nvfp4"] + ["mxfp4"] * (model_type == "gpt_oss"):
+        quantization = {}
+        if stored_format in FORMATS:
+            quantization = {"quantization_config": dict(FORMATS[stored_format])}
+            if model_type == "nemotron_h":  # ModelOpt writes a damaged list
+                quantization["quantization_config"]["ignore"] = ["lm_head.\0backbone.pt_name_sentinel"]
+        checkpoint, values = make_checkpoint(seed, config, stored_format, "language_model." if is_wrapped else "")
+        folder = GOLDEN / name / stored_format
+        checkpoint.write(folder)
         write_json(folder / "config.json", config_json | quantization)
-        save_file(as_wrapped(tensors) if is_wrapped else tensors, folder / "model.safetensors",
-                  metadata={"format": "pt"})
         full, half = build(config, values, torch.float32), build(config, values, torch.bfloat16)
         prompts = make_prompts(full, np.random.default_rng(seed), name in ROUTES_APART)
         write_json(folder / "golden.json", golden_of(full, half, prompts, GREEDY))
-
-    bf16 = as_stacks_of_columns(stored) if model_type == "qwen3_vl_moe" else stored
-    write(GOLDEN / name / "bf16", {}, bf16, weights)
-    for stored_format in formats_of(model_type):
-        tensors, values = {}, dict(weights)
-        for key, value in stored.items():
-            parts, values[key] = quantized(key, value, stored_format, text_type)
-            tensors |= parts
-        quantization = dict(stored_format["config"])
-        if text_type == "nemotron_h":  # ModelOpt writes a damaged list
-            quantization["ignore"] = ["lm_head.\0backbone.pt_name_sentinel"]
-        write(GOLDEN / name / stored_format["name"], {"quantization_config": quantization}, tensors, values)
     print(name, "done")
 
 

@@ -1,5 +1,5 @@
-// Models against their original implementation: tests/golden/<model>/ holds tiny checkpoints and
-// what transformers computes for them (tools/make_model_goldens.py).
+// Models against their original implementation: tests/golden/<model>/ describes tiny checkpoints
+// and holds what transformers computes for them (tools/make_model_goldens.py).
 //
 // Yardstick: the mean and the maximum distance of log-probabilities to the original's FP32 run,
 // over every position's next token and the original's five best, are at most twice those of the
@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "models/model.h"
 #include "testing/backends.h"
+#include "testing/golden_weights.h"
 #include "testing/model_runner.h"
 
 namespace nibble::models {
@@ -33,7 +34,7 @@ constexpr int64_t kMaxStep = 256;
 
 struct Case {
   std::string name;
-  fs::path checkpoint;
+  fs::path checkpoint;  // or a golden's folder: one is made from its weights.json
   fs::path golden;
   ActivationFormat activations;
   const kernels::OpTable* ops = &kernels::CpuOps();
@@ -106,8 +107,16 @@ void Compare(const boost::json::value& position, const std::vector<float>& logit
   }
 }
 
+// The path of the case's checkpoint, perhaps made in that folder.
+std::string CheckpointOf(const Case& test, const TensorFolder& folder) {
+  if (!fs::exists(test.checkpoint / "weights.json")) return test.checkpoint.string();
+  nibble::testing::WriteGoldenCheckpoint(test.checkpoint, folder);
+  return folder.path();
+}
+
 void CheckAgainstGolden(const Case& test) {
-  auto checkpoint = formats::OpenCheckpoint(test.checkpoint.string());
+  const TensorFolder made;
+  auto checkpoint = formats::OpenCheckpoint(CheckpointOf(test, made));
   ASSERT_TRUE(checkpoint) << checkpoint.error().message();
   ThreadPool threads(2);
   auto model = LoadModel(
@@ -166,7 +175,8 @@ void CheckAgainstGolden(const Case& test) {
 // The draft head against draft.json (tools/make_hybrid_goldens.py): a first pass over a prompt,
 // then drafts that continue from the head's own hidden states.
 void CheckDraftAgainstGolden(const Case& test) {
-  auto checkpoint = formats::OpenCheckpoint(test.checkpoint.string());
+  const TensorFolder made;
+  auto checkpoint = formats::OpenCheckpoint(CheckpointOf(test, made));
   ASSERT_TRUE(checkpoint) << checkpoint.error().message();
   ThreadPool threads(2);
   auto model = LoadModel(**checkpoint, {.ops = test.ops,

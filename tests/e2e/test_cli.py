@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 
@@ -17,7 +18,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 NIBBLE = pathlib.Path(os.environ.get("NIBBLE", ROOT / "build/release/nibble"))
 MODEL = ROOT / "models/SmolLM2-135M-Instruct-NVFP4"
 GGUF = ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
-TINY = ROOT / "tests/golden/llama_0/nvfp4"
+GOLDENS = ROOT / "tests/golden"
+
+sys.path.append(str(ROOT / "tools"))
+import golden_weights  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not NIBBLE.exists(), reason=f"{NIBBLE} is not built")
 needs_model = pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="make model has not run")
@@ -27,6 +31,17 @@ COMMANDS = ("serve", "chat", "run", "quantize", "inspect", "bench", "eval", "pul
 
 def nibble(*arguments, stdin=None, timeout=120):
     return subprocess.run([NIBBLE, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A tiny checkpoint in NVFP4."""
+    return golden_weights.write_checkpoint(GOLDENS / "llama_0/nvfp4", tmp_path_factory.mktemp("nvfp4"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16(tmp_path_factory):
+    return golden_weights.write_checkpoint(GOLDENS / "llama_0/bf16", tmp_path_factory.mktemp("bf16"))
 
 
 def free_port():
@@ -49,8 +64,8 @@ def test_every_command_teaches_by_example(command):
     assert "Example" in done.stdout
 
 
-def test_an_unknown_flag_suggests_the_nearest():
-    done = nibble("serve", TINY, "--max-modle-len", "64")
+def test_an_unknown_flag_suggests_the_nearest(tiny):
+    done = nibble("serve", tiny, "--max-modle-len", "64")
     assert done.returncode == 2
     assert "--max-modle-len" in done.stderr and "--max-model-len" in done.stderr
 
@@ -64,26 +79,26 @@ def test_a_missing_model_says_what_was_tried():
 @pytest.mark.parametrize("flag, value, hint", [
     ("--device", "tpu", "auto, cpu or cuda"), ("--cpu-activations", "int3", "bf16 or int8"),
     ("--kv-cache-dtype", "int2", "bf16 or fp8"), ("--max-model-len", "many", "32k"), ("--block-size", "17", "17")])
-def test_bad_values_are_named_with_what_is_allowed(flag, value, hint):
-    done = nibble("run", TINY, "hello", flag, value)
+def test_bad_values_are_named_with_what_is_allowed(flag, value, hint, tiny):
+    done = nibble("run", tiny, "hello", flag, value)
     assert done.returncode == 2
     assert value in done.stderr and hint in done.stderr
 
 
-def test_underscores_are_accepted_as_vllm_does():
-    done = nibble("run", TINY, "hello", "--max_model_len", "many")
+def test_underscores_are_accepted_as_vllm_does(tiny):
+    done = nibble("run", tiny, "hello", "--max_model_len", "many")
     assert "unknown argument" not in done.stderr
 
 
-def test_inspect_counts_formats_and_bytes():
-    done = nibble("inspect", TINY, "--json")
+def test_inspect_counts_formats_and_bytes(tiny):
+    done = nibble("inspect", tiny, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["architecture"] == "LlamaForCausalLM"
     assert facts["layers"] == 3
     assert facts["kv_bytes_per_token_bf16"] == 3 * 2 * 2 * 24 * 2
     stored = sum(entry["bytes"] for entry in facts["stored"].values())
-    header_and_data = (TINY / "model.safetensors").stat().st_size
+    header_and_data = (tiny / "model.safetensors").stat().st_size
     assert 0 < stored < header_and_data
 
 
@@ -110,8 +125,8 @@ def test_inspect_counts_what_a_token_reads_from_a_config_alone():
     assert smaller["bytes_per_token"]["head"] < 0.3 * token["head"]
 
 
-def test_a_config_alone_runs_with_dummy_weights(tmp_path):
-    shutil.copy(TINY / "config.json", tmp_path)
+def test_a_config_alone_runs_with_dummy_weights(tmp_path, tiny):
+    shutil.copy(tiny / "config.json", tmp_path)
     refused = nibble("run", tmp_path, "hello")
     assert refused.returncode != 0
     assert "--load-format dummy" in refused.stderr
@@ -126,39 +141,38 @@ def test_a_config_alone_runs_with_dummy_weights(tmp_path):
     assert json.loads(bench.stdout)["last_logits"] == json.loads(again.stdout)["last_logits"]
 
 
-def test_dummy_options_are_checked():
-    unknown = nibble("inspect", TINY, "--load-format", "pickle")
+def test_dummy_options_are_checked(tiny):
+    unknown = nibble("inspect", tiny, "--load-format", "pickle")
     assert unknown.returncode == 2 and "expected auto, safetensors, gguf or dummy" in unknown.stderr
-    stored = nibble("inspect", TINY, "--dummy-policy", "all-4bit")
+    stored = nibble("inspect", tiny, "--dummy-policy", "all-4bit")
     assert stored.returncode == 2 and "--load-format dummy" in stored.stderr
     wrong = nibble("inspect", ROOT / "configs/Llama-3.1-8B", "--quantization", "awq")
     assert wrong.returncode == 2 and "--quantization awq" in wrong.stderr and "drop the flag" in wrong.stderr
 
 
-def test_quantize_writes_a_checkpoint_that_inspect_reads(tmp_path):
-    source = ROOT / "tests/golden/llama_0/bf16"
+def test_quantize_writes_a_checkpoint_that_inspect_reads(tmp_path, tiny_bf16):
     for layout in ("modelopt", "compressed-tensors"):
         target = tmp_path / layout
-        done = nibble("quantize", source, target, "--layout", layout, "--method", "max")
+        done = nibble("quantize", tiny_bf16, target, "--layout", layout, "--method", "max")
         assert done.returncode == 0, done.stderr
         assert "21 of 23 quantised" in done.stdout
         assert "21 nvfp4" in nibble("inspect", target).stdout
-        again = nibble("quantize", source, target)
+        again = nibble("quantize", tiny_bf16, target)
         assert again.returncode != 0 and "--force" in again.stderr
     assert [p.name for p in tmp_path.iterdir()] and not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize("form, line", [("mxfp4", "mxfp4"), ("fp8", "fp8"), ("bf16", "23 bf16")])
-def test_quantize_writes_other_formats(tmp_path, form, line):
-    done = nibble("quantize", ROOT / "tests/golden/llama_0/bf16", tmp_path / "out", "--format", form)
+def test_quantize_writes_other_formats(tmp_path, form, line, tiny_bf16):
+    done = nibble("quantize", tiny_bf16, tmp_path / "out", "--format", form)
     assert done.returncode == 0, done.stderr
     assert line in nibble("inspect", tmp_path / "out").stdout
 
 
-def test_quantize_flags_name_what_they_allow(tmp_path):
+def test_quantize_flags_name_what_they_allow(tmp_path, tiny):
     for flag, allowed in (("--format", "mxfp4"), ("--method", "four-over-six"), ("--layout", "compressed-tensors"),
                           ("--policy", "feed-forward"), ("--modelopt-rounding", "cpu")):
-        done = nibble("quantize", TINY, tmp_path / "out", flag, "wrong")
+        done = nibble("quantize", tiny, tmp_path / "out", flag, "wrong")
         assert done.returncode == 2
         assert flag in done.stderr and "wrong" in done.stderr and allowed in done.stderr
 
