@@ -1,3 +1,4 @@
+#include <atomic>
 #include <numeric>
 #include <span>
 
@@ -32,7 +33,9 @@ Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, i
                               int64_t pages, int64_t state_slots, Device& device) {
   NIBBLE_CHECK(page_size >= 16 && page_size <= 256 && (page_size & (page_size - 1)) == 0,
                "page_size {}", page_size);
+  static std::atomic<uint64_t> pools = 0;
   KvPool pool;
+  pool.id_ = ++pools;
   pool.device_ = &device;
   pool.pages_ = pages;
   pool.page_size_ = page_size;

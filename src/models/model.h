@@ -96,6 +96,7 @@ class KvPool {
   // index into ModelInfo.kv and ModelInfo.state.
   kernels::KvLayerView layer(int64_t index) const { return layers_[index]; }
   StateLayer state(int64_t index) const { return states_[index]; }
+  uint64_t id() const { return id_; }  // of all pools of the process
   int64_t pages() const { return pages_; }
   int32_t page_size() const { return page_size_; }
   int64_t bytes() const { return static_cast<int64_t>(memory_.size()); }
@@ -115,6 +116,7 @@ class KvPool {
  private:
   std::byte* StateSlot(int64_t slot) const { return state_base_ + slot * state_bytes_; }
 
+  uint64_t id_ = 0;
   Device* device_ = nullptr;
   Buffer memory_;
   std::vector<StateLayer> states_;

@@ -28,7 +28,7 @@ class StepGraphs {
     const Shape shape = {.tokens = tokens,
                          .rows = static_cast<int64_t>(batch.logits_rows.size()),
                          .page_stride = batch.max_pages,
-                         .cache = &kv};
+                         .pool = kv.id()};
     const auto [entry, first] = graphs_.try_emplace(shape);
     if (first) return launch();
     if (entry->second == nullptr) entry->second = device.Record(launch);
@@ -43,7 +43,7 @@ class StepGraphs {
     int64_t tokens = 0;
     int64_t rows = 0;
     int64_t page_stride = 0;
-    const KvPool* cache = nullptr;
+    uint64_t pool = 0;
     auto operator<=>(const Shape&) const = default;
   };
 
