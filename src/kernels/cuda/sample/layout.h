@@ -14,7 +14,7 @@ inline constexpr int64_t kChunk = 4096;  // tokens of a CTA
 inline constexpr int64_t kMaxGroup = 64;
 inline constexpr int kMaxChunks = 256;
 inline constexpr int kBuckets = 2048;
-inline constexpr int kMaxListed = 2048;        // ids that a search keeps
+inline constexpr int kMaxListed = 4096;        // ids that a search keeps
 inline constexpr int kMaxTopLogprobs = 1024;   // of a row
 inline constexpr int64_t kResultTops = 20480;  // of a group
 
@@ -113,7 +113,9 @@ struct Group {
   int32_t chunks;
   int32_t rows;
   int32_t searches;
-  int32_t end;                 // of all rows, where there is no table of them:
+  int32_t end;               // of all rows, where there is no table of them:
+  const std::byte* uploads;  // in the host's memory; upload_bytes of them go to w.uploaded
+  int64_t upload_bytes;
   const Row* row_table;        // (R); null: every row takes the best token before `end`
   const Search* search_table;  // (S)
   const std::byte* edits;      // what Row's offsets are relative to

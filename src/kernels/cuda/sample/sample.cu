@@ -97,11 +97,14 @@ void LaunchGroup(const Group& g, const PackedGroup& packed, cudaStream_t stream)
   const auto chunks = static_cast<unsigned>(g.chunks);
   const dim3 rows(chunks, static_cast<unsigned>(g.rows));
   const dim3 searches(chunks, static_cast<unsigned>(g.searches));
+  constexpr int64_t kFetched = int64_t{kThreads} * 16;
+  LaunchPdl(FetchKernel, static_cast<unsigned>((g.upload_bytes + kFetched - 1) / kFetched),
+            kThreads, 0, stream, g);
   LaunchPdl(SurveyKernel, rows, kThreads, 0, stream, g);
   if (packed.histogram) LaunchPdl(HistogramKernel, searches, kThreads, 0, stream, g);
   LaunchPdl(CollectKernel, searches, kThreads, 0, stream, g);
   LaunchPdl(ChooseKernel, static_cast<unsigned>(g.rows + g.searches), kChooseThreads, 0, stream, g);
-  LaunchPdl(RankKernel, rows, kThreads, 0, stream, g);
+  if (g.row_table != nullptr) LaunchPdl(RankKernel, rows, kThreads, 0, stream, g);
 }
 
 // The results of rows [first, first + packed.rows) to the caller.
@@ -152,10 +155,6 @@ void Sample(const OpContext& context, const SampleParams& p) {
     std::fill_n(staging.top_tokens, packed.tops, -1);
     std::fill_n(staging.top_logprobs, packed.tops, -std::numeric_limits<float>::infinity());
     const bool uploads = packed.bytes > 0;
-    if (uploads) {
-      cudaMemcpyAsync(w.uploaded, staging.upload, static_cast<size_t>(packed.bytes),
-                      cudaMemcpyHostToDevice, StreamOf(context));
-    }
     const Group group = {
         .logits = p.logits + first * p.logits_stride,
         .stride = p.logits_stride,
@@ -164,6 +163,8 @@ void Sample(const OpContext& context, const SampleParams& p) {
         .rows = packed.rows,
         .searches = packed.searches,
         .end = packed.end,
+        .uploads = staging.upload,
+        .upload_bytes = packed.bytes,
         .row_table = uploads ? reinterpret_cast<const Row*>(w.uploaded) : nullptr,
         .search_table = reinterpret_cast<const Search*>(w.uploaded + packed.searches_at),
         .edits = w.uploaded + packed.edits_at,

@@ -4,13 +4,14 @@
 // Masses are integers, weight e^((l - max) / T) in units of 2^-39: their sums do not depend on an
 // order, so that a row's token depends on the row alone. The steps, each a kernel:
 //
+//   fetch      what the host says about the rows
 //   survey     edits (bias, bans, mask, penalties), best token and sum of exponentials per chunk
 //   histogram  counts and masses over 2,048 steps of distance from the best logit
 //   collect    the steps in which top-k and top-p cut; ids of these steps' tokens; masses of chunks
 //   choose     the exact cut among these ids, the draw: first the chunk, then the token
 //   rank       how many raw logits are better than the chosen one
 //
-// Rows that take the best raw token need survey and choose alone.
+// Rows that just take the best token need survey and choose alone.
 #pragma once
 
 #include "kernels/ops.h"

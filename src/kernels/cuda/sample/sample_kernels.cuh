@@ -15,6 +15,19 @@ __device__ __forceinline__ int TokenAt(int chunk, int i) {
   return chunk * static_cast<int>(kChunk) + i * kThreads + static_cast<int>(threadIdx.x);
 }
 
+// ---- Upload ----
+
+// The host wrote these bytes before the launch: they cross the bus while the predecessor runs.
+__global__ void __launch_bounds__(kThreads) FetchKernel(Group g) {
+  ptx::LaunchSuccessor();
+  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;  // of 16 bytes
+  const bool exists = at * 16 < g.upload_bytes;
+  uint4 bytes = {};
+  if (exists) bytes = reinterpret_cast<const uint4*>(g.uploads)[at];
+  ptx::WaitForPredecessor();
+  if (exists) reinterpret_cast<uint4*>(g.w.uploaded)[at] = bytes;
+}
+
 // ---- Survey ----
 
 // The best of this thread's values, the first among equals, as a rank key; `keeps` says which
@@ -191,9 +204,12 @@ __global__ void __launch_bounds__(kThreads) HistogramKernel(Group g) {
   if (search.top_k == 0 && !limits_mass) return;
   const Sight sight(g, search, keys);  // its barriers are the array's, too
   if (sight.empty()) return;
-#pragma unroll 4
+  float logits[kPerThread];
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) logits[i] = sight.Logit(TokenAt(chunk, i));
+#pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    const float logit = sight.Logit(TokenAt(chunk, i));
+    const float logit = logits[i];
     if (logit == -INFINITY) continue;
     const int bucket = sight.Bucket(logit);
     if (search.top_k > 0) atomicAdd(&counts[bucket], 1u);
@@ -307,16 +323,19 @@ __global__ void __launch_bounds__(kThreads) CollectKernel(Group g) {
   const Search search = g.search_table[s];
   const Sight sight(g, search, keys);
   if (sight.empty()) return;
+  float logits[kPerThread];
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) logits[i] = sight.Logit(TokenAt(chunk, i));
   Bounds bounds = {.k_bucket = kBuckets, .first = kBuckets, .last = -1};
   if (search.top_k > 0 || search.limits_mass()) bounds = FindBounds(g, s, search);
   if (chunk == 0 && threadIdx.x == 0) g.w.bounds[s] = bounds;
 
   const int surely_kept = min(bounds.first, bounds.k_bucket);  // buckets before it
   uint64_t mass = 0;
-#pragma unroll 4
+#pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int token = TokenAt(chunk, i);
-    const float logit = sight.Logit(token);
+    const float logit = logits[i];
     if (logit == -INFINITY) continue;
     const int bucket = sight.Bucket(logit);
     if (bucket < surely_kept) {
@@ -336,17 +355,16 @@ __global__ void __launch_bounds__(kThreads) CollectKernel(Group g) {
 // Arrays of a CTA of kChooseThreads.
 struct ChooseShared {
   uint64_t keys[kMaxListed];
-  uint64_t masses[kMaxListed];  // bucket in the upper 16 bits
   uint64_t chunk_mass[kMaxChunks];
   uint64_t reduce[kWarp];
   float reduce_f32[kWarp];
+  int reduce_int[kWarp];
   int chunk;
   uint64_t rest;
   int token;
   int gathered;
 };
 
-constexpr int kMassBits = 48;
 constexpr int kListedPerThread = kMaxListed / kChooseThreads;
 
 // Long lists: the key of the token at which `measure`, summed from the best token on, reaches
@@ -388,57 +406,81 @@ __device__ __forceinline__ uint64_t CutOfRow(const Sight& sight, const Search& s
   return MinOf()(cut, CrossingKey(sight, wanted, mass_of, shared.reduce));
 }
 
-// The list's keys and masses to shared memory.
+// shared.keys[0, n) in ascending order, the best token first; what follows up to a power of two is
+// kNone. Bitonic.
+__device__ __forceinline__ void SortKeys(int n, ChooseShared& shared) {
+  int size = 1;
+  while (size < n) size *= 2;
+  for (int i = n + static_cast<int>(threadIdx.x); i < size; i += kChooseThreads)
+    shared.keys[i] = kNone;
+  __syncthreads();
+  for (int run = 2; run <= size; run *= 2) {
+    for (int apart = run / 2; apart > 0; apart /= 2) {
+      for (int i = static_cast<int>(threadIdx.x); i < size / 2; i += kChooseThreads) {
+        const int low = 2 * i - (i & (apart - 1)), high = low + apart;
+        const uint64_t a = shared.keys[low], b = shared.keys[high];
+        const bool ascending = (low & run) == 0;
+        if ((a > b) == ascending) {
+          shared.keys[low] = b;
+          shared.keys[high] = a;
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// The listed tokens' keys to shared memory, sorted.
 __device__ __forceinline__ void LoadList(const Group& g, int s, int n, const Sight& sight,
                                          ChooseShared& shared) {
   for (int i = static_cast<int>(threadIdx.x); i < n; i += kChooseThreads) {
     const int token = g.w.list[s * kMaxListed + i];
-    const float logit = sight.Logit(token);
-    shared.keys[i] = RankKey(logit, token);
-    shared.masses[i] = (uint64_t(sight.Bucket(logit)) << kMassBits) | sight.Mass(logit);
+    shared.keys[i] = RankKey(sight.Logit(token), token);
   }
-  __syncthreads();
+  SortKeys(n, shared);
 }
 
-// The key of the worst token that top-k and top-p keep. Every listed token is compared with every
-// other: nothing is sorted.
-__device__ __forceinline__ uint64_t CutOfList(const Search& search, const Bounds& bounds, int n,
-                                              ChooseShared& shared) {
-  constexpr uint64_t kMassMask = (uint64_t{1} << kMassBits) - 1;
-  bool within_k[kListedPerThread] = {};
-  uint64_t better_mass[kListedPerThread] = {};
-  uint64_t k_mass = 0;
+// The key of the worst token that top-k and top-p keep, from the sorted list.
+__device__ __forceinline__ uint64_t CutOfList(const Sight& sight, const Search& search,
+                                              const Bounds& bounds, int n, ChooseShared& shared) {
+  const int first = static_cast<int>(threadIdx.x) * kListedPerThread;
+  int buckets[kListedPerThread];
+  uint64_t masses[kListedPerThread];
+  int before_k = 0;  // listed tokens before k_bucket
 #pragma unroll
   for (int e = 0; e < kListedPerThread; ++e) {
-    const int self = e * kChooseThreads + static_cast<int>(threadIdx.x);
-    if (self >= n) continue;
-    const uint64_t key = shared.keys[self];
-    int better_in_k_bucket = 0;
-    for (int j = 0; j < n; ++j) {
-      if (shared.keys[j] >= key) continue;
-      const int bucket = static_cast<int>(shared.masses[j] >> kMassBits);
-      better_in_k_bucket += bucket == bounds.k_bucket;
-      if (bucket >= bounds.first && bucket <= bounds.last)
-        better_mass[e] += shared.masses[j] & kMassMask;
-    }
-    const int bucket = static_cast<int>(shared.masses[self] >> kMassBits);
-    within_k[e] = bucket < bounds.k_bucket || bounds.k_before + better_in_k_bucket < search.top_k;
-    if (bucket == bounds.k_bucket && within_k[e]) k_mass += shared.masses[self] & kMassMask;
+    const bool exists = first + e < n;
+    const float logit = exists ? LogitOf(shared.keys[first + e]) : 0.0f;
+    buckets[e] = exists ? sight.Bucket(logit) : kBuckets + 1;
+    masses[e] = exists ? sight.Mass(logit) : 0;
+    before_k += buckets[e] < bounds.k_bucket;
+  }
+  before_k = Reduce(before_k, 0, SumOf(), shared.reduce_int);
+  const auto within_k = [&](int e) {
+    return buckets[e] < bounds.k_bucket ||
+           (buckets[e] == bounds.k_bucket &&
+            bounds.k_before + (first + e - before_k) < search.top_k);
+  };
+  uint64_t k_mass = 0, listed_mass = 0;  // of k_bucket; of [first, last]
+#pragma unroll
+  for (int e = 0; e < kListedPerThread; ++e) {
+    if (buckets[e] == bounds.k_bucket && within_k(e)) k_mass += masses[e];
+    if (buckets[e] < bounds.first || buckets[e] > bounds.last) masses[e] = 0;
+    listed_mass += masses[e];
   }
   const uint64_t mass = bounds.k_mass + Reduce(k_mass, uint64_t{0}, SumOf(), shared.reduce);
   const uint64_t wanted = WantedMass(search.top_p, mass);
-  uint64_t worst = 0;
+  uint64_t reached = bounds.first_mass + SumBefore(listed_mass, shared.reduce);
+  int kept = 0;  // tokens of the list up to the worst kept one
 #pragma unroll
   for (int e = 0; e < kListedPerThread; ++e) {
-    const int self = e * kChooseThreads + static_cast<int>(threadIdx.x);
-    if (self >= n || !within_k[e]) continue;
-    const int bucket = static_cast<int>(shared.masses[self] >> kMassBits);
-    const bool kept = !search.limits_mass() || (bucket >= bounds.first && bucket <= bounds.last &&
-                                                bounds.first_mass + better_mass[e] < wanted);
-    if (kept && shared.keys[self] > worst) worst = shared.keys[self];
+    const bool in_reach = !search.limits_mass() || (buckets[e] >= bounds.first &&
+                                                    buckets[e] <= bounds.last && reached < wanted);
+    if (first + e < n && in_reach && within_k(e)) kept = first + e + 1;
+    reached += masses[e];
   }
-  return Reduce(
-      worst, uint64_t{0}, [](uint64_t a, uint64_t b) { return a > b ? a : b; }, shared.reduce);
+  kept = Reduce(kept, 0, [](int a, int b) { return a > b ? a : b; }, shared.reduce_int);
+  return kept > 0 ? shared.keys[kept - 1] : 0;
 }
 
 // Draws from what the search keeps; -1 if that is nothing.
@@ -453,7 +495,7 @@ __device__ __forceinline__ int Draw(const Group& g, int s, const Search& search,
   uint64_t cut = kNone;
   if (limited && fits) {
     LoadList(g, s, n, sight, shared);
-    cut = CutOfList(search, bounds, n, shared);
+    cut = CutOfList(sight, search, bounds, n, shared);
   } else if (limited) {
     cut = CutOfRow(sight, search, bounds, shared);
   }
@@ -546,19 +588,32 @@ __device__ __forceinline__ int Choose(const Group& g, int r, uint64_t best_raw,
   return drawn >= 0 ? drawn : TokenOf(best);
 }
 
-// The chosen token's result; its rank follows where it is not the best raw one.
+// Raw tokens of the row that are better than the given one.
+__device__ __forceinline__ int BetterInRow(const Group& g, int r, int token, ChooseShared& shared) {
+  const float* logits = g.logits + r * g.stride;
+  const uint64_t key = RankKey(Clean(logits[token]), token);
+  int better = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < g.vocab; i += kChooseThreads)
+    better += RankKey(Clean(logits[i]), i) < key;
+  return Reduce(better, 0, SumOf(), shared.reduce_int);
+}
+
+// The chosen token's result. Where it is not the best raw one RankKernel follows; but not for rows
+// that take the best token before the vocabulary's padding, which hardly ever differ.
 __device__ __forceinline__ void ChooseOfRow(const Group& g, int r, ChooseShared& shared) {
   const uint64_t best_raw =
       BestOfChunks(g.w.surveys + r * g.chunks, g.chunks, &ChunkSurvey::best_raw, shared.reduce);
   const int token = Choose(g, r, best_raw, shared);
   const RawScale scale = ScaleOfRow(g, r, best_raw, shared);
-  if (threadIdx.x != 0) return;
   const bool is_best = best_raw != kNone && token == TokenOf(best_raw);
-  g.results[r] = {token, scale.Logprob(Clean(g.logits[r * g.stride + token])), 1};
+  int rank = 1;
+  if (!is_best && g.row_table == nullptr) rank += BetterInRow(g, r, token, shared);
+  if (threadIdx.x != 0) return;
+  g.results[r] = {token, scale.Logprob(Clean(g.logits[r * g.stride + token])), rank};
   g.w.chosen[r] = is_best ? -1 : token;
 }
 
-// The best raw tokens, each to the place that the number of better ones gives it.
+// The best raw tokens, in order.
 __device__ __forceinline__ void ListBest(const Group& g, int s, ChooseShared& shared) {
   const Search search = g.search_table[s];
   if (search.lists_best == 0) return;
@@ -580,17 +635,14 @@ __device__ __forceinline__ void ListBest(const Group& g, int s, ChooseShared& sh
     }
     __syncthreads();
     n = shared.gathered;
+    SortKeys(n, shared);
   }
   const uint64_t best_raw = BestOfChunks(g.w.surveys + search.row * g.chunks, g.chunks,
                                          &ChunkSurvey::best_raw, shared.reduce);
   const RawScale scale = ScaleOfRow(g, search.row, best_raw, shared);
-  for (int self = static_cast<int>(threadIdx.x); self < n; self += kChooseThreads) {
-    const uint64_t key = shared.keys[self];
-    int better = 0;
-    for (int j = 0; j < n; ++j) better += shared.keys[j] < key;
-    if (better >= search.top_k) continue;
-    g.top_tokens[search.top_at + better] = TokenOf(key);
-    g.top_logprobs[search.top_at + better] = scale.Logprob(LogitOf(key));
+  for (int i = static_cast<int>(threadIdx.x); i < min(n, search.top_k); i += kChooseThreads) {
+    g.top_tokens[search.top_at + i] = TokenOf(shared.keys[i]);
+    g.top_logprobs[search.top_at + i] = scale.Logprob(LogitOf(shared.keys[i]));
   }
 }
 
