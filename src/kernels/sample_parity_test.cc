@@ -138,6 +138,42 @@ TEST_P(SampleParity, RowsDoNotSeeEachOther) {
   }
 }
 
+// Padding at the end of the vocabulary is banned in every row, and may hold the best raw logits.
+TEST_P(SampleParity, PaddedVocabulary) {
+  const int64_t vocab = 9000, tokens = 8990;
+  std::vector<int32_t> padding(vocab - tokens);
+  std::iota(padding.begin(), padding.end(), static_cast<int32_t>(tokens));
+  const std::vector<float> logits = NoiseF32(9, 70 * vocab, 30.0f);
+  std::vector<SampleRow> greedy(70, SampleRow{.temperature = 0, .banned = padding});
+  ExpectSame(RunSample(ops(), logits, vocab, greedy), RunSample(RefOps(), logits, vocab, greedy));
+  std::vector<SampleRow> rows = greedy;
+  for (size_t i = 0; i < rows.size(); i += 3) {
+    rows[i].temperature = 1.0f + static_cast<float>(i);
+    rows[i].top_p = i % 2 == 0 ? 0.8f : 1.0f;
+    rows[i].uniform = static_cast<double>(i) / 70;
+    rows[i].top_logprobs = 3;
+  }
+  ExpectSame(RunSample(ops(), logits, vocab, rows, 3), RunSample(RefOps(), logits, vocab, rows, 3));
+}
+
+// Whatever is listed for the exact cut: a few tokens, some thousands, all.
+TEST_P(SampleParity, CutsAmongManyCloseTokens) {
+  const int64_t vocab = 20000;
+  for (float spread : {0.0f, 1e-4f, 0.02f, 0.3f, 3.0f}) {
+    const std::vector<float> logits = NoiseF32(4, vocab, spread);
+    for (const auto& [top_k, top_p] :
+         {std::pair{0, 0.5f}, {7000, 0.3f}, {12000, 1.0f}, {100, 0.9f}, {15000, 0.999f}}) {
+      SCOPED_TRACE(testing::Message()
+                   << "spread " << spread << ", top_k " << top_k << ", top_p " << top_p);
+      for (double uniform : {0.0, 0.31, 0.99999}) {
+        const SampleRow row = {.top_k = top_k, .top_p = top_p, .uniform = uniform};
+        ExpectSame(RunSample(ops(), logits, vocab, {row}),
+                   RunSample(RefOps(), logits, vocab, {row}));
+      }
+    }
+  }
+}
+
 TEST_P(SampleParity, LargeVocabulary) {
   const int64_t vocab = 151936;
   for (float spread : {0.0f, 0.5f, 12.0f}) {
