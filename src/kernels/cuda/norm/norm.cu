@@ -12,7 +12,7 @@
 namespace nibble::kernels::cuda {
 namespace {
 
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 1024;
 
 __device__ __forceinline__ uint4 AddVectors(uint4 a, uint4 b) {
   float x[kVector], y[kVector];
@@ -123,8 +123,7 @@ void RmsNorm(const OpContext& context, const RmsNormParams& params) {
   const bool aligned = VectorsAligned(params.d, params.x, params.delta, params.weight, params.out);
   const auto kernel = per_thread <= 1   ? RmsNormKernel<1>
                       : per_thread <= 2 ? RmsNormKernel<2>
-                      : per_thread <= 4 ? RmsNormKernel<4>
-                                        : RmsNormKernel<8>;
+                                        : RmsNormKernel<4>;
   LaunchPdl(kernel, static_cast<unsigned>(params.t), static_cast<unsigned>(threads), 0,
             StreamOf(context), params, 1.0f / static_cast<float>(params.d), aligned);
 }

@@ -52,19 +52,43 @@ __device__ __forceinline__ void StoreBf16(uint16_t* to, const float (&values)[kC
   }
 }
 
-// Into the cache, from element `at` on. FP8 divides as ops.h says: IEEE.
+// Where k or v are written, and how FP8 scales them.
+struct CacheSide {
+  std::byte* base;
+  float scale;
+  float inverse;  // of scale, correctly rounded; 0: Quotient is to divide
+};
+
+// What rounds to E4M3 as the IEEE quotient x / scale does. Two corrections of x * inverse by the
+// exact remainder give the correctly rounded quotient (Markstein 1990); beyond 1,024 it saturates
+// whatever its last bits.
+__device__ __forceinline__ float Quotient(float x, const CacheSide& side) {
+  if (side.inverse == 0.0f) return __fdiv_rn(x, side.scale);
+  const float rough = x * side.inverse;
+  float q = fmaf(fmaf(-rough, side.scale, x), side.inverse, rough);
+  q = fmaf(fmaf(-q, side.scale, x), side.inverse, q);
+  return fabsf(rough) < 1024.0f ? copysignf(q, x) : rough;
+}
+
+// Into the cache, from element `at` on.
 template <int kCount>
-__device__ __forceinline__ void StoreInCache(const KvLayerView& cache, std::byte* base, float scale,
-                                             int64_t at, const float (&values)[kCount]) {
-  if (cache.format == KvFormat::kBf16) {
-    StoreBf16(reinterpret_cast<uint16_t*>(base) + at, values);
+__device__ __forceinline__ void StoreInCache(KvFormat format, const CacheSide& side, int64_t at,
+                                             const float (&values)[kCount]) {
+  if (format == KvFormat::kBf16) {
+    StoreBf16(reinterpret_cast<uint16_t*>(side.base) + at, values);
   } else if constexpr (kCount == 4) {
-    const uint32_t low = ptx::PackE4m3(__fdiv_rn(values[0], scale), __fdiv_rn(values[1], scale));
-    const uint32_t high = ptx::PackE4m3(__fdiv_rn(values[2], scale), __fdiv_rn(values[3], scale));
-    *reinterpret_cast<uint32_t*>(base + at) = low | (high << 16);
+    const uint32_t low = ptx::PackE4m3(Quotient(values[0], side), Quotient(values[1], side));
+    const uint32_t high = ptx::PackE4m3(Quotient(values[2], side), Quotient(values[3], side));
+    *reinterpret_cast<uint32_t*>(side.base + at) = low | (high << 16);
   } else {
-    base[at] = static_cast<std::byte>(ptx::PackE4m3(__fdiv_rn(values[0], scale), 0.0f));
+    side.base[at] = static_cast<std::byte>(ptx::PackE4m3(Quotient(values[0], side), 0.0f));
   }
+}
+
+// For kernels. Remainders are exact while scales are far from the ends of FP32.
+inline CacheSide SideOf(std::byte* base, float scale) {
+  const bool sane = scale > 0x1p-60f && scale < 0x1p60f;
+  return {base, scale, sane ? 1.0f / scale : 0.0f};
 }
 
 // Both rounded to BF16.

@@ -12,33 +12,42 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 
-// in (P) turned, pair i to places i and P/2 + i, which `store` writes.
+// in (P) turned, pair i to places i and P/2 + i, which `store` writes. Waits for the predecessor,
+// with the first angles at hand.
 template <typename Store>
 __device__ __forceinline__ void TurnVector(const MlaRopeAndCacheParams& p, const uint16_t* in,
                                            int64_t position, Store store) {
   const int half = p.rope_dim / 2;
   const bool halves = p.pairs == RopePairs::kHalves;
-  for (int i = static_cast<int>(threadIdx.x) % kWarp; i < half; i += kWarp) {
+  const float* cos_row = p.cos + position * half;
+  const float* sin_row = p.sin + position * half;
+  int i = static_cast<int>(threadIdx.x) % kWarp;
+  float cos = i < half ? cos_row[i] : 0.0f, sin = i < half ? sin_row[i] : 0.0f;
+  ptx::WaitForPredecessor();
+  while (i < half) {
     float first[1], second[1];
     LoadBf16(in + (halves ? i : 2 * i), first);
     LoadBf16(in + (halves ? i + half : 2 * i + 1), second);
-    Turn(p.cos[position * half + i], p.sin[position * half + i], first, second);
+    Turn(cos, sin, first, second);
     store(i, first);
     store(i + half, second);
+    i += kWarp;
+    if (i < half) cos = cos_row[i], sin = sin_row[i];
   }
 }
 
 // kLatents: of a thread.
 template <int kLatents>
-__device__ __forceinline__ void WriteLatent(const MlaRopeAndCacheParams& p, int64_t t) {
+__device__ __forceinline__ void WriteLatent(const MlaRopeAndCacheParams& p, const CacheSide& side,
+                                            int64_t t) {
   __shared__ float sums[kWarp];
   const auto at = [](int i) { return i * kThreads + static_cast<int>(threadIdx.x); };
   float weight[kLatents], x[kLatents];
 #pragma unroll
   for (int i = 0; i < kLatents; ++i) weight[i] = at(i) < p.latent_dim ? p.kv_norm[at(i)] : 0.0f;
+  const int64_t head = HeadOffset(p.cache, p.slots[t], 0);
   ptx::WaitForPredecessor();
   const uint16_t* in = p.kv_a + t * p.kv_a_stride;
-  const int64_t head = HeadOffset(p.cache, p.slots[t], 0);
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < kLatents; ++i) x[i] = at(i) < p.latent_dim ? ptx::FirstBf16(in[at(i)]) : 0.0f;
@@ -49,29 +58,26 @@ __device__ __forceinline__ void WriteLatent(const MlaRopeAndCacheParams& p, int6
 #pragma unroll
   for (int i = 0; i < kLatents; ++i) {
     const float value[1] = {ptx::RoundBf16(ptx::RoundBf16(x[i] * inverse) * weight[i])};
-    if (at(i) < p.latent_dim)
-      StoreInCache(p.cache, p.cache.k, p.cache.k_scale, head + at(i), value);
+    if (at(i) < p.latent_dim) StoreInCache(p.cache.format, side, head + at(i), value);
   }
 }
 
 template <int kLatents>
-__global__ void __launch_bounds__(kThreads) MlaRopeKernel(MlaRopeAndCacheParams p) {
+__global__ void __launch_bounds__(kThreads) MlaRopeKernel(MlaRopeAndCacheParams p, CacheSide side) {
   ptx::LaunchSuccessor();
   const int64_t t = blockIdx.x;
   if (blockIdx.y == 0) {
-    WriteLatent<kLatents>(p, t);
+    WriteLatent<kLatents>(p, side, t);
     return;
   }
-  ptx::WaitForPredecessor();
   const int head = (static_cast<int>(blockIdx.y) - 1) * kWarps +
                    static_cast<int>(threadIdx.x) / kWarp - 1;  // -1: the key
   const int64_t position = p.positions[t];
   if (head < 0) {
     const int64_t at = HeadOffset(p.cache, p.slots[t], 0) + p.latent_dim;
-    TurnVector(p, p.kv_a + t * p.kv_a_stride + p.latent_dim, position,
-               [&](int d, const float(&value)[1]) {
-                 StoreInCache(p.cache, p.cache.k, p.cache.k_scale, at + d, value);
-               });
+    TurnVector(
+        p, p.kv_a + t * p.kv_a_stride + p.latent_dim, position,
+        [&](int d, const float(&value)[1]) { StoreInCache(p.cache.format, side, at + d, value); });
   } else if (head < p.q_heads) {
     uint16_t* out = p.q_out + (t * p.q_heads + head) * (p.latent_dim + p.rope_dim) + p.latent_dim;
     TurnVector(p, p.q + t * p.q_stride + head * p.q_head_stride, position,
@@ -86,7 +92,7 @@ void MlaRopeAndCache(const OpContext& context, const MlaRopeAndCacheParams& p) {
       p.latent_dim <= 512 ? MlaRopeKernel<512 / kThreads> : MlaRopeKernel<kMaxHeadDim / kThreads>;
   const dim3 grid(static_cast<unsigned>(p.t),
                   static_cast<unsigned>(1 + (1 + p.q_heads + kWarps - 1) / kWarps));
-  LaunchPdl(kernel, grid, kThreads, 0, StreamOf(context), p);
+  LaunchPdl(kernel, grid, kThreads, 0, StreamOf(context), p, SideOf(p.cache.k, p.cache.k_scale));
 }
 
 }  // namespace nibble::kernels::cuda

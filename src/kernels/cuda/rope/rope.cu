@@ -86,8 +86,9 @@ struct HeadPart {
 };
 
 template <int kGroup, int kLanes, int kSlots>
-__global__ void __launch_bounds__(kThreads) RopeKernel(RopeAndCacheParams p) {
-  // Angles early, while the norm is worked out, where there are registers for them.
+__global__ void __launch_bounds__(kThreads)
+    RopeKernel(RopeAndCacheParams p, CacheSide k, CacheSide v) {
+  // Angles before the wait, where there are registers for them.
   constexpr bool kEarlyAngles = kSlots == 1;
   ptx::LaunchSuccessor();
   const int lane = static_cast<int>(threadIdx.x) % kLanes, dh = p.cache.head_dim;
@@ -115,17 +116,8 @@ __global__ void __launch_bounds__(kThreads) RopeKernel(RopeAndCacheParams p) {
       if (both) LoadF32(norm + slot.second, weight.b[s]);
     });
   }
-  ptx::WaitForPredecessor();
-
   const int64_t t = blockIdx.x;
   const int64_t position = p.positions[t], slot_in_cache = p.slots[t];
-  const int64_t stride = p.qkv_stride > 0 ? p.qkv_stride : int64_t{p.q_heads + 2 * kv_heads} * dh;
-  const uint16_t* in = p.qkv + t * stride + int64_t{head} * dh;
-  HeadPart<kGroup, kLanes, kSlots> part = {};
-  for_slots([&](int s, const Slot& slot, bool both) {
-    LoadBf16(in + slot.first, part.a[s]);
-    if (both) LoadBf16(in + slot.second, part.b[s]);
-  });
   const bool turns = !is_v && rotary_dim > 0;
   const int64_t angles = position * (rotary_dim / 2);
   float cos[kGroup] = {}, sin[kGroup] = {};
@@ -136,6 +128,15 @@ __global__ void __launch_bounds__(kThreads) RopeKernel(RopeAndCacheParams p) {
   };
   if (kEarlyAngles) for_slots(load_angles);
   const float q_scale = is_q && p.q_scale != nullptr ? p.q_scale[position] : 1.0f;
+  ptx::WaitForPredecessor();
+
+  const int64_t stride = p.qkv_stride > 0 ? p.qkv_stride : int64_t{p.q_heads + 2 * kv_heads} * dh;
+  const uint16_t* in = p.qkv + t * stride + int64_t{head} * dh;
+  HeadPart<kGroup, kLanes, kSlots> part = {};
+  for_slots([&](int s, const Slot& slot, bool both) {
+    LoadBf16(in + slot.first, part.a[s]);
+    if (both) LoadBf16(in + slot.second, part.b[s]);
+  });
 
   const bool some_norm = p.q_norm != nullptr || p.k_norm != nullptr;
   if (some_norm && !p.norm_after_rotation)
@@ -160,12 +161,11 @@ __global__ void __launch_bounds__(kThreads) RopeKernel(RopeAndCacheParams p) {
     return;
   }
   const int kv_head = head - p.q_heads - (is_v ? kv_heads : 0);
-  std::byte* base = is_v ? p.cache.v : p.cache.k;
-  const float scale = is_v ? p.cache.v_scale : p.cache.k_scale;
+  const CacheSide side = is_v ? v : k;
   const int64_t at = HeadOffset(p.cache, slot_in_cache, kv_head);
   for_slots([&](int s, const Slot& slot, bool both) {
-    StoreInCache(p.cache, base, scale, at + slot.first, part.a[s]);
-    if (both) StoreInCache(p.cache, base, scale, at + slot.second, part.b[s]);
+    StoreInCache(p.cache.format, side, at + slot.first, part.a[s]);
+    if (both) StoreInCache(p.cache.format, side, at + slot.second, part.b[s]);
   });
 }
 
@@ -174,7 +174,8 @@ void Launch(const OpContext& context, const RopeAndCacheParams& p) {
   constexpr int kHeads = kThreads / kLanes;
   const int heads = p.q_heads + 2 * p.cache.kv_heads;
   const dim3 grid(static_cast<unsigned>(p.t), static_cast<unsigned>((heads + kHeads - 1) / kHeads));
-  LaunchPdl(RopeKernel<kGroup, kLanes, kSlots>, grid, kThreads, 0, StreamOf(context), p);
+  LaunchPdl(RopeKernel<kGroup, kLanes, kSlots>, grid, kThreads, 0, StreamOf(context), p,
+            SideOf(p.cache.k, p.cache.k_scale), SideOf(p.cache.v, p.cache.v_scale));
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
 // Between the projections of an attention and its scores: q/k norm, rotation, the write of keys and
 // values into the cache.
+//
+// Positions and slots are read before the kernels wait for their predecessor: they are written
+// before the step's kernels, not by one of them.
 #pragma once
 
 #include "kernels/ops.h"

@@ -46,16 +46,29 @@ __device__ __forceinline__ uint64_t MassOf(float weight) {
   return __float2ull_rn(weight * 0x1p39f);
 }
 
+// Operations on two values, and on those of a warp's lanes.
 struct MinOf {
-  template <typename T>
-  __device__ T operator()(T a, T b) const {
-    return a < b ? a : b;
+  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a < b ? a : b; }
+  __device__ uint64_t OverWarp(uint64_t value) const {
+    const auto high = static_cast<uint32_t>(value >> 32);
+    const uint32_t best = __reduce_min_sync(kAllLanes, high);
+    const uint32_t low = high == best ? static_cast<uint32_t>(value) : 0xFFFFFFFFu;
+    return (uint64_t{best} << 32) | __reduce_min_sync(kAllLanes, low);
   }
 };
+struct MaxOf {
+  __device__ int OverWarp(int value) const { return __reduce_max_sync(kAllLanes, value); }
+};
 struct SumOf {
-  template <typename T>
-  __device__ T operator()(T a, T b) const {
-    return a + b;
+  __device__ int OverWarp(int value) const { return __reduce_add_sync(kAllLanes, value); }
+  __device__ float OverWarp(float value) const { return WarpSum(value); }
+  // By parts of 20 bits, whose sums fit 32.
+  __device__ uint64_t OverWarp(uint64_t value) const {
+    constexpr uint32_t kPart = (1u << 20) - 1;
+    const auto sum = [](uint64_t part) {
+      return uint64_t{__reduce_add_sync(kAllLanes, static_cast<uint32_t>(part))};
+    };
+    return sum(value & kPart) + (sum((value >> 20) & kPart) << 20) + (sum(value >> 40) << 40);
   }
 };
 
@@ -63,18 +76,12 @@ struct SumOf {
 // 32 places; a barrier comes first, so that it may have been in use.
 template <typename T, typename Op>
 __device__ __forceinline__ T Reduce(T value, T identity, Op op, T* shared) {
-  const auto in_warp = [&](T v) {
-#pragma unroll
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
-      v = op(v, __shfl_xor_sync(kAllLanes, v, lanes));
-    return v;
-  };
-  value = in_warp(value);
+  value = op.OverWarp(value);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   __syncthreads();
   if (lane == 0) shared[threadIdx.x / kWarp] = value;
   __syncthreads();
-  return in_warp(lane < static_cast<int>(blockDim.x) / kWarp ? shared[lane] : identity);
+  return op.OverWarp(lane < static_cast<int>(blockDim.x) / kWarp ? shared[lane] : identity);
 }
 
 // The sum over the threads before this one.
@@ -100,14 +107,14 @@ __device__ __forceinline__ T SumBefore(T value, T* shared) {
   return inclusive - value + (warp > 0 ? before : T{0});
 }
 
-// Of the row's chunks; every thread of the CTA gets it.
+// Of the row's chunks; every warp works it out for itself.
 template <typename Member>
 __device__ __forceinline__ uint64_t BestOfChunks(const ChunkSurvey* surveys, int chunks,
-                                                 Member member, uint64_t* shared) {
+                                                 Member member) {
   uint64_t best = kNone;
-  for (int c = static_cast<int>(threadIdx.x); c < chunks; c += static_cast<int>(blockDim.x))
+  for (int c = static_cast<int>(threadIdx.x) % kWarp; c < chunks; c += kWarp)
     best = MinOf()(best, surveys[c].*member);
-  return Reduce(best, kNone, MinOf(), shared);
+  return MinOf().OverWarp(best);
 }
 
 }  // namespace nibble::kernels::cuda::sampling

@@ -8,7 +8,7 @@ namespace nibble::kernels::cuda::sampling {
 
 inline constexpr int kThreads = 256;
 inline constexpr int kPerThread = static_cast<int>(kChunk) / kThreads;
-inline constexpr int kChooseThreads = 1024;
+inline constexpr int kChooseThreads = 512;
 
 // Token i of this thread in chunk c: neighbouring threads have neighbouring tokens.
 __device__ __forceinline__ int TokenAt(int chunk, int i) {
@@ -159,14 +159,14 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
 // The tokens that a search looks at, and how it sees them.
 class Sight {
  public:
-  // Every thread of the CTA calls it. `shared` has 32 places.
-  __device__ Sight(const Group& g, const Search& search, uint64_t* shared)
+  // Whole warps call it.
+  __device__ Sight(const Group& g, const Search& search)
       : end_(search.end), inverse_(search.inverse_temperature) {
     const bool raw = search.lists_best != 0;
     logits_ = !raw && search.changed != 0 ? g.w.processed + int64_t{search.row} * g.vocab
                                           : g.logits + search.row * g.stride;
     const uint64_t key = BestOfChunks(g.w.surveys + search.row * g.chunks, g.chunks,
-                                      raw ? &ChunkSurvey::best_raw : &ChunkSurvey::best, shared);
+                                      raw ? &ChunkSurvey::best_raw : &ChunkSurvey::best);
     empty_ = key == kNone;
     best_ = LogitOf(key);
   }
@@ -193,16 +193,16 @@ constexpr int kLowBits = 20;  // of a mass: sums of a chunk's low and high parts
 
 __global__ void __launch_bounds__(kThreads) HistogramKernel(Group g) {
   __shared__ uint32_t counts[kBuckets], low[kBuckets], high[kBuckets];
-  __shared__ uint64_t keys[kWarp];
   ptx::LaunchSuccessor();
   for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kThreads)
     counts[b] = low[b] = high[b] = 0;
+  __syncthreads();
   ptx::WaitForPredecessor();
   const int chunk = static_cast<int>(blockIdx.x), s = static_cast<int>(blockIdx.y);
   const Search search = g.search_table[s];
   const bool limits_mass = search.limits_mass();
   if (search.top_k == 0 && !limits_mass) return;
-  const Sight sight(g, search, keys);  // its barriers are the array's, too
+  const Sight sight(g, search);
   if (sight.empty()) return;
   float logits[kPerThread];
 #pragma unroll
@@ -321,7 +321,7 @@ __global__ void __launch_bounds__(kThreads) CollectKernel(Group g) {
   ptx::WaitForPredecessor();
   const int chunk = static_cast<int>(blockIdx.x), s = static_cast<int>(blockIdx.y);
   const Search search = g.search_table[s];
-  const Sight sight(g, search, keys);
+  const Sight sight(g, search);
   if (sight.empty()) return;
   float logits[kPerThread];
 #pragma unroll
@@ -357,7 +357,6 @@ struct ChooseShared {
   uint64_t keys[kMaxListed];
   uint64_t chunk_mass[kMaxChunks];
   uint64_t reduce[kWarp];
-  float reduce_f32[kWarp];
   int reduce_int[kWarp];
   int chunk;
   uint64_t rest;
@@ -479,7 +478,7 @@ __device__ __forceinline__ uint64_t CutOfList(const Sight& sight, const Search& 
     if (first + e < n && in_reach && within_k(e)) kept = first + e + 1;
     reached += masses[e];
   }
-  kept = Reduce(kept, 0, [](int a, int b) { return a > b ? a : b; }, shared.reduce_int);
+  kept = Reduce(kept, 0, MaxOf(), shared.reduce_int);
   return kept > 0 ? shared.keys[kept - 1] : 0;
 }
 
@@ -559,31 +558,29 @@ struct RawScale {
   }
 };
 
-__device__ __forceinline__ RawScale ScaleOfRow(const Group& g, int r, uint64_t best_raw,
-                                               ChooseShared& shared) {
+// Every warp works it out for itself, in the same order.
+__device__ __forceinline__ RawScale ScaleOfRow(const Group& g, int r, uint64_t best_raw) {
   const float largest = LogitOf(best_raw);
-  const int c = static_cast<int>(threadIdx.x);
   float sum = 0.0f;
-  if (c < g.chunks) {
+  for (int c = static_cast<int>(threadIdx.x) % kWarp; c < g.chunks; c += kWarp) {
     const ChunkSurvey& survey = g.w.surveys[r * g.chunks + c];
-    if (survey.best_raw != kNone) sum = survey.raw_sum * expf(LogitOf(survey.best_raw) - largest);
+    if (survey.best_raw != kNone) sum += survey.raw_sum * expf(LogitOf(survey.best_raw) - largest);
   }
-  return {largest, logf(Reduce(sum, 0.0f, SumOf(), shared.reduce_f32)), best_raw == kNone};
+  return {largest, logf(SumOf().OverWarp(sum)), best_raw == kNone};
 }
 
 __device__ __forceinline__ int Choose(const Group& g, int r, uint64_t best_raw,
                                       ChooseShared& shared) {
   const ChunkSurvey* surveys = g.w.surveys + r * g.chunks;
-  const uint64_t best = BestOfChunks(surveys, g.chunks, &ChunkSurvey::best, shared.reduce);
+  const uint64_t best = BestOfChunks(surveys, g.chunks, &ChunkSurvey::best);
   if (best == kNone) {  // every token is ruled out
-    const uint64_t allowed =
-        BestOfChunks(surveys, g.chunks, &ChunkSurvey::best_allowed, shared.reduce);
+    const uint64_t allowed = BestOfChunks(surveys, g.chunks, &ChunkSurvey::best_allowed);
     return allowed != kNone ? TokenOf(allowed) : best_raw != kNone ? TokenOf(best_raw) : 0;
   }
   const int s = g.row_table != nullptr ? g.row_table[r].search : -1;
   if (s < 0) return TokenOf(best);
   const Search search = g.search_table[s];
-  const Sight sight(g, search, shared.reduce);
+  const Sight sight(g, search);
   const int drawn = Draw(g, s, search, sight, shared);
   return drawn >= 0 ? drawn : TokenOf(best);
 }
@@ -602,9 +599,9 @@ __device__ __forceinline__ int BetterInRow(const Group& g, int r, int token, Cho
 // that take the best token before the vocabulary's padding, which hardly ever differ.
 __device__ __forceinline__ void ChooseOfRow(const Group& g, int r, ChooseShared& shared) {
   const uint64_t best_raw =
-      BestOfChunks(g.w.surveys + r * g.chunks, g.chunks, &ChunkSurvey::best_raw, shared.reduce);
+      BestOfChunks(g.w.surveys + r * g.chunks, g.chunks, &ChunkSurvey::best_raw);
   const int token = Choose(g, r, best_raw, shared);
-  const RawScale scale = ScaleOfRow(g, r, best_raw, shared);
+  const RawScale scale = ScaleOfRow(g, r, best_raw);
   const bool is_best = best_raw != kNone && token == TokenOf(best_raw);
   int rank = 1;
   if (!is_best && g.row_table == nullptr) rank += BetterInRow(g, r, token, shared);
@@ -617,7 +614,7 @@ __device__ __forceinline__ void ChooseOfRow(const Group& g, int r, ChooseShared&
 __device__ __forceinline__ void ListBest(const Group& g, int s, ChooseShared& shared) {
   const Search search = g.search_table[s];
   if (search.lists_best == 0) return;
-  const Sight sight(g, search, shared.reduce);
+  const Sight sight(g, search);
   if (sight.empty()) return;
   int n = g.w.listed[s];
   if (n <= kMaxListed) {
@@ -637,9 +634,9 @@ __device__ __forceinline__ void ListBest(const Group& g, int s, ChooseShared& sh
     n = shared.gathered;
     SortKeys(n, shared);
   }
-  const uint64_t best_raw = BestOfChunks(g.w.surveys + search.row * g.chunks, g.chunks,
-                                         &ChunkSurvey::best_raw, shared.reduce);
-  const RawScale scale = ScaleOfRow(g, search.row, best_raw, shared);
+  const uint64_t best_raw =
+      BestOfChunks(g.w.surveys + search.row * g.chunks, g.chunks, &ChunkSurvey::best_raw);
+  const RawScale scale = ScaleOfRow(g, search.row, best_raw);
   for (int i = static_cast<int>(threadIdx.x); i < min(n, search.top_k); i += kChooseThreads) {
     g.top_tokens[search.top_at + i] = TokenOf(shared.keys[i]);
     g.top_logprobs[search.top_at + i] = scale.Logprob(LogitOf(shared.keys[i]));
