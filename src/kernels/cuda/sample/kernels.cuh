@@ -33,11 +33,11 @@ __device__ __forceinline__ float Nats(float logit, float best, float inverse_tem
   return (best - logit) * inverse_temperature;
 }
 
-// Steps of 1/256 up to 6 nats, then of 1/16; the last one holds the rest. Never falls with nats.
+// Steps of 1/160 up to 10 nats, then of 1/16; the last one holds the rest. Never falls with nats.
 __device__ __forceinline__ int BucketOf(float nats) {
-  constexpr float kFine = 6.0f;
-  constexpr int kFineBuckets = 6 * 256;
-  if (nats < kFine) return static_cast<int>(nats * 256.0f);
+  constexpr float kFine = 10.0f;
+  constexpr int kFineBuckets = 1600;
+  if (nats < kFine) return static_cast<int>(nats * (kFineBuckets / kFine));
   const float rest = fminf((nats - kFine) * 16.0f, static_cast<float>(kBuckets - kFineBuckets - 1));
   return kFineBuckets + static_cast<int>(rest);
 }

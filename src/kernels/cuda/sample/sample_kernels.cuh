@@ -15,6 +15,13 @@ __device__ __forceinline__ int TokenAt(int chunk, int i) {
   return chunk * static_cast<int>(kChunk) + i * kThreads + static_cast<int>(threadIdx.x);
 }
 
+// A logit, or -inf from `end` on. Loads something in any case: a thread's loads are not to wait for
+// each other behind branches.
+__device__ __forceinline__ float LogitBefore(const float* logits, int token, int end) {
+  const float logit = logits[token < end ? token : 0];
+  return token < end ? Clean(logit) : -INFINITY;
+}
+
 // ---- Upload ----
 
 // The host wrote these bytes before the launch: they cross the bus while the predecessor runs.
@@ -101,8 +108,7 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
   float values[kPerThread];
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    const int token = TokenAt(chunk, i);
-    values[i] = token < g.vocab ? Clean(logits[token]) : -INFINITY;
+    values[i] = LogitBefore(logits, TokenAt(chunk, i), g.vocab);
   }
   ClearSums(g);
 
@@ -139,10 +145,7 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
     __syncthreads();
     ApplyEdits(*row, g.edits, chunk * static_cast<int>(kChunk), processed);
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int token = TokenAt(chunk, i);
-      values[i] = token < end ? Clean(processed[token]) : -INFINITY;
-    }
+    for (int i = 0; i < kPerThread; ++i) values[i] = LogitBefore(processed, TokenAt(chunk, i), end);
   }
   if (end == g.vocab && (row == nullptr || row->changed == 0)) {
     survey.best = survey.best_raw;
@@ -172,9 +175,7 @@ class Sight {
   }
 
   __device__ bool empty() const { return empty_; }
-  __device__ float Logit(int token) const {
-    return token < end_ ? Clean(logits_[token]) : -INFINITY;
-  }
+  __device__ float Logit(int token) const { return LogitBefore(logits_, token, end_); }
   __device__ float NatsOf(float logit) const { return Nats(logit, best_, inverse_); }
   __device__ float Weight(float logit) const { return expf(-NatsOf(logit)); }
   __device__ uint64_t Mass(float logit) const { return MassOf(Weight(logit)); }
@@ -498,24 +499,23 @@ __device__ __forceinline__ int Draw(const Group& g, int s, const Search& search,
   } else if (limited) {
     cut = CutOfRow(sight, search, bounds, shared);
   }
-  const auto kept_mass = [&](int token) -> uint64_t {
-    const float logit = sight.Logit(token);
+  const auto kept_mass = [&](float logit, int token) -> uint64_t {
     if (logit == -INFINITY || RankKey(logit, token) > cut) return 0;
     const float weight = sight.Weight(logit);
     return weight >= search.min_p ? MassOf(weight) : 0;
   };
-  const auto add = [&](int token) {
-    const uint64_t mass = kept_mass(token);
+  const auto add = [&](float logit, int token) {
+    const uint64_t mass = kept_mass(logit, token);
     if (mass != 0)
       atomicAdd(reinterpret_cast<unsigned long long*>(&shared.chunk_mass[token / kChunk]), mass);
   };
   __syncthreads();
   if (fits) {
     for (int i = static_cast<int>(threadIdx.x); i < n; i += kChooseThreads)
-      add(TokenOf(shared.keys[i]));
+      add(LogitOf(shared.keys[i]), TokenOf(shared.keys[i]));
   } else {
     for (int token = static_cast<int>(threadIdx.x); token < sight.end(); token += kChooseThreads)
-      add(token);
+      add(sight.Logit(token), token);
   }
   __syncthreads();
 
@@ -534,9 +534,12 @@ __device__ __forceinline__ int Draw(const Group& g, int s, const Search& search,
   __syncthreads();
   constexpr int kOwn = static_cast<int>(kChunk) / kChooseThreads;
   const int first = shared.chunk * static_cast<int>(kChunk) + self * kOwn;
+  float logits[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) logits[i] = sight.Logit(first + i);
   uint64_t masses[kOwn], sum = 0;
 #pragma unroll
-  for (int i = 0; i < kOwn; ++i) sum += masses[i] = kept_mass(first + i);
+  for (int i = 0; i < kOwn; ++i) sum += masses[i] = kept_mass(logits[i], first + i);
   uint64_t reached = SumBefore(sum, shared.reduce);
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
@@ -665,11 +668,14 @@ __global__ void __launch_bounds__(kThreads) RankKernel(Group g) {
   if (chosen < 0) return;
   const float* logits = g.logits + r * g.stride;
   const uint64_t key = RankKey(Clean(logits[chosen]), chosen);
+  float values[kPerThread];
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) values[i] = LogitBefore(logits, TokenAt(chunk, i), g.vocab);
   int better = 0;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int token = TokenAt(chunk, i);
-    if (token < g.vocab) better += RankKey(Clean(logits[token]), token) < key;
+    better += token < g.vocab && RankKey(values[i], token) < key;
   }
   better = Reduce(better, 0, SumOf(), counts);
   if (threadIdx.x != 0) return;
