@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/decode.h"
+#include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "numerics/bf16.h"
 
@@ -69,11 +70,18 @@ void TransformActivations(const CudaWeight& weight, const uint16_t* x, int64_t x
 }
 
 size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
-  return static_cast<size_t>(std::min(max_m, kTransformTokens) * max_k) * sizeof(uint16_t);
+  const auto transformed =
+      static_cast<size_t>(std::min(max_m, kTransformTokens) * max_k) * sizeof(uint16_t);
+  if (max_m <= kMaxDecodeTokens) return transformed;
+  return std::max(transformed, PrefillWorkspace(max_m, max_k));
 }
 
 void Linear(const OpContext& context, const LinearParams& params) {
   const CudaWeight& weight = AsCuda(*params.weight);
+  if (params.m > kMaxDecodeTokens && HasPrefill(weight.tiles().format)) {
+    Prefill(context, params);
+    return;
+  }
   if (!weight.transforms_x()) {
     PlainLinear(context, params);
     return;

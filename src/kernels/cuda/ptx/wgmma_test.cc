@@ -23,7 +23,9 @@ TEST(Wgmma, HasTheBitsOfWarpMmas) {
             ProbeWgmma(n, chain, static_cast<ProbeExponents>(exponents), blocks, 77 * n + chain);
         EXPECT_EQ(result.different, 0u)
             << "n " << n << ", chain " << chain << ", exponents " << exponents;
-        EXPECT_GT(result.different_from_fma, 0u);
+        // Sums of products of equal exponents are exact in any order.
+        if (static_cast<ProbeExponents>(exponents) != ProbeExponents::kEqual)
+          EXPECT_GT(result.different_from_fma, 0u);
       }
 }
 

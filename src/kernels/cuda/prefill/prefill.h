@@ -1,0 +1,33 @@
+// y = x Wᵀ + bias for many tokens on GPUs with wgmma (compute capability 9.0): the bits of the
+// kernels for few tokens, at the tensor cores' rate.
+#pragma once
+
+#include "kernels/cuda/linear/weight_tiles.h"
+#include "kernels/cuda/prefill/tokens.h"
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda {
+
+// Whether this GPU has the kernels, and they the format.
+bool HasPrefill(TileFormat format);
+
+// For any m <= max_m, k <= max_k.
+size_t PrefillWorkspace(int64_t max_m, int64_t max_k);
+
+// params.weight is a CudaWeight with HasPrefill(its format).
+void Prefill(const OpContext& context, const LinearParams& params);
+
+struct PrefillParams {
+  WeightTiles weight;
+  PreparedTokens x;
+  const float* bias = nullptr;
+  uint16_t* y = nullptr;
+  float* y_f32 = nullptr;
+  int64_t y_stride = 0;
+  int64_t m = 0;
+};
+
+// With the tokens already prepared. `shape` forces a kernel, for benchmarks; -1: the best.
+void LaunchPrefill(const PrefillParams& params, void* stream, int shape = -1);
+
+}  // namespace nibble::kernels::cuda

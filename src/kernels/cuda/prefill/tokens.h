@@ -1,0 +1,45 @@
+// Activations as the prefill kernels read them: x permuted to the column order of the weights'
+// atoms (weight_tiles.h) and laid out so that any tile of tokens is one contiguous copy.
+//
+// Tokens come in groups of 8, columns in tiles of 64. Piece (tile, group) is 1,024 bytes at
+// (tile * groups + group) * 1024: 8 rows of 128 bytes in the 128-byte swizzle of wgmma.cuh, so that
+// groups [a, b) of one column tile are the B operand of a wgmma as they lie. Position 16 j + p of a
+// row is the column that position p of atom j has in the A fragments: with q = p / 2 mod 4 it is
+// 16 q + 4 j + p mod 2, plus 2 in the upper half of p. Columns past K and tokens past M are zero.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/linear/weight_tiles.h"
+
+namespace nibble::kernels::cuda {
+
+inline constexpr int kGroupTokens = 8;
+inline constexpr int kPieceBytes = kGroupTokens * kTileColumns * 2;
+
+struct PreparedTokens {
+  const std::byte* data = nullptr;  // 1024-byte aligned
+  int32_t groups = 0;               // ⌈M / 8⌉
+  int32_t tiles = 0;                // ⌈K / 64⌉
+};
+
+constexpr int64_t PreparedBytes(int64_t m, int64_t k) {
+  return (m + kGroupTokens - 1) / kGroupTokens * ((k + kTileColumns - 1) / kTileColumns) *
+         kPieceBytes;
+}
+
+struct PrepareTokensParams {
+  const uint16_t* x = nullptr;  // (M, K) BF16
+  int64_t x_stride = 0;
+  int64_t m = 0;
+  int64_t k = 0;
+  // What x goes through first (tensor/quant_view.h), (K) each, or null.
+  const int32_t* column_order = nullptr;
+  const float* input_multiplier = nullptr;
+};
+
+// `memory`: PreparedBytes(m, k), 1024-byte aligned.
+PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream);
+
+}  // namespace nibble::kernels::cuda

@@ -1,0 +1,128 @@
+// Hopper's bulk copies into shared memory, the barriers that they complete on, and clusters
+// (sm_90).
+//
+// A barrier counts arrivals and bytes; its phase flips when both are complete. Wait(parity) returns
+// once the phase of that parity has ended: start with 0 for "filled", with 1 for "free" (which
+// returns at once on a fresh barrier).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/ptx/async_copy.cuh"
+
+#if __CUDA_ARCH__ >= 900
+
+namespace nibble::kernels::cuda::ptx {
+
+__device__ __forceinline__ void BarrierInit(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+
+// After the inits, before other threads, CTAs or copies use the barriers.
+__device__ __forceinline__ void FenceBarrierInit() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+
+// Where CTA `rank` of the cluster has what this one has at `shared`.
+__device__ __forceinline__ uint32_t AddressAt(const void* shared, int rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(SharedAddress(shared)), "r"(rank));
+  return address;
+}
+
+// At a barrier of any CTA of the cluster. Orders reads before what overwrites them, not writes: a
+// release for the cluster would be a fence of the whole GPU.
+__device__ __forceinline__ void BarrierArriveAt(uint32_t cluster_address) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_address) : "memory");
+}
+
+// Arrives, and adds bytes to what this phase waits for.
+__device__ __forceinline__ void BarrierExpect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;}" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// Whether the phase has ended; asked ahead of a wait, which it may spare.
+__device__ __forceinline__ bool BarrierTest(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{.reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;}"
+      : "=r"(done)
+      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+// A multiple of 16 bytes, both sides 16-byte aligned.
+__device__ __forceinline__ void BulkCopy(void* shared, const void* global, uint32_t bytes,
+                                         uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier))
+      : "memory");
+}
+
+// To the same place in every CTA of the cluster named by `mask`, completing on each one's barrier.
+__device__ __forceinline__ void BulkCopyToCluster(void* shared, const void* global, uint32_t bytes,
+                                                  uint64_t* barrier, uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "h"(mask)
+      : "memory");
+}
+
+__device__ __forceinline__ int ClusterRank() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// All threads of all CTAs of the cluster.
+__device__ __forceinline__ void ClusterSync() {
+  asm volatile(
+      "barrier.cluster.arrive.release.aligned;\n"
+      "barrier.cluster.wait.acquire.aligned;" ::
+          : "memory");
+}
+
+// `threads` threads of the CTA that name the same barrier, 1..15.
+__device__ __forceinline__ void SyncThreads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Four 8 x 8 matrices of 16-bit elements, each transposed: lane l = 8 m + r names where row r of
+// matrix m transposed goes, 16 bytes. values[m]: lane 4 g + q holds row g, columns 2 q, 2 q + 1.
+__device__ __forceinline__ void StoreMatricesTransposed(void* row, const uint32_t (&values)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   SharedAddress(row)),
+               "r"(values[0]), "r"(values[1]), "r"(values[2]), "r"(values[3])
+               : "memory");
+}
+
+}  // namespace nibble::kernels::cuda::ptx
+
+#endif
