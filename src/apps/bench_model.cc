@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -157,17 +158,65 @@ void Print(const Figures& figures, const BenchModelOptions& options, double ceil
   std::fflush(stdout);
 }
 
+// Decode steps alone: what came before is forgotten after the first token.
+Status PrintProfile(engine::Engine& engine, const BenchModelOptions& options, const Shape& shape,
+                    kernels::OpProfile& profile) {
+  BenchModelOptions one = options;
+  one.decode = 2;
+  NIBBLE_TRY(RunRound(engine, one, shape, 99));
+  profile.Take();
+  // The difference of a long and a short answer to equal prompts.
+  const auto sums =
+      [&](int64_t decode) -> Result<std::map<std::string_view, kernels::OpProfile::Line>> {
+    one.decode = decode;
+    NIBBLE_TRY(RunRound(engine, one, shape, 100 + static_cast<uint32_t>(decode)));
+    std::map<std::string_view, kernels::OpProfile::Line> lines;
+    for (const auto& line : profile.Take()) lines[line.op] = line;
+    return lines;
+  };
+  constexpr int64_t kSteps = 8;
+  NIBBLE_ASSIGN(const auto few, sums(2));
+  NIBBLE_ASSIGN(auto many, sums(2 + kSteps));
+  double total = 0;
+  for (auto& [name, line] : many) {
+    if (const auto before = few.find(name); before != few.end()) {
+      line.seconds -= before->second.seconds;
+      line.calls -= before->second.calls;
+    }
+    total += line.seconds;
+  }
+  fmt::print("a decode step of {} by op, each alone; {:.0f} us together\n", shape.batch,
+             1e6 * total / kSteps);
+  for (const auto& [name, line] : many) {
+    if (line.calls == 0) continue;
+    fmt::print("  {:<20} {:5.0f} calls {:9.1f} us {:7.2f} us each {:5.1f} %\n", name,
+               static_cast<double>(line.calls) / kSteps, 1e6 * line.seconds / kSteps,
+               1e6 * line.seconds / static_cast<double>(line.calls), 100 * line.seconds / total);
+  }
+  return {};
+}
+
 Result<int> RunBench(const BenchModelOptions& options) {
   ModelOptions model = options.model;
   model.max_num_seqs = std::max(model.max_num_seqs, std::ranges::max(options.batches));
   if (std::ranges::max(options.contexts) > 0) model.prefix_caching = false;
   std::optional<ExitOnSignal> exit_on_signal(std::in_place);
-  NIBBLE_ASSIGN(const LoadedModel loaded, LoadEngine(model));
+  std::optional<kernels::OpProfile> profile;
+  if (options.profile) {
+    NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(model.device));
+    profile.emplace(*ops);
+  }
+  NIBBLE_ASSIGN(const LoadedModel loaded,
+                LoadEngine(model, {}, nullptr, profile ? &*profile : nullptr));
   exit_on_signal.reset();
   json::array rows;
   for (const int64_t context : options.contexts) {
     for (const int64_t prompt : options.prompts) {
       for (const int32_t batch : options.batches) {
+        if (profile) {
+          NIBBLE_TRY(PrintProfile(*loaded.engine, options, {prompt, batch, context}, *profile));
+          continue;
+        }
         NIBBLE_ASSIGN(const Figures figures,
                       Measure(*loaded.engine, options, {prompt, batch, context}));
         if (options.json) {
@@ -178,7 +227,7 @@ Result<int> RunBench(const BenchModelOptions& options) {
       }
     }
   }
-  if (!options.json) return 0;
+  if (!options.json || profile) return 0;
   // One shape gives an object, several a list.
   fmt::print("{}\n", rows.size() == 1 ? json::serialize(rows[0]) : json::serialize(rows));
   return 0;

@@ -279,6 +279,8 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->delimiter(',')
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
+  of_model->add_flag("--profile", model->profile,
+                     "the time of every op in decode steps, each measured alone");
   of_model->add_option("--temperature", model->temperature, "0: greedy")->capture_default_str();
   of_model->add_option("--top-p", model->top_p, "of sampling")->capture_default_str();
   of_model->add_option("--repeat", model->repeat, "rounds; the median counts")

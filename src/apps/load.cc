@@ -39,32 +39,6 @@ Result<KvFormat> ParseKvFormat(const std::string& name) {
   return Fail(Code::kInvalidArgument, "--kv-cache-dtype {}: expected auto, bf16 or fp8", name);
 }
 
-// --device auto, cpu, cuda or cuda:N. auto: the first GPU, if there is one that can be used.
-Result<const kernels::OpTable*> ChooseOps(const std::string& device) {
-  if (device == "cpu") return &kernels::CpuOps();
-  if (device == "auto") {
-    const auto ops = kernels::CudaOps();
-    if (ops) return *ops;
-    LogInfo("{}", ops.error().message());
-    return &kernels::CpuOps();
-  }
-  int index = 0;
-  if (device != "cuda") {
-    const std::string_view number =
-        device.starts_with("cuda:") ? std::string_view(device).substr(5) : std::string_view();
-    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), index);
-    if (number.empty() || error != std::errc() || end != number.data() + number.size()) {
-      return Fail(Code::kInvalidArgument, "--device {}: expected auto, cpu, cuda or cuda:N",
-                  device);
-    }
-  }
-  const auto ops = kernels::CudaOps(index);
-  if (!ops)
-    return Fail(Code::kUnsupported, "--device {}: {}; use --device cpu", device,
-                ops.error().message());
-  return *ops;
-}
-
 // A file that a checkpoint need not have.
 Result<std::optional<std::string>> ReadOptional(const formats::Checkpoint& checkpoint,
                                                 std::string_view name) {
@@ -185,8 +159,34 @@ int Report(const Error& error) {
   return error.code() == Code::kInvalidArgument || error.code() == Code::kUnsupported ? 2 : 1;
 }
 
+// --device auto, cpu, cuda or cuda:N. auto: the first GPU, if there is one that can be used.
+Result<const kernels::OpTable*> ChooseOps(const std::string& device) {
+  if (device == "cpu") return &kernels::CpuOps();
+  if (device == "auto") {
+    const auto ops = kernels::CudaOps();
+    if (ops) return *ops;
+    LogInfo("{}", ops.error().message());
+    return &kernels::CpuOps();
+  }
+  int index = 0;
+  if (device != "cuda") {
+    const std::string_view number =
+        device.starts_with("cuda:") ? std::string_view(device).substr(5) : std::string_view();
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), index);
+    if (number.empty() || error != std::errc() || end != number.data() + number.size()) {
+      return Fail(Code::kInvalidArgument, "--device {}: expected auto, cpu, cuda or cuda:N",
+                  device);
+    }
+  }
+  const auto ops = kernels::CudaOps(index);
+  if (!ops)
+    return Fail(Code::kUnsupported, "--device {}: {}; use --device cpu", device,
+                ops.error().message());
+  return *ops;
+}
+
 Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage,
-                               models::LinearObserver* observer) {
+                               models::LinearObserver* observer, kernels::OpProfile* profile) {
   const auto tell = [&](std::string_view name, double fraction) {
     if (stage) stage(name, fraction);
   };
@@ -238,12 +238,13 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   {
     tell("loading weights", 0);
     Progress progress("loading weights", StoredBytes(*checkpoint));
-    NIBBLE_ASSIGN(model, models::LoadModel(*checkpoint, {.ops = ops,
-                                                         .pool = loaded.pool.get(),
-                                                         .activations = activations,
-                                                         .max_positions = options.max_model_len,
-                                                         .progress = &progress,
-                                                         .observer = observer}));
+    NIBBLE_ASSIGN(
+        model, models::LoadModel(*checkpoint, {.ops = profile != nullptr ? &profile->table() : ops,
+                                               .pool = loaded.pool.get(),
+                                               .activations = activations,
+                                               .max_positions = options.max_model_len,
+                                               .progress = &progress,
+                                               .observer = observer}));
   }
   tell("planning memory", 1);
   NIBBLE_ASSIGN(loaded.engine,

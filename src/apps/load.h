@@ -11,6 +11,7 @@
 #include "base/thread_pool.h"
 #include "engine/engine.h"
 #include "formats/checkpoint.h"
+#include "kernels/profile.h"
 #include "text/tokenizer.h"
 
 namespace nibble::apps {
@@ -55,9 +56,12 @@ Result<std::unique_ptr<formats::Checkpoint>> OpenModel(const std::string& path,
 int64_t StoredBytes(const formats::Checkpoint& checkpoint);
 
 // Opens, checks, loads and plans; prints the kernels, the memory plan and the bytes per token.
-// observer: hears the inputs of every linear; outlives the model.
+// observer: hears the inputs of every linear; outlives the model. profile: of the device's ops.
 Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage = {},
-                               models::LinearObserver* observer = nullptr);
+                               models::LinearObserver* observer = nullptr,
+                               kernels::OpProfile* profile = nullptr);
+// The ops that --device means.
+Result<const kernels::OpTable*> ChooseOps(const std::string& device);
 
 // "42 tokens, 81.3 tokens/s, 12.3 ms/token, 6.2 GB/s (78 % of 8.0 GB/s)": how a generation ends.
 std::string SpeedLine(const LoadedModel& model, int64_t tokens, double seconds);

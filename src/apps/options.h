@@ -71,6 +71,7 @@ struct BenchModelOptions {
   std::vector<int64_t> contexts = {0};  // tokens assumed in the cache before the prompt
   int64_t decode = 128;
   int repeat = 3;
+  bool profile = false;
   double temperature = 0;
   double top_p = 1;
   bool json = false;

@@ -23,6 +23,12 @@ class DeviceGraph {
   virtual void Launch() = 0;
 };
 
+// A moment on a device's stream.
+class DeviceMark {
+ public:
+  virtual ~DeviceMark() = default;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -53,6 +59,10 @@ class Device {
 
   // Records what `launch` launches. Null where nothing is recorded: call it every time instead.
   virtual std::unique_ptr<DeviceGraph> Record(const std::function<void()>& launch) = 0;
+
+  virtual std::unique_ptr<DeviceMark> Mark() = 0;
+  // Of two marks that the device has passed.
+  virtual double SecondsBetween(const DeviceMark& begin, const DeviceMark& end) = 0;
 
   // Empty while all is well; else why the device can no longer be used.
   virtual std::string failure() const = 0;

@@ -1,4 +1,4 @@
-#include <cstdlib>
+#include <chrono>
 #include <cstring>
 
 #include "device/buffer.h"
@@ -7,6 +7,10 @@
 
 namespace nibble {
 namespace {
+
+struct HostMark final : DeviceMark {
+  std::chrono::steady_clock::time_point time = std::chrono::steady_clock::now();
+};
 
 class Host final : public Device {
  public:
@@ -29,6 +33,12 @@ class Host final : public Device {
   }
   void Synchronize() override {}
   std::unique_ptr<DeviceGraph> Record(const std::function<void()>&) override { return nullptr; }
+  std::unique_ptr<DeviceMark> Mark() override { return std::make_unique<HostMark>(); }
+  double SecondsBetween(const DeviceMark& begin, const DeviceMark& end) override {
+    return std::chrono::duration<double>(static_cast<const HostMark&>(end).time -
+                                         static_cast<const HostMark&>(begin).time)
+        .count();
+  }
   std::string failure() const override { return ""; }
 
  private:

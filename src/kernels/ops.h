@@ -538,6 +538,8 @@ struct OpTable {
   std::string_view
       variant;  // "avx512", "avx2", "neon", "generic": which kernels were chosen, for `doctor`
 
+  bool recordable = true;  // launches may be recorded and replayed (Device::Record)
+
   // Measured, in bytes per second: what decoding cannot outrun. Null: of the host's memory
   // (MeasureReadBandwidth).
   double (*read_bandwidth)() = nullptr;

@@ -20,11 +20,12 @@ class StepGraphs {
   static constexpr int64_t kMaxTokens = 256;
 
   // Runs `launch`, a step over `batch` as ops see it, or its recording.
-  void Run(Device& device, const Batch& batch, const KvPool& kv,
+  void Run(const kernels::OpTable& ops, const Batch& batch, const KvPool& kv,
            const std::function<void()>& launch) {
     const auto tokens = static_cast<int64_t>(batch.tokens.size());
     const bool decode = batch.kv_len.size() == batch.tokens.size();
-    if (device.host_memory() || !enabled_ || !decode || tokens > kMaxTokens) return launch();
+    Device& device = *ops.device;
+    if (device.host_memory() || !ops.recordable || !decode || tokens > kMaxTokens) return launch();
     const Shape shape = {.tokens = tokens,
                          .rows = static_cast<int64_t>(batch.logits_rows.size()),
                          .page_stride = batch.max_pages,
@@ -36,8 +37,6 @@ class StepGraphs {
     entry->second->Launch();
   }
 
-  void set_enabled(bool enabled) { enabled_ = enabled; }
-
  private:
   struct Shape {
     int64_t tokens = 0;
@@ -47,7 +46,6 @@ class StepGraphs {
     auto operator<=>(const Shape&) const = default;
   };
 
-  bool enabled_ = true;
   std::map<Shape, std::unique_ptr<DeviceGraph>> graphs_;
 };
 

@@ -67,6 +67,19 @@ class CudaGraph final : public DeviceGraph {
   cudaStream_t stream_;
 };
 
+class CudaMark final : public DeviceMark {
+ public:
+  explicit CudaMark(cudaStream_t stream) {
+    cudaEventCreate(&event_);
+    cudaEventRecord(event_, stream);
+  }
+  ~CudaMark() override { cudaEventDestroy(event_); }
+  cudaEvent_t event() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 class Cuda final : public Device {
  public:
   static Result<std::unique_ptr<Cuda>> Create(int index) {
@@ -148,6 +161,14 @@ class Cuda final : public Device {
     cudaGraphDestroy(graph);
     if (executable == nullptr) return nullptr;
     return std::make_unique<CudaGraph>(executable, stream_);
+  }
+
+  std::unique_ptr<DeviceMark> Mark() override { return std::make_unique<CudaMark>(stream_); }
+  double SecondsBetween(const DeviceMark& begin, const DeviceMark& end) override {
+    float milliseconds = 0;
+    Check(cudaEventElapsedTime(&milliseconds, static_cast<const CudaMark&>(begin).event(),
+                               static_cast<const CudaMark&>(end).event()));
+    return milliseconds * 1e-3;
   }
 
   std::string failure() const override {

@@ -175,7 +175,7 @@ void Decoder::Embed(const Batch& batch, uint16_t* out) const {
 
 const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
   const Batch placed = inputs_.Place(batch, info_.rope_long_rows, *ops_->device);
-  graphs_.Run(*ops_->device, placed, kv, [&] {
+  graphs_.Run(*ops_, placed, kv, [&] {
     Embed(placed, x_);
     RunStack(Step(placed, kv), stack_);
   });
