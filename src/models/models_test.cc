@@ -219,8 +219,8 @@ TEST_P(ModelsTest, MatchesReference) {
   ModelRunner(*reference, expected_pool).Run(expected, kMaxStep);
   ModelRunner(*fast, actual_pool).Run(actual, kMaxStep);
   // Both round activations to BF16 at the same points, so they differ by roundings that fell the
-  // other way.
-  ExpectNearLogits(expected, actual, 0.02, FarShare(*fast));
+  // other way. Tensor cores multiply attention's weights in BF16: another rounding.
+  ExpectNearLogits(expected, actual, on_host() ? 0.02 : 0.03, FarShare(*fast));
 }
 
 TEST_P(ModelsTest, PrefillEqualsTokenByToken) {
