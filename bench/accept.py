@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Measures a GPU with made-up weights at the true shapes of published models, and prints a table.
+
+    bench/accept.py NIBBLE [--models 30b,next,...] [--json FILE]
+
+Every row is a shape of `nibble bench model configs/NAME --load-format dummy`. Context 1,024, FP8 KV cache (gpt-oss: BF16), greedy, no speculation; the read ceiling is measured in the same run.
+"""
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+FP8 = ["--kv-cache-dtype", "fp8"]
+
+# name, config, policy of the weights, KV format, [(kind, prompt, batch, context)]
+DECODE, BATCH, PREFILL, LONG = ("decode", 960, 1, 0), ("batch", 960, 64, 0), ("prefill", 8192, 1, 0), "context"
+MODELS = [
+    ("30b", "Qwen3-30B-A3B", "config", FP8, [DECODE, BATCH, PREFILL]),
+    ("next", "Qwen3-Next-80B-A3B", "config", FP8,
+     [DECODE, BATCH, PREFILL, (LONG, 64, 1, 1024), (LONG, 64, 1, 32768), (LONG, 64, 1, 131072)]),
+    ("next-4bit", "Qwen3-Next-80B-A3B", "all-4bit", FP8, [DECODE]),
+    ("70b", "Llama-3.3-70B", "config", FP8, [DECODE, BATCH, PREFILL]),
+    ("gpt-oss", "gpt-oss-120b", "config", [], [DECODE]),
+]
+
+
+def groups(shapes):
+    """Shapes that one process measures: equal prompts, all batches times all contexts."""
+    kinds = [[s for s in shapes if s[0] in ("decode", "batch")], [s for s in shapes if s[0] == "prefill"],
+             [s for s in shapes if s[0] == LONG]]
+    return [group for group in kinds if group]
+
+
+def run(nibble, config, policy, kv, group, device):
+    command = [nibble, "bench", "model", str(CONFIGS / config), "--device", device, "--load-format", "dummy",
+               "--dummy-policy", policy, "--max-num-batched-tokens", "8192", "--json", "--repeat", "1", *kv,
+               "--decode", "2" if group[0][0] == "prefill" else "64", "--prompt", str(group[0][1]),
+               "--batch", ",".join(str(b) for b in sorted({s[2] for s in group})),
+               "--context", ",".join(str(c) for c in sorted({s[3] for s in group}))]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        return [{"kind": group[0][0], "error": " ".join(result.stderr.strip().splitlines()[-1:])}]
+    figures = json.loads(result.stdout)
+    figures = figures if isinstance(figures, list) else [figures]
+    for figure in figures:
+        figure.update(config=config, policy=policy, kind=group[0][0])
+    return figures
+
+
+def line(config, policy, row):
+    if "error" in row:
+        return f"| {config} ({policy}) | {row['kind']} | failed: {row['error']} | | | |"
+    if row["kind"] == "prefill":
+        return (f"| {config} ({policy}) | prefill of {row['prompt']} | {row['prefill_tokens_per_second']:.0f} | | | "
+                f"{row['last_logits'][0]} |")
+    what = f"decode behind {row['context']}" if row["kind"] == LONG else f"decode, batch {row['batch']}"
+    return (f"| {config} ({policy}) | {what} | {row['decode_tokens_per_second']:.0f} | {row['milliseconds_per_step']:.3f} | "
+            f"{row['decode_bytes_per_second'] / 1e9:.0f} of {row['read_bytes_per_second'] / 1e9:.0f} | {row['last_logits'][0]} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nibble")
+    parser.add_argument("--models", default=",".join(m[0] for m in MODELS), help="default: all")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--json", help="file for all figures")
+    options = parser.parse_args()
+    rows = []
+    print("| model | what | tokens/s | ms per step | GB/s of weights, of the read ceiling | last logits |")
+    print("|---|---|---:|---:|---:|---|", flush=True)
+    for name, config, policy, kv, shapes in MODELS:
+        if name not in options.models.split(","):
+            continue
+        for group in groups(shapes):
+            for row in run(options.nibble, config, policy, kv, group, options.device):
+                rows.append(row)
+                print(line(config, policy, row), flush=True)
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(rows, indent=1))
+    return 1 if any("error" in row for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
