@@ -58,8 +58,10 @@ Result<Conversation> Conversation::Open(const ModelOptions& options) {
                                  .names = {options.model},
                                  .root = loaded.path,
                                  .tokenizer_config_json = loaded.tokenizer_config_json,
+                                 .special_tokens_map_json = loaded.special_tokens_map_json,
                                  .generation_config_json = loaded.generation_config_json,
                                  .chat_template = loaded.chat_template,
+                                 .tool_use_template = loaded.tool_use_template,
                              }));
   return Conversation(std::move(loaded), std::move(served));
 }

@@ -77,16 +77,21 @@ Result<std::shared_ptr<const text::Tokenizer>> LoadTokenizer(const formats::Chec
   return std::make_shared<const text::Tokenizer>(std::move(*tokenizer));
 }
 
-// The usual template, "" if the checkpoint has none.
-Result<std::string> FindChatTemplate(const formats::Checkpoint& checkpoint,
-                                     std::optional<std::string> tokenizer_config) {
+// The usual template, and that of requests with tools where it is another one.
+Status FindChatTemplates(const formats::Checkpoint& checkpoint,
+                         std::optional<std::string> tokenizer_config, LoadedModel* loaded) {
   text::ChatTemplateFiles files{.tokenizer_config_json = std::move(tokenizer_config)};
   NIBBLE_ASSIGN(files.chat_template_jinja, ReadOptional(checkpoint, "chat_template.jinja"));
   NIBBLE_ASSIGN(files.chat_template_json, ReadOptional(checkpoint, "chat_template.json"));
+  NIBBLE_ASSIGN(std::optional<std::string> tool_use,
+                ReadOptional(checkpoint, "additional_chat_templates/tool_use.jinja"));
+  if (tool_use) files.additional.emplace_back("tool_use", *std::move(tool_use));
   NIBBLE_ASSIGN(const text::ChatTemplateSources sources, text::ChatTemplateSources::Load(files));
-  if (sources.empty()) return std::string();
-  NIBBLE_ASSIGN(const std::string_view source, sources.Select(false));
-  return std::string(source);
+  if (sources.empty()) return {};
+  NIBBLE_ASSIGN(loaded->chat_template, sources.Select(false));
+  NIBBLE_ASSIGN(loaded->tool_use_template, sources.Select(true));
+  if (loaded->tool_use_template == loaded->chat_template) loaded->tool_use_template.clear();
+  return {};
 }
 
 void PrintSummary(const LoadedModel& model, const kernels::OpTable& ops) {
@@ -210,12 +215,15 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                 ReadOptional(*checkpoint, "tokenizer_config.json"));
   NIBBLE_ASSIGN(const std::optional<std::string> generation_config,
                 ReadOptional(*checkpoint, "generation_config.json"));
+  NIBBLE_ASSIGN(const std::optional<std::string> special_tokens_map,
+                ReadOptional(*checkpoint, "special_tokens_map.json"));
   loaded.tokenizer_config_json = tokenizer_config.value_or("");
+  loaded.special_tokens_map_json = special_tokens_map.value_or("");
   loaded.generation_config_json = generation_config.value_or("");
   NIBBLE_ASSIGN(auto tokenizer,
                 LoadTokenizer(*checkpoint, loaded.tokenizer_config_json, described.vocab_size,
                               options.load_format == "dummy"));
-  NIBBLE_ASSIGN(loaded.chat_template, FindChatTemplate(*checkpoint, std::move(tokenizer_config)));
+  NIBBLE_TRY(FindChatTemplates(*checkpoint, std::move(tokenizer_config), &loaded));
   std::vector<int32_t> stop_ids = formats::StopTokenIds(*checkpoint);
   for (const int32_t id : text::FormatStopIds(*tokenizer)) {
     if (std::ranges::find(stop_ids, id) == stop_ids.end()) stop_ids.push_back(id);

@@ -21,11 +21,13 @@ struct LoadedModel {
   std::shared_ptr<engine::Engine> engine;
   std::string path;  // the resolved folder or file
   std::string tokenizer_config_json;
+  std::string special_tokens_map_json;
   std::string generation_config_json;
-  std::string chat_template;  // "" if the checkpoint has none
-  double read_bandwidth = 0;  // bytes per second, measured at start
-  std::string activations;    // "int8" or "bf16": what was chosen
-  std::string device;         // "cpu", "cuda:0 (NVIDIA H200)"
+  std::string chat_template;      // "" if the checkpoint has none
+  std::string tool_use_template;  // of requests with tools; "" where it is the same
+  double read_bandwidth = 0;      // bytes per second, measured at start
+  std::string activations;        // "int8" or "bf16": what was chosen
+  std::string device;             // "cpu", "cuda:0 (NVIDIA H200)"
 
   ~LoadedModel() { engine.reset(); }
   LoadedModel() = default;

@@ -22,8 +22,10 @@ Result<server::ServedModelOptions> DescribeService(const ServeOptions& options,
       .names = options.served_model_names,
       .root = options.model.model,
       .tokenizer_config_json = loaded.tokenizer_config_json,
+      .special_tokens_map_json = loaded.special_tokens_map_json,
       .override_generation_config = options.override_generation_config,
       .chat_template = loaded.chat_template,
+      .tool_use_template = loaded.tool_use_template,
       .default_chat_template_kwargs = options.default_chat_template_kwargs,
       .tool_parser = options.tool_parser,
       .reasoning_parser = options.reasoning_parser,
@@ -39,6 +41,7 @@ Result<server::ServedModelOptions> DescribeService(const ServeOptions& options,
   }
   if (!options.chat_template.empty()) {
     NIBBLE_ASSIGN(served.chat_template, ReadFile(options.chat_template, 1 << 20));
+    served.tool_use_template.clear();
   }
   return served;
 }

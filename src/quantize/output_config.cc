@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <map>
 #include <string_view>
 
@@ -12,6 +13,7 @@
 namespace nibble::quantize {
 namespace {
 
+namespace fs = std::filesystem;
 namespace json = boost::json;
 
 // Copied as they are where the source has them.
@@ -23,6 +25,7 @@ constexpr std::string_view kCopied[] = {
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
@@ -193,7 +196,10 @@ Status CopyTexts(const formats::Checkpoint& source, const std::string& folder) {
   for (const std::string_view name : kCopied) {
     const auto text = source.ReadText(name);
     if (text) {
-      NIBBLE_TRY(WriteFileAtomic(fmt::format("{}/{}", folder, name), *text));
+      const fs::path path = fs::path(folder) / name;
+      std::error_code ignored;  // the file's own error says more
+      fs::create_directories(path.parent_path(), ignored);
+      NIBBLE_TRY(WriteFileAtomic(path.string(), *text));
     } else if (text.error().code() != Code::kNotFound) {
       return tl::unexpected(text.error());
     }

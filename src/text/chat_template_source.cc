@@ -43,11 +43,25 @@ Result<Templates> ReadKey(std::string_view text, std::string_view file) {
   return templates;
 }
 
-// A special token is a string or {"content": string, ...}.
-void AddToken(std::string_view name, const json::value& value, json::object* tokens) {
+// A special token is a string or {"content": string, ...}; anything else removes it.
+void SetToken(std::string_view name, const json::value& value, json::object* tokens) {
   const json::value* text = &value;
   if (const json::object* object = value.if_object()) text = object->if_contains("content");
-  if (text != nullptr && text->is_string()) (*tokens)[name] = text->get_string();
+  if (text != nullptr && text->is_string()) {
+    (*tokens)[name] = text->get_string();
+  } else {
+    tokens->erase(name);
+  }
+}
+
+// Those of one file.
+void SetTokens(const json::object& file, json::object* tokens) {
+  for (const auto& [key, value] : file) {
+    if (std::string_view(key).ends_with("_token")) SetToken(key, value, tokens);
+  }
+  const json::value* extra = file.if_contains("extra_special_tokens");
+  if (extra == nullptr || !extra->is_object()) return;
+  for (const auto& [key, value] : extra->get_object()) SetToken(key, value, tokens);
 }
 
 }  // namespace
@@ -103,16 +117,19 @@ Result<std::string_view> ChatTemplateSources::Named(std::string_view name) const
               Names());
 }
 
-Result<json::object> SpecialTokenVariables(std::string_view tokenizer_config_json) {
-  NIBBLE_ASSIGN(const json::object config,
-                ParseObject(tokenizer_config_json, "tokenizer_config.json"));
+Result<json::object> SpecialTokenVariables(std::string_view tokenizer_config_json,
+                                           std::string_view special_tokens_map_json) {
   json::object tokens;
-  for (const auto& [key, value] : config) {
-    if (std::string_view(key).ends_with("_token")) AddToken(key, value, &tokens);
+  if (!tokenizer_config_json.empty()) {
+    NIBBLE_ASSIGN(const json::object config,
+                  ParseObject(tokenizer_config_json, "tokenizer_config.json"));
+    SetTokens(config, &tokens);
+    if (config.contains("added_tokens_decoder")) return tokens;
   }
-  const json::value* extra = config.if_contains("extra_special_tokens");
-  if (extra != nullptr && extra->is_object()) {
-    for (const auto& [key, value] : extra->get_object()) AddToken(key, value, &tokens);
+  if (!special_tokens_map_json.empty()) {
+    NIBBLE_ASSIGN(const json::object map,
+                  ParseObject(special_tokens_map_json, "special_tokens_map.json"));
+    SetTokens(map, &tokens);
   }
   return tokens;
 }

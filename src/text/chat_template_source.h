@@ -51,8 +51,10 @@ class ChatTemplateSources {
 // The special tokens that a template may print, by name, as transformers passes them: every
 // "..._token" of tokenizer_config.json (bos_token, image_token, ...) and every entry of its object
 // extra_special_tokens; each is a string or {"content": string}, and null or anything else means
-// that there is none. Lists of tokens without a name are left out. kCorruption when the file is not
-// a JSON object.
-Result<boost::json::object> SpecialTokenVariables(std::string_view tokenizer_config_json);
+// that there is none. Lists of tokens without a name are left out. special_tokens_map.json has the
+// same form and the last word, unless the config has added_tokens_decoder, as all newer ones do.
+// Both may be empty. kCorruption when a file is not a JSON object.
+Result<boost::json::object> SpecialTokenVariables(std::string_view tokenizer_config_json,
+                                                  std::string_view special_tokens_map_json = {});
 
 }  // namespace nibble::text

@@ -78,5 +78,21 @@ TEST(ChatTemplateSource, SpecialTokens) {
   EXPECT_TRUE(SpecialTokenVariables(R"({"extra_special_tokens": ["<x>"]})")->empty());
 }
 
+// transformers 5 merges the map over the config, unless the config describes its added tokens.
+TEST(ChatTemplateSource, SpecialTokensOfTheMap) {
+  constexpr std::string_view kMap =
+      R"({"bos_token": {"content": "<b>", "lstrip": false}, "eos_token": "<map>", "pad_token": null,
+          "additional_special_tokens": ["<a>"]})";
+  EXPECT_EQ(
+      *SpecialTokenVariables(R"({"eos_token": "<e>", "pad_token": "<p>", "unk_token": "u"})", kMap),
+      (boost::json::object{{"eos_token", "<map>"}, {"unk_token", "u"}, {"bos_token", "<b>"}}));
+  EXPECT_EQ(*SpecialTokenVariables("", kMap),
+            (boost::json::object{{"bos_token", "<b>"}, {"eos_token", "<map>"}}));
+  EXPECT_EQ(*SpecialTokenVariables(R"({"eos_token": "<e>", "added_tokens_decoder": {}})", kMap),
+            (boost::json::object{{"eos_token", "<e>"}}));
+  EXPECT_NE(SpecialTokenVariables("{}", "[]").error().message().find("special_tokens_map.json"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace nibble::text

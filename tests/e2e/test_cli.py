@@ -77,7 +77,7 @@ def test_a_missing_model_says_what_was_tried():
 
 
 @pytest.mark.parametrize("flag, value, hint", [
-    ("--device", "tpu", "auto, cpu or cuda"), ("--cpu-activations", "int3", "bf16 or int8"),
+    ("--device", "tpu", "auto, cpu, cuda or cuda:N"), ("--cpu-activations", "int3", "bf16 or int8"),
     ("--kv-cache-dtype", "int2", "bf16 or fp8"), ("--max-model-len", "many", "32k"), ("--block-size", "17", "17")])
 def test_bad_values_are_named_with_what_is_allowed(flag, value, hint, tiny):
     done = nibble("run", tiny, "hello", flag, value)
@@ -284,22 +284,33 @@ def test_chat_keeps_turns_and_leaves_on_end_of_input():
     assert process.wait(timeout=30) == 0
 
 
+def wait_until_ready(process, port):
+    started = time.monotonic()
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            pass
+        assert process.poll() is None and time.monotonic() - started < 60
+        time.sleep(0.05)
+
+
+def post(port, path, body):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(),
+                                     {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
 @needs_model
 def test_serve_starts_refuses_a_used_port_and_stops_on_sigterm():
     port = free_port()
     process = subprocess.Popen([NIBBLE, "serve", MODEL, "--port", str(port), "--max-model-len", "512"],
                                stderr=subprocess.PIPE, text=True)
     try:
-        started = time.monotonic()
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-                    if answer.status == 200:
-                        break
-            except OSError:
-                pass
-            assert process.poll() is None and time.monotonic() - started < 60
-            time.sleep(0.05)
+        wait_until_ready(process, port)
         second = nibble("serve", MODEL, "--port", port)
         assert second.returncode != 0 and str(port) in second.stderr and "--port" in second.stderr
     finally:
@@ -307,6 +318,49 @@ def test_serve_starts_refuses_a_used_port_and_stops_on_sigterm():
         log = process.communicate(timeout=60)[1]
     assert process.returncode == 0
     assert "Application startup complete" in log and f"127.0.0.1:{port}" in log
+
+
+def byte_tokenizer():
+    """tokenizer.json whose ids are bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {"type": "BPE", "vocab": {letters[byte]: byte for byte in range(256)}, "merges": []}
+    return {"added_tokens": [], "normalizer": None, "pre_tokenizer": level, "post_processor": None, "decoder": level,
+            "model": model}
+
+
+@pytest.mark.parametrize("form", ["list", "files"])
+def test_requests_with_tools_take_the_template_for_tools(tmp_path, tiny, form):
+    default, for_tools = "plain {{ messages[0].content }}", "{{ bos_token }}{{ tools[0].function.name }}: tools"
+    model = pathlib.Path(shutil.copytree(tiny, tmp_path / "model"))
+    (model / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    (model / "special_tokens_map.json").write_text('{"bos_token": {"content": "B"}}')
+    config = {}
+    if form == "list":
+        config = {"chat_template": [{"name": "default", "template": default}, {"name": "tool_use", "template": for_tools}]}
+    else:
+        (model / "chat_template.jinja").write_text(default)
+        (model / "additional_chat_templates").mkdir()
+        (model / "additional_chat_templates/tool_use.jinja").write_text(for_tools)
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    port = free_port()
+    process = subprocess.Popen([NIBBLE, "serve", model, "--port", str(port), "--device", "cpu"], stderr=subprocess.PIPE)
+    try:
+        wait_until_ready(process, port)
+        chat = {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": False}
+        tools = {"tools": [{"type": "function", "function": {"name": "add", "parameters": {}}}]}
+        assert bytes(post(port, "/tokenize", chat)["tokens"]) == b"plain Hi"
+        assert bytes(post(port, "/tokenize", chat | tools)["tokens"]) == b"Badd: tools"
+        done = post(port, "/v1/chat/completions", chat | tools | {"max_tokens": 2})
+        assert done["usage"]["prompt_tokens"] == len("Badd: tools")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    quantised = tmp_path / "quantised"
+    assert nibble("quantize", model, quantised, "--format", "bf16").returncode == 0
+    assert (quantised / "additional_chat_templates/tool_use.jinja").exists() == (form == "files")
 
 
 def start_loading(tmp_path, command):

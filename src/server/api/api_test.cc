@@ -263,6 +263,40 @@ TEST(Tools, ReachTheModelWithoutTemplateSupport) {
   EXPECT_EQ(without.find("add"), std::string::npos);
 }
 
+// A second template takes the requests with tools, with its own parsers and form of calls.
+TEST(Tools, ATemplateOfTheirOwn) {
+  ServedModelOptions model;
+  model.chat_template = "plain {{ messages[0].content }}";
+  model.tool_use_template =
+      "{{ tools | length }} tools{% for m in messages %}{% if m.tool_calls %}"
+      "[TOOL_CALLS]{{ 'text' if m.tool_calls[0].function.arguments is string }}"
+      "{{ m.tool_calls[0].function.name ~ m.tool_calls[0].function.arguments }}{% endif %}"
+      "{% endfor %}";
+  TestServer server(
+      [](const engine::Request&, FakeStream& stream) {
+        stream.Prompt();
+        stream.Text("[TOOL_CALLS][{\"name\": \"add\", \"arguments\": {\"a\": 1}}]");
+        stream.Done();
+      },
+      {}, model);
+  const auto prompt = [&](size_t request) {
+    return server.engine->tokenizer().Decode(server.engine->submitted().at(request).tokens, false);
+  };
+  const json::value answer =
+      server.PostJson(kChatPath, std::string(R"({"messages":[{"role":"user","content":"x"},
+          {"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function",
+           "function":{"name":"add","arguments":"{\"a\": 2}"}}]}],)") +
+                                     kTools + "}");
+  EXPECT_EQ(prompt(0), "1 tools[TOOL_CALLS]textadd{\"a\": 2}");
+  const auto& choice = answer.at("choices").at(0);
+  EXPECT_EQ(choice.at("finish_reason"), "tool_calls");
+  EXPECT_EQ(choice.at("message").at("tool_calls").at(0).at("function").at("name"), "add");
+  server.PostJson(kChatPath, Hello());
+  server.PostJson(kChatPath, Hello(std::string(kTools) + R"(,"tool_choice":"none")"));
+  EXPECT_EQ(prompt(1).substr(0, 6), "plain ");
+  EXPECT_EQ(prompt(2), prompt(1));
+}
+
 // gpt-oss: the format is found by the template, and the history goes through it.
 TEST(Tools, HarmonyThroughTheTemplate) {
   ServedModelOptions model;

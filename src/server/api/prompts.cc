@@ -60,7 +60,8 @@ void SetHarmonyThinking(json::object& message) {
 }
 
 // The request's template variables over the server's defaults; only those the template reads.
-json::object TemplateVariables(const ServedModel& model, const ChatRequest& request) {
+json::object TemplateVariables(const ServedModel& model, const text::ChatTemplate& chat_template,
+                               const ChatRequest& request) {
   json::object wanted = model.default_kwargs;
   if (!request.reasoning_effort.empty()) {
     wanted["reasoning_effort"] = request.reasoning_effort;
@@ -72,7 +73,7 @@ json::object TemplateVariables(const ServedModel& model, const ChatRequest& requ
   for (const auto& [name, value] : request.chat_template_kwargs) wanted[name] = value;
   json::object variables;
   for (const auto& [name, value] : wanted) {
-    if (model.chat_template->Mentions(name)) variables[name] = value;
+    if (chat_template.Mentions(name)) variables[name] = value;
   }
   return variables;
 }
@@ -109,33 +110,35 @@ struct Rendered {
 };
 
 ApiResult<Rendered> Render(const ServedModel& model, const ChatRequest& request) {
-  if (!model.chat_template) {
+  const bool use_tools =
+      !request.tools.empty() && request.tool_choice != ChatRequest::ToolChoice::kNone;
+  const ServedTemplate* const served = model.TemplateFor(use_tools);
+  if (served == nullptr) {
     return Refuse(
         "messages",
         "messages: this model comes without a chat template; use /v1/completions, or start "
         "the server with --chat-template");
   }
   Rendered result;
-  result.start.parsers = model.parsers;
-  const bool use_tools =
-      !request.tools.empty() && request.tool_choice != ChatRequest::ToolChoice::kNone;
-  json::object variables = TemplateVariables(model, request);
+  result.start.parsers = served->parsers;
+  const text::ChatTemplate& chat_template = served->chat_template;
+  json::object variables = TemplateVariables(model, chat_template, request);
   json::array messages = request.messages;
-  const bool template_knows_tools = model.chat_template->Mentions("tools");
+  const bool template_knows_tools = chat_template.Mentions("tools");
   if (use_tools && !template_knows_tools) {
     AddToSystemMessage(messages, DescribeTools(request.tools));
     result.start.parsers.tools = "hermes";
   }
   if (!use_tools) result.start.parsers.tools = "none";
-  if (!model.chat_template->Mentions("developer")) {
+  if (!chat_template.Mentions("developer")) {
     for (json::value& message : messages) {
       json::value& role = message.get_object()["role"];
       if (role == "developer") role = "system";
     }
   }
   for (json::value& message : messages) {
-    text::ApplyToolCallForm(model.tool_call_form, &message.get_object());
-    if (model.parsers.reasoning == "openai_gptoss") SetHarmonyThinking(message.get_object());
+    text::ApplyToolCallForm(served->tool_call_form, &message.get_object());
+    if (served->parsers.reasoning == "openai_gptoss") SetHarmonyThinking(message.get_object());
   }
   variables["messages"] = std::move(messages);
   variables["tools"] =
@@ -144,7 +147,7 @@ ApiResult<Rendered> Render(const ServedModel& model, const ChatRequest& request)
       request.documents.empty() ? json::value(nullptr) : json::value(request.documents);
   variables["add_generation_prompt"] = request.add_generation_prompt;
 
-  auto prompt = model.chat_template->Render(variables, model.special_tokens);
+  auto prompt = chat_template.Render(variables, model.special_tokens);
   if (!prompt) {
     return Refuse("messages", "messages: {}", prompt.error().Context("chat template").message());
   }
@@ -159,7 +162,7 @@ ApiResult<Rendered> Render(const ServedModel& model, const ChatRequest& request)
   if (thinking != nullptr && thinking->is_bool()) enable_thinking = thinking->get_bool();
   result.start.start =
       text::ChooseStart(result.start.parsers.reasoning, result.prompt.text, enable_thinking,
-                        model.chat_template->Mentions("enable_thinking"));
+                        chat_template.Mentions("enable_thinking"));
   return result;
 }
 

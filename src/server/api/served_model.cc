@@ -57,6 +57,24 @@ size_t LongestToken(const text::Tokenizer& tokenizer) {
   return longest;
 }
 
+text::ParserNames ParsersFor(std::string_view source, const ServedModelOptions& options) {
+  text::ParserNames names = text::ChooseParsers(source);
+  if (options.tool_parser != "auto") names.tools = options.tool_parser;
+  if (options.reasoning_parser != "auto") names.reasoning = options.reasoning_parser;
+  return names;
+}
+
+// nullopt where the source is empty.
+Result<std::optional<ServedTemplate>> MakeTemplate(const std::string& source,
+                                                   const ServedModelOptions& options,
+                                                   const json::object& special_tokens) {
+  if (source.empty()) return std::nullopt;
+  auto compiled = text::ChatTemplate::Compile(source);
+  if (!compiled) return tl::unexpected(compiled.error().Context("chat template"));
+  const text::ToolCallForm form = text::ProbeToolCallForm(*compiled, special_tokens);
+  return ServedTemplate{std::move(*compiled), form, ParsersFor(source, options)};
+}
+
 }  // namespace
 
 bool ServedModel::Answers(std::string_view model_name) const {
@@ -75,10 +93,9 @@ Result<std::shared_ptr<const ServedModel>> MakeServedModel(ServedModelOptions op
   model->max_logprobs = options.max_logprobs;
   model->longest_token_bytes = LongestToken(model->tokenizer());
 
-  if (!options.tokenizer_config_json.empty()) {
-    NIBBLE_ASSIGN(model->special_tokens,
-                  text::SpecialTokenVariables(options.tokenizer_config_json));
-  }
+  NIBBLE_ASSIGN(
+      model->special_tokens,
+      text::SpecialTokenVariables(options.tokenizer_config_json, options.special_tokens_map_json));
   NIBBLE_ASSIGN(json::object generation,
                 ParseObject(options.generation_config_json, "generation_config.json"));
   NIBBLE_ASSIGN(const json::object overrides,
@@ -88,17 +105,11 @@ Result<std::shared_ptr<const ServedModel>> MakeServedModel(ServedModelOptions op
   NIBBLE_ASSIGN(model->default_kwargs, ParseObject(options.default_chat_template_kwargs,
                                                    "--default-chat-template-kwargs"));
 
-  if (!options.chat_template.empty()) {
-    auto compiled = text::ChatTemplate::Compile(options.chat_template);
-    if (!compiled) return tl::unexpected(compiled.error().Context("chat template"));
-    model->chat_template = std::move(*compiled);
-    model->tool_call_form = text::ProbeToolCallForm(*model->chat_template, model->special_tokens);
-  }
-  const text::ParserNames found = text::ChooseParsers(options.chat_template);
-  model->parsers.tools = options.tool_parser == "auto" ? found.tools : options.tool_parser;
-  model->parsers.reasoning =
-      options.reasoning_parser == "auto" ? found.reasoning : options.reasoning_parser;
-  NIBBLE_TRY(text::AnswerParser::Make({.names = model->parsers}));
+  NIBBLE_TRY(text::AnswerParser::Make({.names = ParsersFor(options.chat_template, options)}));
+  NIBBLE_ASSIGN(model->chat_template,
+                MakeTemplate(options.chat_template, options, model->special_tokens));
+  NIBBLE_ASSIGN(model->tool_use_template,
+                MakeTemplate(options.tool_use_template, options, model->special_tokens));
   return model;
 }
 
