@@ -249,6 +249,13 @@ TEST_F(StackedExpertsTest, BlocksAsGptOssStoresThem) {
   EXPECT_EQ(DequantizeElement(up->view, 1, 0), 2.0f * 8);   // row 3: code 4, scale 2^3
   EXPECT_EQ(*checkpoint->ReadExpertBias("e", 0, "up_proj", 2, layout), (std::vector<float>{2, 4}));
   EXPECT_EQ(*checkpoint->ReadExpertBias("e", 0, "gate_proj", 2, {}), (std::vector<float>{1, 2}));
+  // A model whose BF16 stacks are transposed says so of its blocks, too, which are not.
+  for (const bool transposed : {false, true}) {
+    const auto same = checkpoint->ReadExpert("e", 0, "up_proj", 2, 64,
+                                             {.interleaved = true, .transposed = transposed});
+    ASSERT_TRUE(same) << same.error().message();
+    EXPECT_EQ(DequantizeAll(same->view), DequantizeAll(up->view));
+  }
   EXPECT_TRUE(checkpoint->ReadExpertBias("e", 0, "down_proj", 2, layout)->empty());
   EXPECT_EQ(checkpoint->ExpertTensors("e", 0, "up_proj"),
             (std::vector<std::string>{"e.gate_up_proj_blocks", "e.gate_up_proj_scales",

@@ -88,7 +88,7 @@ class StackClassifier {
 
   Result<StackedLinear> Classify(const ExpertLayout& layout) {
     NIBBLE_TRY(SetFormat());
-    NIBBLE_TRY(SetOrientation(layout));
+    NIBBLE_TRY(SetOrientation(linear_.stack.is_blocks ? false : layout.transposed));
     linear_.rows = ProjectionRows(projection_, linear_.stack.is_pair, linear_.n, layout);
     if (linear_.format == WeightFormat::kFp8) NIBBLE_TRY(SetFp8Blocks());
     return linear_;
@@ -184,22 +184,20 @@ class StackClassifier {
     return transposed ? Shape{experts(), columns, rows_} : Shape{experts(), rows_, columns};
   }
 
-  bool WeightFits(bool transposed) const {
-    if (linear_.stack.is_blocks && transposed) return false;
-    return weight().shape == WeightShape(transposed);
-  }
+  bool WeightFits(bool transposed) const { return weight().shape == WeightShape(transposed); }
 
   bool Fits(bool transposed) const {
     return WeightFits(transposed) && (!HasBlocks() || scale().shape == BlockScaleShape(transposed));
   }
 
-  Status SetOrientation(const ExpertLayout& layout) {
-    const bool rows_fit = Fits(false) && layout.transposed != true;
-    const bool columns_fit = Fits(true) && layout.transposed != false;
+  // transposed: as the model says, if it says so.
+  Status SetOrientation(std::optional<bool> transposed) {
+    const bool rows_fit = transposed != true && Fits(false);
+    const bool columns_fit = transposed != false && Fits(true);
     linear_.transposed = columns_fit;
     if (rows_fit != columns_fit) return {};
     if (rows_fit) return SetOrientationOfPartner();
-    return FailShapes(layout);
+    return FailShapes(transposed);
   }
 
   // Both orientations fit: the layer's other stack lies as this one does.
@@ -221,17 +219,15 @@ class StackClassifier {
         checkpoint_.path(), Quoted(weight().name), weight().shape.ToString(), linear_.n, linear_.k);
   }
 
-  Status FailShapes(const ExpertLayout& layout) const {
-    const bool transposed = layout.transposed.value_or(WeightFits(true) && !WeightFits(false));
+  Status FailShapes(std::optional<bool> wanted) const {
+    const bool transposed = wanted.value_or(WeightFits(true) && !WeightFits(false));
     if (WeightFits(transposed)) {
       return FailTensor(checkpoint_, scale(),
                         fmt::format("{} beside {} {}", BlockScaleShape(transposed).ToString(),
                                     Quoted(weight().name), weight().shape.ToString()));
     }
     std::string expected = WeightShape(transposed).ToString();
-    if (!layout.transposed && !linear_.stack.is_blocks) {
-      expected += " or " + WeightShape(true).ToString();
-    }
+    if (!wanted) expected += " or " + WeightShape(true).ToString();
     return FailTensor(checkpoint_, weight(),
                       fmt::format("{}: {} linears with N = {}, K = {}", expected,
                                   WeightFormatName(linear_.format), linear_.n, linear_.k));
