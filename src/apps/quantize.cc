@@ -118,7 +118,7 @@ Status RunQuantize(const QuantizeOptions& options) {
   NIBBLE_ASSIGN(quantize::QuantizeOptions job, ToQuantizeOptions(options, &pool));
   NIBBLE_ASSIGN(const std::string source, formats::ResolveModel(options.source));
   NIBBLE_ASSIGN(const std::string text, EvalText(options.text));
-  quantize::Calibration calibration;
+  quantize::Calibration calibration(options.smooth);
   if (options.calibrate || options.smooth) {
     NIBBLE_TRY(Calibrate(options, source, text, &calibration));
     job.calibration = &calibration;

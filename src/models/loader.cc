@@ -486,6 +486,7 @@ class Loader : public TableWalk {
         continue;
       }
       linear.k = heads.k;
+      if (out->size() == 1) LetHear(heads.prefix, &linear);  // for the stored weight as a whole
       NIBBLE_ASSIGN(const QuantSlice slice, SliceWeight(data.view, {&rows, 1}, {}));
       NIBBLE_TRY(PackSegment({&slice.view, 1}, use, &linear));
     }

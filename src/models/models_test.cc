@@ -11,8 +11,10 @@
 
 #include "base/check.h"
 #include "comm/communicator.h"
+#include "formats/float_tensor.h"
 #include "models/dummy_checkpoint.h"
 #include "models/registry.h"
+#include "numerics/bf16.h"
 #include "testing/backends.h"
 #include "testing/model_runner.h"
 
@@ -304,13 +306,15 @@ TEST_P(ModelsTest, AnObserverHearsTheInputsOfLinears) {
   if (!on_host()) return;
   class Recorder : public LinearObserver {
    public:
-    void OnInput(std::span<const std::string> modules, const uint16_t*, int64_t m,
+    void OnInput(std::span<const std::string> modules, const uint16_t* x, int64_t m,
                  int64_t k) override {
       for (const std::string& module : modules) {
         heard[module] = k;
         rows[module] += m;
+        if (module.ends_with(".kv_b_proj")) latents[module].assign(x, x + m * k);
       }
     }
+    std::map<std::string, std::vector<uint16_t>> latents;
     std::map<std::string, int64_t> heard;
     std::map<std::string, int64_t> rows;
   } recorder;
@@ -328,6 +332,28 @@ TEST_P(ModelsTest, AnObserverHearsTheInputsOfLinears) {
   EXPECT_FALSE(recorder.heard.empty());
   for (const auto& [module, k] : recorder.heard)
     EXPECT_TRUE(checkpoint->ReadLinear(module, 0, k)) << module;
+
+  // kv_b_proj, of which no op has the input, hears normed latents: over the norm's weights the root
+  // mean square of a row is 1.
+  EXPECT_EQ(recorder.latents.empty(),
+            checkpoint->Find("model.layers.0.self_attn.kv_b_proj.weight") == nullptr);
+  for (const auto& [module, latents] : recorder.latents) {
+    const auto rank = static_cast<size_t>(recorder.heard.at(module));
+    ASSERT_EQ(latents.size(), kMaxStep * rank);
+    const std::string attention = module.substr(0, module.rfind('.'));
+    const formats::TensorEntry* norm = checkpoint->Find(attention + ".kv_a_layernorm.weight");
+    ASSERT_NE(norm, nullptr);
+    const auto weights = formats::ReadFloats(*checkpoint, *norm, 0, 1, recorder.heard.at(module));
+    ASSERT_TRUE(weights) << weights.error().message();
+    for (size_t row = 0; row < latents.size(); row += rank) {
+      double sum = 0;
+      for (size_t j = 0; j < rank; ++j) {
+        const double plain = Bf16ToFloat(latents[row + j]) / (*weights)[j];
+        sum += plain * plain;
+      }
+      EXPECT_NEAR(sum / static_cast<double>(rank), 1.0, 0.02) << module;
+    }
+  }
 
   std::map<std::string, int64_t> rows_of_layer;  // of all its routed experts
   for (const formats::TensorEntry& entry : checkpoint->tensors()) {

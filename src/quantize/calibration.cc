@@ -5,6 +5,7 @@
 
 #include "formats/checkpoint.h"
 #include "numerics/bf16.h"
+#include "quantize/policy.h"
 
 namespace nibble::quantize {
 
@@ -17,27 +18,34 @@ void Calibration::OnInput(std::span<const std::string> modules, const uint16_t* 
     statistics_.emplace_back();
     InputStatistics& fresh = statistics_.back().statistics;
     fresh.k = k;
-    fresh.column_amax.resize(k);
-    fresh.sum_magnitude.resize(k);
-    fresh.sum_square.resize(k);
+    if (for_smoothing_ && MayBeSmoothed(first->first)) {
+      fresh.column_amax.resize(k);
+      fresh.sum_magnitude.resize(k);
+      fresh.sum_square.resize(k);
+    }
     const size_t at = first->second;
     for (const std::string& module : modules) index_[formats::PlainName(module)] = at;
   }
   Entry& entry = statistics_[index_.at(formats::PlainName(modules.front()))];
   InputStatistics& statistics = entry.statistics;
+  for (int64_t i = 0; i < m * k; ++i)
+    statistics.amax = std::max(statistics.amax, std::abs(Bf16ToFloat(x[i])));
   for (int64_t row = 0; row < m; ++row) {
-    const uint16_t* values = x + row * k;
-    if (statistics.rows % entry.stride == 0) KeepRow(entry, values);
+    if (!statistics.column_amax.empty()) CountRow(entry, x + row * k);
     ++statistics.rows;
-    for (int64_t j = 0; j < k; ++j) {
-      const float value = Bf16ToFloat(values[j]);
-      const float magnitude = std::abs(value);
-      statistics.column_amax[j] = std::max(statistics.column_amax[j], magnitude);
-      statistics.sum_magnitude[j] += magnitude;
-      statistics.sum_square[j] += static_cast<double>(value) * value;
-    }
   }
-  statistics.amax = *std::ranges::max_element(statistics.column_amax);
+}
+
+void Calibration::CountRow(Entry& entry, const uint16_t* row) {
+  InputStatistics& statistics = entry.statistics;
+  if (statistics.rows % entry.stride == 0) KeepRow(entry, row);
+  for (int64_t j = 0; j < statistics.k; ++j) {
+    const float value = Bf16ToFloat(row[j]);
+    const float magnitude = std::abs(value);
+    statistics.column_amax[j] = std::max(statistics.column_amax[j], magnitude);
+    statistics.sum_magnitude[j] += magnitude;
+    statistics.sum_square[j] += static_cast<double>(value) * value;
+  }
 }
 
 float InputStatistics::LargestScaled(std::span<const float> multipliers) const {

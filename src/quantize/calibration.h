@@ -1,8 +1,8 @@
 // What a model's linears see while it reads a text: the basis of activation scales and smoothing.
 //
 // Set as LoadOptions::observer, then run the model over the text. Linears that share an input share
-// its statistics. Memory per input, of which every expert has two: 20 K bytes, and the sample's at
-// most 128 K.
+// its statistics. What smoothing needs, 20 K bytes per input and the sample's at most 128 K, is
+// kept only if it is wanted and for linears that may be smoothed (policy.h).
 // Thread-safety: OnInput on one thread; Find when that is done.
 #pragma once
 
@@ -19,8 +19,9 @@ namespace nibble::quantize {
 
 struct InputStatistics {
   int64_t k = 0;
-  int64_t rows = 0;                   // seen
-  float amax = 0;                     // largest |x|
+  int64_t rows = 0;  // seen
+  float amax = 0;    // largest |x|
+  // For smoothing, else empty:
   std::vector<float> column_amax;     // (K)
   std::vector<double> sum_magnitude;  // (K): Σ |x|
   std::vector<double> sum_square;     // (K): Σ x²
@@ -33,6 +34,8 @@ struct InputStatistics {
 class Calibration : public models::LinearObserver {
  public:
   static constexpr int64_t kSampleRows = 64;
+
+  explicit Calibration(bool for_smoothing) : for_smoothing_(for_smoothing) {}
 
   void OnInput(std::span<const std::string> modules, const uint16_t* x, int64_t m,
                int64_t k) override;
@@ -50,8 +53,10 @@ class Calibration : public models::LinearObserver {
     InputStatistics statistics;
     int64_t stride = 1;
   };
+  static void CountRow(Entry& entry, const uint16_t* row);
   static void KeepRow(Entry& entry, const uint16_t* row);
 
+  const bool for_smoothing_;
   std::vector<Entry> statistics_;
   std::unordered_map<std::string, size_t> index_;  // plain module name -> statistics_
 };

@@ -97,4 +97,8 @@ std::optional<std::string> ExpertSiblings(std::string_view module) {
   return fmt::format("{}*{}", module.substr(0, number), module.substr(end));
 }
 
+bool MayBeSmoothed(std::string_view module) {
+  return !ExpertSiblings(module) && !module.ends_with(".kv_b_proj");
+}
+
 }  // namespace nibble::quantize

@@ -36,4 +36,8 @@ std::string SiblingGroup(std::string_view module);
 // nullopt for what is no routed expert's.
 std::optional<std::string> ExpertSiblings(std::string_view module);
 
+// False for routed experts, of which engines that fuse a layer's have one multiplier for all or
+// none, and for kv_b_proj, which engines absorb into queries and values.
+bool MayBeSmoothed(std::string_view module);
+
 }  // namespace nibble::quantize

@@ -155,7 +155,6 @@ class Job {
   }
 
   // Before anything is written: which linears get a pre_quant_scale is part of the files' headers.
-  // Routed experts get none: engines that fuse a layer's experts have one for all or none.
   Status FindSmoothings() {
     if (!options_.smoothing || options_.layout != Layout::kModelOpt) return {};
     Progress progress("smoothing", static_cast<int64_t>(groups_.size()), Progress::Unit::kItems,
@@ -166,7 +165,7 @@ class Job {
       const Unit& first = First(group);
       const InputStatistics* inputs = Statistics(first);
       if (first.action != Unit::Action::kEncode || inputs == nullptr || inputs->k != first.k ||
-          ExpertSiblings(first.name))
+          inputs->column_amax.empty())
         continue;
       NIBBLE_ASSIGN(const std::vector<WeightRows> rows, ReadGroup(group));
       const EncoderFactory encoder = [&](float amax, Method method) {

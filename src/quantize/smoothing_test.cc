@@ -24,7 +24,7 @@ const std::string kModule = "model.layers.0.mlp.up_proj";
 
 // Inputs of ±1, but for every 16th column, which is `outlier` times as large.
 Calibration MakeCalibration(float outlier) {
-  Calibration calibration;
+  Calibration calibration(true);
   std::mt19937 random(9);
   std::vector<uint16_t> x(kRows * kK);
   for (int64_t i = 0; i < kRows * kK; ++i)
@@ -36,7 +36,7 @@ Calibration MakeCalibration(float outlier) {
 }
 
 TEST(Calibration, CountsEveryRowAndKeepsASpreadSample) {
-  Calibration calibration;
+  Calibration calibration(true);
   const std::vector<std::string> modules = {"model.language_model.layers.0.a", "model.layers.0.b"};
   for (int row = 0; row < 1000; ++row) {
     const std::vector<uint16_t> x = {Bf16FromFloat(static_cast<float>(row % 256)),
@@ -57,6 +57,23 @@ TEST(Calibration, CountsEveryRowAndKeepsASpreadSample) {
   ASSERT_EQ(statistics->sample_rows(), 63);
   for (int64_t i = 0; i < statistics->sample_rows(); ++i)
     EXPECT_EQ(Bf16ToFloat(statistics->sample[2 * i]), static_cast<float>(i * 16 % 256)) << i;
+}
+
+TEST(Calibration, KeepsRangesAloneOfWhatIsNotSmoothed) {
+  const std::vector<uint16_t> x = {Bf16FromFloat(1.0f), Bf16FromFloat(-3.0f)};
+  const auto is_range_alone = [&](bool for_smoothing, const std::string& module) {
+    Calibration calibration(for_smoothing);
+    calibration.OnInput({{module}}, x.data(), 1, 2);
+    const InputStatistics* statistics = calibration.Find(module);
+    EXPECT_EQ(statistics->amax, 3.0f);
+    EXPECT_EQ(statistics->rows, 1);
+    EXPECT_EQ(statistics->column_amax.empty(), statistics->sample.empty());
+    return statistics->sample.empty();
+  };
+  EXPECT_TRUE(is_range_alone(false, "model.layers.0.mlp.up_proj"));
+  EXPECT_FALSE(is_range_alone(true, "model.layers.0.mlp.up_proj"));
+  EXPECT_TRUE(is_range_alone(true, "model.layers.0.mlp.experts.3.up_proj"));
+  EXPECT_TRUE(is_range_alone(true, "model.layers.0.self_attn.kv_b_proj"));
 }
 
 class SmoothingTest : public testing::Test {

@@ -133,6 +133,25 @@ void MlaAttention::RunQueries(const StepContext& step, const uint16_t* x) {
   q_b_.Run(step.ops, step.context, q_normed_, step.t, q_);
 }
 
+// Tells a calibration what kv_b_proj sees in the expanded form: the normed latents. No op of the
+// absorbed form has them at hand; calibration runs on the host and may take its time.
+void MlaAttention::ObserveLatents(const StepContext& step) const {
+  const Linear& expansion = value_heads_.front();
+  if (expansion.observer == nullptr) return;
+  std::vector<uint16_t> latents(step.t * config_.kv_rank);
+  for (int64_t i = 0; i < step.t; ++i)
+    std::copy_n(kv_ + i * config_.cache_dim(), config_.kv_rank,
+                latents.begin() + i * config_.kv_rank);
+  std::vector<uint16_t> normed(latents.size());
+  step.ops.rms_norm(step.context, {.x = latents.data(),
+                                   .weight = kv_norm_.data(),
+                                   .out = normed.data(),
+                                   .t = step.t,
+                                   .d = config_.kv_rank,
+                                   .eps = config_.norm_eps});
+  expansion.Observe(normed.data(), step.t);
+}
+
 void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
   const Batch& batch = step.batch;
   const auto heads = static_cast<int32_t>(share_.count);
@@ -142,6 +161,7 @@ void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t*
   const Rope& rope = *config_.rope;
   RunQueries(step, x);
   kv_a_.Run(step.ops, step.context, x, step.t, kv_);
+  ObserveLatents(step);
   step.ops.mla_rope_and_cache(step.context, {.kv_a = kv_,
                                              .kv_a_stride = cache_dim,
                                              .kv_norm = kv_norm_.data(),

@@ -62,6 +62,7 @@ class MlaAttention final : public Block {
   void VisitQueries(WeightVisitor& visitor);
   void VisitLatent(WeightVisitor& visitor);
   void RunQueries(const StepContext& step, const uint16_t* x);
+  void ObserveLatents(const StepContext& step) const;
 
   const MlaConfig config_;
   const std::string prefix_;

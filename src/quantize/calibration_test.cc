@@ -1,5 +1,5 @@
-// Calibration of a mixture of experts, end to end: a tiny model reads tokens, and its export has
-// activation scales for every expert.
+// Calibration end to end: a tiny model reads tokens, and its export has activation scales for every
+// expert and for what is absorbed.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -20,24 +20,27 @@ constexpr int64_t kPageSize = 16;
 constexpr int64_t kPages = 16;
 constexpr int kExperts = 4;
 
-class ExpertCalibrationTest : public ::testing::Test {
+class CalibrationTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    const auto config = boost::json::parse(R"({"architectures": ["Qwen3MoeForCausalLM"],
+    MakeSource(R"({"architectures": ["Qwen3MoeForCausalLM"],
         "model_type": "qwen3_moe", "hidden_size": 64, "intermediate_size": 96,
         "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2,
         "norm_topk_prob": true, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 259,
         "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": false})");
-    auto made =
-        models::MakeDummyCheckpoint(config.as_object(), {.linear_format = WeightFormat::kBf16});
+  }
+
+  void MakeSource(std::string_view config) {
+    auto made = models::MakeDummyCheckpoint(boost::json::parse(config).as_object(),
+                                            {.linear_format = WeightFormat::kBf16});
     ASSERT_TRUE(made) << made.error().message();
     source_ = std::move(*made);
   }
 
   // What the model's linears see over the first `count` tokens of a fixed text.
   Calibration Read(int64_t count) {
-    Calibration calibration;
+    Calibration calibration(true);
     auto model = models::LoadModel(*source_, {.pool = &pool_, .observer = &calibration});
     EXPECT_TRUE(model) << model.error().message();
     EXPECT_TRUE((*model)->Prepare({.tokens = count, .rows = count}));
@@ -87,7 +90,7 @@ class ExpertCalibrationTest : public ::testing::Test {
   std::unique_ptr<formats::Checkpoint> source_;
 };
 
-TEST_F(ExpertCalibrationTest, EveryExpertHasAnInputScaleOfItsOwn) {
+TEST_F(CalibrationTest, EveryExpertHasAnInputScaleOfItsOwn) {
   const Calibration calibration = Read(256);
   QuantizeReport report;
   const auto made = Quantised(calibration, &report);
@@ -108,7 +111,7 @@ TEST_F(ExpertCalibrationTest, EveryExpertHasAnInputScaleOfItsOwn) {
 }
 
 // One token takes two experts of four in each of two layers.
-TEST_F(ExpertCalibrationTest, AnExpertThatNoTokenChoseTakesTheLargestRangeOfTheOthers) {
+TEST_F(CalibrationTest, AnExpertThatNoTokenChoseTakesTheLargestRangeOfTheOthers) {
   const Calibration calibration = Read(1);
   QuantizeReport report;
   const auto made = Quantised(calibration, &report);
@@ -129,7 +132,34 @@ TEST_F(ExpertCalibrationTest, AnExpertThatNoTokenChoseTakesTheLargestRangeOfTheO
   }
 }
 
-TEST_F(ExpertCalibrationTest, RoutedExpertsAreNotSmoothed) {
+// Multi-head latent attention: one format for all linears, kv_b_proj among them.
+TEST_F(CalibrationTest, LatentAttentionIsHeardInWhole) {
+  MakeSource(R"({"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2",
+      "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
+      "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+      "q_lora_rank": null, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
+      "v_head_dim": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+      "topk_method": "greedy", "scoring_func": "softmax", "first_k_dense_replace": 1,
+      "vocab_size": 259, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+      "tie_word_embeddings": false})");
+  const Calibration calibration = Read(256);
+  for (const bool smoothing : {false, true}) {
+    QuantizeReport report;
+    const auto made = Quantised(calibration, &report, smoothing);
+    ASSERT_NE(made, nullptr);
+    if (!smoothing) EXPECT_EQ(Algorithm(), "NVFP4");
+    for (const std::string layer : {"0", "1"}) {
+      const std::string module = "model.layers." + layer + ".self_attn.kv_b_proj";
+      const InputStatistics* inputs = calibration.Find(module);
+      ASSERT_NE(inputs, nullptr);
+      EXPECT_EQ(inputs->k, 32);
+      EXPECT_FLOAT_EQ(InputScale(*made, module), inputs->amax / kNvfp4Range);
+      EXPECT_EQ(made->Find(module + ".pre_quant_scale"), nullptr);
+    }
+  }
+}
+
+TEST_F(CalibrationTest, RoutedExpertsAreNotSmoothed) {
   const Calibration calibration = Read(64);
   QuantizeReport report;
   const auto made = Quantised(calibration, &report, true);
