@@ -1,6 +1,7 @@
 // The kernels of sampling, in the order in which they run (sample.h).
 #pragma once
 
+#include "kernels/cuda/ptx/load.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "kernels/cuda/sample/kernels.cuh"
 
@@ -15,10 +16,9 @@ __device__ __forceinline__ int TokenAt(int chunk, int i) {
   return chunk * static_cast<int>(kChunk) + i * kThreads + static_cast<int>(threadIdx.x);
 }
 
-// A logit, or -inf from `end` on. Loads something in any case: a thread's loads are not to wait for
-// each other behind branches.
+// A logit, or -inf from `end` on.
 __device__ __forceinline__ float LogitBefore(const float* logits, int token, int end) {
-  const float logit = logits[token < end ? token : 0];
+  const float logit = ptx::LoadHere(logits + (token < end ? token : 0));
   return token < end ? Clean(logit) : -INFINITY;
 }
 
