@@ -14,10 +14,6 @@ namespace {
 constexpr int64_t kMaxWorkspace = int64_t{64} << 20;
 constexpr int64_t kUnitsWanted = 64;  // partial results per query head: 16,384 keys
 
-int32_t OddPieces(int32_t bytes) {
-  return (bytes + 15) / 16 * 16 + ((bytes + 15) / 16 % 2 == 0 ? 16 : 0);
-}
-
 int32_t DimAtoms(int32_t head_dim) { return (head_dim + 15) / 16; }
 
 // Tiles of all sequences together, at most, whatever their lengths.
@@ -64,9 +60,9 @@ SplitShared LayoutOf(const AttentionProblem& p, bool fp8, int32_t round_keys,
                      ValueBuffer value_buffer) {
   SplitShared s = {};
   s.value_buffer = value_buffer;
-  s.kv_pitch = OddPieces(p.dim_atoms * (fp8 ? 16 : 32));
-  s.q_pitch = OddPieces(p.dim_atoms * 32);
-  s.p_pitch = OddPieces(round_keys * 2);
+  s.kv_pitch = SplitPitch(p.dim_atoms * (fp8 ? 16 : 32));
+  s.q_pitch = SplitPitch(p.dim_atoms * 32);
+  s.p_pitch = SplitPitch(round_keys * 2);
   const int32_t buffer = round_keys * s.kv_pitch;
   s.v = buffer;
   s.q = value_buffer == ValueBuffer::kOverKeys ? buffer : 2 * buffer;
@@ -77,8 +73,8 @@ SplitShared LayoutOf(const AttentionProblem& p, bool fp8, int32_t round_keys,
   return s;
 }
 
-template <bool kFp8, int kRoundKeys, int kUnits>
-void LaunchSplit(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t max_keys) {
+template <bool kFp8, int kRoundKeys, int kDimAtoms, int kUnits>
+void LaunchSplitOf(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t max_keys) {
   const DeviceFacts& device = CurrentDevice();
   ValueBuffer value_buffer = p.k == p.v ? ValueBuffer::kKeys : ValueBuffer::kOwn;
   if (LayoutOf(p, kFp8, kRoundKeys, value_buffer).bytes > device.shared_memory_per_block)
@@ -90,14 +86,15 @@ void LaunchSplit(const OpContext& context, AttentionProblem p, int64_t tokens, i
   const int64_t units = context.workspace_bytes / entry_bytes / pairs;
   const int64_t blocks = max_keys / kBlockKeys + 1;
   p.units_per_tile = static_cast<int32_t>(std::min(units, blocks));
-  const int64_t resident = 227 * 1024 / (layout.bytes + 1024);
-  p.splits = static_cast<int32_t>(std::clamp<int64_t>(
-      device.multiprocessors * std::max<int64_t>(resident, 1) / pairs, 1, blocks));
+  const int64_t resident = std::clamp<int64_t>(
+      device.shared_memory_per_block / (layout.bytes + 1024), 1, SplitResidents(kUnits));
+  p.splits = static_cast<int32_t>(
+      std::clamp<int64_t>(device.multiprocessors * resident / pairs, 1, blocks));
   if (p.splits == 1 || p.units_per_tile == 0) {
     p.splits = 1;
     p.units_per_tile = 0;
   }
-  LaunchPdl(SplitAttentionKernel<kFp8, kRoundKeys, kUnits>,
+  LaunchPdl(SplitAttentionKernel<kFp8, kRoundKeys, kDimAtoms, kUnits>,
             dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kSplitWarps * 32), layout.bytes,
             StreamOf(context), p, layout);
   if (p.splits == 1) return;
@@ -105,6 +102,19 @@ void LaunchSplit(const OpContext& context, AttentionProblem p, int64_t tokens, i
             dim3(static_cast<uint32_t>(tokens * p.q_heads),
                  (p.dim_atoms * 16 + kMergeDims - 1) / kMergeDims),
             dim3(kMergeThreads), 0, StreamOf(context), p);
+}
+
+// Head dimensions that are common have kernels of their own.
+template <bool kFp8>
+void LaunchSplit(const OpContext& context, const AttentionProblem& p, int64_t tokens,
+                 int64_t max_keys) {
+  const auto launch = [&](auto kernel) { kernel(context, p, tokens, max_keys); };
+  if (p.head_dim == 64) return launch(LaunchSplitOf<kFp8, 128, 4, 1>);
+  if (p.head_dim == 128) return launch(LaunchSplitOf<kFp8, 128, 8, 1>);
+  if (p.head_dim == 256) return launch(LaunchSplitOf < kFp8, kFp8 ? 128 : 64, 16, 2 >);
+  if (p.dim_atoms <= 16) return launch(LaunchSplitOf<kFp8, 128, 0, 2>);
+  if (p.dim_atoms <= 40) return launch(LaunchSplitOf < kFp8, kFp8 ? 128 : 64, 0, 5 >);
+  launch(LaunchSplitOf<kFp8, 64, 0, 8>);
 }
 
 }  // namespace
@@ -118,16 +128,9 @@ void Attention(const OpContext& context, const AttentionParams& params) {
   if (params.t == 0) return;
   const AttentionProblem p = ProblemOf(context, params);
   const int64_t max_keys = params.max_pages * params.cache.page_size;
-  const auto launch = [&](auto kernel) { kernel(context, p, params.t, max_keys); };
-  if (params.cache.format == KvFormat::kFp8) {
-    if (p.dim_atoms <= 16)
-      return launch(p.dim_atoms <= 8 ? LaunchSplit<true, 256, 1> : LaunchSplit<true, 256, 2>);
-    launch(p.dim_atoms <= 40 ? LaunchSplit<true, 128, 5> : LaunchSplit<true, 64, 8>);
-  } else {
-    if (p.dim_atoms <= 16)
-      return launch(p.dim_atoms <= 8 ? LaunchSplit<false, 128, 1> : LaunchSplit<false, 128, 2>);
-    launch(p.dim_atoms <= 40 ? LaunchSplit<false, 64, 5> : LaunchSplit<false, 64, 8>);
-  }
+  if (params.cache.format == KvFormat::kFp8)
+    return LaunchSplit<true>(context, p, params.t, max_keys);
+  LaunchSplit<false>(context, p, params.t, max_keys);
 }
 
 }  // namespace nibble::kernels::cuda

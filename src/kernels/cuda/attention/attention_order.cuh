@@ -84,6 +84,11 @@ __device__ __forceinline__ uint32_t PackWeights(float p0, float p1) {
   return pair;
 }
 
+// q * kQueryScaleFp8, which is exact.
+__device__ __forceinline__ uint16_t QueryForFp8(uint16_t q) {
+  return __float_as_uint(__uint_as_float(uint32_t{q} << 16) * kQueryScaleFp8) >> 16;
+}
+
 __device__ __forceinline__ uint16_t ToBf16(float x) {
   uint16_t bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));

@@ -46,12 +46,10 @@ struct AttentionTile {
   int32_t sequence;  // -1: none
   int32_t first_row;
   int32_t slot;
+  int32_t first_token;  // of the sequence, in the step
+  int32_t tokens;
+  int32_t kv_len;
 };
-
-__device__ __forceinline__ int TilesOf(const AttentionProblem& p, int sequence) {
-  const int tokens = p.q_start[sequence + 1] - p.q_start[sequence];
-  return (tokens * p.heads_per_kv + kTileRows - 1) / kTileRows;
-}
 
 __device__ __forceinline__ int WarpInclusiveSum(int value, int lane) {
 #pragma unroll
@@ -62,45 +60,73 @@ __device__ __forceinline__ int WarpInclusiveSum(int value, int lane) {
   return value;
 }
 
+// What a lane knows of one of 32 sequences while a warp looks for a tile.
+struct TileSearch {
+  int first_token;
+  int tokens;
+  int kv_len;
+  int tiles;
+  int tiles_before;
+
+  __device__ __forceinline__ TileSearch(const AttentionProblem& p, int sequence, int before) {
+    first_token = tokens = kv_len = 0;
+    if (sequence < p.sequences) {
+      first_token = p.q_start[sequence];
+      tokens = p.q_start[sequence + 1] - first_token;
+      kv_len = p.kv_len[sequence];
+    }
+    tiles = (tokens * p.heads_per_kv + kTileRows - 1) / kTileRows;
+    tiles_before = before + WarpInclusiveSum(tiles, threadIdx.x % 32) - tiles;
+  }
+  // Of lane `owner`, whose sequence is `sequence`; the row of slot 0 of that sequence.
+  __device__ __forceinline__ AttentionTile TileOf(int owner, int sequence) const {
+    return {sequence,
+            0,
+            __shfl_sync(0xffffffff, tiles_before, owner),
+            __shfl_sync(0xffffffff, first_token, owner),
+            __shfl_sync(0xffffffff, tokens, owner),
+            __shfl_sync(0xffffffff, kv_len, owner)};
+  }
+};
+
 // The tile of a slot. By whole warps.
 __device__ __forceinline__ AttentionTile FindTile(const AttentionProblem& p, int slot) {
-  const int lane = threadIdx.x % 32;
   int before = 0;
   for (int base = 0; base < p.sequences; base += 32) {
-    const int sequence = base + lane;
-    const int tiles = sequence < p.sequences ? TilesOf(p, sequence) : 0;
-    const int end = before + WarpInclusiveSum(tiles, lane);
+    const TileSearch search(p, base + threadIdx.x % 32, before);
+    const int end = search.tiles_before + search.tiles;
     const unsigned beyond = __ballot_sync(0xffffffff, slot < end);
     if (beyond != 0) {
       const int owner = __ffs(beyond) - 1;
-      const int begin = __shfl_sync(0xffffffff, end - tiles, owner);
-      return {base + owner, (slot - begin) * kTileRows, slot};
+      AttentionTile tile = search.TileOf(owner, base + owner);
+      tile.first_row = (slot - tile.slot) * kTileRows;
+      tile.slot = slot;
+      return tile;
     }
     before = __shfl_sync(0xffffffff, end, 31);
   }
-  return {-1, 0, slot};
+  return {-1};
 }
 
-// The tile that holds a row of a token's.
+// The tile that holds the row of a token's head.
 __device__ __forceinline__ AttentionTile FindTileOfToken(const AttentionProblem& p, int token,
                                                          int head_of_group) {
-  const int lane = threadIdx.x % 32;
   int before = 0;
   for (int base = 0; base < p.sequences; base += 32) {
-    const int sequence = base + lane;
-    const int tiles = sequence < p.sequences ? TilesOf(p, sequence) : 0;
-    const int end = before + WarpInclusiveSum(tiles, lane);
-    const bool holds = sequence < p.sequences && token < p.q_start[sequence + 1];
-    const unsigned holders = __ballot_sync(0xffffffff, holds);
+    const TileSearch search(p, base + threadIdx.x % 32, before);
+    const unsigned holders =
+        __ballot_sync(0xffffffff, search.tokens > 0 && token < search.first_token + search.tokens);
     if (holders != 0) {
       const int owner = __ffs(holders) - 1;
-      const int begin = __shfl_sync(0xffffffff, end - tiles, owner);
-      const int row = (token - p.q_start[base + owner]) * p.heads_per_kv + head_of_group;
-      return {base + owner, row / kTileRows * kTileRows, begin + row / kTileRows};
+      AttentionTile tile = search.TileOf(owner, base + owner);
+      const int row = (token - tile.first_token) * p.heads_per_kv + head_of_group;
+      tile.first_row = row / kTileRows * kTileRows;
+      tile.slot += row / kTileRows;
+      return tile;
     }
-    before = __shfl_sync(0xffffffff, end, 31);
+    before = __shfl_sync(0xffffffff, search.tiles_before + search.tiles, 31);
   }
-  return {-1, 0, 0};
+  return {-1};
 }
 
 // Positions that something sees, both ends included; last < first: none.
@@ -109,26 +135,22 @@ struct KeyRange {
   int32_t last;
 };
 
-__device__ __forceinline__ KeyRange KeysOfToken(const AttentionProblem& p, int sequence,
-                                                int token_of_sequence) {
-  const int tokens = p.q_start[sequence + 1] - p.q_start[sequence];
-  if (token_of_sequence >= tokens) return {0, -1};
-  const int position = p.kv_len[sequence] - tokens + token_of_sequence;
+// `token` counts within the sequence.
+__device__ __forceinline__ KeyRange KeysOfToken(const AttentionProblem& p,
+                                                const AttentionTile& tile, int token) {
+  if (token >= tile.tokens) return {0, -1};
+  const int position = tile.kv_len - tile.tokens + token;
   int first = p.window > 0 ? max(0, position - p.window + 1) : 0;
   if (p.chunk > 0) first = max(first, position / p.chunk * p.chunk);
   return {first, position};
 }
 
-__device__ __forceinline__ KeyRange KeysOfRow(const AttentionProblem& p, int sequence, int row) {
-  return KeysOfToken(p, sequence, row / p.heads_per_kv);
-}
-
-// Of all rows [first_row, first_row + rows) of the sequence.
-__device__ __forceinline__ KeyRange KeysOfRows(const AttentionProblem& p, int sequence,
-                                               int first_row, int rows) {
-  const int all_rows = (p.q_start[sequence + 1] - p.q_start[sequence]) * p.heads_per_kv;
-  const int last_row = min(first_row + rows, all_rows) - 1;
-  return {KeysOfRow(p, sequence, first_row).first, KeysOfRow(p, sequence, last_row).last};
+// Of `rows` rows from the tile's first on.
+__device__ __forceinline__ KeyRange KeysOfTile(const AttentionProblem& p, const AttentionTile& tile,
+                                               int rows) {
+  const int last_row = min(tile.first_row + rows, tile.tokens * p.heads_per_kv) - 1;
+  return {KeysOfToken(p, tile, tile.first_row / p.heads_per_kv).first,
+          KeysOfToken(p, tile, last_row / p.heads_per_kv).last};
 }
 
 // How a tile's keys are shared: units (blocks or groups) go round over `splits` CTAs, each leaves

@@ -113,7 +113,8 @@ float TimeOf(cudaStream_t stream, const Record& record, int repeats = 5) {
   cudaStreamEndCapture(stream, &graph);
   cudaGraphInstantiate(&executable, graph, 0);
   float fastest = INFINITY;
-  for (int i = 0; i < repeats; ++i) {
+  float warm_up = 0;
+  for (int i = 0; i < repeats || warm_up < 25.0f; ++i) {
     cudaEventRecord(begin, stream);
     cudaGraphLaunch(executable, stream);
     cudaEventRecord(end, stream);
@@ -121,6 +122,7 @@ float TimeOf(cudaStream_t stream, const Record& record, int repeats = 5) {
     float milliseconds = 0;
     cudaEventElapsedTime(&milliseconds, begin, end);
     fastest = std::min(fastest, milliseconds);
+    warm_up += milliseconds;
   }
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
   cudaGraphExecDestroy(executable);

@@ -87,19 +87,17 @@ __global__ void __launch_bounds__(kMergeThreads)
   __shared__ float group_m[kMergeGroups];
   __shared__ float group_l[kMergeGroups];
   ptx::LaunchSuccessor();
-  ptx::WaitForPredecessor();
   const int token = blockIdx.x / p.q_heads;
   const int head = blockIdx.x % p.q_heads;
   const int kv_head = head / p.heads_per_kv;
-  const AttentionTile tile = FindTileOfToken(p, token, head % p.heads_per_kv);
-  if (tile.sequence < 0) return;
-  const KeyRange tile_keys = KeysOfRows(p, tile.sequence, tile.first_row, kTileRows);
+  const int head_of_group = head - kv_head * p.heads_per_kv;
+  const AttentionTile tile = FindTileOfToken(p, token, head_of_group);
+  const KeyRange tile_keys = KeysOfTile(p, tile, kTileRows);
   const SplitPlan plan = PlanOf(p, tile_keys);
-  if (!plan.partial) return;
+  ptx::WaitForPredecessor();  // even with nothing to do: the successor relies on it
+  if (tile.sequence < 0 || !plan.partial) return;
 
-  const int row_of_sequence =
-      (token - p.q_start[tile.sequence]) * p.heads_per_kv + head % p.heads_per_kv;
-  const int row = row_of_sequence - tile.first_row;
+  const int row = (token - tile.first_token) * p.heads_per_kv + head_of_group - tile.first_row;
   const int lane = threadIdx.x % 16;
   const int half_warp = threadIdx.x / 16;
   const int d = blockIdx.y * kMergeDims + lane * 4;

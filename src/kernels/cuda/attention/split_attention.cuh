@@ -23,8 +23,17 @@ enum class ValueBuffer : int32_t {
   kOverKeys,  // copied over the keys once these are scored, where nothing else fits
 };
 
+// Bytes between rows: an odd number of 16, so that ldmatrix meets no conflicts.
+__host__ __device__ constexpr int32_t SplitPitch(int32_t bytes) {
+  const int32_t pieces = (bytes + 15) / 16;
+  return (pieces % 2 == 0 ? pieces + 1 : pieces) * 16;
+}
+
+// CTAs per SM that registers leave room for.
+__host__ __device__ constexpr int SplitResidents(int units) { return units <= 2 ? 2 : 1; }
+
 struct SplitShared {
-  int32_t kv_pitch;  // bytes between keys: an odd number of 16
+  int32_t kv_pitch;
   int32_t q_pitch;
   int32_t p_pitch;
   int32_t v;  // offsets; the keys' is 0
@@ -36,7 +45,7 @@ struct SplitShared {
   ValueBuffer value_buffer;
 };
 
-template <bool kFp8, int kRoundKeys, int kUnits>
+template <bool kFp8, int kRoundKeys, int kDimAtoms, int kUnits>
 struct SplitWorker {
   static constexpr int kWarpKeys = kRoundKeys / kSplitWarps;
   static constexpr int kKeyAtoms = kWarpKeys / 8;
@@ -80,40 +89,80 @@ struct SplitWorker {
     return kFp8 ? slice * 16 + 4 * q + 2 * e + atom : slice * 16 + atom * 8 + 2 * q + e;
   }
 
+  __device__ __forceinline__ int dim_atoms() const {
+    return kDimAtoms != 0 ? kDimAtoms : p.dim_atoms;
+  }
+  __device__ __forceinline__ int kv_pitch() const {
+    return kDimAtoms != 0 ? SplitPitch(kDimAtoms * (kFp8 ? 16 : 32)) : layout.kv_pitch;
+  }
+  __device__ __forceinline__ int q_pitch() const {
+    return kDimAtoms != 0 ? SplitPitch(kDimAtoms * 32) : layout.q_pitch;
+  }
+
   // ---- Copies ----
 
-  __device__ __forceinline__ const uint8_t* CacheRow(const uint8_t* base, int key) const {
-    const int32_t page = p.page_table[tile.sequence * p.max_pages + (key >> p.page_shift)];
-    const int64_t row = ((int64_t{page} * p.kv_heads + kv_head) << p.page_shift) +
-                        (key & ((1 << p.page_shift) - 1));
-    return base + row * p.row_bytes;
+  // Neighbouring keys of this warp that lie in one page, so one after another in memory.
+  static constexpr int kRunKeys = kWarpKeys < 16 ? kWarpKeys : 16;
+  static constexpr int kRuns = kWarpKeys / kRunKeys;
+  struct Pages {
+    int32_t of_run[kRuns];
+  };
+
+  __device__ __forceinline__ int FirstKey(int base) const { return base + warp * kWarpKeys; }
+
+  __device__ __forceinline__ Pages PagesOf(int base) const {
+    Pages pages;
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      const int key = min(max(FirstKey(base) + run * kRunKeys, keys.first), keys.last);
+      pages.of_run[run] = p.page_table[tile.sequence * p.max_pages + (key >> p.page_shift)];
+    }
+    return pages;
   }
 
   // This warp's keys of the round that starts at `base`, zeros where the tile sees nothing.
-  __device__ __forceinline__ void CopyRows(uint8_t* to, const uint8_t* cache, int base) const {
-    const int first = base + warp * kWarpKeys;
-    to += warp * kWarpKeys * layout.kv_pitch;
-    if (p.row_bytes % 16 != 0) return CopyRowsByElement(to, cache, first);
-    const int pieces = p.row_bytes / 16;
-    const unsigned inverse = (1u << 20) / pieces + 1;  // exact for the few thousand i there are
-    for (unsigned i = lane; i < kWarpKeys * pieces; i += 32) {
-      const int row = (i * inverse) >> 20;
-      const int piece = i - row * pieces;
-      const int key = first + row;
-      const bool seen = key >= keys.first && key <= keys.last;
-      const uint8_t* from = seen ? CacheRow(cache, key) + piece * 16 : cache;
-      ptx::CopyAsync16OrZero(to + row * layout.kv_pitch + piece * 16, from, seen);
+  __device__ __forceinline__ void CopyRows(uint8_t* to, const uint8_t* cache, int base,
+                                           const Pages& pages) const {
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      const int first = FirstKey(base) + run * kRunKeys;
+      const int64_t row = ((int64_t{pages.of_run[run]} * p.kv_heads + kv_head) << p.page_shift) +
+                          (first & ((1 << p.page_shift) - 1));
+      CopyRun(to + (warp * kWarpKeys + run * kRunKeys) * kv_pitch(), cache + row * p.row_bytes,
+              first);
     }
   }
 
-  __device__ __forceinline__ void CopyRowsByElement(uint8_t* to, const uint8_t* cache,
-                                                    int first) const {
-    for (int row = 0; row < kWarpKeys; ++row) {
-      const int key = first + row;
-      const bool seen = key >= keys.first && key <= keys.last;
-      const uint8_t* from = seen ? CacheRow(cache, key) : nullptr;
-      for (int i = lane; i < p.row_bytes; i += 32)
-        to[row * layout.kv_pitch + i] = seen ? from[i] : uint8_t{0};
+  __device__ __forceinline__ bool IsSeen(int key) const {
+    return key >= keys.first && key <= keys.last;
+  }
+
+  __device__ __forceinline__ void CopyRun(uint8_t* to, const uint8_t* from, int first) const {
+    if constexpr (kDimAtoms != 0) {
+      constexpr int kPieces = kDimAtoms * (kFp8 ? 1 : 2);
+      const bool all_seen = IsSeen(first) && IsSeen(first + kRunKeys - 1);
+#pragma unroll
+      for (int n = 0; n < kRunKeys * kPieces / 32; ++n) {
+        const int i = lane + n * 32;
+        uint8_t* piece = to + i / kPieces * kv_pitch() + i % kPieces * 16;
+        if (all_seen) {
+          ptx::CopyAsync16(piece, from + i * 16);
+        } else {
+          ptx::CopyAsync16OrZero(piece, from + i * 16, IsSeen(first + i / kPieces));
+        }
+      }
+    } else if (p.row_bytes % 16 == 0) {
+      const unsigned pieces = p.row_bytes / 16;
+      const unsigned inverse = (1u << 20) / pieces + 1;  // exact for the few thousand i there are
+      for (unsigned i = lane; i < kRunKeys * pieces; i += 32) {
+        const unsigned row = (i * inverse) >> 20;
+        ptx::CopyAsync16OrZero(to + row * kv_pitch() + (i - row * pieces) * 16, from + i * 16,
+                               IsSeen(first + row));
+      }
+    } else {
+      for (int row = 0; row < kRunKeys; ++row)
+        for (int i = lane; i < p.row_bytes; i += 32)
+          to[row * kv_pitch() + i] = IsSeen(first + row) ? from[row * p.row_bytes + i] : uint8_t{0};
     }
   }
 
@@ -125,25 +174,36 @@ struct SplitWorker {
     __syncthreads();
   }
 
+  // Eight dimensions of a row at a time where rows are aligned for it.
   __device__ __forceinline__ void LoadQueries() const {
-    const int width = p.dim_atoms * 16;
-    for (int i = threadIdx.x; i < kTileRows * width; i += kSplitWarps * 32) {
-      const int row = i / width;
-      const int d = i - row * width;
+    const int pieces = dim_atoms() * 2;
+    for (int i = threadIdx.x; i < kTileRows * pieces; i += kSplitWarps * 32) {
+      const int row = i / pieces;
+      const int d = (i - row * pieces) * 8;
       const int row_of_sequence = tile.first_row + row;
       const int token = row_of_sequence / p.heads_per_kv;
-      const int begin = p.q_start[tile.sequence];
-      uint16_t bits = 0;
-      if (d < p.head_dim && begin + token < p.q_start[tile.sequence + 1]) {
-        const int head = kv_head * p.heads_per_kv + row_of_sequence % p.heads_per_kv;
-        bits = p.q[(int64_t{begin + token} * p.q_heads + head) * p.head_dim + d];
+      union {
+        uint4 vector;
+        uint16_t bits[8];
+      } x = {};
+      if (token < tile.tokens) {
+        const int head = kv_head * p.heads_per_kv + row_of_sequence - token * p.heads_per_kv;
+        const uint16_t* from =
+            p.q + (int64_t{tile.first_token + token} * p.q_heads + head) * p.head_dim + d;
+        if (kDimAtoms != 0 || p.head_dim % 8 == 0) {
+          if (d < p.head_dim) x.vector = *reinterpret_cast<const uint4*>(from);
+        } else {
+          for (int j = 0; j < 8; ++j) x.bits[j] = d + j < p.head_dim ? from[j] : uint16_t{0};
+        }
       }
-      int at = d;
-      if (kFp8) {
-        bits = __float_as_uint(__uint_as_float(uint32_t{bits} << 16) * kQueryScaleFp8) >> 16;
-        at = d / 16 * 16 + E4M3Slot(d % 16);
+      uint8_t* to = shared + layout.q + row * q_pitch() + d / 16 * 32;
+      if constexpr (kFp8) {
+        uint16_t* slots = reinterpret_cast<uint16_t*>(to);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) slots[E4M3Slot(d % 16 + j)] = QueryForFp8(x.bits[j]);
+      } else {
+        *reinterpret_cast<uint4*>(to + d % 16 * 2) = x.vector;
       }
-      *reinterpret_cast<uint16_t*>(shared + layout.q + row * layout.q_pitch + at * 2) = bits;
     }
   }
 
@@ -156,21 +216,20 @@ struct SplitWorker {
     const int row = lane % 8;
     if constexpr (kFp8) {
       uint32_t codes[kKeyAtoms];
-      ptx::LoadMatrices(codes,
-                        k_address + (matrix % kKeyAtoms * 8 + row) * layout.kv_pitch + a * 16);
+      ptx::LoadMatrices(codes, k_address + (matrix % kKeyAtoms * 8 + row) * kv_pitch() + a * 16);
 #pragma unroll
       for (int j = 0; j < kKeyAtoms; ++j) {
         b[j][0] = E4M3Even(codes[j]);
         b[j][1] = E4M3Odd(codes[j]);
       }
     } else if constexpr (kKeyAtoms == 1) {
-      ptx::LoadMatrices(b[0], k_address + row * layout.kv_pitch + a * 32 + matrix % 2 * 16);
+      ptx::LoadMatrices(b[0], k_address + row * kv_pitch() + a * 32 + matrix % 2 * 16);
     } else {
 #pragma unroll
       for (int j = 0; j < kKeyAtoms; j += 2) {
         uint32_t r[4];
-        ptx::LoadMatrices(r, k_address + (j * 8 + matrix / 2 * 8 + row) * layout.kv_pitch + a * 32 +
-                                 matrix % 2 * 16);
+        ptx::LoadMatrices(
+            r, k_address + (j * 8 + matrix / 2 * 8 + row) * kv_pitch() + a * 32 + matrix % 2 * 16);
         b[j][0] = r[0];
         b[j][1] = r[1];
         b[j + 1][0] = r[2];
@@ -180,16 +239,15 @@ struct SplitWorker {
   }
 
   __device__ __forceinline__ void Score(float (&s)[kKeyAtoms][4], int round) const {
-    const uint32_t k_address =
-        ptx::SharedAddress(KeyBuffer(round) + warp * kWarpKeys * layout.kv_pitch);
+    const uint32_t k_address = ptx::SharedAddress(KeyBuffer(round) + warp * kWarpKeys * kv_pitch());
     const uint32_t q_address = ptx::SharedAddress(shared + layout.q) +
-                               (lane / 8 % 2 * 8 + lane % 8) * layout.q_pitch + lane / 16 * 16;
+                               (lane / 8 % 2 * 8 + lane % 8) * q_pitch() + lane / 16 * 16;
 #pragma unroll
     for (int j = 0; j < kKeyAtoms; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[j][e] = 0.0f;
-#pragma unroll 4
-    for (int a = 0; a < p.dim_atoms; ++a) {
+#pragma unroll(kDimAtoms != 0 ? kDimAtoms : 4)
+    for (int a = 0; a < dim_atoms(); ++a) {
       uint32_t b[kKeyAtoms][2];
       uint32_t queries[4];
       LoadKeyFragments(b, k_address, a);
@@ -302,11 +360,11 @@ struct SplitWorker {
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
           const int slice = warp + u * kSplitWarps;
-          if (slice >= p.dim_atoms) continue;
+          if (slice >= dim_atoms()) continue;
           if constexpr (kFp8) {
             uint32_t codes[4];
             ptx::LoadMatricesTransposed(
-                codes, v_address + (a * 16 + matrix * 8 + row) * layout.kv_pitch + slice * 16);
+                codes, v_address + (a * 16 + matrix * 8 + row) * kv_pitch() + slice * 16);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               ptx::MmaBf16(block.o[u][0], weights[i], E4M3Even(codes[2 * i]),
@@ -319,8 +377,8 @@ struct SplitWorker {
             for (int i = 0; i < 2; ++i) {
               uint32_t b[4];
               ptx::LoadMatricesTransposed(
-                  b, v_address + ((a + i) * 16 + matrix % 2 * 8 + row) * layout.kv_pitch +
-                         slice * 32 + matrix / 2 * 16);
+                  b, v_address + ((a + i) * 16 + matrix % 2 * 8 + row) * kv_pitch() + slice * 32 +
+                         matrix / 2 * 16);
               ptx::MmaBf16(block.o[u][0], weights[i], b[0], b[1]);
               ptx::MmaBf16(block.o[u][1], weights[i], b[2], b[3]);
             }
@@ -361,7 +419,7 @@ struct SplitWorker {
 
   __device__ __forceinline__ void WritePartial(const State& state, int unit) const {
     float* entry = PartialEntry(p, tile.slot, kv_head, unit);
-    const int width = p.dim_atoms * 16;
+    const int width = dim_atoms() * 16;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = g + 8 * r;
@@ -373,7 +431,7 @@ struct SplitWorker {
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
         const int slice = warp + u * kSplitWarps;
-        if (slice >= p.dim_atoms) continue;
+        if (slice >= dim_atoms()) continue;
         const float(&o)[2][4] = state.o[u];
         float* to = entry + row * width + DimOf(slice, 0, 0);
         if constexpr (kFp8) {
@@ -393,7 +451,7 @@ struct SplitWorker {
       if (row_keys[r].last < 0) continue;
       const int row = tile.first_row + g + 8 * r;
       const int head = kv_head * p.heads_per_kv + row % p.heads_per_kv;
-      const int token = p.q_start[tile.sequence] + row / p.heads_per_kv;
+      const int token = tile.first_token + row / p.heads_per_kv;
       const float factor = OutputFactor(
           state.m[r], state.l[r], p.sinks != nullptr ? p.sinks + head : nullptr, p.value_scale);
       uint16_t* out = p.out + (int64_t{token} * p.q_heads + head) * p.head_dim;
@@ -423,25 +481,27 @@ struct RoundCursor {
   }
 };
 
-template <bool kFp8, int kRoundKeys, int kUnits>
-__global__ void __launch_bounds__(kSplitWarps * 32)
+template <bool kFp8, int kRoundKeys, int kDimAtoms, int kUnits>
+__global__ void __launch_bounds__(kSplitWarps * 32, SplitResidents(kUnits))
     SplitAttentionKernel(const __grid_constant__ AttentionProblem p,
                          const __grid_constant__ SplitShared layout) {
-  using Worker = SplitWorker<kFp8, kRoundKeys, kUnits>;
+  using Worker = SplitWorker<kFp8, kRoundKeys, kDimAtoms, kUnits>;
   extern __shared__ __align__(16) uint8_t shared[];
   ptx::LaunchSuccessor();
-  ptx::WaitForPredecessor();
 
   Worker w(p, layout, shared);
-  const int split = blockIdx.x % p.splits;
-  w.kv_head = blockIdx.x / p.splits % p.kv_heads;
-  w.tile = FindTile(p, blockIdx.x / p.splits / p.kv_heads);
+  const int pair = blockIdx.x / p.splits;
+  const int split = blockIdx.x - pair * p.splits;
+  const int slot = pair / p.kv_heads;
+  w.kv_head = pair - slot * p.kv_heads;
+  w.tile = FindTile(p, slot);
   if (w.tile.sequence < 0) return;
-  w.keys = KeysOfRows(p, w.tile.sequence, w.tile.first_row, kTileRows);
+  w.keys = KeysOfTile(p, w.tile, kTileRows);
   const SplitPlan plan = PlanOf(p, w.keys);
   if (!plan.partial && split > 0) return;
+#pragma unroll
   for (int r = 0; r < 2; ++r)
-    w.row_keys[r] = KeysOfRow(p, w.tile.sequence, w.tile.first_row + w.g + 8 * r);
+    w.row_keys[r] = KeysOfToken(p, w.tile, (w.tile.first_row + w.g + 8 * r) / p.heads_per_kv);
 
   const int first_unit = w.keys.first / plan.unit_keys;
   RoundCursor cursor = {(first_unit + split) * plan.unit_keys, kRoundKeys, plan.unit_keys,
@@ -449,12 +509,17 @@ __global__ void __launch_bounds__(kSplitWarps * 32)
   while (cursor.base + kRoundKeys <= w.keys.first) cursor.base = cursor.Next();
   if (cursor.base > w.keys.last) return;
 
+  // Only this step's own keys and the queries are the predecessor's work.
   w.ClearPadding();
   const ValueBuffer value_buffer = layout.value_buffer;
-  w.CopyRows(w.KeyBuffer(0), p.k, cursor.base);
+  typename Worker::Pages pages = w.PagesOf(cursor.base);
+  const bool are_old = w.FirstKey(cursor.base) + Worker::kWarpKeys <= w.tile.kv_len - w.tile.tokens;
+  if (!are_old) ptx::WaitForPredecessor();
+  w.CopyRows(w.KeyBuffer(0), p.k, cursor.base, pages);
   ptx::CommitCopies();
-  if (value_buffer == ValueBuffer::kOwn) w.CopyRows(w.Values(0), p.v, cursor.base);
+  if (value_buffer == ValueBuffer::kOwn) w.CopyRows(w.Values(0), p.v, cursor.base, pages);
   ptx::CommitCopies();
+  if (are_old) ptx::WaitForPredecessor();
   w.LoadQueries();
   __syncthreads();
 
@@ -466,18 +531,22 @@ __global__ void __launch_bounds__(kSplitWarps * 32)
     const int base = cursor.base;
     const int next = cursor.Next();
     const bool more = next <= w.keys.last;
+    typename Worker::Pages next_pages = pages;
+    if (more) next_pages = w.PagesOf(next);
     ptx::WaitForCopies<1>();  // the keys
     __syncwarp();
+    if (value_buffer == ValueBuffer::kKeys && more)
+      w.CopyRows(w.KeyBuffer(round + 1), p.k, next, next_pages);
     float s[Worker::kKeyAtoms][4];
-    if (value_buffer == ValueBuffer::kKeys && more) w.CopyRows(w.KeyBuffer(round + 1), p.k, next);
     w.Score(s, round);
     __syncwarp();
-    if (value_buffer == ValueBuffer::kOwn && more) w.CopyRows(w.KeyBuffer(round + 1), p.k, next);
+    if (value_buffer == ValueBuffer::kOwn && more)
+      w.CopyRows(w.KeyBuffer(round + 1), p.k, next, next_pages);
     ptx::CommitCopies();
     w.MaskAndShareMaxima(s, base);
     __syncthreads();
     if (value_buffer == ValueBuffer::kOverKeys) {
-      w.CopyRows(w.Values(round), p.v, base);
+      w.CopyRows(w.Values(round), p.v, base, pages);
       ptx::CommitCopies();
     }
     float rescale[Worker::kLeaves][2], reference[2];
@@ -491,9 +560,10 @@ __global__ void __launch_bounds__(kSplitWarps * 32)
     __syncthreads();
     w.AddValues(block, rescale, round);
     __syncthreads();
-    if (more && value_buffer == ValueBuffer::kOwn) w.CopyRows(w.Values(round + 1), p.v, next);
+    if (more && value_buffer == ValueBuffer::kOwn)
+      w.CopyRows(w.Values(round + 1), p.v, next, next_pages);
     if (more && value_buffer == ValueBuffer::kOverKeys) {
-      w.CopyRows(w.KeyBuffer(round + 1), p.k, next);
+      w.CopyRows(w.KeyBuffer(round + 1), p.k, next, next_pages);
       ptx::CommitCopies();
     }
     ptx::CommitCopies();
@@ -501,6 +571,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32)
     const int end = base + kRoundKeys;
     const bool last = end > w.keys.last;
     if (end % kBlockKeys == 0 || last) {
+#pragma unroll
       for (int r = 0; r < 2; ++r) block.l[r] = QuadSum(block.l[r]);
       if (plan.partial && plan.unit_keys == kBlockKeys) {
         w.WritePartial(block, base / kBlockKeys - first_unit);
@@ -518,6 +589,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32)
       Worker::Clear(group);
     }
     cursor.base = next;
+    pages = next_pages;
   }
   if (!plan.partial) w.WriteOutput(total);
 }
