@@ -5,21 +5,27 @@
 
 #include "kernels/cuda/attention/attention_problem.cuh"
 #include "kernels/cuda/attention/merge_partials.cuh"
+#include "kernels/cuda/attention/prefill_attention.cuh"
 #include "kernels/cuda/attention/split_attention.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace nibble::kernels::cuda {
 namespace {
 
+// Sequences of more rows (tokens times heads of a KV head) go to the prefill kernel, where there is
+// one: fewer do not fill its tile, and their keys are better split.
+constexpr int32_t kMaxSplitRows = 64;
 constexpr int64_t kMaxWorkspace = int64_t{64} << 20;
 constexpr int64_t kUnitsWanted = 64;  // partial results per query head: 16,384 keys
 
 int32_t DimAtoms(int32_t head_dim) { return (head_dim + 15) / 16; }
 
+constexpr int32_t kNoPrefill = INT32_MAX;
+
 // Tiles of all sequences together, at most, whatever their lengths.
-int64_t MaxTiles(int64_t tokens, int64_t sequences, int64_t heads_per_kv) {
-  const int64_t shared = (tokens * heads_per_kv + (kTileRows - 1) * sequences) / kTileRows;
-  const int64_t per_token = (heads_per_kv + kTileRows - 1) / kTileRows;
+int64_t MaxTiles(int64_t tokens, int64_t sequences, int64_t heads_per_kv, int64_t rows) {
+  const int64_t shared = (tokens * heads_per_kv + (rows - 1) * sequences) / rows;
+  const int64_t per_token = (heads_per_kv + rows - 1) / rows;
   return std::min(shared, tokens * per_token);
 }
 
@@ -47,6 +53,7 @@ AttentionProblem ProblemOf(const OpContext& context, const AttentionParams& para
   p.page_shift = std::countr_zero(static_cast<uint32_t>(cache.page_size));
   p.window = params.window;
   p.chunk = params.chunk;
+  p.prefill_rows = kNoPrefill;
   p.score_scale = params.scale * kLog2E;
   p.value_scale = 1.0f;
   if (fp8) {
@@ -81,7 +88,10 @@ void LaunchSplitOf(const OpContext& context, AttentionProblem p, int64_t tokens,
     value_buffer = ValueBuffer::kOverKeys;
   const SplitShared layout = LayoutOf(p, kFp8, kRoundKeys, value_buffer);
 
-  const int64_t pairs = MaxTiles(tokens, p.sequences, p.heads_per_kv) * p.kv_heads;
+  int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kTileRows);
+  if (p.prefill_rows != kNoPrefill)
+    tiles = std::min<int64_t>(tiles, p.sequences * (p.prefill_rows / kTileRows));
+  const int64_t pairs = tiles * p.kv_heads;
   const int64_t entry_bytes = PartialFloats(p.dim_atoms) * 4;
   const int64_t units = context.workspace_bytes / entry_bytes / pairs;
   const int64_t blocks = max_keys / kBlockKeys + 1;
@@ -117,6 +127,33 @@ void LaunchSplit(const OpContext& context, const AttentionProblem& p, int64_t to
   launch(LaunchSplitOf<kFp8, 64, 0, 8>);
 }
 
+template <bool kFp8, int kDim>
+void LaunchPrefillOf(const OpContext& context, const AttentionProblem& p, int64_t tokens) {
+  const int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kPrefillTileRows);
+  LaunchPdl(PrefillAttentionKernel<kFp8, kDim>, dim3(static_cast<uint32_t>(tiles * p.kv_heads)),
+            dim3(kPrefillThreads), sizeof(PrefillShared<kDim>) + 1024, StreamOf(context), p);
+}
+
+// Whether this GPU has a prefill kernel for the head dimension.
+bool HasPrefill(const AttentionProblem& p) {
+  return CurrentDevice().major == 9 && (p.head_dim == 64 || p.head_dim == 128);
+}
+
+template <bool kFp8>
+void Launch(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t max_keys) {
+  const bool any_long = tokens * p.heads_per_kv > kMaxSplitRows && tokens > p.sequences;
+  if (any_long && HasPrefill(p)) {
+    p.prefill_rows = kMaxSplitRows;
+    if (p.head_dim == 64) {
+      LaunchPrefillOf<kFp8, 64>(context, p, tokens);
+    } else {
+      LaunchPrefillOf<kFp8, 128>(context, p, tokens);
+    }
+    if (p.sequences == 1) return;
+  }
+  LaunchSplit<kFp8>(context, p, tokens, max_keys);
+}
+
 }  // namespace
 
 size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim) {
@@ -128,9 +165,8 @@ void Attention(const OpContext& context, const AttentionParams& params) {
   if (params.t == 0) return;
   const AttentionProblem p = ProblemOf(context, params);
   const int64_t max_keys = params.max_pages * params.cache.page_size;
-  if (params.cache.format == KvFormat::kFp8)
-    return LaunchSplit<true>(context, p, params.t, max_keys);
-  LaunchSplit<false>(context, p, params.t, max_keys);
+  if (params.cache.format == KvFormat::kFp8) return Launch<true>(context, p, params.t, max_keys);
+  Launch<false>(context, p, params.t, max_keys);
 }
 
 }  // namespace nibble::kernels::cuda

@@ -11,9 +11,10 @@
 
 namespace nibble::kernels::cuda {
 
-// Rows of a sequence: its tokens times the query heads of one KV head, heads fastest. Sixteen
-// neighbours form a tile, the M of an MMA; a slot is a tile of some sequence.
+// Rows of a sequence: its tokens times the query heads of one KV head, heads fastest. Neighbours
+// form a tile, the M of the MMAs; a slot is a tile of some sequence.
 inline constexpr int kTileRows = 16;
+inline constexpr int kPrefillTileRows = 128;
 
 struct AttentionProblem {
   const uint16_t* q;
@@ -38,6 +39,7 @@ struct AttentionProblem {
   int32_t chunk;
   float score_scale;  // log2 e and the cache's scale included
   float value_scale;
+  int32_t prefill_rows;    // sequences of more rows are the prefill kernel's
   int32_t splits;          // CTAs that share a tile's keys, at most
   int32_t units_per_tile;  // partial results that fit the workspace, per tile and KV head
 };
@@ -60,7 +62,8 @@ __device__ __forceinline__ int WarpInclusiveSum(int value, int lane) {
   return value;
 }
 
-// What a lane knows of one of 32 sequences while a warp looks for a tile.
+// What a lane knows of one of 32 sequences while a warp looks for a tile of kRows.
+template <int kRows>
 struct TileSearch {
   int first_token;
   int tokens;
@@ -75,10 +78,12 @@ struct TileSearch {
       tokens = p.q_start[sequence + 1] - first_token;
       kv_len = p.kv_len[sequence];
     }
-    tiles = (tokens * p.heads_per_kv + kTileRows - 1) / kTileRows;
+    const int rows = tokens * p.heads_per_kv;
+    const bool of_prefill = rows > p.prefill_rows;
+    tiles = of_prefill == (kRows == kPrefillTileRows) ? (rows + kRows - 1) / kRows : 0;
     tiles_before = before + WarpInclusiveSum(tiles, threadIdx.x % 32) - tiles;
   }
-  // Of lane `owner`, whose sequence is `sequence`; the row of slot 0 of that sequence.
+  // Tile 0 of lane `owner`, whose sequence is `sequence`.
   __device__ __forceinline__ AttentionTile TileOf(int owner, int sequence) const {
     return {sequence,
             0,
@@ -90,16 +95,17 @@ struct TileSearch {
 };
 
 // The tile of a slot. By whole warps.
+template <int kRows>
 __device__ __forceinline__ AttentionTile FindTile(const AttentionProblem& p, int slot) {
   int before = 0;
   for (int base = 0; base < p.sequences; base += 32) {
-    const TileSearch search(p, base + threadIdx.x % 32, before);
+    const TileSearch<kRows> search(p, base + threadIdx.x % 32, before);
     const int end = search.tiles_before + search.tiles;
     const unsigned beyond = __ballot_sync(0xffffffff, slot < end);
     if (beyond != 0) {
       const int owner = __ffs(beyond) - 1;
       AttentionTile tile = search.TileOf(owner, base + owner);
-      tile.first_row = (slot - tile.slot) * kTileRows;
+      tile.first_row = (slot - tile.slot) * kRows;
       tile.slot = slot;
       return tile;
     }
@@ -108,14 +114,15 @@ __device__ __forceinline__ AttentionTile FindTile(const AttentionProblem& p, int
   return {-1};
 }
 
-// The tile that holds the row of a token's head.
+// The split kernel's tile that holds the row of a token's head; none if the prefill kernel does.
 __device__ __forceinline__ AttentionTile FindTileOfToken(const AttentionProblem& p, int token,
                                                          int head_of_group) {
   int before = 0;
   for (int base = 0; base < p.sequences; base += 32) {
-    const TileSearch search(p, base + threadIdx.x % 32, before);
+    const TileSearch<kTileRows> search(p, base + threadIdx.x % 32, before);
     const unsigned holders =
-        __ballot_sync(0xffffffff, search.tokens > 0 && token < search.first_token + search.tokens);
+        __ballot_sync(0xffffffff, search.tiles > 0 && token >= search.first_token &&
+                                      token < search.first_token + search.tokens);
     if (holders != 0) {
       const int owner = __ffs(holders) - 1;
       AttentionTile tile = search.TileOf(owner, base + owner);

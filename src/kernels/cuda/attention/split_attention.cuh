@@ -494,7 +494,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32, SplitResidents(kUnits))
   const int split = blockIdx.x - pair * p.splits;
   const int slot = pair / p.kv_heads;
   w.kv_head = pair - slot * p.kv_heads;
-  w.tile = FindTile(p, slot);
+  w.tile = FindTile<kTileRows>(p, slot);
   if (w.tile.sequence < 0) return;
   w.keys = KeysOfTile(p, w.tile, kTileRows);
   const SplitPlan plan = PlanOf(p, w.keys);

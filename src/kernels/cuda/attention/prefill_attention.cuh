@@ -1,0 +1,525 @@
+// The prefill kernel of Hopper: a CTA takes a tile of 128 query rows and all of the tile's keys.
+//
+// Warpgroup 0 copies leaves of keys and values into a ring of shared memory; two warpgroups of 64
+// rows each do the rest by wgmma. Of a leaf: softmax of its scores in registers, then P V and the
+// scores of the next leaf run one after another on the tensor cores, while the other warpgroup is
+// at its softmax. The order of sums is attention_order.cuh's, the bits are the split kernel's.
+//
+// Shared memory holds a leaf as tiles of 64 dimensions: 64 rows (keys) of 128 bytes in the 128-byte
+// swizzle, which wgmma reads as B for the scores and, transposed, for the values.
+#pragma once
+
+#include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/ptx/async_copy.cuh"
+#include "kernels/cuda/ptx/mbarrier.cuh"
+#include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/ptx/wgmma.cuh"
+
+namespace nibble::kernels::cuda {
+
+inline constexpr int kPrefillThreads = 384;
+inline constexpr int kPrefillSlots = 8;  // of the ring, each a leaf of keys or of values
+inline constexpr int kPrefillAhead = 4;  // copies under way
+
+template <int kDim>
+struct PrefillShared {
+  static constexpr int kLeafBytes = kLeafKeys * kDim * 2;
+  static constexpr int kHalfBytes = kLeafKeys * 128;  // 64 dimensions of a leaf
+
+  uint8_t ring[kPrefillSlots][kLeafBytes];
+  float total[2][kDim / 2][128];  // o of finished groups, per warpgroup and thread
+  uint64_t filled[kPrefillSlots];
+  uint64_t freed[kPrefillSlots];
+};
+
+#ifdef NIBBLE_HAVE_WGMMA
+
+// A place in the ring and the parity of its phase.
+struct RingCursor {
+  int slot = 0;
+  int parity = 0;
+
+  __device__ __forceinline__ void Advance() {
+    if (++slot == kPrefillSlots) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Warpgroup 0. Thread t copies piece t mod kPieces of every kRowsPerPass-th row.
+template <bool kFp8, int kDim>
+struct PrefillProducer {
+  using Shared = PrefillShared<kDim>;
+  static constexpr int kPieces = kDim * (kFp8 ? 1 : 2) / 16;
+  static constexpr int kRowsPerPass = 128 / kPieces;
+  static constexpr int kPasses = kLeafKeys / kRowsPerPass;
+  static constexpr int kRunsPerLeaf = kLeafKeys / 16;
+
+  const AttentionProblem& p;
+  Shared& shared;
+  const AttentionTile& tile;
+  int kv_head;
+  KeyRange keys;
+
+  struct Pages {
+    int32_t of_run[kRunsPerLeaf];  // 16 neighbouring keys lie in one page
+  };
+
+  __device__ __forceinline__ Pages PagesOf(int leaf) const {
+    Pages pages;
+#pragma unroll
+    for (int run = 0; run < kRunsPerLeaf; ++run) {
+      const int key = min(max(leaf * kLeafKeys + run * 16, keys.first), keys.last);
+      pages.of_run[run] = p.page_table[tile.sequence * p.max_pages + (key >> p.page_shift)];
+    }
+    return pages;
+  }
+
+  __device__ __forceinline__ const uint8_t* RowOf(const uint8_t* cache, const Pages& pages,
+                                                  int leaf, int row, int run) const {
+    const int key = leaf * kLeafKeys + row;
+    const int64_t at = ((int64_t{pages.of_run[run]} * p.kv_heads + kv_head) << p.page_shift) +
+                       (key & ((1 << p.page_shift) - 1));
+    return cache + at * p.row_bytes;
+  }
+
+  __device__ __forceinline__ bool IsSeen(int key) const {
+    return key >= keys.first && key <= keys.last;
+  }
+
+  // 16-byte chunk `chunk` of a row of BF16.
+  __device__ __forceinline__ static uint8_t* ChunkOf(uint8_t* leaf, int row, int chunk) {
+    return leaf + chunk / 8 * Shared::kHalfBytes + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
+  }
+
+  __device__ __forceinline__ void Run(int first_leaf, int last_leaf) const {
+    if constexpr (kFp8) {
+      RunFp8(first_leaf, last_leaf);
+    } else {
+      RunBf16(first_leaf, last_leaf);
+    }
+  }
+
+  __device__ __forceinline__ void RunBf16(int first_leaf, int last_leaf) const {
+    RingCursor to, done;
+    int under_way = 0;
+    for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
+      const Pages pages = PagesOf(leaf);
+      for (int kind = 0; kind < 2; ++kind) {
+        ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
+        CopyLeaf(shared.ring[to.slot], kind == 0 ? p.k : p.v, pages, leaf);
+        ptx::CommitCopies();
+        to.Advance();
+        if (++under_way < kPrefillAhead) continue;
+        ptx::WaitForCopies<kPrefillAhead - 1>();
+        Publish(done);
+        --under_way;
+      }
+    }
+    ptx::WaitForCopies<0>();
+    for (; under_way > 0; --under_way) Publish(done);
+  }
+
+  __device__ __forceinline__ void Publish(RingCursor& done) const {
+    ptx::FenceAsyncProxy();
+    ptx::BarrierArrive(&shared.filled[done.slot]);
+    done.Advance();
+  }
+
+  __device__ __forceinline__ void CopyLeaf(uint8_t* to, const uint8_t* cache, const Pages& pages,
+                                           int leaf) const {
+    const int piece = threadIdx.x % kPieces;
+    const int first_row = threadIdx.x / kPieces;
+    const bool all_seen = IsSeen(leaf * kLeafKeys) && IsSeen(leaf * kLeafKeys + kLeafKeys - 1);
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = first_row + pass * kRowsPerPass;
+      const uint8_t* from = RowOf(cache, pages, leaf, row, pass * kRowsPerPass / 16) + piece * 16;
+      uint8_t* chunk = ChunkOf(to, row, piece);
+      if (all_seen) {
+        ptx::CopyAsync16(chunk, from);
+      } else {
+        ptx::CopyAsync16OrZero(chunk, from, IsSeen(leaf * kLeafKeys + row));
+      }
+    }
+  }
+
+  // Codes of the next leaf are loaded while those of the present one are widened.
+  struct Codes {
+    uint4 of_pass[kPasses];
+  };
+
+  __device__ __forceinline__ void RunFp8(int first_leaf, int last_leaf) const {
+    RingCursor to;
+    Pages pages = PagesOf(first_leaf);
+    Codes codes = LoadCodes(p.k, pages, first_leaf);
+    for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
+      const Pages next_pages = leaf < last_leaf ? PagesOf(leaf + 1) : pages;
+#pragma unroll
+      for (int kind = 0; kind < 2; ++kind) {
+        Codes next;
+        if (kind == 0) next = LoadCodes(p.v, pages, leaf);
+        if (kind == 1 && leaf < last_leaf) next = LoadCodes(p.k, next_pages, leaf + 1);
+        ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
+        StoreCodes(shared.ring[to.slot], codes);
+        Publish(to);
+        codes = next;
+      }
+      pages = next_pages;
+    }
+  }
+
+  __device__ __forceinline__ Codes LoadCodes(const uint8_t* cache, const Pages& pages,
+                                             int leaf) const {
+    Codes codes;
+    const int first_row = threadIdx.x / kPieces;
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = first_row + pass * kRowsPerPass;
+      codes.of_pass[pass] = {};
+      if (IsSeen(leaf * kLeafKeys + row)) {
+        codes.of_pass[pass] = *reinterpret_cast<const uint4*>(
+            RowOf(cache, pages, leaf, row, pass * kRowsPerPass / 16) + threadIdx.x % kPieces * 16);
+      }
+    }
+    return codes;
+  }
+
+  // A piece is an atom of 16 dimensions, stored in the order of E4M3Slot.
+  __device__ __forceinline__ static void StoreCodes(uint8_t* to, const Codes& codes) {
+    const int piece = threadIdx.x % kPieces;
+    const int first_row = threadIdx.x / kPieces;
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int row = first_row + pass * kRowsPerPass;
+      const uint4 c = codes.of_pass[pass];
+      *reinterpret_cast<uint4*>(ChunkOf(to, row, piece * 2)) = {E4M3Even(c.x), E4M3Even(c.y),
+                                                                E4M3Even(c.z), E4M3Even(c.w)};
+      *reinterpret_cast<uint4*>(ChunkOf(to, row, piece * 2 + 1)) = {E4M3Odd(c.x), E4M3Odd(c.y),
+                                                                    E4M3Odd(c.z), E4M3Odd(c.w)};
+    }
+  }
+};
+
+// A warpgroup of 64 rows; a thread has rows g and g + 8 of its warp's 16.
+template <bool kFp8, int kDim>
+struct PrefillConsumer {
+  using Shared = PrefillShared<kDim>;
+  static constexpr int kDimAtoms = kDim / 16;
+  static constexpr int kOutputs = kDim / 2;
+
+  const AttentionProblem& p;
+  Shared& shared;
+  const AttentionTile& tile;
+  int kv_head;
+  int warpgroup;  // 0 or 1
+  int row[2];     // of the sequence
+  KeyRange row_keys[2];
+  KeyRange seen_by_all;  // keys that every row of the warp sees
+
+  __device__ __forceinline__ PrefillConsumer(const AttentionProblem& problem, Shared& s,
+                                             const AttentionTile& t, int head, int group)
+      : p(problem), shared(s), tile(t), kv_head(head), warpgroup(group) {
+    const int warp_row = tile.first_row + warpgroup * 64 + threadIdx.x % 128 / 32 * 16;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      row[r] = warp_row + threadIdx.x % 32 / 4 + 8 * r;
+      row_keys[r] = KeysOfToken(p, tile, row[r] / p.heads_per_kv);
+    }
+    seen_by_all = {KeysOfToken(p, tile, (warp_row + 15) / p.heads_per_kv).first,
+                   KeysOfToken(p, tile, warp_row / p.heads_per_kv).last};
+    if ((warp_row + 15) / p.heads_per_kv >= tile.tokens) seen_by_all = {0, -1};
+  }
+
+  __device__ __forceinline__ bool HasRow(int r) const { return row_keys[r].last >= 0; }
+  __device__ __forceinline__ int64_t RowOffset(int r) const {
+    const int token = row[r] / p.heads_per_kv;
+    const int head = kv_head * p.heads_per_kv + row[r] - token * p.heads_per_kv;
+    return (int64_t{tile.first_token + token} * p.q_heads + head) * kDim;
+  }
+
+  __device__ __forceinline__ void LoadQueries(uint32_t (&queries)[kDimAtoms][4]) const {
+    const int q = threadIdx.x % 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint16_t* from = p.q + (HasRow(r) ? RowOffset(r) : 0);
+#pragma unroll
+      for (int a = 0; a < kDimAtoms; ++a) {
+        uint32_t low = 0, high = 0;
+        if (HasRow(r) && kFp8) {
+          const uint16_t* d = from + a * 16 + 4 * q;
+          low = QueryForFp8(d[0]) | uint32_t{QueryForFp8(d[2])} << 16;
+          high = QueryForFp8(d[1]) | uint32_t{QueryForFp8(d[3])} << 16;
+        } else if (HasRow(r)) {
+          low = *reinterpret_cast<const uint32_t*>(from + a * 16 + 2 * q);
+          high = *reinterpret_cast<const uint32_t*>(from + a * 16 + 2 * q + 8);
+        }
+        queries[a][r] = low;
+        queries[a][2 + r] = high;
+      }
+    }
+  }
+
+  // ---- Tensor cores ----
+
+  __device__ __forceinline__ void StartScores(float (&s)[32],
+                                              const uint32_t (&queries)[kDimAtoms][4],
+                                              int slot) const {
+    const uint64_t keys = ptx::WgmmaDescriptor(shared.ring[slot]);
+#pragma unroll
+    for (int a = 0; a < kDimAtoms; ++a) {
+      ptx::WgmmaBf16<64>(s, queries[a], keys + a / 4 * (Shared::kHalfBytes >> 4) + a % 4 * 2,
+                         a > 0);
+    }
+  }
+
+  __device__ __forceinline__ void StartValues(float (&o)[kOutputs], const uint32_t (&weights)[4][4],
+                                              int slot, bool accumulate) const {
+    const uint64_t values = ptx::WgmmaDescriptorTransposed(shared.ring[slot], Shared::kHalfBytes);
+#pragma unroll
+    for (int a = 0; a < 4; ++a)
+      ptx::WgmmaBf16Transposed<kDim>(o, weights[a], values + a * 128, accumulate || a > 0);
+  }
+
+  // ---- Softmax ----
+
+  // Scores of a leaf become weights; m and l move on; rescale: of what o holds of this block.
+  __device__ __forceinline__ void Softmax(float (&s)[32], uint32_t (&weights)[4][4], float (&m)[2],
+                                          float (&l)[2], float (&rescale)[2], int leaf) const {
+    const int first = leaf * kLeafKeys;
+    if (first < seen_by_all.first || first + kLeafKeys - 1 > seen_by_all.last) Mask(s, first);
+    float reference[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float largest = fmaxf(s[2 * r], s[2 * r + 1]);
+#pragma unroll
+      for (int j = 1; j < 8; ++j)
+        largest = fmaxf(largest, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
+      const float next = fmaxf(m[r], QuadMax(largest) * p.score_scale);
+      reference[r] = Reference(next);
+      rescale[r] = Exp2(m[r] - reference[r]);
+      m[r] = next;
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float pairs[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float p0 = Exp2(__fmaf_rn(s[4 * j + 2 * r], p.score_scale, -reference[r]));
+        const float p1 = Exp2(__fmaf_rn(s[4 * j + 2 * r + 1], p.score_scale, -reference[r]));
+        pairs[j] = p0 + p1;
+        weights[j / 2][j % 2 * 2 + r] = PackWeights<kFp8>(p0, p1);
+      }
+      l[r] = __fmaf_rn(l[r], rescale[r], TreeSum(pairs));
+    }
+  }
+
+  __device__ __forceinline__ void Mask(float (&s)[32], int first) const {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const KeyRange& seen = row_keys[e / 2];
+        const int key = first + j * 8 + threadIdx.x % 4 * 2 + e % 2;
+        if (key < seen.first || key > seen.last) s[4 * j + e] = MinusInfinity();
+      }
+    }
+  }
+
+  // ---- The run over all leaves ----
+
+  __device__ __forceinline__ void Free(int slot) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::BarrierArrive(&shared.freed[slot]);
+  }
+
+  __device__ __forceinline__ void Run(int first_leaf, int last_leaf) {
+    uint32_t queries[kDimAtoms][4];
+    LoadQueries(queries);
+    float o[kOutputs], group_o[kOutputs], s[32];
+    float m[2], l[2], group_m[2], group_l[2], total_m[2], total_l[2];
+    Clear(m, l);
+    Clear(group_m, group_l);
+    Clear(total_m, total_l);
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) o[i] = group_o[i] = 0.0f;
+    constexpr int kLeavesPerBlock = kBlockKeys / kLeafKeys;
+    constexpr int kLeavesPerGroup = kGroupKeys / kLeafKeys;
+    const int first_group = first_leaf / kLeavesPerGroup;
+
+    RingCursor at;
+    ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+    ptx::WgmmaFence();
+    StartScores(s, queries, at.slot);
+    ptx::WgmmaCommit();
+    ptx::WgmmaWait<0>();
+    ptx::WgmmaPin(s);
+    Free(at.slot);
+    at.Advance();
+    bool block_begins = true;
+    for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
+      uint32_t weights[4][4];
+      float rescale[2];
+      Softmax(s, weights, m, l, rescale, leaf);
+      if (!block_begins) {
+#pragma unroll
+        for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
+      }
+      const int values_slot = at.slot;
+      ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+      at.Advance();
+      ptx::WgmmaPin(o);
+      ptx::WgmmaFence();
+      StartValues(o, weights, values_slot, !block_begins);
+      ptx::WgmmaCommit();
+      const int keys_slot = at.slot;
+      const bool more = leaf < last_leaf;
+      if (more) {
+        ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+        at.Advance();
+        ptx::WgmmaPin(s);
+        ptx::WgmmaFence();
+        StartScores(s, queries, keys_slot);
+      }
+      ptx::WgmmaCommit();
+      ptx::WgmmaWait<1>();
+      ptx::WgmmaPin(o);
+      Free(values_slot);
+
+      block_begins = (leaf + 1) % kLeavesPerBlock == 0 || !more;
+      if (block_begins) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) l[r] = QuadSum(l[r]);
+        MergeInto(group_o, group_m, group_l, o, m, l);
+        Clear(m, l);
+      }
+      if ((leaf + 1) % kLeavesPerGroup == 0 || !more) {
+        MergeIntoTotal(group_o, group_m, group_l, total_m, total_l,
+                       leaf / kLeavesPerGroup == first_group, !more);
+        Clear(group_m, group_l);
+      }
+      ptx::WgmmaWait<0>();
+      ptx::WgmmaPin(s);
+      if (more) Free(keys_slot);
+    }
+    WriteOutput(group_o, total_m, total_l);
+  }
+
+  __device__ __forceinline__ static void Clear(float (&m)[2], float (&l)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      m[r] = MinusInfinity();
+      l[r] = 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ static void MergeInto(float (&o)[kOutputs], float (&m)[2],
+                                                   float (&l)[2], const float (&from_o)[kOutputs],
+                                                   const float (&from_m)[2],
+                                                   const float (&from_l)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const MergeFactors factors = Merge(m[r], from_m[r]);
+      l[r] = Merged(l[r], from_l[r], factors);
+#pragma unroll
+      for (int i = 2 * r; i < kOutputs; i += 4) {
+        o[i] = Merged(o[i], from_o[i], factors);
+        o[i + 1] = Merged(o[i + 1], from_o[i + 1], factors);
+      }
+    }
+  }
+
+  // The total lies in shared memory, as it is touched once in 4,096 keys; in the end in `o`.
+  __device__ __forceinline__ void MergeIntoTotal(float (&o)[kOutputs], const float (&m)[2],
+                                                 const float (&l)[2], float (&total_m)[2],
+                                                 float (&total_l)[2], bool first, bool last) const {
+    float(&total)[kOutputs][128] = shared.total[warpgroup];
+    const int thread = threadIdx.x % 128;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const MergeFactors factors = Merge(total_m[r], m[r]);
+      total_l[r] = Merged(total_l[r], l[r], factors);
+#pragma unroll
+      for (int i = 2 * r; i < kOutputs; i += 4) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float old = first ? 0.0f : total[i + e][thread];
+          const float merged = Merged(old, o[i + e], factors);
+          if (!last) total[i + e][thread] = merged;
+          o[i + e] = last ? merged : 0.0f;
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void WriteOutput(const float (&o)[kOutputs], const float (&m)[2],
+                                              const float (&l)[2]) const {
+    const int q = threadIdx.x % 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (!HasRow(r)) continue;
+      const int head = kv_head * p.heads_per_kv + row[r] % p.heads_per_kv;
+      const float factor =
+          OutputFactor(m[r], l[r], p.sinks != nullptr ? p.sinks + head : nullptr, p.value_scale);
+      uint16_t* out = p.out + RowOffset(r);
+#pragma unroll
+      for (int a = 0; a < kDimAtoms; ++a) {
+        // Columns 2q, 2q + 1 of both halves of the atom.
+        uint16_t x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[i] = ToBf16(o[a * 8 + i / 2 * 4 + 2 * r + i % 2] * factor);
+        if constexpr (kFp8) {
+          *reinterpret_cast<uint2*>(out + a * 16 + 4 * q) = {x[0] | uint32_t{x[2]} << 16,
+                                                             x[1] | uint32_t{x[3]} << 16};
+        } else {
+          *reinterpret_cast<uint32_t*>(out + a * 16 + 2 * q) = x[0] | uint32_t{x[1]} << 16;
+          *reinterpret_cast<uint32_t*>(out + a * 16 + 2 * q + 8) = x[2] | uint32_t{x[3]} << 16;
+        }
+      }
+    }
+  }
+};
+
+#endif  // NIBBLE_HAVE_WGMMA
+
+template <bool kFp8, int kDim>
+__global__ void __launch_bounds__(kPrefillThreads, 1)
+    PrefillAttentionKernel(const __grid_constant__ AttentionProblem p) {
+#ifdef NIBBLE_HAVE_WGMMA
+  using Shared = PrefillShared<kDim>;
+  extern __shared__ uint8_t raw[];
+  const uint32_t misaligned = ptx::SharedAddress(raw) % 1024;
+  Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - misaligned) % 1024);
+  ptx::LaunchSuccessor();
+  // Tiles late in a prompt see the most keys: they go first.
+  const int pair = gridDim.x - 1 - blockIdx.x;
+  const int slot = pair / p.kv_heads;
+  const int kv_head = pair - slot * p.kv_heads;
+  const AttentionTile tile = FindTile<kPrefillTileRows>(p, slot);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kPrefillSlots; ++i) {
+      ptx::BarrierInit(&shared.filled[i], 128);
+      ptx::BarrierInit(&shared.freed[i], 8);
+    }
+  }
+  __syncthreads();
+  ptx::WaitForPredecessor();
+  if (tile.sequence < 0) return;
+  const KeyRange keys = KeysOfTile(p, tile, kPrefillTileRows);
+  const int first_leaf = keys.first / kLeafKeys;
+  const int last_leaf = keys.last / kLeafKeys;
+  const int warpgroup = threadIdx.x / 128;
+  if (warpgroup == 0) {
+    ptx::GiveRegisters<40>();
+    const PrefillProducer<kFp8, kDim> producer = {p, shared, tile, kv_head, keys};
+    producer.Run(first_leaf, last_leaf);
+  } else {
+    ptx::TakeRegisters<232>();
+    PrefillConsumer<kFp8, kDim> consumer(p, shared, tile, kv_head, warpgroup - 1);
+    consumer.Run(first_leaf, last_leaf);
+  }
+#endif
+}
+
+}  // namespace nibble::kernels::cuda
