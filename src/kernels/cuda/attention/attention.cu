@@ -63,7 +63,7 @@ AttentionProblem ProblemOf(const OpContext& context, const AttentionParams& para
   return p;
 }
 
-SplitShared LayoutOf(const AttentionProblem& p, bool fp8, int32_t round_keys,
+SplitShared LayoutOf(const AttentionProblem& p, bool fp8, int32_t warps, int32_t round_keys,
                      ValueBuffer value_buffer) {
   SplitShared s = {};
   s.value_buffer = value_buffer;
@@ -75,68 +75,88 @@ SplitShared LayoutOf(const AttentionProblem& p, bool fp8, int32_t round_keys,
   s.q = value_buffer == ValueBuffer::kOverKeys ? buffer : 2 * buffer;
   s.p = s.q + kTileRows * s.q_pitch;
   s.maxima = s.p + kTileRows * s.p_pitch;
-  s.sums = s.maxima + kSplitWarps * kTileRows * 4;
-  s.bytes = s.sums + kSplitWarps * kTileRows * 4 * 4;
+  s.sums = s.maxima + warps * kTileRows * 4;
+  s.bytes = s.sums + warps * kTileRows * 4 * 4;
   return s;
 }
 
-template <bool kFp8, int kRoundKeys, int kDimAtoms, int kUnits>
-void LaunchSplitOf(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t max_keys) {
+// How many half-warps of the merge kernel share a row: enough to fill the GPU.
+int MergeGroups(int64_t slices) {
+  const int64_t wanted = int64_t{CurrentDevice().multiprocessors} * 2 * kMergeHalfWarps / slices;
+  return static_cast<int>(
+      std::bit_floor(static_cast<uint64_t>(std::clamp<int64_t>(wanted, 1, kMergeHalfWarps))));
+}
+
+void LaunchMerge(const OpContext& context, const AttentionProblem& p, int64_t tokens) {
+  const int64_t slices = tokens * p.q_heads * SlicesOf(p);
+  const int groups = MergeGroups(slices);
+  const int64_t ctas = (slices * groups + kMergeHalfWarps - 1) / kMergeHalfWarps;
+  LaunchPdl(MergePartialsKernel, dim3(static_cast<uint32_t>(ctas)), dim3(kMergeHalfWarps * 16), 0,
+            StreamOf(context), p, groups, static_cast<int32_t>(slices));
+}
+
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
+void LaunchSplitOf(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t tiles,
+                   int64_t max_keys) {
   const DeviceFacts& device = CurrentDevice();
   ValueBuffer value_buffer = p.k == p.v ? ValueBuffer::kKeys : ValueBuffer::kOwn;
-  if (LayoutOf(p, kFp8, kRoundKeys, value_buffer).bytes > device.shared_memory_per_block)
+  if (LayoutOf(p, kFp8, kWarps, kRoundKeys, value_buffer).bytes > device.shared_memory_per_block)
     value_buffer = ValueBuffer::kOverKeys;
-  const SplitShared layout = LayoutOf(p, kFp8, kRoundKeys, value_buffer);
+  const SplitShared layout = LayoutOf(p, kFp8, kWarps, kRoundKeys, value_buffer);
 
-  int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kTileRows);
-  if (p.prefill_rows != kNoPrefill)
-    tiles = std::min<int64_t>(tiles, p.sequences * (p.prefill_rows / kTileRows));
   const int64_t pairs = tiles * p.kv_heads;
   const int64_t entry_bytes = PartialFloats(p.dim_atoms) * 4;
   const int64_t units = context.workspace_bytes / entry_bytes / pairs;
   const int64_t blocks = max_keys / kBlockKeys + 1;
   p.units_per_tile = static_cast<int32_t>(std::min(units, blocks));
-  const int64_t resident = std::clamp<int64_t>(
-      device.shared_memory_per_block / (layout.bytes + 1024), 1, SplitResidents(kUnits));
+  const int64_t resident =
+      std::clamp<int64_t>(device.shared_memory_per_block / (layout.bytes + 1024), 1, 16 / kWarps);
   p.splits = static_cast<int32_t>(
       std::clamp<int64_t>(device.multiprocessors * resident / pairs, 1, blocks));
   if (p.splits == 1 || p.units_per_tile == 0) {
     p.splits = 1;
     p.units_per_tile = 0;
   }
-  LaunchPdl(SplitAttentionKernel<kFp8, kRoundKeys, kDimAtoms, kUnits>,
-            dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kSplitWarps * 32), layout.bytes,
+  LaunchPdl(SplitAttentionKernel<kFp8, kWarps, kRoundKeys, kDimAtoms>,
+            dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kWarps * 32), layout.bytes,
             StreamOf(context), p, layout);
-  if (p.splits == 1) return;
-  LaunchPdl(MergePartialsKernel,
-            dim3(static_cast<uint32_t>(tokens * p.q_heads),
-                 (p.dim_atoms * 16 + kMergeDims - 1) / kMergeDims),
-            dim3(kMergeThreads), 0, StreamOf(context), p);
+  if (p.splits > 1) LaunchMerge(context, p, tokens);
 }
 
-// Head dimensions that are common have kernels of their own.
+// Head dimensions that are common have kernels of their own. Where tiles are many, small CTAs that
+// overlap one another; where they are few, large ones with a block's keys under way at once.
 template <bool kFp8>
 void LaunchSplit(const OpContext& context, const AttentionProblem& p, int64_t tokens,
                  int64_t max_keys) {
-  const auto launch = [&](auto kernel) { kernel(context, p, tokens, max_keys); };
-  if (p.head_dim == 64) return launch(LaunchSplitOf<kFp8, 128, 4, 1>);
-  if (p.head_dim == 128) return launch(LaunchSplitOf<kFp8, 128, 8, 1>);
-  if (p.head_dim == 256) return launch(LaunchSplitOf < kFp8, kFp8 ? 128 : 64, 16, 2 >);
-  if (p.dim_atoms <= 16) return launch(LaunchSplitOf<kFp8, 128, 0, 2>);
-  if (p.dim_atoms <= 40) return launch(LaunchSplitOf < kFp8, kFp8 ? 128 : 64, 0, 5 >);
-  launch(LaunchSplitOf<kFp8, 64, 0, 8>);
+  int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kTileRows);
+  if (p.prefill_rows != kNoPrefill)
+    tiles = std::min<int64_t>(tiles, p.sequences * (p.prefill_rows / kTileRows));
+  const bool many = tiles * p.kv_heads > CurrentDevice().multiprocessors;
+  const auto launch = [&](auto kernel) { kernel(context, p, tokens, tiles, max_keys); };
+  if (p.head_dim == 64)
+    return launch(many ? LaunchSplitOf<kFp8, 8, 128, 4> : LaunchSplitOf<kFp8, 16, 256, 4>);
+  if (p.head_dim == 128)
+    return launch(many ? LaunchSplitOf<kFp8, 8, 128, 8> : LaunchSplitOf<kFp8, 16, 256, 8>);
+  if (p.head_dim == 256) {
+    if constexpr (kFp8)
+      return launch(many ? LaunchSplitOf<true, 8, 128, 16> : LaunchSplitOf<true, 16, 256, 16>);
+    return launch(many ? LaunchSplitOf<false, 8, 64, 16> : LaunchSplitOf<false, 16, 128, 16>);
+  }
+  if (p.dim_atoms <= 16) return launch(LaunchSplitOf<kFp8, 8, 128, kAnyUpTo256>);
+  launch(LaunchSplitOf<kFp8, 16, 64, kAnyDim>);
 }
 
 template <bool kFp8, int kDim>
 void LaunchPrefillOf(const OpContext& context, const AttentionProblem& p, int64_t tokens) {
-  const int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kPrefillTileRows);
+  const int64_t tiles =
+      MaxTiles(tokens, p.sequences, p.heads_per_kv, PrefillShared<kDim>::kTileRows);
   LaunchPdl(PrefillAttentionKernel<kFp8, kDim>, dim3(static_cast<uint32_t>(tiles * p.kv_heads)),
             dim3(kPrefillThreads), sizeof(PrefillShared<kDim>) + 1024, StreamOf(context), p);
 }
 
 // Whether this GPU has a prefill kernel for the head dimension.
 bool HasPrefill(const AttentionProblem& p) {
-  return CurrentDevice().major == 9 && (p.head_dim == 64 || p.head_dim == 128);
+  return CurrentDevice().major == 9 && (p.head_dim == 64 || p.head_dim == 128 || p.head_dim == 256);
 }
 
 template <bool kFp8>
@@ -144,11 +164,9 @@ void Launch(const OpContext& context, AttentionProblem p, int64_t tokens, int64_
   const bool any_long = tokens * p.heads_per_kv > kMaxSplitRows && tokens > p.sequences;
   if (any_long && HasPrefill(p)) {
     p.prefill_rows = kMaxSplitRows;
-    if (p.head_dim == 64) {
-      LaunchPrefillOf<kFp8, 64>(context, p, tokens);
-    } else {
-      LaunchPrefillOf<kFp8, 128>(context, p, tokens);
-    }
+    if (p.head_dim == 64) LaunchPrefillOf<kFp8, 64>(context, p, tokens);
+    if (p.head_dim == 128) LaunchPrefillOf<kFp8, 128>(context, p, tokens);
+    if (p.head_dim == 256) LaunchPrefillOf<kFp8, 256>(context, p, tokens);
     if (p.sequences == 1) return;
   }
   LaunchSplit<kFp8>(context, p, tokens, max_keys);

@@ -14,7 +14,6 @@ namespace nibble::kernels::cuda {
 // Rows of a sequence: its tokens times the query heads of one KV head, heads fastest. Neighbours
 // form a tile, the M of the MMAs; a slot is a tile of some sequence.
 inline constexpr int kTileRows = 16;
-inline constexpr int kPrefillTileRows = 128;
 
 struct AttentionProblem {
   const uint16_t* q;
@@ -80,7 +79,7 @@ struct TileSearch {
     }
     const int rows = tokens * p.heads_per_kv;
     const bool of_prefill = rows > p.prefill_rows;
-    tiles = of_prefill == (kRows == kPrefillTileRows) ? (rows + kRows - 1) / kRows : 0;
+    tiles = of_prefill == (kRows != kTileRows) ? (rows + kRows - 1) / kRows : 0;
     tiles_before = before + WarpInclusiveSum(tiles, threadIdx.x % 32) - tiles;
   }
   // Tile 0 of lane `owner`, whose sequence is `sequence`.

@@ -1,6 +1,6 @@
-// The second kernel of a split attention: a CTA merges the partial results of one query row, 64
-// dimensions of it, in the order of attention_order.cuh. Each half-warp takes a group of keys, four
-// dimensions a lane; then the groups are merged ascending.
+// The second kernel of a split attention: merges the partial results of query rows in the order of
+// attention_order.cuh. A half-warp takes 64 dimensions of a row, a slice, four a lane, and merges a
+// group of keys at a time; `groups` half-warps share a slice, then its groups are merged ascending.
 #pragma once
 
 #include "kernels/cuda/attention/attention_problem.cuh"
@@ -8,11 +8,14 @@
 
 namespace nibble::kernels::cuda {
 
-inline constexpr int kMergeThreads = 256;
+inline constexpr int kMergeHalfWarps = 16;  // of a CTA
 inline constexpr int kMergeDims = 64;
-inline constexpr int kMergeGroups = kMergeThreads / 16;
 inline constexpr int kBlocksPerGroup = kGroupKeys / kBlockKeys;
 static_assert(kBlocksPerGroup == 16);  // one per lane of a half-warp
+
+__host__ __device__ inline int32_t SlicesOf(const AttentionProblem& p) {
+  return (p.dim_atoms * 16 + kMergeDims - 1) / kMergeDims;
+}
 
 struct PartialSlice {
   float m;
@@ -81,46 +84,65 @@ __device__ __forceinline__ PartialSlice MergeBlocks(const PartialRow& row, int f
   return group;
 }
 
-__global__ void __launch_bounds__(kMergeThreads)
-    MergePartialsKernel(const __grid_constant__ AttentionProblem p) {
-  __shared__ float4 group_o[kMergeGroups][16];
-  __shared__ float group_m[kMergeGroups];
-  __shared__ float group_l[kMergeGroups];
+__global__ void __launch_bounds__(kMergeHalfWarps * 16)
+    MergePartialsKernel(const __grid_constant__ AttentionProblem p, int groups_at_once,
+                        int slices) {
+  __shared__ float4 group_o[kMergeHalfWarps][16];
+  __shared__ float group_m[kMergeHalfWarps];
+  __shared__ float group_l[kMergeHalfWarps];
   ptx::LaunchSuccessor();
-  const int token = blockIdx.x / p.q_heads;
-  const int head = blockIdx.x % p.q_heads;
-  const int kv_head = head / p.heads_per_kv;
-  const int head_of_group = head - kv_head * p.heads_per_kv;
-  const AttentionTile tile = FindTileOfToken(p, token, head_of_group);
-  const KeyRange tile_keys = KeysOfTile(p, tile, kTileRows);
-  const SplitPlan plan = PlanOf(p, tile_keys);
-  ptx::WaitForPredecessor();  // even with nothing to do: the successor relies on it
-  if (tile.sequence < 0 || !plan.partial) return;
-
-  const int row = (token - tile.first_token) * p.heads_per_kv + head_of_group - tile.first_row;
   const int lane = threadIdx.x % 16;
   const int half_warp = threadIdx.x / 16;
-  const int d = blockIdx.y * kMergeDims + lane * 4;
+  const int my_group = half_warp % groups_at_once;
+  const int my_slice = (blockIdx.x * kMergeHalfWarps + half_warp) / groups_at_once;
+  const int slices_of_row = SlicesOf(p);
+  const int row_of_step = min(my_slice, slices - 1) / slices_of_row;
+  const int token = row_of_step / p.q_heads;
+  const int head = row_of_step - token * p.q_heads;
+  const int kv_head = head / p.heads_per_kv;
+  const int head_of_group = head - kv_head * p.heads_per_kv;
+
+  // The search takes a whole warp: once for each half of it.
+  AttentionTile tile = {-1};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const AttentionTile found = FindTileOfToken(p, __shfl_sync(0xffffffff, token, half * 16),
+                                                __shfl_sync(0xffffffff, head_of_group, half * 16));
+    if (half_warp % 2 == half) tile = found;
+  }
+  KeyRange tile_keys = {0, -1};
+  SplitPlan plan = {kGroupKeys, false};
+  if (tile.sequence >= 0 && my_slice < slices) {
+    tile_keys = KeysOfTile(p, tile, kTileRows);
+    plan = PlanOf(p, tile_keys);
+  }
+  ptx::WaitForPredecessor();  // even with nothing to do: the successor relies on it
+
+  const int row = (token - tile.first_token) * p.heads_per_kv + head_of_group - tile.first_row;
+  const int d = my_slice % slices_of_row * kMergeDims + lane * 4;
   const int width = p.dim_atoms * 16;
   const float* entry = PartialEntry(p, tile.slot, kv_head, 0);
   const PartialRow partials = {d < width ? entry + row * width + d : nullptr,
                                entry + kTileRows * width + row, PartialFloats(p.dim_atoms)};
   const bool of_blocks = plan.unit_keys == kBlockKeys;
-  const int units = UnitsOf(tile_keys, plan.unit_keys);
-  const int first_group = tile_keys.first / kGroupKeys;
-  const int groups = UnitsOf(tile_keys, kGroupKeys);
+  const int units = plan.partial ? UnitsOf(tile_keys, plan.unit_keys) : 0;
+  const int groups = plan.partial ? UnitsOf(tile_keys, kGroupKeys) : 0;
   // Block 0 of the first group, counted in units.
-  const int unit_of_first_group =
-      of_blocks ? first_group * kBlocksPerGroup - tile_keys.first / kBlockKeys : 0;
+  const int first_unit =
+      of_blocks ? tile_keys.first / kGroupKeys * kBlocksPerGroup - tile_keys.first / kBlockKeys : 0;
 
   PartialSlice total = {MinusInfinity(), 0.0f, {}};
-  for (int base = 0; base < groups; base += kMergeGroups) {
-    const int group = base + half_warp;
+  for (int base = 0; __syncthreads_or(base < groups); base += groups_at_once) {
+    const int group = base + my_group;
     PartialSlice merged = {MinusInfinity(), 0.0f, {}};
-    if (of_blocks) {
-      merged = MergeBlocks(partials, unit_of_first_group + group * kBlocksPerGroup, 0, units);
-    } else if (group < groups) {
+    const int blocks_end = of_blocks ? units : 0;
+    if (__any_sync(0xffffffff, of_blocks && group < groups))
+      merged = MergeBlocks(partials, first_unit + group * kBlocksPerGroup, 0, blocks_end);
+    if (!of_blocks && group < groups)
       merged = {partials.Maximum(group), partials.Sum(group), partials.Values(group)};
+    if (groups_at_once == 1) {
+      MergeInto(total, merged);
+      continue;
     }
     group_o[half_warp][lane] = merged.o;
     if (lane == 0) {
@@ -128,13 +150,14 @@ __global__ void __launch_bounds__(kMergeThreads)
       group_l[half_warp] = merged.l;
     }
     __syncthreads();
-    if (half_warp == 0) {
-      for (int i = 0; i < min(kMergeGroups, groups - base); ++i)
-        MergeInto(total, {group_m[i], group_l[i], group_o[i][lane]});
+    if (my_group == 0) {
+      for (int i = 0; i < min(groups_at_once, groups - base); ++i) {
+        const int from = half_warp + i;
+        MergeInto(total, {group_m[from], group_l[from], group_o[from][lane]});
+      }
     }
-    __syncthreads();
   }
-  if (half_warp != 0) return;
+  if (!plan.partial || my_group != 0) return;
   const float factor =
       OutputFactor(total.m, total.l, p.sinks != nullptr ? p.sinks + head : nullptr, p.value_scale);
   uint16_t* out = p.out + (int64_t{token} * p.q_heads + head) * p.head_dim;

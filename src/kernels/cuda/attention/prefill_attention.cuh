@@ -1,9 +1,11 @@
-// The prefill kernel of Hopper: a CTA takes a tile of 128 query rows and all of the tile's keys.
+// The prefill kernel of Hopper: a CTA takes a tile of query rows and all of the tile's keys.
 //
-// Warpgroup 0 copies leaves of keys and values into a ring of shared memory; two warpgroups of 64
-// rows each do the rest by wgmma. Of a leaf: softmax of its scores in registers, then P V and the
-// scores of the next leaf run one after another on the tensor cores, while the other warpgroup is
-// at its softmax. The order of sums is attention_order.cuh's, the bits are the split kernel's.
+// Warpgroup 0 copies leaves of keys and values into a ring of shared memory; two warpgroups do the
+// rest by wgmma. Of a leaf: softmax of its scores in registers, then P V and the scores of the next
+// leaf run one after another on the tensor cores, while the other warpgroup is at its softmax: they
+// take turns. Up to a head dimension of 128 each has 64 of 128 rows; beyond, where o and the
+// group's o would not fit, the same 64 rows and half of the values' dimensions each. The order of
+// sums is attention_order.cuh's, the bits are the split kernel's.
 //
 // Shared memory holds a leaf as tiles of 64 dimensions: 64 rows (keys) of 128 bytes in the 128-byte
 // swizzle, which wgmma reads as B for the scores and, transposed, for the values.
@@ -18,29 +20,39 @@
 namespace nibble::kernels::cuda {
 
 inline constexpr int kPrefillThreads = 384;
-inline constexpr int kPrefillSlots = 8;  // of the ring, each a leaf of keys or of values
-inline constexpr int kPrefillAhead = 4;  // copies under way
 
 template <int kDim>
 struct PrefillShared {
+  static constexpr bool kShareRows = kDim > 128;  // and split the values' dimensions
+  static constexpr int kTileRows = kShareRows ? 64 : 128;
+  static constexpr int kValueDims = kShareRows ? kDim / 2 : kDim;  // of a warpgroup
+  static constexpr int kSlots = kShareRows ? 4 : 8;                // each a leaf of keys or values
+  static constexpr int kAhead = kSlots - 2;                        // copies under way
   static constexpr int kLeafBytes = kLeafKeys * kDim * 2;
-  static constexpr int kHalfBytes = kLeafKeys * 128;  // 64 dimensions of a leaf
+  static constexpr int kPieceBytes = kLeafKeys * 128;  // 64 dimensions of a leaf
 
-  uint8_t ring[kPrefillSlots][kLeafBytes];
-  float total[2][kDim / 2][128];  // o of finished groups, per warpgroup and thread
-  uint64_t filled[kPrefillSlots];
-  uint64_t freed[kPrefillSlots];
+  uint8_t ring[kSlots][kLeafBytes];
+  uint8_t queries[kShareRows ? kLeafBytes : 16];  // as a leaf; else they are in registers
+  float total[2][kValueDims / 2][128];            // o of finished groups, of each thread
+  uint64_t filled[kSlots];
+  uint64_t freed[kSlots];
 };
+
+// 16-byte chunk `chunk` of row `row` of a leaf of BF16.
+__device__ __forceinline__ uint8_t* LeafChunk(uint8_t* leaf, int row, int chunk) {
+  return leaf + chunk / 8 * (kLeafKeys * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
+}
 
 #ifdef NIBBLE_HAVE_WGMMA
 
 // A place in the ring and the parity of its phase.
+template <int kSlots>
 struct RingCursor {
   int slot = 0;
   int parity = 0;
 
   __device__ __forceinline__ void Advance() {
-    if (++slot == kPrefillSlots) {
+    if (++slot == kSlots) {
       slot = 0;
       parity ^= 1;
     }
@@ -76,21 +88,24 @@ struct PrefillProducer {
     return pages;
   }
 
+  __device__ __forceinline__ static int RowOfPass(int pass) {
+    return threadIdx.x / kPieces + pass * kRowsPerPass;
+  }
+
   __device__ __forceinline__ const uint8_t* RowOf(const uint8_t* cache, const Pages& pages,
-                                                  int leaf, int row, int run) const {
+                                                  int leaf, int pass) const {
+    const int row = RowOfPass(pass);
     const int key = leaf * kLeafKeys + row;
-    const int64_t at = ((int64_t{pages.of_run[run]} * p.kv_heads + kv_head) << p.page_shift) +
+    int32_t page = pages.of_run[pass * kRowsPerPass / 16];
+    if (kRowsPerPass > 16 && row % kRowsPerPass >= 16)
+      page = pages.of_run[pass * kRowsPerPass / 16 + 1];
+    const int64_t at = ((int64_t{page} * p.kv_heads + kv_head) << p.page_shift) +
                        (key & ((1 << p.page_shift) - 1));
     return cache + at * p.row_bytes;
   }
 
   __device__ __forceinline__ bool IsSeen(int key) const {
     return key >= keys.first && key <= keys.last;
-  }
-
-  // 16-byte chunk `chunk` of a row of BF16.
-  __device__ __forceinline__ static uint8_t* ChunkOf(uint8_t* leaf, int row, int chunk) {
-    return leaf + chunk / 8 * Shared::kHalfBytes + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
   }
 
   __device__ __forceinline__ void Run(int first_leaf, int last_leaf) const {
@@ -102,7 +117,7 @@ struct PrefillProducer {
   }
 
   __device__ __forceinline__ void RunBf16(int first_leaf, int last_leaf) const {
-    RingCursor to, done;
+    RingCursor<Shared::kSlots> to, done;
     int under_way = 0;
     for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
       const Pages pages = PagesOf(leaf);
@@ -111,8 +126,8 @@ struct PrefillProducer {
         CopyLeaf(shared.ring[to.slot], kind == 0 ? p.k : p.v, pages, leaf);
         ptx::CommitCopies();
         to.Advance();
-        if (++under_way < kPrefillAhead) continue;
-        ptx::WaitForCopies<kPrefillAhead - 1>();
+        if (++under_way < Shared::kAhead) continue;
+        ptx::WaitForCopies<Shared::kAhead - 1>();
         Publish(done);
         --under_way;
       }
@@ -121,7 +136,7 @@ struct PrefillProducer {
     for (; under_way > 0; --under_way) Publish(done);
   }
 
-  __device__ __forceinline__ void Publish(RingCursor& done) const {
+  __device__ __forceinline__ void Publish(RingCursor<Shared::kSlots>& done) const {
     ptx::FenceAsyncProxy();
     ptx::BarrierArrive(&shared.filled[done.slot]);
     done.Advance();
@@ -130,84 +145,92 @@ struct PrefillProducer {
   __device__ __forceinline__ void CopyLeaf(uint8_t* to, const uint8_t* cache, const Pages& pages,
                                            int leaf) const {
     const int piece = threadIdx.x % kPieces;
-    const int first_row = threadIdx.x / kPieces;
     const bool all_seen = IsSeen(leaf * kLeafKeys) && IsSeen(leaf * kLeafKeys + kLeafKeys - 1);
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = first_row + pass * kRowsPerPass;
-      const uint8_t* from = RowOf(cache, pages, leaf, row, pass * kRowsPerPass / 16) + piece * 16;
-      uint8_t* chunk = ChunkOf(to, row, piece);
+      const uint8_t* from = RowOf(cache, pages, leaf, pass) + piece * 16;
+      uint8_t* chunk = LeafChunk(to, RowOfPass(pass), piece);
       if (all_seen) {
         ptx::CopyAsync16(chunk, from);
       } else {
-        ptx::CopyAsync16OrZero(chunk, from, IsSeen(leaf * kLeafKeys + row));
+        ptx::CopyAsync16OrZero(chunk, from, IsSeen(leaf * kLeafKeys + RowOfPass(pass)));
       }
     }
   }
 
-  // Codes of the next leaf are loaded while those of the present one are widened.
+  // FP8 goes through registers, a batch of rows at a time; the next batch is loaded while the
+  // present one is widened.
+  static constexpr int kBatch = kPasses < 4 ? kPasses : 4;
+  static constexpr int kBatches = kPasses / kBatch;
   struct Codes {
-    uint4 of_pass[kPasses];
+    uint4 of_pass[kBatch];
   };
 
   __device__ __forceinline__ void RunFp8(int first_leaf, int last_leaf) const {
-    RingCursor to;
+    RingCursor<Shared::kSlots> to;
     Pages pages = PagesOf(first_leaf);
-    Codes codes = LoadCodes(p.k, pages, first_leaf);
+    Codes codes = LoadCodes(p.k, pages, first_leaf, 0);
     for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
       const Pages next_pages = leaf < last_leaf ? PagesOf(leaf + 1) : pages;
 #pragma unroll
       for (int kind = 0; kind < 2; ++kind) {
-        Codes next;
-        if (kind == 0) next = LoadCodes(p.v, pages, leaf);
-        if (kind == 1 && leaf < last_leaf) next = LoadCodes(p.k, next_pages, leaf + 1);
         ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
-        StoreCodes(shared.ring[to.slot], codes);
+#pragma unroll
+        for (int batch = 0; batch < kBatches; ++batch) {
+          Codes next = codes;
+          if (batch + 1 < kBatches) {
+            next = LoadCodes(kind == 0 ? p.k : p.v, pages, leaf, batch + 1);
+          } else if (kind == 0) {
+            next = LoadCodes(p.v, pages, leaf, 0);
+          } else if (leaf < last_leaf) {
+            next = LoadCodes(p.k, next_pages, leaf + 1, 0);
+          }
+          StoreCodes(shared.ring[to.slot], codes, batch);
+          codes = next;
+        }
         Publish(to);
-        codes = next;
       }
       pages = next_pages;
     }
   }
 
-  __device__ __forceinline__ Codes LoadCodes(const uint8_t* cache, const Pages& pages,
-                                             int leaf) const {
+  __device__ __forceinline__ Codes LoadCodes(const uint8_t* cache, const Pages& pages, int leaf,
+                                             int batch) const {
     Codes codes;
-    const int first_row = threadIdx.x / kPieces;
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = first_row + pass * kRowsPerPass;
-      codes.of_pass[pass] = {};
-      if (IsSeen(leaf * kLeafKeys + row)) {
-        codes.of_pass[pass] = *reinterpret_cast<const uint4*>(
-            RowOf(cache, pages, leaf, row, pass * kRowsPerPass / 16) + threadIdx.x % kPieces * 16);
+    for (int i = 0; i < kBatch; ++i) {
+      const int pass = batch * kBatch + i;
+      codes.of_pass[i] = {};
+      if (IsSeen(leaf * kLeafKeys + RowOfPass(pass))) {
+        codes.of_pass[i] = *reinterpret_cast<const uint4*>(RowOf(cache, pages, leaf, pass) +
+                                                           threadIdx.x % kPieces * 16);
       }
     }
     return codes;
   }
 
   // A piece is an atom of 16 dimensions, stored in the order of E4M3Slot.
-  __device__ __forceinline__ static void StoreCodes(uint8_t* to, const Codes& codes) {
+  __device__ __forceinline__ static void StoreCodes(uint8_t* to, const Codes& codes, int batch) {
     const int piece = threadIdx.x % kPieces;
-    const int first_row = threadIdx.x / kPieces;
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = first_row + pass * kRowsPerPass;
-      const uint4 c = codes.of_pass[pass];
-      *reinterpret_cast<uint4*>(ChunkOf(to, row, piece * 2)) = {E4M3Even(c.x), E4M3Even(c.y),
-                                                                E4M3Even(c.z), E4M3Even(c.w)};
-      *reinterpret_cast<uint4*>(ChunkOf(to, row, piece * 2 + 1)) = {E4M3Odd(c.x), E4M3Odd(c.y),
-                                                                    E4M3Odd(c.z), E4M3Odd(c.w)};
+    for (int i = 0; i < kBatch; ++i) {
+      const int row = RowOfPass(batch * kBatch + i);
+      const uint4 c = codes.of_pass[i];
+      *reinterpret_cast<uint4*>(LeafChunk(to, row, piece * 2)) = {E4M3Even(c.x), E4M3Even(c.y),
+                                                                  E4M3Even(c.z), E4M3Even(c.w)};
+      *reinterpret_cast<uint4*>(LeafChunk(to, row, piece * 2 + 1)) = {E4M3Odd(c.x), E4M3Odd(c.y),
+                                                                      E4M3Odd(c.z), E4M3Odd(c.w)};
     }
   }
 };
 
-// A warpgroup of 64 rows; a thread has rows g and g + 8 of its warp's 16.
+// A warpgroup with 64 rows; a thread has rows g and g + 8 of its warp's 16.
 template <bool kFp8, int kDim>
 struct PrefillConsumer {
   using Shared = PrefillShared<kDim>;
   static constexpr int kDimAtoms = kDim / 16;
-  static constexpr int kOutputs = kDim / 2;
+  static constexpr int kOutputs = Shared::kValueDims / 2;
+  static constexpr int kQueryAtoms = Shared::kShareRows ? 1 : kDimAtoms;  // in registers
 
   const AttentionProblem& p;
   Shared& shared;
@@ -221,7 +244,8 @@ struct PrefillConsumer {
   __device__ __forceinline__ PrefillConsumer(const AttentionProblem& problem, Shared& s,
                                              const AttentionTile& t, int head, int group)
       : p(problem), shared(s), tile(t), kv_head(head), warpgroup(group) {
-    const int warp_row = tile.first_row + warpgroup * 64 + threadIdx.x % 128 / 32 * 16;
+    const int warp_row =
+        tile.first_row + (Shared::kShareRows ? 0 : warpgroup * 64) + threadIdx.x % 128 / 32 * 16;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       row[r] = warp_row + threadIdx.x % 32 / 4 + 8 * r;
@@ -239,47 +263,87 @@ struct PrefillConsumer {
     return (int64_t{tile.first_token + token} * p.q_heads + head) * kDim;
   }
 
-  __device__ __forceinline__ void LoadQueries(uint32_t (&queries)[kDimAtoms][4]) const {
+  // Two words of the A fragment of an atom, of row r: columns 2q, 2q + 1 and 2q + 8, 2q + 9.
+  __device__ __forceinline__ uint2 LoadQuery(int r, int atom) const {
+    if (!HasRow(r)) return {0, 0};
     const int q = threadIdx.x % 4;
+    const uint16_t* from = p.q + RowOffset(r) + atom * 16;
+    if constexpr (kFp8) {
+      const uint16_t* d = from + 4 * q;
+      return {QueryForFp8(d[0]) | uint32_t{QueryForFp8(d[2])} << 16,
+              QueryForFp8(d[1]) | uint32_t{QueryForFp8(d[3])} << 16};
+    } else {
+      return {*reinterpret_cast<const uint32_t*>(from + 2 * q),
+              *reinterpret_cast<const uint32_t*>(from + 2 * q + 8)};
+    }
+  }
+
+  __device__ __forceinline__ void LoadQueries(uint32_t (&queries)[kQueryAtoms][4]) const {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const uint16_t* from = p.q + (HasRow(r) ? RowOffset(r) : 0);
+    for (int a = 0; a < kDimAtoms; ++a) {
 #pragma unroll
-      for (int a = 0; a < kDimAtoms; ++a) {
-        uint32_t low = 0, high = 0;
-        if (HasRow(r) && kFp8) {
-          const uint16_t* d = from + a * 16 + 4 * q;
-          low = QueryForFp8(d[0]) | uint32_t{QueryForFp8(d[2])} << 16;
-          high = QueryForFp8(d[1]) | uint32_t{QueryForFp8(d[3])} << 16;
-        } else if (HasRow(r)) {
-          low = *reinterpret_cast<const uint32_t*>(from + a * 16 + 2 * q);
-          high = *reinterpret_cast<const uint32_t*>(from + a * 16 + 2 * q + 8);
+      for (int r = 0; r < 2; ++r) {
+        const uint2 words = LoadQuery(r, a);
+        if constexpr (Shared::kShareRows) {
+          // Both warpgroups need all of them, and write the same.
+          const int row_of_tile = row[r] - tile.first_row;
+          const int at = threadIdx.x % 4 * 4;
+          *reinterpret_cast<uint32_t*>(LeafChunk(shared.queries, row_of_tile, a * 2) + at) =
+              words.x;
+          *reinterpret_cast<uint32_t*>(LeafChunk(shared.queries, row_of_tile, a * 2 + 1) + at) =
+              words.y;
+        } else {
+          queries[a][r] = words.x;
+          queries[a][2 + r] = words.y;
         }
-        queries[a][r] = low;
-        queries[a][2 + r] = high;
       }
+    }
+    if constexpr (Shared::kShareRows) {
+      ptx::FenceAsyncProxy();
+      ptx::SyncNamed(kQueriesBarrier, 256);
     }
   }
 
   // ---- Tensor cores ----
 
+  static constexpr int kTurnBarrier = 1;  // and 2: of each warpgroup
+  static constexpr int kQueriesBarrier = 3;
+
+  // Work for the tensor cores is queued in turns, so that it does not interleave and one
+  // warpgroup's softmax meets the other's products.
+  __device__ __forceinline__ void WaitForTurn() const {
+    ptx::SyncNamed(kTurnBarrier + warpgroup, 256);
+  }
+  __device__ __forceinline__ void PassTurn() const {
+    ptx::ArriveNamed(kTurnBarrier + (warpgroup ^ 1), 256);
+  }
+
   __device__ __forceinline__ void StartScores(float (&s)[32],
-                                              const uint32_t (&queries)[kDimAtoms][4],
+                                              const uint32_t (&queries)[kQueryAtoms][4],
                                               int slot) const {
     const uint64_t keys = ptx::WgmmaDescriptor(shared.ring[slot]);
+    const uint64_t shared_queries = ptx::WgmmaDescriptor(shared.queries);
 #pragma unroll
     for (int a = 0; a < kDimAtoms; ++a) {
-      ptx::WgmmaBf16<64>(s, queries[a], keys + a / 4 * (Shared::kHalfBytes >> 4) + a % 4 * 2,
-                         a > 0);
+      const int at = a / 4 * (Shared::kPieceBytes >> 4) + a % 4 * 2;
+      if constexpr (Shared::kShareRows) {
+        ptx::WgmmaBf16SharedA(s, shared_queries + at, keys + at, a > 0);
+      } else {
+        ptx::WgmmaBf16<64>(s, queries[a], keys + at, a > 0);
+      }
     }
   }
 
   __device__ __forceinline__ void StartValues(float (&o)[kOutputs], const uint32_t (&weights)[4][4],
                                               int slot, bool accumulate) const {
-    const uint64_t values = ptx::WgmmaDescriptorTransposed(shared.ring[slot], Shared::kHalfBytes);
+    const int first_piece = Shared::kShareRows ? warpgroup * (Shared::kValueDims / 64) : 0;
+    const uint64_t values = ptx::WgmmaDescriptorTransposed(
+        shared.ring[slot] + first_piece * Shared::kPieceBytes, Shared::kPieceBytes);
 #pragma unroll
-    for (int a = 0; a < 4; ++a)
-      ptx::WgmmaBf16Transposed<kDim>(o, weights[a], values + a * 128, accumulate || a > 0);
+    for (int a = 0; a < 4; ++a) {
+      ptx::WgmmaBf16Transposed<Shared::kValueDims>(o, weights[a], values + a * 128,
+                                                   accumulate || a > 0);
+    }
   }
 
   // ---- Softmax ----
@@ -335,7 +399,7 @@ struct PrefillConsumer {
   }
 
   __device__ __forceinline__ void Run(int first_leaf, int last_leaf) {
-    uint32_t queries[kDimAtoms][4];
+    uint32_t queries[kQueryAtoms][4];
     LoadQueries(queries);
     float o[kOutputs], group_o[kOutputs], s[32];
     float m[2], l[2], group_m[2], group_l[2], total_m[2], total_l[2];
@@ -348,11 +412,14 @@ struct PrefillConsumer {
     constexpr int kLeavesPerGroup = kGroupKeys / kLeafKeys;
     const int first_group = first_leaf / kLeavesPerGroup;
 
-    RingCursor at;
+    RingCursor<Shared::kSlots> at;
     ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+    if (warpgroup == 1) PassTurn();  // the first is the other's
+    WaitForTurn();
     ptx::WgmmaFence();
     StartScores(s, queries, at.slot);
     ptx::WgmmaCommit();
+    PassTurn();
     ptx::WgmmaWait<0>();
     ptx::WgmmaPin(s);
     Free(at.slot);
@@ -369,6 +436,7 @@ struct PrefillConsumer {
       const int values_slot = at.slot;
       ptx::BarrierWait(&shared.filled[at.slot], at.parity);
       at.Advance();
+      WaitForTurn();
       ptx::WgmmaPin(o);
       ptx::WgmmaFence();
       StartValues(o, weights, values_slot, !block_begins);
@@ -383,6 +451,7 @@ struct PrefillConsumer {
         StartScores(s, queries, keys_slot);
       }
       ptx::WgmmaCommit();
+      PassTurn();
       ptx::WgmmaWait<1>();
       ptx::WgmmaPin(o);
       Free(values_slot);
@@ -462,9 +531,10 @@ struct PrefillConsumer {
       const int head = kv_head * p.heads_per_kv + row[r] % p.heads_per_kv;
       const float factor =
           OutputFactor(m[r], l[r], p.sinks != nullptr ? p.sinks + head : nullptr, p.value_scale);
-      uint16_t* out = p.out + RowOffset(r);
+      uint16_t* out =
+          p.out + RowOffset(r) + (Shared::kShareRows ? warpgroup * Shared::kValueDims : 0);
 #pragma unroll
-      for (int a = 0; a < kDimAtoms; ++a) {
+      for (int a = 0; a < Shared::kValueDims / 16; ++a) {
         // Columns 2q, 2q + 1 of both halves of the atom.
         uint16_t x[4];
 #pragma unroll
@@ -496,9 +566,9 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const int pair = gridDim.x - 1 - blockIdx.x;
   const int slot = pair / p.kv_heads;
   const int kv_head = pair - slot * p.kv_heads;
-  const AttentionTile tile = FindTile<kPrefillTileRows>(p, slot);
+  const AttentionTile tile = FindTile<Shared::kTileRows>(p, slot);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kPrefillSlots; ++i) {
+    for (int i = 0; i < Shared::kSlots; ++i) {
       ptx::BarrierInit(&shared.filled[i], 128);
       ptx::BarrierInit(&shared.freed[i], 8);
     }
@@ -506,12 +576,12 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   __syncthreads();
   ptx::WaitForPredecessor();
   if (tile.sequence < 0) return;
-  const KeyRange keys = KeysOfTile(p, tile, kPrefillTileRows);
+  const KeyRange keys = KeysOfTile(p, tile, Shared::kTileRows);
   const int first_leaf = keys.first / kLeafKeys;
   const int last_leaf = keys.last / kLeafKeys;
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
-    ptx::GiveRegisters<40>();
+    ptx::GiveRegisters<48>();
     const PrefillProducer<kFp8, kDim> producer = {p, shared, tile, kv_head, keys};
     producer.Run(first_leaf, last_leaf);
   } else {

@@ -1,6 +1,6 @@
 // The decode kernel: a CTA takes one tile of 16 query rows and a share of the tile's keys.
 //
-// Keys come in rounds of kRoundKeys. Each of the eight warps copies and scores its own keys of the
+// Keys come in rounds of kRoundKeys. Each warp copies and scores its own keys of the
 // round; maxima and weights are exchanged through shared memory; then each warp sums the values of
 // its own dimensions over all keys of the round. Copies of the next round's keys run during softmax
 // and values, those of its values during the scores.
@@ -13,8 +13,6 @@
 #include "kernels/cuda/ptx/pdl.cuh"
 
 namespace nibble::kernels::cuda {
-
-inline constexpr int kSplitWarps = 8;
 
 // Where the values of a round lie in shared memory.
 enum class ValueBuffer : int32_t {
@@ -29,8 +27,15 @@ __host__ __device__ constexpr int32_t SplitPitch(int32_t bytes) {
   return (pieces % 2 == 0 ? pieces + 1 : pieces) * 16;
 }
 
-// CTAs per SM that registers leave room for.
-__host__ __device__ constexpr int SplitResidents(int units) { return units <= 2 ? 2 : 1; }
+// kDimAtoms of a kernel for all head dimensions up to 256 or kMaxHeadDim.
+inline constexpr int kAnyUpTo256 = 0;
+inline constexpr int kAnyDim = -1;
+
+// Slices of 16 dimensions that a warp has the values of, at most.
+__host__ __device__ constexpr int SplitUnits(int dim_atoms, int warps) {
+  const int most = dim_atoms > 0 ? dim_atoms : dim_atoms == kAnyUpTo256 ? 16 : 64;
+  return (most + warps - 1) / warps;
+}
 
 struct SplitShared {
   int32_t kv_pitch;
@@ -39,18 +44,20 @@ struct SplitShared {
   int32_t v;  // offsets; the keys' is 0
   int32_t q;
   int32_t p;
-  int32_t maxima;  // (8 warps, 16 rows)
-  int32_t sums;    // (8 warps, 16 rows, 4 lanes of a quad)
+  int32_t maxima;  // (warps, 16 rows)
+  int32_t sums;    // (warps, 16 rows, 4 lanes of a quad)
   int32_t bytes;
   ValueBuffer value_buffer;
 };
 
-template <bool kFp8, int kRoundKeys, int kDimAtoms, int kUnits>
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
 struct SplitWorker {
-  static constexpr int kWarpKeys = kRoundKeys / kSplitWarps;
+  static constexpr int kWarpKeys = kRoundKeys / kWarps < 8 ? 8 : kRoundKeys / kWarps;
+  static constexpr int kScoreWarps = kRoundKeys / kWarpKeys;  // the first ones have keys
   static constexpr int kKeyAtoms = kWarpKeys / 8;
   static constexpr int kLeaves = kRoundKeys / kLeafKeys;
-  static constexpr int kWarpsPerLeaf = kSplitWarps / kLeaves;
+  static constexpr int kWarpsPerLeaf = kScoreWarps / kLeaves;
+  static constexpr int kUnits = SplitUnits(kDimAtoms, kWarps);
 
   // o of this lane: rows g and g + 8 of the warp's 16-wide slices of Dh, two atoms each.
   using Output = float[kUnits][2][4];
@@ -90,13 +97,13 @@ struct SplitWorker {
   }
 
   __device__ __forceinline__ int dim_atoms() const {
-    return kDimAtoms != 0 ? kDimAtoms : p.dim_atoms;
+    return kDimAtoms > 0 ? kDimAtoms : p.dim_atoms;
   }
   __device__ __forceinline__ int kv_pitch() const {
-    return kDimAtoms != 0 ? SplitPitch(kDimAtoms * (kFp8 ? 16 : 32)) : layout.kv_pitch;
+    return kDimAtoms > 0 ? SplitPitch(kDimAtoms * (kFp8 ? 16 : 32)) : layout.kv_pitch;
   }
   __device__ __forceinline__ int q_pitch() const {
-    return kDimAtoms != 0 ? SplitPitch(kDimAtoms * 32) : layout.q_pitch;
+    return kDimAtoms > 0 ? SplitPitch(kDimAtoms * 32) : layout.q_pitch;
   }
 
   // ---- Copies ----
@@ -123,6 +130,7 @@ struct SplitWorker {
   // This warp's keys of the round that starts at `base`, zeros where the tile sees nothing.
   __device__ __forceinline__ void CopyRows(uint8_t* to, const uint8_t* cache, int base,
                                            const Pages& pages) const {
+    if (warp >= kScoreWarps) return;
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
       const int first = FirstKey(base) + run * kRunKeys;
@@ -138,7 +146,7 @@ struct SplitWorker {
   }
 
   __device__ __forceinline__ void CopyRun(uint8_t* to, const uint8_t* from, int first) const {
-    if constexpr (kDimAtoms != 0) {
+    if constexpr (kDimAtoms > 0) {
       constexpr int kPieces = kDimAtoms * (kFp8 ? 1 : 2);
       const bool all_seen = IsSeen(first) && IsSeen(first + kRunKeys - 1);
 #pragma unroll
@@ -169,7 +177,7 @@ struct SplitWorker {
   // Padding of rows that do not end with an atom is read, so it must be zero.
   __device__ __forceinline__ void ClearPadding() const {
     if (p.head_dim % 16 == 0) return;
-    for (int i = threadIdx.x * 16; i < layout.q; i += kSplitWarps * 32 * 16)
+    for (int i = threadIdx.x * 16; i < layout.q; i += kWarps * 32 * 16)
       *reinterpret_cast<uint4*>(shared + i) = {};
     __syncthreads();
   }
@@ -177,7 +185,7 @@ struct SplitWorker {
   // Eight dimensions of a row at a time where rows are aligned for it.
   __device__ __forceinline__ void LoadQueries() const {
     const int pieces = dim_atoms() * 2;
-    for (int i = threadIdx.x; i < kTileRows * pieces; i += kSplitWarps * 32) {
+    for (int i = threadIdx.x; i < kTileRows * pieces; i += kWarps * 32) {
       const int row = i / pieces;
       const int d = (i - row * pieces) * 8;
       const int row_of_sequence = tile.first_row + row;
@@ -190,7 +198,7 @@ struct SplitWorker {
         const int head = kv_head * p.heads_per_kv + row_of_sequence - token * p.heads_per_kv;
         const uint16_t* from =
             p.q + (int64_t{tile.first_token + token} * p.q_heads + head) * p.head_dim + d;
-        if (kDimAtoms != 0 || p.head_dim % 8 == 0) {
+        if (kDimAtoms > 0 || p.head_dim % 8 == 0) {
           if (d < p.head_dim) x.vector = *reinterpret_cast<const uint4*>(from);
         } else {
           for (int j = 0; j < 8; ++j) x.bits[j] = d + j < p.head_dim ? from[j] : uint16_t{0};
@@ -239,6 +247,7 @@ struct SplitWorker {
   }
 
   __device__ __forceinline__ void Score(float (&s)[kKeyAtoms][4], int round) const {
+    if (warp >= kScoreWarps) return;
     const uint32_t k_address = ptx::SharedAddress(KeyBuffer(round) + warp * kWarpKeys * kv_pitch());
     const uint32_t q_address = ptx::SharedAddress(shared + layout.q) +
                                (lane / 8 % 2 * 8 + lane % 8) * q_pitch() + lane / 16 * 16;
@@ -246,7 +255,7 @@ struct SplitWorker {
     for (int j = 0; j < kKeyAtoms; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e) s[j][e] = 0.0f;
-#pragma unroll(kDimAtoms != 0 ? kDimAtoms : 4)
+#pragma unroll(kDimAtoms > 0 ? kDimAtoms : 4)
     for (int a = 0; a < dim_atoms(); ++a) {
       uint32_t b[kKeyAtoms][2];
       uint32_t queries[4];
@@ -259,6 +268,7 @@ struct SplitWorker {
 
   // Scores of masked keys become -inf; this warp's largest of each row goes to shared memory.
   __device__ __forceinline__ void MaskAndShareMaxima(float (&s)[kKeyAtoms][4], int base) const {
+    if (warp >= kScoreWarps) return;
     float largest[2] = {MinusInfinity(), MinusInfinity()};
 #pragma unroll
     for (int j = 0; j < kKeyAtoms; ++j) {
@@ -305,6 +315,7 @@ struct SplitWorker {
   // Weights of this warp's keys, as BF16 for all warps; their sum over the lane's columns.
   __device__ __forceinline__ void ShareWeights(float (&s)[kKeyAtoms][4],
                                                const float (&reference)[2]) const {
+    if (warp >= kScoreWarps) return;
     float pairs[2][kKeyAtoms];
 #pragma unroll
     for (int j = 0; j < kKeyAtoms; ++j) {
@@ -359,7 +370,7 @@ struct SplitWorker {
         ptx::LoadMatrices(weights[1], p_address + a * 32 + 32);
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
-          const int slice = warp + u * kSplitWarps;
+          const int slice = warp + u * kWarps;
           if (slice >= dim_atoms()) continue;
           if constexpr (kFp8) {
             uint32_t codes[4];
@@ -430,7 +441,7 @@ struct SplitWorker {
       }
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const int slice = warp + u * kSplitWarps;
+        const int slice = warp + u * kWarps;
         if (slice >= dim_atoms()) continue;
         const float(&o)[2][4] = state.o[u];
         float* to = entry + row * width + DimOf(slice, 0, 0);
@@ -457,7 +468,7 @@ struct SplitWorker {
       uint16_t* out = p.out + (int64_t{token} * p.q_heads + head) * p.head_dim;
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const int slice = warp + u * kSplitWarps;
+        const int slice = warp + u * kWarps;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int d = DimOf(slice, i / 2, i % 2);
@@ -481,11 +492,11 @@ struct RoundCursor {
   }
 };
 
-template <bool kFp8, int kRoundKeys, int kDimAtoms, int kUnits>
-__global__ void __launch_bounds__(kSplitWarps * 32, SplitResidents(kUnits))
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
+__global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
     SplitAttentionKernel(const __grid_constant__ AttentionProblem p,
                          const __grid_constant__ SplitShared layout) {
-  using Worker = SplitWorker<kFp8, kRoundKeys, kDimAtoms, kUnits>;
+  using Worker = SplitWorker<kFp8, kWarps, kRoundKeys, kDimAtoms>;
   extern __shared__ __align__(16) uint8_t shared[];
   ptx::LaunchSuccessor();
 

@@ -33,6 +33,15 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
       : "memory");
 }
 
+// Named barriers 1..15 of a CTA: `threads` that name it, of which some do not wait.
+__device__ __forceinline__ void SyncNamed(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void ArriveNamed(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // What this thread wrote to shared memory becomes visible to wgmma and bulk copies.
 __device__ __forceinline__ void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -157,6 +157,20 @@ __device__ __forceinline__ void WgmmaBf16Transposed<128>(float (&d)[64], const u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
+// A in shared memory as B is, 64 rows of it.
+__device__ __forceinline__ void WgmmaBf16SharedA(float (&d)[32], uint64_t a, uint64_t b,
+                                                 bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "%32, %33, p, 1, 1, 0, 0;}"
+      : NIBBLE_ACC16(0), NIBBLE_ACC16(16)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
 #undef NIBBLE_ACC16
 #undef NIBBLE_ACC4
 
