@@ -28,6 +28,10 @@ struct PrefillShared {
   static constexpr int kValueDims = kShareRows ? kDim / 2 : kDim;  // of a warpgroup
   static constexpr int kSlots = kShareRows ? 4 : 8;                // each a leaf of keys or values
   static constexpr int kAhead = kSlots - 2;                        // copies under way
+  // Two parts consumers and one part producers share 3 * 168, what threads start with.
+  static constexpr int kProducerRegisters = kShareRows ? 56 : 40;
+  static constexpr int kConsumerRegisters = kShareRows ? 224 : 232;
+  static_assert(2 * kConsumerRegisters + kProducerRegisters == 3 * 168);
   static constexpr int kLeafBytes = kLeafKeys * kDim * 2;
   static constexpr int kPieceBytes = kLeafKeys * 128;  // 64 dimensions of a leaf
 
@@ -449,10 +453,13 @@ struct PrefillConsumer {
         ptx::WgmmaPin(s);
         ptx::WgmmaFence();
         StartScores(s, queries, keys_slot);
+        ptx::WgmmaCommit();
+        PassTurn();
+        ptx::WgmmaWait<1>();
+      } else {
+        PassTurn();
+        ptx::WgmmaWait<0>();
       }
-      ptx::WgmmaCommit();
-      PassTurn();
-      ptx::WgmmaWait<1>();
       ptx::WgmmaPin(o);
       Free(values_slot);
 
@@ -581,11 +588,11 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const int last_leaf = keys.last / kLeafKeys;
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
-    ptx::GiveRegisters<48>();
+    ptx::GiveRegisters<Shared::kProducerRegisters>();
     const PrefillProducer<kFp8, kDim> producer = {p, shared, tile, kv_head, keys};
     producer.Run(first_leaf, last_leaf);
   } else {
-    ptx::TakeRegisters<232>();
+    ptx::TakeRegisters<Shared::kConsumerRegisters>();
     PrefillConsumer<kFp8, kDim> consumer(p, shared, tile, kv_head, warpgroup - 1);
     consumer.Run(first_leaf, last_leaf);
   }
