@@ -20,6 +20,7 @@ struct DeltaShape {
   int32_t v_dim = 32;
   int32_t conv_width = 4;
   bool sigmoid_gate = false;
+  int64_t pad = 4;  // of rows; multiples of 4 leave them as aligned as models' are
 
   int64_t channels() const { return 2 * int64_t{k_heads} * k_dim + values(); }
   int64_t values() const { return int64_t{v_heads} * v_dim; }
@@ -47,9 +48,8 @@ struct DeltaSequence {
 // The next counts[i] tokens of each sequence as one step; slots in reverse order, rows padded.
 void Step(const OpTable& ops, const DeltaShape& shape, const std::vector<DeltaSequence*>& sequences,
           const std::vector<int64_t>& counts, int threads = 1) {
-  constexpr int64_t kPad = 3;
-  const int64_t qkv_stride = shape.channels() + kPad, z_stride = shape.values() + kPad;
-  const int64_t ba_stride = 2 * shape.v_heads + kPad;
+  const int64_t qkv_stride = shape.channels() + shape.pad, z_stride = shape.values() + shape.pad;
+  const int64_t ba_stride = 2 * shape.v_heads + shape.pad;
   std::vector<uint16_t> qkv, z;
   std::vector<float> ba;
   std::vector<int32_t> q_start = {0}, kv_len, slots;
@@ -134,13 +134,16 @@ void ExpectSame(const DeltaSequence& a, const DeltaSequence& b) {
 
 const DeltaShape kShapes[] = {
     {},
-    {.k_heads = 1, .v_heads = 3, .k_dim = 24, .v_dim = 40},
+    {.k_heads = 1, .v_heads = 3, .k_dim = 24, .v_dim = 40, .pad = 3},
     {.k_heads = 2, .v_heads = 2, .k_dim = 128, .v_dim = 128, .sigmoid_gate = true},
     {.k_heads = 1, .v_heads = 2, .k_dim = 16, .v_dim = 48, .conv_width = 2},
     {.k_heads = 1, .v_heads = 1, .k_dim = 100, .v_dim = 17, .conv_width = 8},
     {.k_heads = 1, .v_heads = 1, .k_dim = 250, .v_dim = 5},
     {.k_heads = 1, .v_heads = 3, .k_dim = 128, .v_dim = 128},
+    {.k_heads = 1, .v_heads = 3, .k_dim = 128, .v_dim = 128, .pad = 3},
     {.k_heads = 1, .v_heads = 4, .k_dim = 128, .v_dim = 128},
+    {.k_heads = 1, .v_heads = 2, .k_dim = 256, .v_dim = 64, .pad = 0},
+    {.k_heads = 2, .v_heads = 4, .k_dim = 60, .v_dim = 34, .pad = 2},
     {.k_heads = 1, .v_heads = 12, .k_dim = 32, .v_dim = 64},
 };
 
@@ -179,7 +182,7 @@ TEST_P(DeltaNetParity, ChunksDoNotMatter) {
 
 // As in Qwen3-Next.
 TEST_P(DeltaNetParity, MatchesTheReferenceAtFullSize) {
-  const DeltaShape shape = {.k_heads = 16, .v_heads = 32, .k_dim = 128, .v_dim = 128};
+  const DeltaShape shape = {.k_heads = 16, .v_heads = 32, .k_dim = 128, .v_dim = 128, .pad = 0};
   DeltaSequence got = {.id = 1}, expected = got;
   for (const int64_t count : {9, 1}) {
     Step(ops(), shape, {&got}, {count});

@@ -22,6 +22,7 @@ struct Mamba2Shape {
   bool conv_bias = true;
   float dt_min = 0.0f;
   float dt_max = 3.4e38f;
+  int64_t pad = 4;  // of rows; multiples of 4 leave them as aligned as models' are
 
   int64_t width() const { return int64_t{heads} * head_dim; }
   int64_t channels() const { return width() + 2 * int64_t{groups} * state_dim; }
@@ -67,7 +68,6 @@ struct Mamba2Sequence {
 void Step(const OpTable& ops, const Mamba2Shape& shape,
           const std::vector<Mamba2Sequence*>& sequences, const std::vector<int64_t>& counts,
           int threads = 1) {
-  constexpr int64_t kPad = 3;
   std::vector<uint16_t> rows;
   std::vector<int32_t> q_start = {0}, kv_len, slots;
   const auto batch = static_cast<int64_t>(sequences.size());
@@ -76,7 +76,7 @@ void Step(const OpTable& ops, const Mamba2Shape& shape,
     for (int64_t position = s.done; position < s.done + counts[b]; ++position) {
       const std::vector<uint16_t> row = InputRow(shape, s.id, position);
       rows.insert(rows.end(), row.begin(), row.end());
-      rows.insert(rows.end(), kPad, uint16_t{0xFFFF});
+      rows.insert(rows.end(), shape.pad, uint16_t{0xFFFF});
     }
     q_start.push_back(q_start.back() + static_cast<int32_t>(counts[b]));
     kv_len.push_back(static_cast<int32_t>(s.done + counts[b]));
@@ -97,7 +97,7 @@ void Step(const OpTable& ops, const Mamba2Shape& shape,
   const Mamba2Weights weights(shape);
   std::vector<uint16_t> out(q_start.back() * shape.width());
   const Mamba2Params params = {.zxbcdt = rows.data(),
-                               .stride = shape.width() + shape.channels() + shape.heads + kPad,
+                               .stride = shape.width() + shape.channels() + shape.heads + shape.pad,
                                .heads = shape.heads,
                                .head_dim = shape.head_dim,
                                .groups = shape.groups,
@@ -150,12 +150,15 @@ const Mamba2Shape kShapes[] = {
     {},
     {.heads = 6, .head_dim = 10, .groups = 3, .state_dim = 24, .conv_bias = false},
     {.heads = 4, .head_dim = 64, .groups = 1, .state_dim = 128},
+    {.heads = 4, .head_dim = 64, .groups = 1, .state_dim = 128, .pad = 3},
     {.heads = 3, .head_dim = 7, .groups = 3, .state_dim = 16, .conv_width = 2},
     {.heads = 2, .head_dim = 17, .groups = 1, .state_dim = 100, .conv_width = 8},
     {.heads = 1, .head_dim = 5, .groups = 1, .state_dim = 250, .dt_min = 0.5f, .dt_max = 1.0f},
     {.heads = 5, .head_dim = 120, .groups = 1, .state_dim = 3},
     {.heads = 16, .head_dim = 64, .groups = 1, .state_dim = 32},
     {.heads = 20, .head_dim = 80, .groups = 1, .state_dim = 16},
+    {.heads = 8, .head_dim = 64, .groups = 2, .state_dim = 128, .pad = 0},
+    {.heads = 4, .head_dim = 18, .groups = 2, .state_dim = 60, .pad = 2},
 };
 
 TEST_P(Mamba2Parity, MatchesTheReference) {
@@ -190,7 +193,7 @@ TEST_P(Mamba2Parity, ChunksDoNotMatter) {
 
 // As in Nemotron 3 Nano.
 TEST_P(Mamba2Parity, MatchesTheReferenceAtFullSize) {
-  const Mamba2Shape shape = {.heads = 64, .head_dim = 64, .groups = 8, .state_dim = 128};
+  const Mamba2Shape shape = {.heads = 64, .head_dim = 64, .groups = 8, .state_dim = 128, .pad = 0};
   Mamba2Sequence got = {.id = 1}, expected = got;
   for (const int64_t count : {9, 1}) {
     Step(ops(), shape, {&got}, {count});

@@ -17,10 +17,10 @@ inline cudaStream_t StreamOf(const OpContext& context) {
 }
 
 // Errors surface through Device::failure(). `smem`: dynamic shared memory; above 48 KB the kernel's
-// limit is raised first. `cluster`: CTAs along x that share a cluster (sm_90), a divisor of grid.x.
+// limit is raised first. `cluster`: the CTAs that share one (sm_90), divisors of the grid's.
 template <typename... Params, typename... Args>
-void LaunchPdlCluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned cluster,
-                      size_t smem, cudaStream_t stream, Args&&... args) {
+void LaunchPdlCluster(void (*kernel)(Params...), dim3 grid, dim3 block, dim3 cluster, size_t smem,
+                      cudaStream_t stream, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (smem > 48 * 1024) {
     cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -30,21 +30,21 @@ void LaunchPdlCluster(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {.x = cluster, .y = 1, .z = 1};
+  attributes[1].val.clusterDim = {.x = cluster.x, .y = cluster.y, .z = cluster.z};
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = smem;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 2 : 1;
+  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 2 : 1;
   cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...);
 }
 
 template <typename... Params, typename... Args>
 void LaunchPdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream,
                Args&&... args) {
-  LaunchPdlCluster(kernel, grid, block, 1, smem, stream, std::forward<Args>(args)...);
+  LaunchPdlCluster(kernel, grid, block, dim3(1), smem, stream, std::forward<Args>(args)...);
 }
 
 // Facts of the current device that launches depend on; read once.

@@ -13,7 +13,7 @@ struct DeltaGates {
 
 // decay_rate = exp(a_log).
 __device__ __forceinline__ DeltaGates GatesOf(float b, float a, float decay_rate, float dt_bias) {
-  return {.decay = expf(-decay_rate * Softplus(a + dt_bias)), .beta = 1.0f / (1.0f + expf(-b))};
+  return {.decay = expf(-decay_rate * Softplus(a + dt_bias)), .beta = Sigmoid(b)};
 }
 
 // Sums over a head's columns before q and k are unit vectors. Order: the four columns of a piece,
@@ -50,36 +50,49 @@ struct UnitScales {
 
 __device__ __forceinline__ UnitScales UnitScalesOf(const KeySums& sums, int k_dim) {
   UnitScales scales;
-  scales.q = 1.0f / (sqrtf(static_cast<float>(k_dim)) * sqrtf(sums.qq + 1e-6f));
-  scales.k = 1.0f / sqrtf(sums.kk + 1e-6f);
+  scales.q = rsqrtf(static_cast<float>(k_dim)) * rsqrtf(sums.qq + 1e-6f);
+  scales.k = rsqrtf(sums.kk + 1e-6f);
   scales.qk = sums.qk * (scales.q * scales.k) + 0.0f;  // never -0, whatever was padded
   return scales;
 }
 
-// What a row reads and learns, from the state before the token: with p = S k and r = S q,
-//   d = β (v - e^g p),  o = e^g r + (q·k) d,  S ← e^g S + d kᵀ.
-struct DeltaRow {
-  float d;
-  float o;
-};
-
+// From rows of raw q and k in shared memory. They are loaded again where they are used: registers
+// are scarcer.
 template <int kPieces>
-__device__ __forceinline__ DeltaRow ReadRow(const Columns<kPieces>& s, const Columns<kPieces>& q,
-                                            const Columns<kPieces>& k, float qk, DeltaGates gates,
-                                            float v) {
-  const float recalled = SumOverRowLanes(LaneDot(s, k));
-  const float read = SumOverRowLanes(LaneDot(s, q));
-  DeltaRow row;
-  row.d = gates.beta * fmaf(-gates.decay, recalled, v);
-  row.o = fmaf(qk, row.d, gates.decay * read);
-  return row;
+__device__ __forceinline__ UnitScales ScalesOf(const float* q_row, const float* k_row, int k_dim,
+                                               int j) {
+  const Columns<kPieces> q = LoadSharedRow<kPieces>(q_row, j);
+  const Columns<kPieces> k = LoadSharedRow<kPieces>(k_row, j);
+  const KeySums sums = {.qq = TreeDot(q, q), .kk = TreeDot(k, k), .qk = TreeDot(q, k)};
+  return UnitScalesOf(sums, k_dim);
 }
 
 template <int kPieces>
-__device__ __forceinline__ void UpdateRow(const Columns<kPieces>& k, float decay, float d,
-                                          Columns<kPieces>* s) {
+__device__ __forceinline__ Columns<kPieces> LoadScaledRow(const float* row, float scale, int j) {
+  asm volatile("" ::: "memory");  // a load of its own
+  Columns<kPieces> x = LoadSharedRow<kPieces>(row, j);
+#pragma unroll
+  for (int i = 0; i < 4 * kPieces; ++i) x[i] *= scale;
+  return x;
+}
+
+// A row through a token, S its state before: p = S k, r = S q, d = β (v - e^g p),
+// o = e^g r + (q·k) d, S ← e^g S + d kᵀ. Both dot products read the same state, so that only one is
+// waited for.
+
+__device__ __forceinline__ float DeltaOf(float recalled, float v, DeltaGates gates) {
+  return gates.beta * fmaf(-gates.decay, recalled, v);
+}
+
+template <int kPieces>
+__device__ __forceinline__ void Learn(const Columns<kPieces>& k, float decay, float d,
+                                      Columns<kPieces>* s) {
 #pragma unroll
   for (int i = 0; i < 4 * kPieces; ++i) (*s)[i] = fmaf(d, k[i], decay * (*s)[i]);
+}
+
+__device__ __forceinline__ float OutputOf(float read, float decay, float d, float qk) {
+  return fmaf(qk, d, decay * read);
 }
 
 // norm_weight * o / rms(o), gated by z.

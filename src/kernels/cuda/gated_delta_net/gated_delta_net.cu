@@ -7,157 +7,140 @@
 #include "kernels/cuda/ptx/async_copy.cuh"
 #include "kernels/cuda/ptx/cluster.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/ptx/predicated.cuh"
 
 namespace nibble::kernels::cuda {
 namespace {
 
-constexpr int kMinRows = 32;  // of a CTA of the step kernel
-constexpr int kMaxRows = 64;
-constexpr int kMaxCluster = 8;  // the portable limit
+constexpr int kStepThreads = 256;
+constexpr int kStepRows = kStepThreads / kRowLanes;  // times those of a lane: of a CTA
+constexpr int kMaxCluster = 8;                       // the portable limit
 
 // ---- Few tokens per sequence: one kernel ----
 
-// CTA x: slice x % slices of value head x / slices; a cluster holds all slices of the value heads
-// of one key head, y is the sequence. Shared: q, k (kWidth each), v (rows), o (2, slices * rows).
-template <int kPieces>
-__global__ void __launch_bounds__(kMaxRows* kThreadsPerRow)
+// A CTA takes slice x of value head y of sequence z; a cluster all slices of the value heads of one
+// key head. k_dim and v_dim are even, rows of the state are vectors.
+template <int kPieces, int kLaneRows>
+__global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
     StepKernel(const __grid_constant__ GatedDeltaNetParams p,
-               const __grid_constant__ CausalConv conv, int slices) {
+               const __grid_constant__ CausalConv conv, int heads_per_key) {
   constexpr int kWidth = kRowWidth<kPieces>;
-  constexpr int kMinThreads = kMinRows * kThreadsPerRow;
-  constexpr int kThreadChannels = (2 * kWidth + kMinRows + kMinThreads - 1) / kMinThreads;
-  extern __shared__ float4 shared_pieces[];
-  auto* shared = reinterpret_cast<float*>(shared_pieces);
+  constexpr int kCtaRows = kStepRows * kLaneRows;
+  constexpr int kPairs = ((2 * kWidth + kCtaRows) / 2 + kStepThreads - 1) / kStepThreads;
+  __shared__ __align__(16) float mixed[2 * kWidth + kCtaRows];        // q, k, v of this CTA's rows
+  __shared__ __align__(16) float outputs[2][kMaxCluster * kCtaRows];  // o of the head, by parity
+  __shared__ ptx::BytesBarrier outputs_came[2];
 
-  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  const int rows = threads / kThreadsPerRow;
-  const int lane = thread % 32, warp = thread / 32, j = lane % kRowLanes;
-  const int head = static_cast<int>(blockIdx.x) / slices;
-  const int slice = static_cast<int>(blockIdx.x) % slices;
-  const int heads_per_key = p.v_heads / p.k_heads;
-  const int key_head = head / heads_per_key;
-  const int first_row = slice * rows;  // of the head
-  const int lane_row = first_row + warp * kWarpRows + lane / kRowLanes * kLaneRows;
-  const float* q_shared = shared;
-  const float* k_shared = shared + kWidth;
-  const float* v_shared = shared + 2 * kWidth;  // of this CTA's rows
-  float* o_shared = shared + 2 * kWidth + rows;
+  const int thread = static_cast<int>(threadIdx.x), j = thread % kRowLanes;
+  const int slices = static_cast<int>(gridDim.x), head = static_cast<int>(blockIdx.y);
+  const int key_head = head / heads_per_key, first_rank = head % heads_per_key * slices;
+  const int first_row = static_cast<int>(blockIdx.x) * kCtaRows;  // of the head
+  const int cta_row = thread / kRowLanes * kLaneRows;             // the first of this lane's
+  const int row = first_row + cta_row;
 
   // Everything but the step's activations, before the wait.
-  const StepSequence s = StepSequence::At(p.sequences, blockIdx.y);
-  float* state = StateAt<float>(p.recurrent_state, s) + int64_t{head} * p.v_dim * p.k_dim;
-  const bool vectors = p.k_dim % 4 == 0 && reinterpret_cast<uintptr_t>(state) % 16 == 0;
-  Columns<kPieces> rows_of_state[kLaneRows];
+  if (thread < 2) outputs_came[thread].Init();
+  const StepSequence s = StepSequence::At(p.sequences, blockIdx.z);
+  float* state = StateAt<float>(p.recurrent_state, s) + (int64_t{head} * p.v_dim + row) * p.k_dim;
+  Columns<kPieces> rows[kLaneRows];
 #pragma unroll
   for (int r = 0; r < kLaneRows; ++r) {
-    const bool old = !s.starts && s.count > 0 && lane_row + r < p.v_dim;
-    rows_of_state[r] = LoadStateRow<kPieces>(state + int64_t{lane_row + r} * p.k_dim,
-                                             old ? p.k_dim : 0, j, vectors);
+    const bool old = !s.starts && s.count > 0 && row + r < p.v_dim;
+    rows[r] = LoadStateRow<kPieces>(state + r * p.k_dim, old ? p.k_dim : 0, j, true);
   }
-  // Channels of this thread, by their place in shared memory; -1 where a place stays zero.
-  const auto channel_at = [&](int m) -> int64_t {
-    const int place = thread + m * threads;
-    const int64_t key_width = int64_t{p.k_heads} * p.k_dim;
-    if (place < 2 * kWidth) {
-      const int column = place % kWidth;
-      return column < p.k_dim ? place / kWidth * key_width + key_head * p.k_dim + column : -1;
-    }
-    const int row = first_row + place - 2 * kWidth;
-    const bool mine = place < 2 * kWidth + rows && row < p.v_dim;
-    return mine ? 2 * key_width + int64_t{head} * p.v_dim + row : -1;
-  };
-  float history[kThreadChannels], tap[kThreadChannels];
+  ConvPair channels[kPairs];  // by their place in `mixed`
 #pragma unroll
-  for (int m = 0; m < kThreadChannels; ++m) {
-    const int64_t channel = channel_at(m);
-    history[m] = tap[m] = 0.0f;
-    if (channel < 0 || s.count == 0) continue;
-    history[m] = ConvHistory(conv, s, 0, channel);
-    tap[m] = conv.weight[channel * conv.width + conv.width - 1];
+  for (int m = 0; m < kPairs; ++m) {
+    const int place = 2 * (thread + m * kStepThreads);
+    const int key_channels = p.k_heads * p.k_dim;
+    const int column = place % kWidth, of_head = first_row + place - 2 * kWidth;
+    int channel = -1;
+    if (place < 2 * kWidth) {
+      if (column < p.k_dim) channel = place / kWidth * key_channels + key_head * p.k_dim + column;
+    } else if (place < 2 * kWidth + kCtaRows && of_head < p.v_dim) {
+      channel = 2 * key_channels + head * p.v_dim + of_head;
+    }
+    channels[m].Begin(conv, s, s.count > 0 ? channel : -1);
   }
   const float decay_rate = expf(p.a_log[head]);
   const float dt_bias = p.dt_bias[head];
-  const int out_row = first_row + warp * 32 + lane;  // of warps that write outputs
-  const bool writes = warp * 32 < rows && out_row < p.v_dim;
+  const int out_row = first_row + thread;  // of threads that write outputs
+  const bool writes = thread < kCtaRows && out_row < p.v_dim;
   const float norm_weight = writes ? p.norm_weight[out_row] : 0.0f;
+  ptx::SyncCluster();  // its barriers are ready, its windows are read
 
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
+#pragma unroll 1
   for (int64_t t = 0; t < s.count; ++t) {
     const int64_t token = s.first + t;
-    float input[kThreadChannels];
+    uint32_t inputs[kPairs];
 #pragma unroll
-    for (int m = 0; m < kThreadChannels; ++m) {
-      const int64_t channel = channel_at(m);
-      input[m] = channel >= 0 ? Bf16ToFloat(ConvInput(conv, s, t, channel)) : 0.0f;
-      if (t > 0 && channel >= 0) history[m] = ConvHistory(conv, s, t, channel);
-    }
+    for (int m = 0; m < kPairs; ++m) inputs[m] = channels[m].LoadInput(conv, token);
     const int64_t ba = token * p.ba_stride + head;
     const float b = p.b[ba], a = p.a[ba];
     float z = 0.0f;
     if (writes) z = Bf16ToFloat(p.z[token * p.z_stride + int64_t{head} * p.v_dim + out_row]);
+    if (t > 0) __syncthreads();  // the token before has been read
 #pragma unroll
-    for (int m = 0; m < kThreadChannels; ++m) {
-      const int place = thread + m * threads;
-      if (place < 2 * kWidth + rows)
-        shared[place] = channel_at(m) >= 0 ? SiluBf16(fmaf(tap[m], input[m], history[m])) : 0.0f;
+    for (int m = 0; m < kPairs; ++m) {
+      const int place = 2 * (thread + m * kStepThreads);
+      const float2 out = channels[m].Next(inputs[m]);
+      if (place < 2 * kWidth + kCtaRows) *reinterpret_cast<float2*>(mixed + place) = out;
     }
     const DeltaGates gates = GatesOf(b, a, decay_rate, dt_bias);
     __syncthreads();
 
-    Columns<kPieces> q = LoadSharedRow<kPieces>(q_shared, j);
-    Columns<kPieces> k = LoadSharedRow<kPieces>(k_shared, j);
-    const UnitScales scales =
-        UnitScalesOf({.qq = TreeDot(q, q), .kk = TreeDot(k, k), .qk = TreeDot(q, k)}, p.k_dim);
-#pragma unroll
-    for (int i = 0; i < 4 * kPieces; ++i) q[i] *= scales.q, k[i] *= scales.k;
-
-    float* o = o_shared + t % 2 * slices * rows;
-    DeltaRow read[kLaneRows];
-#pragma unroll
-    for (int r = 0; r < kLaneRows; ++r)
-      read[r] =
-          ReadRow(rows_of_state[r], q, k, scales.qk, gates, v_shared[lane_row - first_row + r]);
-    // Each lane of a row tells one slice of the head.
-    if (j < slices) {
-      const uint32_t peer = static_cast<uint32_t>(head % heads_per_key * slices + j);
-#pragma unroll
-      for (int r = 0; r < kLaneRows; ++r) ptx::StoreToPeer(o + lane_row + r, peer, read[r].o);
-    }
-    ptx::ClusterArrive();
+    const UnitScales scales = ScalesOf<kPieces>(mixed, mixed + kWidth, p.k_dim, j);
+    const Columns<kPieces> k = LoadScaledRow<kPieces>(mixed + kWidth, scales.k, j);
+    float d[kLaneRows], o[kLaneRows];
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
-      UpdateRow(k, gates.decay, read[r].d, &rows_of_state[r]);
-      if (t + 1 == s.count && lane_row + r < p.v_dim)
-        StoreStateRow(rows_of_state[r], state + int64_t{lane_row + r} * p.k_dim, p.k_dim, j,
-                      vectors);
+      const float recalled = SumOverRowLanes(LaneDot(rows[r], k));
+      d[r] = DeltaOf(recalled, mixed[2 * kWidth + cta_row + r], gates);
     }
-    ptx::ClusterWait();
-    if (warp * 32 < rows) {
-      const float inverse = InverseRms(p.v_dim, p.eps, [&](int i) { return o[i]; });
+    const Columns<kPieces> q = LoadScaledRow<kPieces>(mixed, scales.q, j);
+#pragma unroll
+    for (int r = 0; r < kLaneRows; ++r)
+      o[r] = OutputOf(SumOverRowLanes(LaneDot(rows[r], q)), gates.decay, d[r], scales.qk);
+    // Each lane of a row tells one slice of the head.
+    ptx::BytesBarrier& came = outputs_came[t % 2];
+    float* head_o = outputs[t % 2];
+    if (j < slices) came.Send(head_o + row, static_cast<uint32_t>(first_rank + j), o);
+    if (thread == 0) came.Expect(static_cast<uint32_t>(slices * kCtaRows * sizeof(float)));
+#pragma unroll
+    for (int r = 0; r < kLaneRows; ++r) {
+      Learn(k, gates.decay, d[r], &rows[r]);
+      if (t + 1 == s.count && row + r < p.v_dim)
+        StoreStateRow(rows[r], state + r * p.k_dim, p.k_dim, j, true);
+    }
+    if (thread < kCtaRows) {
+      came.Wait(static_cast<uint32_t>(t / 2 % 2));
+      const float inverse = InverseRms(p.v_dim, p.eps, [&](int i) { return head_o[i]; });
       if (writes)
         p.out[(token * p.v_heads + head) * p.v_dim + out_row] =
-            GatedOutput(o[out_row], inverse, norm_weight, z, p.sigmoid_gate);
+            GatedOutput(head_o[out_row], inverse, norm_weight, z, p.sigmoid_gate);
     }
-  }
-  if (s.count == 0) return;
-  // The cluster has read its window.
-  const bool owns_key_head = head % heads_per_key == 0 && slice == 0;
 #pragma unroll
-  for (int m = 0; m < kThreadChannels; ++m) {
-    const int64_t channel = channel_at(m);
-    const bool of_values = thread + m * threads >= 2 * kWidth;
-    if (channel >= 0 && (of_values || owns_key_head)) MoveWindow(conv, s, channel);
+    for (int m = 0; m < kPairs; ++m) {
+      const bool of_values = 2 * (thread + m * kStepThreads) >= 2 * kWidth;
+      if (t + 1 < s.count) {
+        channels[m].Sum(conv);
+      } else if (of_values || (head % heads_per_key == 0 && first_row == 0)) {
+        channels[m].StoreWindow(conv, s);
+      }
+    }
   }
 }
 
 // ---- Prompts: convolutions, recurrence, norm ----
 
-constexpr int kPromptRows = 32;  // of a CTA of the recurrence
-constexpr int kPromptThreads = kPromptRows * kThreadsPerRow;
+constexpr int kPromptRows = 32;     // of a CTA of the recurrence
+constexpr int kPromptLaneRows = 2;  // of a lane there
+constexpr int kPromptThreads = kPromptRows / kPromptLaneRows * kRowLanes;
 constexpr int kTile = 16;        // tokens staged at once
+constexpr int kUnrolled = 4;     // of them computed as straight code
 constexpr int64_t kSpan = 2048;  // tokens that the workspace holds
-constexpr int kPrepareTokens = 16;
 constexpr int kPrepareWarps = 4;
 
 // Tokens [first, first + count) of a step on their way through the workspace.
@@ -190,19 +173,19 @@ PromptSpan SpanOf(const GatedDeltaNetParams& p, int64_t first, std::byte* worksp
   return span;
 }
 
-// A warp takes kPrepareTokens tokens of one key head, or of up to 128 channels of a value head.
+// A warp takes `run_tokens` tokens of one key head, or of up to 128 channels of a value head.
 // kParts: pieces of a row per lane.
 template <int kParts, int kConvWidth>
 __global__ void __launch_bounds__(32 * kPrepareWarps)
     PrepareKernel(const __grid_constant__ GatedDeltaNetParams p,
                   const __grid_constant__ CausalConv conv, const __grid_constant__ PromptSpan span,
-                  int value_chunks) {
+                  int value_chunks, int run_tokens) {
+  // The recurrence is not launched early: its CTAs should find all multiprocessors empty.
   ptx::WaitForPredecessor();
-  ptx::LaunchSuccessor();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int job = static_cast<int>(blockIdx.x) * kPrepareWarps + static_cast<int>(threadIdx.x) / 32;
-  const int64_t first = span.first + int64_t{blockIdx.y} * kPrepareTokens;
-  const int64_t end = min(first + kPrepareTokens, span.first + span.count);
+  const int64_t first = span.first + int64_t{blockIdx.y} * run_tokens;
+  const int64_t end = min(first + run_tokens, span.first + span.count);
   const int64_t key_channels = int64_t{p.k_heads} * p.k_dim;
 
   if (job < p.k_heads) {
@@ -296,12 +279,50 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
       });
 }
 
+// What a lane needs of a token.
+template <int kPieces>
+struct RecurrenceOperands {
+  Columns<kPieces> k;
+  Columns<kPieces> q;
+  DeltaGates gates;
+  float qk;
+  float v[kPromptLaneRows];
+};
+
 // Shared memory of the recurrence: two tiles of these.
 template <int kPieces>
 struct RecurrenceTile {
   float keys[kTile][2][kRowWidth<kPieces>];  // unit k and q
   float4 gates[kTile];
   uint16_t values[kTile][kPromptRows];
+
+  __device__ __forceinline__ RecurrenceOperands<kPieces> Operands(int t, int row, int j) const {
+    RecurrenceOperands<kPieces> x;
+    x.k = LoadSharedRow<kPieces>(keys[t][0], j);
+    x.q = LoadSharedRow<kPieces>(keys[t][1], j);
+    const float4 packed = gates[t];
+    x.gates = {.decay = packed.x, .beta = packed.y};
+    x.qk = packed.z;
+    static_assert(kPromptLaneRows == 2);
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(&values[t][row]);
+    x.v[0] = __uint_as_float(pair << 16), x.v[1] = __uint_as_float(pair & 0xFFFF0000u);
+    return x;
+  }
+};
+
+// The outputs of a lane's rows at the token before, on their way to being summed.
+struct PendingOutput {
+  float* o = nullptr;
+  float read[kPromptLaneRows] = {};
+  float d[kPromptLaneRows] = {};
+  float decay = 0.0f;
+  float qk = 0.0f;
+
+  __device__ __forceinline__ void Store(bool wanted) const {
+    static_assert(kPromptLaneRows == 2);
+    ptx::StorePairIf(wanted, o, OutputOf(read[0], decay, d[0], qk),
+                     OutputOf(read[1], decay, d[1], qk));
+  }
 };
 
 // CTA x: kPromptRows rows of a value head; y: the sequence. Then the convolution's windows move.
@@ -313,13 +334,13 @@ __global__ void __launch_bounds__(kPromptThreads)
   constexpr int kWidth = kRowWidth<kPieces>;
   extern __shared__ float4 shared_pieces[];
   auto* tiles = reinterpret_cast<RecurrenceTile<kPieces>*>(shared_pieces);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, j = lane % kRowLanes;
+  const int thread = static_cast<int>(threadIdx.x), j = thread % kRowLanes;
   const int slices = span.value_width / kPromptRows;
   const int head = static_cast<int>(blockIdx.x) / slices;
   const int slice = static_cast<int>(blockIdx.x) % slices;
   const int heads_per_key = p.v_heads / p.k_heads;
   const int key_head = head / heads_per_key;
-  const int row_in_cta = thread / 32 * kWarpRows + lane / kRowLanes * kLaneRows;
+  const int row_in_cta = thread / kRowLanes * kPromptLaneRows;
   const int lane_row = slice * kPromptRows + row_in_cta;
 
   ptx::WaitForPredecessor();
@@ -332,13 +353,9 @@ __global__ void __launch_bounds__(kPromptThreads)
   const auto stage = [&](int64_t from) {
     RecurrenceTile<kPieces>& tile = tiles[(from - begin) / kTile % 2];
     const int tokens = static_cast<int>(min(int64_t{kTile}, end - from));
-    constexpr int kKeyCopies = 2 * kWidth / 4;
-    for (int i = thread; i < tokens * kKeyCopies; i += kPromptThreads) {
-      const int64_t token = from - span.first + i / kKeyCopies;
-      ptx::CopyAsync16(
-          &tile.keys[0][0][0] + 4 * i,
-          span.keys + (token * p.k_heads + key_head) * 2 * kWidth + i % kKeyCopies * 4);
-    }
+    CopyRowsAsync<kPromptThreads, 2 * kWidth, kTile>(
+        &tile.keys[0][0][0], span.keys + ((from - span.first) * p.k_heads + key_head) * 2 * kWidth,
+        p.k_heads * 2 * kWidth, tokens);
     constexpr int kValueCopies = kPromptRows / 8;
     if (thread < tokens * kValueCopies) {
       const int64_t token = from - span.first + thread / kValueCopies;
@@ -355,14 +372,16 @@ __global__ void __launch_bounds__(kPromptThreads)
 
   float* state = StateAt<float>(p.recurrent_state, s) + int64_t{head} * p.v_dim * p.k_dim;
   const bool vectors = p.k_dim % 4 == 0 && reinterpret_cast<uintptr_t>(state) % 16 == 0;
-  Columns<kPieces> rows[kLaneRows];
+  Columns<kPieces> rows[kPromptLaneRows];
 #pragma unroll
-  for (int r = 0; r < kLaneRows; ++r) {
+  for (int r = 0; r < kPromptLaneRows; ++r) {
     const bool old = !(s.starts && begin == s.first) && lane_row + r < p.v_dim;
     rows[r] = LoadStateRow<kPieces>(state + int64_t{lane_row + r} * p.k_dim, old ? p.k_dim : 0, j,
                                     vectors);
   }
 
+  PendingOutput last;
+  const int o_stride = p.v_heads * span.value_width;
   for (int64_t from = begin; from < end; from += kTile) {
     ptx::WaitForCopies<0>();
     __syncthreads();
@@ -370,26 +389,49 @@ __global__ void __launch_bounds__(kPromptThreads)
     const RecurrenceTile<kPieces>& tile = tiles[(from - begin) / kTile % 2];
     const int tokens = static_cast<int>(min(int64_t{kTile}, end - from));
     float* o = span.o + ((from - span.first) * p.v_heads + head) * span.value_width + lane_row;
-    for (int t = 0; t < tokens; ++t) {
-      const Columns<kPieces> k = LoadSharedRow<kPieces>(tile.keys[t][0], j);
-      const Columns<kPieces> q = LoadSharedRow<kPieces>(tile.keys[t][1], j);
-      const float4 packed = tile.gates[t];
-      const DeltaGates gates = {.decay = packed.x, .beta = packed.y};
-      DeltaRow read[kLaneRows];
+    // A token's operands are loaded while the one before is computed, and its outputs are summed
+    // while the one after is: the only sums waited for are those of p.
+    RecurrenceOperands<kPieces> next = tile.Operands(0, row_in_cta, j);
+    const auto token = [&](int t) {
+      const RecurrenceOperands<kPieces> x = next;
+      next = tile.Operands(min(t + 1, kTile - 1), row_in_cta, j);
+      float recalled[kPromptLaneRows], read[kPromptLaneRows];
 #pragma unroll
-      for (int r = 0; r < kLaneRows; ++r) {
-        read[r] =
-            ReadRow(rows[r], q, k, packed.z, gates, Bf16ToFloat(tile.values[t][row_in_cta + r]));
-        UpdateRow(k, gates.decay, read[r].d, &rows[r]);
+      for (int r = 0; r < kPromptLaneRows; ++r) recalled[r] = LaneDot(rows[r], x.k);
+#pragma unroll
+      for (int r = 0; r < kPromptLaneRows; ++r) read[r] = LaneDot(rows[r], x.q);
+#pragma unroll
+      for (int distance = kRowLanes / 2; distance > 0; distance /= 2) {
+#pragma unroll
+        for (int r = 0; r < kPromptLaneRows; ++r) {
+          recalled[r] += __shfl_xor_sync(0xFFFFFFFFu, recalled[r], distance);
+          last.read[r] += __shfl_xor_sync(0xFFFFFFFFu, last.read[r], distance);
+        }
       }
-      static_assert(kLaneRows == 2);
-      if (j == 0)
-        *reinterpret_cast<float2*>(o + int64_t{t} * p.v_heads * span.value_width) =
-            make_float2(read[0].o, read[1].o);
+      last.Store(j == 0 && last.o != nullptr);
+#pragma unroll
+      for (int r = 0; r < kPromptLaneRows; ++r) {
+        last.read[r] = read[r];
+        last.d[r] = DeltaOf(recalled[r], x.v[r], x.gates);
+        Learn(x.k, x.gates.decay, last.d[r], &rows[r]);
+      }
+      last.decay = x.gates.decay;
+      last.qk = x.qk;
+      last.o = o + t * o_stride;
+    };
+    int t = 0;
+    for (; t + kUnrolled <= tokens; t += kUnrolled) {
+#pragma unroll
+      for (int u = 0; u < kUnrolled; ++u) token(t + u);
     }
+#pragma unroll 1
+    for (; t < tokens; ++t) token(t);
   }
 #pragma unroll
-  for (int r = 0; r < kLaneRows; ++r)
+  for (int r = 0; r < kPromptLaneRows; ++r) last.read[r] = SumOverRowLanes(last.read[r]);
+  last.Store(j == 0);
+#pragma unroll
+  for (int r = 0; r < kPromptLaneRows; ++r)
     if (lane_row + r < p.v_dim)
       StoreStateRow(rows[r], state + int64_t{lane_row + r} * p.k_dim, p.k_dim, j, vectors);
 
@@ -427,25 +469,40 @@ __global__ void __launch_bounds__(32 * kNormWarps)
 
 // ---- Launches ----
 
-// Rows of a CTA of the step kernel; 0 where its cluster would be too large.
-int StepRows(const GatedDeltaNetParams& p) {
-  if (CurrentDevice().major < 9) return 0;
-  const int heads_per_key = p.v_heads / p.k_heads;
-  for (int rows = kMinRows; rows <= kMaxRows; rows *= 2)
-    if (heads_per_key * ((p.v_dim + rows - 1) / rows) <= kMaxCluster) return rows;
+int Slices(const GatedDeltaNetParams& p, int lane_rows) {
+  const int rows = kStepRows * lane_rows;
+  return (p.v_dim + rows - 1) / rows;
+}
+
+int ClusterOf(const GatedDeltaNetParams& p, int lane_rows) {
+  return p.v_heads / p.k_heads * Slices(p, lane_rows);
+}
+
+// Rows of a lane of the step kernel: few while there are multiprocessors to fill, else many, as the
+// work that CTAs repeat is less then. 0 where the kernel does not serve.
+int StepLaneRows(const GatedDeltaNetParams& p, const CausalConv& conv, int most) {
+  const bool serves = conv.pairs && StateRowsAreVectors(p.recurrent_state, p.k_dim);
+  if (p.t > 4 * p.sequences.count || !serves || CurrentDevice().major < 9) return 0;
+  const int64_t enough = 2 * int64_t{CurrentDevice().multiprocessors};
+  for (int rows = most; rows > 0; rows /= 2) {
+    const int cluster = ClusterOf(p, rows);
+    const bool fits = cluster > 1 && cluster <= kMaxCluster;
+    const bool last = rows == 1 || ClusterOf(p, rows / 2) > kMaxCluster;
+    const int64_t ctas = p.sequences.count * p.v_heads * Slices(p, rows);
+    if (fits && (last || ctas >= enough)) return rows;
+  }
   return 0;
 }
 
-template <int kPieces>
-void LaunchStep(const GatedDeltaNetParams& p, const CausalConv& conv, int rows,
-                cudaStream_t stream) {
-  const int slices = (p.v_dim + rows - 1) / rows;
-  const dim3 grid(static_cast<unsigned>(p.v_heads * slices),
+template <int kPieces, int kLaneRows>
+void LaunchStep(const GatedDeltaNetParams& p, const CausalConv& conv, cudaStream_t stream) {
+  const int heads_per_key = p.v_heads / p.k_heads;
+  const auto slices = static_cast<unsigned>(Slices(p, kLaneRows));
+  const dim3 grid(slices, static_cast<unsigned>(p.v_heads),
                   static_cast<unsigned>(p.sequences.count));
-  const size_t shared = sizeof(float) * (2 * kRowWidth<kPieces> + rows + 2 * slices * rows);
-  LaunchPdlCluster(StepKernel<kPieces>, grid, dim3(rows * kThreadsPerRow),
-                   static_cast<unsigned>(p.v_heads / p.k_heads * slices), shared, stream, p, conv,
-                   slices);
+  const dim3 cluster(slices, static_cast<unsigned>(heads_per_key));
+  LaunchPdlCluster(StepKernel<kPieces, kLaneRows>, grid, dim3(kStepThreads), cluster, 0, stream, p,
+                   conv, heads_per_key);
 }
 
 template <int kPieces>
@@ -454,11 +511,12 @@ void LaunchPrompt(const GatedDeltaNetParams& p, const CausalConv& conv, const Pr
   constexpr int kParts = kPieces > 4 ? kPieces / 4 : 1;
   const int value_chunks = (p.v_dim + 127) / 128;
   const int jobs = p.k_heads + p.v_heads * value_chunks;
+  const int run_tokens = PrepareRun(span.count, jobs);
   const auto prepare = conv.width == 4 ? PrepareKernel<kParts, 4> : PrepareKernel<kParts, 0>;
   LaunchPdl(prepare,
             dim3((jobs + kPrepareWarps - 1) / kPrepareWarps,
-                 static_cast<unsigned>((span.count + kPrepareTokens - 1) / kPrepareTokens)),
-            dim3(32 * kPrepareWarps), 0, stream, p, conv, span, value_chunks);
+                 static_cast<unsigned>((span.count + run_tokens - 1) / run_tokens)),
+            dim3(32 * kPrepareWarps), 0, stream, p, conv, span, value_chunks, run_tokens);
   LaunchPdl(RecurrenceKernel<kPieces>,
             dim3(static_cast<unsigned>(p.v_heads * (span.value_width / kPromptRows)),
                  static_cast<unsigned>(p.sequences.count)),
@@ -470,9 +528,11 @@ void LaunchPrompt(const GatedDeltaNetParams& p, const CausalConv& conv, const Pr
 
 template <int kPieces>
 void Run(const OpContext& context, const GatedDeltaNetParams& p, const CausalConv& conv) {
-  const int rows = StepRows(p);
-  if (rows > 0 && p.t <= 4 * p.sequences.count)
-    return LaunchStep<kPieces>(p, conv, rows, StreamOf(context));
+  constexpr int kMostRows = kPieces <= 4 ? 4 : 2;  // whose state fits in registers
+  const int rows = StepLaneRows(p, conv, kMostRows);
+  if (rows == 1) return LaunchStep<kPieces, 1>(p, conv, StreamOf(context));
+  if (rows == 2) return LaunchStep<kPieces, 2>(p, conv, StreamOf(context));
+  if (rows == 4) return LaunchStep<kPieces, kMostRows>(p, conv, StreamOf(context));
   for (int64_t first = 0; first < p.t; first += kSpan)
     LaunchPrompt<kPieces>(p, conv, SpanOf(p, first, context.workspace), StreamOf(context));
 }
@@ -490,8 +550,7 @@ void GatedDeltaNet(const OpContext& context, const GatedDeltaNetParams& params) 
                      .width = params.conv_width,
                      .weight = params.conv_weight,
                      .window = params.conv_state};
-  conv.vectors =
-      Aligned(conv.x, 8) && conv.stride % 4 == 0 && params.k_dim % 4 == 0 && params.v_dim % 4 == 0;
+  conv.SetAlignment(params.k_dim | params.v_dim);
   switch (PiecesOf(params.k_dim)) {
     case 1:
       return Run<1>(context, params, conv);

@@ -6,6 +6,7 @@
 #include "kernels/cuda/ptx/async_copy.cuh"
 #include "kernels/cuda/ptx/cluster.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/ptx/predicated.cuh"
 #include "kernels/cuda/recurrent/causal_conv.cuh"
 #include "kernels/cuda/recurrent/state_rows.cuh"
 
@@ -42,15 +43,17 @@ __device__ __forceinline__ HeadStep HeadStepOf(const Mamba2Params& p, uint16_t r
   return step;
 }
 
-// One token of a row: the state moves on, the result is y.
+// The state of a row moves on by a token.
 template <int kPieces>
-__device__ __forceinline__ float StepRow(const Columns<kPieces>& b, const Columns<kPieces>& c,
-                                         HeadStep step, float x, float d, Columns<kPieces>* s) {
+__device__ __forceinline__ void MoveRow(const Columns<kPieces>& b, HeadStep step, float x,
+                                        Columns<kPieces>* s) {
   const float x_dt = step.dt * x;
 #pragma unroll
   for (int i = 0; i < 4 * kPieces; ++i) (*s)[i] = fmaf(x_dt, b[i], step.decay * (*s)[i]);
-  return fmaf(d, x, SumOverRowLanes(LaneDot(*s, c)));
 }
+
+// y from what the state after the token reads at C.
+__device__ __forceinline__ float OutputOf(float read, float x, float d) { return fmaf(d, x, read); }
 
 __device__ __forceinline__ float GatedRow(float y, uint16_t z) {
   const float gate = Bf16ToFloat(z);
@@ -59,150 +62,143 @@ __device__ __forceinline__ float GatedRow(float y, uint16_t z) {
 
 // ---- Few tokens per sequence: one kernel ----
 
-constexpr int kMinRows = 32;  // of a CTA of the step kernel
-constexpr int kMaxRows = 128;
-constexpr int kMaxCluster = 8;  // the portable limit
+constexpr int kStepThreads = 256;
+constexpr int kStepRows = kStepThreads / kRowLanes;  // times those of a lane: of a CTA
+constexpr int kMaxCluster = 8;                       // the portable limit
 
-// CTA x: slice x % slices of the rows of group x / slices; a cluster holds a group, y is the
-// sequence. Shared: B, C (kWidth each), x (rows), u (2, slices * rows).
-template <int kPieces>
-__global__ void __launch_bounds__(kMaxRows* kThreadsPerRow)
-    StepKernel(const __grid_constant__ Mamba2Params p, const __grid_constant__ CausalConv conv,
-               int slices) {
+// A CTA takes slice x of the rows of group y of sequence z; a cluster is a group. state_dim and a
+// group's rows are even, rows of the state are vectors.
+template <int kPieces, int kLaneRows>
+__global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
+    StepKernel(const __grid_constant__ Mamba2Params p, const __grid_constant__ CausalConv conv) {
   constexpr int kWidth = kRowWidth<kPieces>;
-  constexpr int kMinThreads = kMinRows * kThreadsPerRow;
-  constexpr int kThreadChannels = (2 * kWidth + kMinRows + kMinThreads - 1) / kMinThreads;
-  extern __shared__ float4 shared_pieces[];
-  auto* shared = reinterpret_cast<float*>(shared_pieces);
+  constexpr int kCtaRows = kStepRows * kLaneRows;
+  constexpr int kPairs = ((2 * kWidth + kCtaRows) / 2 + kStepThreads - 1) / kStepThreads;
+  __shared__ __align__(16) float mixed[2 * kWidth + kCtaRows];        // B, C, x of this CTA's rows
+  __shared__ __align__(16) float outputs[2][kMaxCluster * kCtaRows];  // u of the group, by parity
+  __shared__ ptx::BytesBarrier outputs_came[2];
 
   const Groups groups = Groups::Of(p);
-  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  const int rows = threads / kThreadsPerRow;
-  const int lane = thread % 32, warp = thread / 32, j = lane % kRowLanes;
-  const int group = static_cast<int>(blockIdx.x) / slices;
-  const int slice = static_cast<int>(blockIdx.x) % slices;
-  const int first_row = slice * rows;  // of the group
-  const int lane_row = first_row + warp * kWarpRows + lane / kRowLanes * kLaneRows;
-  const int64_t group_row = int64_t{group} * groups.rows;
-  const float* x_shared = shared + 2 * kWidth;  // of this CTA's rows
-  float* u_shared = shared + 2 * kWidth + rows;
+  const int thread = static_cast<int>(threadIdx.x), j = thread % kRowLanes;
+  const int slices = static_cast<int>(gridDim.x), group = static_cast<int>(blockIdx.y);
+  const int first_row = static_cast<int>(blockIdx.x) * kCtaRows;  // of the group
+  const int cta_row = thread / kRowLanes * kLaneRows;             // the first of this lane's
+  const int row = first_row + cta_row, group_row = group * groups.rows;
 
   // Everything but the step's activations, before the wait.
-  const StepSequence s = StepSequence::At(p.sequences, blockIdx.y);
-  float* state = StateAt<float>(p.recurrent_state, s) + group_row * p.state_dim;
-  const bool vectors = p.state_dim % 4 == 0 && reinterpret_cast<uintptr_t>(state) % 16 == 0;
-  Columns<kPieces> rows_of_state[kLaneRows];
-  int head[kLaneRows];
+  if (thread < 2) outputs_came[thread].Init();
+  const StepSequence s = StepSequence::At(p.sequences, blockIdx.z);
+  float* state = StateAt<float>(p.recurrent_state, s) + int64_t{group_row + row} * p.state_dim;
+  Columns<kPieces> rows[kLaneRows];
+#pragma unroll
+  for (int r = 0; r < kLaneRows; ++r) {
+    const bool old = !s.starts && s.count > 0 && row + r < groups.rows;
+    rows[r] = LoadStateRow<kPieces>(state + r * p.state_dim, old ? p.state_dim : 0, j, true);
+  }
+  ConvPair channels[kPairs];  // by their place in `mixed`
+#pragma unroll
+  for (int m = 0; m < kPairs; ++m) {
+    const int place = 2 * (thread + m * kStepThreads);
+    const int column = place % kWidth, of_group = first_row + place - 2 * kWidth;
+    int channel = -1;
+    if (place < 2 * kWidth) {
+      if (column < p.state_dim)
+        channel = groups.width + (place / kWidth * p.groups + group) * p.state_dim + column;
+    } else if (place < 2 * kWidth + kCtaRows && of_group < groups.rows) {
+      channel = group_row + of_group;
+    }
+    channels[m].Begin(conv, s, s.count > 0 ? channel : -1);
+  }
+  int model_row[kLaneRows], head[kLaneRows];  // those beyond a group's last compute in vain
   float rate[kLaneRows], dt_bias[kLaneRows], d[kLaneRows];
 #pragma unroll
   for (int r = 0; r < kLaneRows; ++r) {
-    const int row = min(lane_row + r, groups.rows - 1);  // those beyond the last compute in vain
-    const bool old = !s.starts && s.count > 0 && row == lane_row + r;
-    rows_of_state[r] = LoadStateRow<kPieces>(state + int64_t{row} * p.state_dim,
-                                             old ? p.state_dim : 0, j, vectors);
-    head[r] = static_cast<int>((group_row + row) / p.head_dim);
-    rate[r] = p.a_log[head[r]], dt_bias[r] = p.dt_bias[head[r]], d[r] = p.d[head[r]];
+    model_row[r] = group_row + min(row + r, groups.rows - 1);
+    head[r] = model_row[r] / p.head_dim;
+    rate[r] = expf(p.a_log[head[r]]), dt_bias[r] = p.dt_bias[head[r]], d[r] = p.d[head[r]];
   }
-  // Channels of this thread, by their place in shared memory; -1 where a place stays zero.
-  const auto channel_at = [&](int m) -> int64_t {
-    const int place = thread + m * threads;
-    if (place < 2 * kWidth) {
-      const int column = place % kWidth;
-      const int64_t first =
-          groups.width + (place / kWidth * p.groups + group) * int64_t{p.state_dim};
-      return column < p.state_dim ? first + column : -1;
-    }
-    const int row = first_row + place - 2 * kWidth;
-    return place < 2 * kWidth + rows && row < groups.rows ? group_row + row : -1;
-  };
-  float history[kThreadChannels], tap[kThreadChannels];
-#pragma unroll
-  for (int m = 0; m < kThreadChannels; ++m) {
-    const int64_t channel = channel_at(m);
-    history[m] = tap[m] = 0.0f;
-    if (channel < 0 || s.count == 0) continue;
-    history[m] = ConvHistory(conv, s, 0, channel);
-    tap[m] = conv.weight[channel * conv.width + conv.width - 1];
-  }
-#pragma unroll
-  for (int r = 0; r < kLaneRows; ++r) rate[r] = expf(rate[r]);
-  const int out_row = first_row + warp * 32 + lane;  // of warps that write outputs
-  const bool writes = warp * 32 < rows && out_row < groups.rows;
+  const int out_row = first_row + thread;  // of threads that write outputs
+  const bool writes = thread < kCtaRows && out_row < groups.rows;
   const float norm_weight = writes ? p.norm_weight[group_row + out_row] : 0.0f;
+  ptx::SyncCluster();  // its barriers are ready, its windows are read
 
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
+#pragma unroll 1
   for (int64_t t = 0; t < s.count; ++t) {
     const int64_t token = s.first + t;
-    const uint16_t* z = p.zxbcdt + token * p.stride;
-    float input[kThreadChannels];
+    uint32_t inputs[kPairs];
 #pragma unroll
-    for (int m = 0; m < kThreadChannels; ++m) {
-      const int64_t channel = channel_at(m);
-      input[m] = channel >= 0 ? Bf16ToFloat(ConvInput(conv, s, t, channel)) : 0.0f;
-      if (t > 0 && channel >= 0) history[m] = ConvHistory(conv, s, t, channel);
-    }
+    for (int m = 0; m < kPairs; ++m) inputs[m] = channels[m].LoadInput(conv, token);
+    const uint16_t* z = p.zxbcdt + token * p.stride;
     uint16_t raw_dt[kLaneRows], gate[kLaneRows];
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r) {
       raw_dt[r] = z[groups.width + groups.channels + head[r]];
-      gate[r] = z[group_row + min(lane_row + r, groups.rows - 1)];
+      gate[r] = z[model_row[r]];
     }
+    if (t > 0) __syncthreads();  // the token before has been read
 #pragma unroll
-    for (int m = 0; m < kThreadChannels; ++m) {
-      const int place = thread + m * threads;
-      if (place < 2 * kWidth + rows)
-        shared[place] = channel_at(m) >= 0 ? SiluBf16(fmaf(tap[m], input[m], history[m])) : 0.0f;
+    for (int m = 0; m < kPairs; ++m) {
+      const int place = 2 * (thread + m * kStepThreads);
+      const float2 out = channels[m].Next(inputs[m]);
+      if (place < 2 * kWidth + kCtaRows) *reinterpret_cast<float2*>(mixed + place) = out;
     }
-    HeadStep step[kLaneRows];
+    HeadStep steps[kLaneRows];
 #pragma unroll
-    for (int r = 0; r < kLaneRows; ++r) step[r] = HeadStepOf(p, raw_dt[r], rate[r], dt_bias[r]);
+    for (int r = 0; r < kLaneRows; ++r)
+      steps[r] = r > 0 && head[r] == head[r - 1] ? steps[r - 1]
+                                                 : HeadStepOf(p, raw_dt[r], rate[r], dt_bias[r]);
     __syncthreads();
 
-    const Columns<kPieces> b = LoadSharedRow<kPieces>(shared, j);
-    const Columns<kPieces> c = LoadSharedRow<kPieces>(shared + kWidth, j);
-    float* u = u_shared + t % 2 * slices * rows;
+    const Columns<kPieces> b = LoadSharedRow<kPieces>(mixed, j);
+    const float* x = mixed + 2 * kWidth + cta_row;
 #pragma unroll
-    for (int r = 0; r < kLaneRows; ++r) {
-      const float y =
-          StepRow(b, c, step[r], x_shared[lane_row - first_row + r], d[r], &rows_of_state[r]);
-      // Each lane of a row tells one CTA of the group.
-      if (j < slices)
-        ptx::StoreToPeer(u + lane_row + r, static_cast<uint32_t>(j), GatedRow(y, gate[r]));
-    }
-    ptx::ClusterArrive();
+    for (int r = 0; r < kLaneRows; ++r) MoveRow(b, steps[r], x[r], &rows[r]);
+    asm volatile("" ::: "memory");  // C is loaded when B's registers are free
+    const Columns<kPieces> c = LoadSharedRow<kPieces>(mixed + kWidth, j);
+    float u[kLaneRows];
+#pragma unroll
+    for (int r = 0; r < kLaneRows; ++r)
+      u[r] = GatedRow(OutputOf(SumOverRowLanes(LaneDot(rows[r], c)), x[r], d[r]), gate[r]);
+    // Each lane of a row tells one CTA of the group.
+    ptx::BytesBarrier& came = outputs_came[t % 2];
+    float* group_u = outputs[t % 2];
+    if (j < slices) came.Send(group_u + row, static_cast<uint32_t>(j), u);
+    if (thread == 0) came.Expect(static_cast<uint32_t>(slices * kCtaRows * sizeof(float)));
     if (t + 1 == s.count) {
 #pragma unroll
       for (int r = 0; r < kLaneRows; ++r)
-        if (lane_row + r < groups.rows)
-          StoreStateRow(rows_of_state[r], state + int64_t{lane_row + r} * p.state_dim, p.state_dim,
-                        j, vectors);
+        if (row + r < groups.rows)
+          StoreStateRow(rows[r], state + r * p.state_dim, p.state_dim, j, true);
     }
-    ptx::ClusterWait();
-    if (warp * 32 < rows) {
-      const float inverse = InverseRms(groups.rows, p.eps, [&](int i) { return u[i]; });
+    if (thread < kCtaRows) {
+      came.Wait(static_cast<uint32_t>(t / 2 % 2));
+      const float inverse = InverseRms(groups.rows, p.eps, [&](int i) { return group_u[i]; });
       if (writes)
         p.out[token * groups.width + group_row + out_row] =
-            Bf16FromFloat(norm_weight * u[out_row] * inverse);
+            Bf16FromFloat(norm_weight * group_u[out_row] * inverse);
     }
-  }
-  if (s.count == 0) return;
-  // The cluster has read its window.
 #pragma unroll
-  for (int m = 0; m < kThreadChannels; ++m) {
-    const int64_t channel = channel_at(m);
-    const bool of_rows = thread + m * threads >= 2 * kWidth;
-    if (channel >= 0 && (of_rows || slice == 0)) MoveWindow(conv, s, channel);
+    for (int m = 0; m < kPairs; ++m) {
+      const bool of_rows = 2 * (thread + m * kStepThreads) >= 2 * kWidth;
+      if (t + 1 < s.count) {
+        channels[m].Sum(conv);
+      } else if (of_rows || first_row == 0) {
+        channels[m].StoreWindow(conv, s);
+      }
+    }
   }
 }
 
 // ---- Prompts: convolutions, recurrence, norm ----
 
-constexpr int kPromptRows = 32;  // of a CTA of the recurrence
-constexpr int kPromptThreads = kPromptRows * kThreadsPerRow;
+constexpr int kPromptRows = 32;     // of a CTA of the recurrence
+constexpr int kPromptLaneRows = 2;  // of a lane there
+constexpr int kPromptThreads = kPromptRows / kPromptLaneRows * kRowLanes;
 constexpr int kTile = 16;        // tokens staged at once
+constexpr int kUnrolled = 4;     // of them computed as straight code
 constexpr int64_t kSpan = 2048;  // tokens that the workspace holds
-constexpr int kPrepareTokens = 16;
 constexpr int kPrepareWarps = 4;
 
 // Tokens [first, first + count) of a step on their way through the workspace.
@@ -235,19 +231,20 @@ PromptSpan SpanOf(const Mamba2Params& p, int64_t first, std::byte* workspace) {
   return span;
 }
 
-// A warp takes kPrepareTokens tokens of up to 128 channels: of B or C of a group, or of a group's
+// A warp takes `run_tokens` tokens of up to 128 channels: of B or C of a group, or of a group's
 // rows; those of B also turn dt into steps.
 template <int kConvWidth>
 __global__ void __launch_bounds__(32 * kPrepareWarps)
     PrepareKernel(const __grid_constant__ Mamba2Params p, const __grid_constant__ CausalConv conv,
-                  const __grid_constant__ PromptSpan span, int state_chunks, int row_chunks) {
+                  const __grid_constant__ PromptSpan span, int state_chunks, int row_chunks,
+                  int run_tokens) {
+  // The recurrence is not launched early: its CTAs should find all multiprocessors empty.
   ptx::WaitForPredecessor();
-  ptx::LaunchSuccessor();
   const Groups groups = Groups::Of(p);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int job = static_cast<int>(blockIdx.x) * kPrepareWarps + static_cast<int>(threadIdx.x) / 32;
-  const int64_t first = span.first + int64_t{blockIdx.y} * kPrepareTokens;
-  const int64_t end = min(first + kPrepareTokens, span.first + span.count);
+  const int64_t first = span.first + int64_t{blockIdx.y} * run_tokens;
+  const int64_t end = min(first + run_tokens, span.first + span.count);
 
   const int bc_jobs = 2 * p.groups * state_chunks;
   if (job < bc_jobs) {
@@ -294,12 +291,47 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
       });
 }
 
+// What a lane needs of a token.
+template <int kPieces>
+struct RecurrenceOperands {
+  Columns<kPieces> b;
+  Columns<kPieces> c;
+  HeadStep steps[kPromptLaneRows];
+  float x[kPromptLaneRows];
+};
+
 // Shared memory of the recurrence: two tiles of these.
 template <int kPieces>
 struct RecurrenceTile {
   float bc[kTile][2][kRowWidth<kPieces>];
   HeadStep steps[kTile][kPromptRows];  // of the heads that the CTA's rows belong to
   uint16_t x[kTile][kPromptRows];
+
+  __device__ __forceinline__ RecurrenceOperands<kPieces> Operands(
+      int t, int row, const int (&head)[kPromptLaneRows], int j) const {
+    RecurrenceOperands<kPieces> operands;
+    operands.b = LoadSharedRow<kPieces>(bc[t][0], j);
+    operands.c = LoadSharedRow<kPieces>(bc[t][1], j);
+    static_assert(kPromptLaneRows == 2);
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(&x[t][row]);
+    operands.x[0] = __uint_as_float(pair << 16);
+    operands.x[1] = __uint_as_float(pair & 0xFFFF0000u);
+#pragma unroll
+    for (int r = 0; r < kPromptLaneRows; ++r) operands.steps[r] = steps[t][head[r]];
+    return operands;
+  }
+};
+
+// The outputs of a lane's rows at the token before, on their way to being summed.
+struct PendingOutput {
+  float* y = nullptr;
+  float read[kPromptLaneRows] = {};
+  float x[kPromptLaneRows] = {};
+
+  __device__ __forceinline__ void Store(bool wanted, const float (&d)[kPromptLaneRows]) const {
+    static_assert(kPromptLaneRows == 2);
+    ptx::StorePairIf(wanted, y, OutputOf(read[0], x[0], d[0]), OutputOf(read[1], x[1], d[1]));
+  }
 };
 
 // CTA x: kPromptRows rows of a group; y: the sequence. Then the convolution's windows move.
@@ -312,11 +344,11 @@ __global__ void __launch_bounds__(kPromptThreads)
   extern __shared__ float4 shared_pieces[];
   auto* tiles = reinterpret_cast<RecurrenceTile<kPieces>*>(shared_pieces);
   const Groups groups = Groups::Of(p);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, j = lane % kRowLanes;
+  const int thread = static_cast<int>(threadIdx.x), j = thread % kRowLanes;
   const int slices = span.group_width / kPromptRows;
   const int group = static_cast<int>(blockIdx.x) / slices;
   const int first_row = static_cast<int>(blockIdx.x) % slices * kPromptRows;  // of the group
-  const int row_in_cta = thread / 32 * kWarpRows + lane / kRowLanes * kLaneRows;
+  const int row_in_cta = thread / kRowLanes * kPromptLaneRows;
   const int lane_row = first_row + row_in_cta;
   const int64_t group_row = int64_t{group} * groups.rows;
   const int first_head = static_cast<int>((group_row + first_row) / p.head_dim);
@@ -333,12 +365,9 @@ __global__ void __launch_bounds__(kPromptThreads)
   const auto stage = [&](int64_t from) {
     RecurrenceTile<kPieces>& tile = tiles[(from - begin) / kTile % 2];
     const int tokens = static_cast<int>(min(int64_t{kTile}, end - from));
-    constexpr int kBcCopies = 2 * kWidth / 4;
-    for (int i = thread; i < tokens * kBcCopies; i += kPromptThreads) {
-      const int64_t token = from - span.first + i / kBcCopies;
-      ptx::CopyAsync16(&tile.bc[0][0][0] + 4 * i,
-                       span.bc + (token * p.groups + group) * 2 * kWidth + i % kBcCopies * 4);
-    }
+    CopyRowsAsync<kPromptThreads, 2 * kWidth, kTile>(
+        &tile.bc[0][0][0], span.bc + ((from - span.first) * p.groups + group) * 2 * kWidth,
+        p.groups * 2 * kWidth, tokens);
     constexpr int kRowCopies = kPromptRows / 8;
     if (thread < tokens * kRowCopies) {
       const int64_t token = from - span.first + thread / kRowCopies;
@@ -357,11 +386,11 @@ __global__ void __launch_bounds__(kPromptThreads)
 
   float* state = StateAt<float>(p.recurrent_state, s) + group_row * p.state_dim;
   const bool vectors = p.state_dim % 4 == 0 && reinterpret_cast<uintptr_t>(state) % 16 == 0;
-  Columns<kPieces> rows[kLaneRows];
-  int head[kLaneRows];
-  float d[kLaneRows];
+  Columns<kPieces> rows[kPromptLaneRows];
+  int head[kPromptLaneRows];
+  float d[kPromptLaneRows];
 #pragma unroll
-  for (int r = 0; r < kLaneRows; ++r) {
+  for (int r = 0; r < kPromptLaneRows; ++r) {
     const int row = min(lane_row + r, groups.rows - 1);  // those beyond the last compute in vain
     const bool old = !(s.starts && begin == s.first) && row == lane_row + r;
     rows[r] = LoadStateRow<kPieces>(state + int64_t{row} * p.state_dim, old ? p.state_dim : 0, j,
@@ -370,6 +399,8 @@ __global__ void __launch_bounds__(kPromptThreads)
     d[r] = p.d[first_head + head[r]];
   }
 
+  PendingOutput last;
+  const int y_stride = p.groups * span.group_width;
   for (int64_t from = begin; from < end; from += kTile) {
     ptx::WaitForCopies<0>();
     __syncthreads();
@@ -377,22 +408,36 @@ __global__ void __launch_bounds__(kPromptThreads)
     const RecurrenceTile<kPieces>& tile = tiles[(from - begin) / kTile % 2];
     const int tokens = static_cast<int>(min(int64_t{kTile}, end - from));
     float* y = span.y + ((from - span.first) * p.groups + group) * span.group_width + lane_row;
-    for (int t = 0; t < tokens; ++t) {
-      const Columns<kPieces> b = LoadSharedRow<kPieces>(tile.bc[t][0], j);
-      const Columns<kPieces> c = LoadSharedRow<kPieces>(tile.bc[t][1], j);
-      float out[kLaneRows];
+    // A token's operands are loaded while the one before is computed, and its outputs are summed
+    // while the one after is.
+    RecurrenceOperands<kPieces> next = tile.Operands(0, row_in_cta, head, j);
+    const auto token = [&](int t) {
+      const RecurrenceOperands<kPieces> now = next;
+      next = tile.Operands(min(t + 1, kTile - 1), row_in_cta, head, j);
 #pragma unroll
-      for (int r = 0; r < kLaneRows; ++r)
-        out[r] = StepRow(b, c, tile.steps[t][head[r]], Bf16ToFloat(tile.x[t][row_in_cta + r]), d[r],
-                         &rows[r]);
-      static_assert(kLaneRows == 2);
-      if (j == 0)
-        *reinterpret_cast<float2*>(y + int64_t{t} * p.groups * span.group_width) =
-            make_float2(out[0], out[1]);
+      for (int r = 0; r < kPromptLaneRows; ++r) last.read[r] = SumOverRowLanes(last.read[r]);
+      last.Store(j == 0 && last.y != nullptr, d);
+#pragma unroll
+      for (int r = 0; r < kPromptLaneRows; ++r) {
+        MoveRow(now.b, now.steps[r], now.x[r], &rows[r]);
+        last.read[r] = LaneDot(rows[r], now.c);
+        last.x[r] = now.x[r];
+      }
+      last.y = y + t * y_stride;
+    };
+    int t = 0;
+    for (; t + kUnrolled <= tokens; t += kUnrolled) {
+#pragma unroll
+      for (int u = 0; u < kUnrolled; ++u) token(t + u);
     }
+#pragma unroll 1
+    for (; t < tokens; ++t) token(t);
   }
 #pragma unroll
-  for (int r = 0; r < kLaneRows; ++r)
+  for (int r = 0; r < kPromptLaneRows; ++r) last.read[r] = SumOverRowLanes(last.read[r]);
+  last.Store(j == 0, d);
+#pragma unroll
+  for (int r = 0; r < kPromptLaneRows; ++r)
     if (lane_row + r < groups.rows)
       StoreStateRow(rows[r], state + int64_t{lane_row + r} * p.state_dim, p.state_dim, j, vectors);
 
@@ -431,22 +476,36 @@ __global__ void __launch_bounds__(32 * kNormWarps)
 
 // ---- Launches ----
 
-// Rows of a CTA of the step kernel; 0 where a group is too large for a cluster.
-int StepRows(const Mamba2Params& p) {
-  if (CurrentDevice().major < 9) return 0;
-  for (int rows = kMinRows; rows <= kMaxRows; rows *= 2)
-    if ((Groups::Of(p).rows + rows - 1) / rows <= kMaxCluster) return rows;
+int Slices(const Mamba2Params& p, int lane_rows) {
+  const int rows = kStepRows * lane_rows;
+  return (Groups::Of(p).rows + rows - 1) / rows;
+}
+
+int ClusterOf(const Mamba2Params& p, int lane_rows) { return Slices(p, lane_rows); }
+
+// Rows of a lane of the step kernel: few while there are multiprocessors to fill, else many, as the
+// work that CTAs repeat is less then. 0 where the kernel does not serve.
+int StepLaneRows(const Mamba2Params& p, const CausalConv& conv, int most) {
+  const bool serves = conv.pairs && StateRowsAreVectors(p.recurrent_state, p.state_dim);
+  if (p.t > 4 * p.sequences.count || !serves || CurrentDevice().major < 9) return 0;
+  const int64_t enough = 2 * int64_t{CurrentDevice().multiprocessors};
+  for (int rows = most; rows > 0; rows /= 2) {
+    const int cluster = ClusterOf(p, rows);
+    const bool fits = cluster > 1 && cluster <= kMaxCluster;
+    const bool last = rows == 1 || ClusterOf(p, rows / 2) > kMaxCluster;
+    const int64_t ctas = p.sequences.count * p.groups * Slices(p, rows);
+    if (fits && (last || ctas >= enough)) return rows;
+  }
   return 0;
 }
 
-template <int kPieces>
-void LaunchStep(const Mamba2Params& p, const CausalConv& conv, int rows, cudaStream_t stream) {
-  const int slices = (Groups::Of(p).rows + rows - 1) / rows;
-  const dim3 grid(static_cast<unsigned>(p.groups * slices),
+template <int kPieces, int kLaneRows>
+void LaunchStep(const Mamba2Params& p, const CausalConv& conv, cudaStream_t stream) {
+  const auto slices = static_cast<unsigned>(Slices(p, kLaneRows));
+  const dim3 grid(slices, static_cast<unsigned>(p.groups),
                   static_cast<unsigned>(p.sequences.count));
-  const size_t shared = sizeof(float) * (2 * kRowWidth<kPieces> + rows + 2 * slices * rows);
-  LaunchPdlCluster(StepKernel<kPieces>, grid, dim3(rows * kThreadsPerRow),
-                   static_cast<unsigned>(slices), shared, stream, p, conv, slices);
+  LaunchPdlCluster(StepKernel<kPieces, kLaneRows>, grid, dim3(kStepThreads), dim3(slices), 0,
+                   stream, p, conv);
 }
 
 template <int kPieces>
@@ -455,11 +514,13 @@ void LaunchPrompt(const Mamba2Params& p, const CausalConv& conv, const PromptSpa
   const int state_chunks = (p.state_dim + 127) / 128;
   const int row_chunks = (Groups::Of(p).rows + 127) / 128;
   const int jobs = p.groups * (2 * state_chunks + row_chunks);
+  const int run_tokens = PrepareRun(span.count, jobs);
   const auto prepare = conv.width == 4 ? PrepareKernel<4> : PrepareKernel<0>;
   LaunchPdl(prepare,
             dim3((jobs + kPrepareWarps - 1) / kPrepareWarps,
-                 static_cast<unsigned>((span.count + kPrepareTokens - 1) / kPrepareTokens)),
-            dim3(32 * kPrepareWarps), 0, stream, p, conv, span, state_chunks, row_chunks);
+                 static_cast<unsigned>((span.count + run_tokens - 1) / run_tokens)),
+            dim3(32 * kPrepareWarps), 0, stream, p, conv, span, state_chunks, row_chunks,
+            run_tokens);
   LaunchPdl(RecurrenceKernel<kPieces>,
             dim3(static_cast<unsigned>(p.groups * (span.group_width / kPromptRows)),
                  static_cast<unsigned>(p.sequences.count)),
@@ -471,9 +532,11 @@ void LaunchPrompt(const Mamba2Params& p, const CausalConv& conv, const PromptSpa
 
 template <int kPieces>
 void Run(const OpContext& context, const Mamba2Params& p, const CausalConv& conv) {
-  const int rows = StepRows(p);
-  if (rows > 0 && p.t <= 4 * p.sequences.count)
-    return LaunchStep<kPieces>(p, conv, rows, StreamOf(context));
+  constexpr int kMostRows = kPieces <= 4 ? 4 : 2;  // whose state fits in registers
+  const int rows = StepLaneRows(p, conv, kMostRows);
+  if (rows == 1) return LaunchStep<kPieces, 1>(p, conv, StreamOf(context));
+  if (rows == 2) return LaunchStep<kPieces, 2>(p, conv, StreamOf(context));
+  if (rows == 4) return LaunchStep<kPieces, kMostRows>(p, conv, StreamOf(context));
   for (int64_t first = 0; first < p.t; first += kSpan)
     LaunchPrompt<kPieces>(p, conv, SpanOf(p, first, context.workspace), StreamOf(context));
 }
@@ -493,8 +556,7 @@ void Mamba2(const OpContext& context, const Mamba2Params& params) {
                      .weight = params.conv_weight,
                      .bias = params.conv_bias,
                      .window = params.conv_state};
-  conv.vectors = Aligned(conv.x, 8) && conv.stride % 4 == 0 && groups.rows % 4 == 0 &&
-                 params.state_dim % 4 == 0;
+  conv.SetAlignment(groups.rows | params.state_dim);
   switch (PiecesOf(params.state_dim)) {
     case 1:
       return Run<1>(context, params, conv);

@@ -11,6 +11,7 @@
 namespace nibble::kernels::cuda {
 
 inline constexpr int kMaxConvWidth = 8;
+inline constexpr int kPairWidth = 4;  // of ConvPair: that of all known models
 
 struct CausalConv {
   const uint16_t* x = nullptr;  // (T, C)
@@ -20,12 +21,21 @@ struct CausalConv {
   const float* weight = nullptr;  // (C, W), the last column meets the newest input
   const float* bias = nullptr;    // (C) or null
   StateView window;               // (W - 1, C), oldest first
-  bool vectors = false;           // 8-byte loads of four channels are aligned; so are 16-byte taps
-};
+  bool pairs = false;             // ConvPair serves
+  bool vectors = false;           // loads of four neighbouring channels are aligned
 
-__host__ inline bool Aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
+  // `granule`: divides every border between heads, groups and parts of the channels.
+  void SetAlignment(int64_t granule) {
+    const auto aligned = [&](int64_t elements) {
+      const auto all = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(window.base) |
+                       static_cast<uintptr_t>(window.stride) |
+                       static_cast<uintptr_t>(2 * (stride | granule | channels));
+      return all % static_cast<uintptr_t>(2 * elements) == 0;
+    };
+    pairs = aligned(2) && width == kPairWidth && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+    vectors = aligned(4);
+  }
+};
 
 __device__ __forceinline__ float Sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
@@ -44,20 +54,7 @@ __device__ __forceinline__ uint16_t ConvInput(const CausalConv& conv, const Step
   return StateAt<uint16_t>(conv.window, s)[(offset + conv.width - 1) * conv.channels + channel];
 }
 
-// The sum without its newest input.
-__device__ __forceinline__ float ConvHistory(const CausalConv& conv, const StepSequence& s,
-                                             int64_t offset, int64_t channel) {
-  float sum = conv.bias != nullptr ? conv.bias[channel] : 0.0f;
-#pragma unroll
-  for (int j = 0; j < kMaxConvWidth - 1; ++j) {
-    if (j >= conv.width - 1) break;
-    const uint16_t input = ConvInput(conv, s, offset - (conv.width - 1) + j, channel);
-    sum = fmaf(conv.weight[channel * conv.width + j], Bf16ToFloat(input), sum);
-  }
-  return sum;
-}
-
-// The window after the step. Nobody reads the old one any more.
+// The window after the step of a prompt. Nobody reads the old one any more.
 __device__ __forceinline__ void MoveWindow(const CausalConv& conv, const StepSequence& s,
                                            int64_t channel) {
   uint16_t inputs[kMaxConvWidth - 1];
@@ -69,6 +66,71 @@ __device__ __forceinline__ void MoveWindow(const CausalConv& conv, const StepSeq
   for (int j = 0; j < kMaxConvWidth - 1; ++j)
     if (j < conv.width - 1) window[j * int64_t{conv.channels} + channel] = inputs[j];
 }
+
+// Two neighbouring channels of a thread, the first even, from token to token, for steps of few
+// tokens: all but the newest input is summed beforehand, and the window stays in registers until
+// nobody reads the old one any more.
+class ConvPair {
+ public:
+  // channel < 0: none. Reads the window.
+  __device__ void Begin(const CausalConv& conv, const StepSequence& s, int channel) {
+    channel_ = channel;
+    if (channel < 0) return;
+    const uint16_t* window = StateAt<uint16_t>(conv.window, s) + channel;
+#pragma unroll
+    for (int j = 0; j < kPairWidth - 1; ++j)
+      inputs_[j] = s.starts ? 0 : Load(window + int64_t{j} * conv.channels);
+    Sum(conv);
+  }
+
+  __device__ uint32_t LoadInput(const CausalConv& conv, int64_t row) const {
+    return channel_ < 0 ? 0 : Load(conv.x + row * conv.stride + channel_);
+  }
+
+  // The outputs of a token.
+  __device__ float2 Next(uint32_t input) {
+    if (channel_ < 0) return {};
+#pragma unroll
+    for (int j = 0; j < kPairWidth - 2; ++j) inputs_[j] = inputs_[j + 1];
+    inputs_[kPairWidth - 2] = input;
+    return {SiluBf16(fmaf(newest_tap_[0], Low(input), sum_[0])),
+            SiluBf16(fmaf(newest_tap_[1], High(input), sum_[1]))};
+  }
+
+  // Before a further token.
+  __device__ void Sum(const CausalConv& conv) {
+    static_assert(kPairWidth == 4);
+    if (channel_ < 0) return;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float4 taps = *(reinterpret_cast<const float4*>(conv.weight) + channel_ + e);
+      const auto x = [&](int j) { return e == 0 ? Low(inputs_[j]) : High(inputs_[j]); };
+      const float bias = conv.bias != nullptr ? conv.bias[channel_ + e] : 0.0f;
+      sum_[e] = fmaf(taps.z, x(2), fmaf(taps.y, x(1), fmaf(taps.x, x(0), bias)));
+      newest_tap_[e] = taps.w;
+    }
+  }
+
+  __device__ void StoreWindow(const CausalConv& conv, const StepSequence& s) const {
+    if (channel_ < 0) return;
+    uint16_t* window = StateAt<uint16_t>(conv.window, s) + channel_;
+#pragma unroll
+    for (int j = 0; j < kPairWidth - 1; ++j)
+      *reinterpret_cast<uint32_t*>(window + int64_t{j} * conv.channels) = inputs_[j];
+  }
+
+ private:
+  __device__ static float Low(uint32_t bits) { return __uint_as_float(bits << 16); }
+  __device__ static float High(uint32_t bits) { return __uint_as_float(bits & 0xFFFF0000u); }
+  __device__ static uint32_t Load(const uint16_t* from) {
+    return *reinterpret_cast<const uint32_t*>(from);
+  }
+
+  int channel_ = -1;
+  float sum_[2] = {};
+  float newest_tap_[2] = {};
+  uint32_t inputs_[kPairWidth - 1] = {};  // the last of both channels, the newest last
+};
 
 // Four neighbouring channels of a thread through successive tokens, with taps and history in
 // registers. kWidth: W, or 0 for any.
@@ -146,6 +208,14 @@ class ConvChannels {
   float history_[kTaps - 1][4];
   float bias_[4];
 };
+
+// How many tokens in a row a warp of a prompt's convolution takes: long runs read fewer inputs
+// twice, short ones fill the device.
+inline int PrepareRun(int64_t tokens, int64_t jobs) {
+  int run = 16;
+  while (run > 2 && tokens * jobs < int64_t{run} * 4096) run /= 2;
+  return run;
+}
 
 // The tokens of a warp's run one after the other, with the sequence that each belongs to.
 template <typename Rewind, typename Token>

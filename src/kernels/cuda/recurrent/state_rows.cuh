@@ -9,12 +9,12 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx/async_copy.cuh"
+#include "kernels/ops.h"
+
 namespace nibble::kernels::cuda {
 
 inline constexpr int kRowLanes = 8;
-inline constexpr int kLaneRows = 2;
-inline constexpr int kWarpRows = 32 / kRowLanes * kLaneRows;
-inline constexpr int kThreadsPerRow = kRowLanes / kLaneRows;
 
 // Columns of a padded row.
 template <int kPieces>
@@ -35,24 +35,25 @@ struct Columns {
   __device__ const float& operator[](int i) const { return x[i]; }
 };
 
-// `row` has n columns; vectors: it is 16-byte aligned and n a multiple of 4.
+// `row` has n columns; vectors: it is 16-byte aligned and n a multiple of 4. With n = 0 zeros.
 template <int kPieces>
 __device__ __forceinline__ Columns<kPieces> LoadStateRow(const float* row, int n, int j,
                                                          bool vectors) {
-  Columns<kPieces> s;
+  Columns<kPieces> s = {};
+  if (vectors) {
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    const int column = 4 * (j + kRowLanes * i);
-    float4 piece = {};
-    if (vectors) {
+    for (int i = 0; i < kPieces; ++i) {
+      const int column = 4 * (j + kRowLanes * i);
+      float4 piece = {};
       if (column < n) piece = __ldcg(reinterpret_cast<const float4*>(row + column));
-    } else {
-      if (column < n) piece.x = row[column];
-      if (column + 1 < n) piece.y = row[column + 1];
-      if (column + 2 < n) piece.z = row[column + 2];
-      if (column + 3 < n) piece.w = row[column + 3];
+      s[4 * i] = piece.x, s[4 * i + 1] = piece.y, s[4 * i + 2] = piece.z, s[4 * i + 3] = piece.w;
     }
-    s[4 * i] = piece.x, s[4 * i + 1] = piece.y, s[4 * i + 2] = piece.z, s[4 * i + 3] = piece.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4 * kPieces; ++i) {
+      const int column = 4 * (j + kRowLanes * (i / 4)) + i % 4;
+      if (column < n) s[i] = row[column];
+    }
   }
   return s;
 }
@@ -60,19 +61,27 @@ __device__ __forceinline__ Columns<kPieces> LoadStateRow(const float* row, int n
 template <int kPieces>
 __device__ __forceinline__ void StoreStateRow(const Columns<kPieces>& s, float* row, int n, int j,
                                               bool vectors) {
+  if (vectors) {
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    const int column = 4 * (j + kRowLanes * i);
-    if (vectors) {
+    for (int i = 0; i < kPieces; ++i) {
+      const int column = 4 * (j + kRowLanes * i);
       if (column < n)
         __stcg(reinterpret_cast<float4*>(row + column),
                make_float4(s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3]));
-    } else {
+    }
+  } else {
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (column + e < n) row[column + e] = s[4 * i + e];
+    for (int i = 0; i < 4 * kPieces; ++i) {
+      const int column = 4 * (j + kRowLanes * (i / 4)) + i % 4;
+      if (column < n) row[column] = s[i];
     }
   }
+}
+
+// Whether the rows of a view are as LoadStateRow's vectors want them.
+inline bool StateRowsAreVectors(const StateView& view, int columns) {
+  return columns % 4 == 0 && reinterpret_cast<uintptr_t>(view.base) % 16 == 0 &&
+         view.stride % 16 == 0;
 }
 
 // A row of kRowWidth floats in shared memory, 16-byte aligned.
@@ -85,6 +94,25 @@ __device__ __forceinline__ Columns<kPieces> LoadSharedRow(const float* row, int 
     s[4 * i] = piece.x, s[4 * i + 1] = piece.y, s[4 * i + 2] = piece.z, s[4 * i + 3] = piece.w;
   }
   return s;
+}
+
+// The first `rows` of kRows rows of kColumns floats, `stride` floats apart, into shared memory
+// where they stand close together; by kThreads threads.
+template <int kThreads, int kColumns, int kRows>
+__device__ __forceinline__ void CopyRowsAsync(float* shared, const float* from, int stride,
+                                              int rows) {
+  constexpr int kCopies = kColumns / 4;  // of a row
+  constexpr int kStep = kThreads / kCopies;
+  static_assert(kThreads % kCopies == 0 && kRows % kStep == 0);
+  const int first = static_cast<int>(threadIdx.x) / kCopies;
+  const int column = static_cast<int>(threadIdx.x) % kCopies * 4;
+  from += int64_t{first} * stride + column;
+  shared += first * kColumns + column;
+#pragma unroll
+  for (int row = 0; row < kRows; row += kStep) {
+    if (first + row < rows) ptx::CopyAsync16(shared + row * kColumns, from);
+    from += kStep * stride;
+  }
 }
 
 // The sum over a row's lanes, in all of them.
@@ -122,7 +150,7 @@ __device__ __forceinline__ float InverseRms(int n, float eps, const Value& value
     const float x = value(i);
     squares = fmaf(x, x, squares);
   }
-  return 1.0f / sqrtf(SumOverWarp(squares) / static_cast<float>(n) + eps);
+  return rsqrtf(SumOverWarp(squares) * (1.0f / static_cast<float>(n)) + eps);
 }
 
 }  // namespace nibble::kernels::cuda
