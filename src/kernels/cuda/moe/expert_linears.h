@@ -19,6 +19,8 @@ struct WeightSet {
   int32_t slices = 0;       // of the weight with most
   int32_t slice_bytes = 0;  // of the largest
   int32_t tile_bytes = 0;   // of the largest row tile, for the balance of work
+  WeightTiles like;         // one of them
+  bool uniform = true;      // all have its sizes and format
 
   void Add(const WeightTiles& tiles);
   void Add(const WeightSet& other);

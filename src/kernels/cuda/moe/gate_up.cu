@@ -335,6 +335,9 @@ auto KernelOf(Formats formats) {
 }  // namespace
 
 void WeightSet::Add(const WeightTiles& tiles) {
+  if (slices == 0) like = tiles;
+  uniform = uniform && tiles.format == like.format && tiles.n == like.n && tiles.k == like.k &&
+            tiles.k_tiles == like.k_tiles;
   all_nvfp4 = all_nvfp4 && tiles.format == TileFormat::kNvfp4;
   all_mxfp4 = all_mxfp4 && tiles.format == TileFormat::kMxfp4;
   slices = std::max(slices, tiles.slices());

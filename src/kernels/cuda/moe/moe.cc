@@ -8,6 +8,7 @@
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/moe/expert_linears.h"
 #include "kernels/cuda/moe/gather.h"
+#include "kernels/cuda/moe/grouped.h"
 #include "kernels/cuda/moe/listen.h"
 #include "kernels/cuda/moe/prepared_experts.h"
 #include "kernels/cuda/moe/route.h"
@@ -18,7 +19,7 @@ namespace {
 using namespace moe;
 
 // Tokens of one chain of launches: bounds the workspace.
-constexpr int64_t kMaxTokens = 8192;
+constexpr int64_t kMaxTokens = 4096;
 
 // Rows whose inputs are gathered at a time, where that is needed.
 constexpr int64_t kGatheredRows = 768;
@@ -42,9 +43,14 @@ struct Scratch {
   uint16_t* gathered_x_up = nullptr;
   uint16_t* gathered_h = nullptr;  // (gathered rows, F rounded up)
   std::byte* linear = nullptr;
+  std::byte* grouped = nullptr;
 };
 
 size_t LinearBytes(const MoeSizes& s) { return LinearWorkspace(s.t, std::max(s.d, s.router_d)); }
+
+int64_t GroupedBytes(const MoeSizes& s) {
+  return GroupedWorkspace({.t = s.t, .d = s.d, .f = s.f, .experts = s.experts, .top_k = s.top_k});
+}
 
 // 256-byte aligned pieces, of workspaces that may be only 64-byte aligned.
 int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
@@ -74,6 +80,7 @@ int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
   take(&out->gathered_x_up, gathered * x_stride);
   take(&out->gathered_h, gathered * h_stride);
   take(&out->linear, static_cast<int64_t>(LinearBytes(s)));
+  take(&out->grouped, GroupedBytes(s));
   return used;
 }
 
@@ -116,6 +123,12 @@ class MoeRun {
     ChooseGroups();
     if (phases_.router) RunRouter(sizes);
     if (phases_.route) RunRoute();
+    const GroupedParams grouped = GroupedOf(sizes);
+    if (!gathers_x_ && !transforms_h_ && p_.listener == nullptr && GroupedTakes(grouped)) {
+      if (phases_.gate_up) GroupedHidden(context_, grouped);
+      if (phases_.down) GroupedOutput(context_, grouped);
+      return;
+    }
     if (phases_.gate_up) RunGateUp();
     if (phases_.down) RunDown();
     if (p_.listener != nullptr) Tell();
@@ -250,6 +263,29 @@ class MoeRun {
             .sums = out_f32 != nullptr ? out_f32 : scratch_.sums,
             .out = p_.out != nullptr ? p_.out + first : nullptr,
             .out_f32 = out_f32};
+  }
+
+  GroupedParams GroupedOf(const MoeSizes& sizes) const {
+    const int64_t first = first_ * p_.d;
+    return {.lists = scratch_.lists,
+            .experts = prepared_.experts(),
+            .shared = shared_.expert,
+            .expert_count = p_.routing.experts,
+            .top_k = p_.routing.top_k,
+            .t = t_,
+            .x = x(),
+            .d = p_.d,
+            .f = p_.f,
+            .shared_f = has_shared() ? p_.shared_f : 0,
+            .activation = p_.activation,
+            .gate_up = prepared_.gate_up(),
+            .down = prepared_.down(),
+            .out = p_.out != nullptr ? p_.out + first : nullptr,
+            .out_f32 = p_.out_f32 != nullptr ? p_.out_f32 + first : nullptr,
+            .h = scratch_.h,
+            .h_stride = h_stride_,
+            .workspace = scratch_.grouped,
+            .workspace_bytes = GroupedBytes(sizes)};
   }
 
   void Tell() const {

@@ -86,6 +86,81 @@ TEST(CudaMoe, AnExpertHasTheBitsOfItsLinears) {
   }
 }
 
+// Many rows per expert go through grouped products, few through the stream of weights.
+TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
+  const OpTable* ops = SyncedOps();
+  if (ops == nullptr) GTEST_SKIP() << "no GPU";
+  struct Case {
+    WeightFormat format;
+    int64_t d, f, shared_f, t;
+    int32_t experts, top_k;
+    ActivationKind activation = ActivationKind::kSilu;
+    bool biases = false;
+  };
+  const std::vector<Case> cases = {
+      {WeightFormat::kNvfp4, 512, 192, 0, 700, 8, 2},
+      {WeightFormat::kNvfp4, 1024, 160, 96, 400, 6, 3},
+      {WeightFormat::kMxfp4, 576, 288, 0, 300, 4, 2, ActivationKind::kClampedSilu, true},
+      {WeightFormat::kBf16, 320, 100, 260, 130, 3, 2},
+      {WeightFormat::kNvfp4, 256, 128, 0, 200, 2, 1, ActivationKind::kSquaredRelu},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(fmt::format("{} D {} F {} and {} T {}", WeightFormatName(c.format), c.d, c.f,
+                             c.shared_f, c.t));
+    Runner runner(*ops);
+    const Activation activation = {.kind = c.activation};
+    const std::vector<float> bias = NoiseF32(6, std::max(2 * c.f, c.d));
+    std::vector<std::unique_ptr<PackedWeight>> weights;
+    uint32_t seed = 1;
+    const auto pack = [&](WeightFormat format, int64_t n, int64_t k) {
+      const Stored stored = MakeWeight(format, n, k, ++seed, 0.01f);
+      weights.push_back(runner.Pack({&stored.view, 1}, ActivationFormat::kBf16));
+      return weights.back().get();
+    };
+    std::vector<ExpertWeights> experts;
+    for (int32_t e = 0; e < c.experts; ++e)
+      experts.push_back({.gate_up = pack(c.format, activation.inputs(c.f), c.d),
+                         .down = pack(c.format, c.d, c.f),
+                         .gate_up_bias = c.biases ? bias.data() : nullptr,
+                         .down_bias = c.biases ? bias.data() : nullptr});
+    const PackedWeight* router = pack(WeightFormat::kBf16, c.experts, c.d);
+    ExpertWeights shared;
+    if (c.shared_f > 0) {
+      shared = {.gate_up = pack(c.format, activation.inputs(c.shared_f), c.d),
+                .down = pack(c.format, c.d, c.shared_f)};
+    }
+    const PackedWeight* shared_gate = c.shared_f > 0 ? pack(WeightFormat::kBf16, 1, c.d) : nullptr;
+    const auto prepared = std::move(*ops->prepare_experts(experts));
+    const std::vector<uint16_t> x = NoiseBf16(8, c.t * c.d);
+    const auto run = [&](int64_t at_once) {
+      std::vector<uint16_t> out(c.t * c.d);
+      const DirtyContext context(1, ops->moe_workspace(1, {.t = at_once,
+                                                           .d = c.d,
+                                                           .f = std::max(c.f, c.shared_f),
+                                                           .experts = c.experts,
+                                                           .top_k = c.top_k}));
+      for (int64_t first = 0; first < c.t; first += at_once)
+        ops->moe(context, {.x = x.data() + first * c.d,
+                           .t = std::min(at_once, c.t - first),
+                           .d = c.d,
+                           .router = router,
+                           .routing = {.experts = c.experts, .top_k = c.top_k},
+                           .experts = experts,
+                           .f = c.f,
+                           .activation = activation,
+                           .shared = shared,
+                           .shared_f = c.shared_f,
+                           .shared_gate = shared_gate,
+                           .prepared = prepared.get(),
+                           .out = out.data() + first * c.d});
+      return out;
+    };
+    const std::vector<uint16_t> many = run(c.t), few = run(20);
+    EXPECT_TRUE(many == few);
+    EXPECT_NE(many, std::vector<uint16_t>(many.size()));
+  }
+}
+
 // ---- Time of a block, with cold weights, in a chain of dependent launches
 
 struct BenchShape {
@@ -276,6 +351,30 @@ TEST(CudaMoe, DISABLED_Bench) {
           "{:3.0f} %; alone: router {:5.2f} route {:5.2f} gate_up {:6.2f} down {:6.2f}\n",
           shape.name, t, experts, bytes * 1e-6, bytes / ceiling * 1e6, all, bytes / all * 1e-3,
           bytes / all * 1e8 / ceiling, router, route, gate_up, down);
+      ASSERT_EQ((*ops)->device->failure(), "");
+    }
+  }
+}
+
+TEST(CudaMoe, DISABLED_BenchPrompts) {
+  const auto ops = CudaOps();
+  if (!ops) GTEST_SKIP() << "no GPU";
+  const std::vector<BenchShape> shapes = {
+      {.name = "Qwen3-30B-A3B", .d = 2048, .f = 768, .experts = 128, .top_k = 8},
+      {.name = "Qwen3-Next", .d = 2048, .f = 512, .shared_f = 512, .experts = 512, .top_k = 10},
+  };
+  for (const BenchShape& shape : shapes) {
+    BenchBlock block(**ops, shape);
+    for (const int64_t t : {256, 512, 1024, 2048, 4096}) {
+      block.SetTokens(t, 2);
+      const double flops = 6.0 * t * shape.d * (shape.f * shape.top_k + shape.shared_f);
+      const double all = block.Time({});
+      fmt::print(
+          "{:14} T {:4}: {:8.1f} us {:4.0f} TFLOP/s; alone: router {:.1f} route {:.1f} "
+          "gate_up {:.1f} down {:.1f}\n",
+          shape.name, t, all, flops / all * 1e-6, block.Time({true, false, false, false}),
+          block.Time({false, true, false, false}), block.Time({false, false, true, false}),
+          block.Time({false, false, false, true}));
       ASSERT_EQ((*ops)->device->failure(), "");
     }
   }

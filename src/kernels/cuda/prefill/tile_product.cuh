@@ -1,17 +1,28 @@
-// The tile of the prefill kernels, for Hopper: y (tokens, rows) = x Wᵀ over all of K, by wgmma with
-// the weights as A in registers and the tokens as B in shared memory.
+// Tiles of y = x Wᵀ for Hopper, over all of K, by wgmma with the weights as A in registers and the
+// tokens as B in shared memory. A kernel is RunTiles over a Problem, which says which tiles there
+// are:
 //
-// Warpgroups of 128 threads. Producers keep a ring of stages full: one k-tile of tokens (bulk
-// copies, multicast to the cluster, whose CTAs share the tokens and differ in rows) and of codes,
-// with the slice's scales in its first stage. Consumers own 64 rows and kN tokens each; they decode
-// the next k-tile into one set of A fragments while the tensor cores multiply by the other, and
-// keep two accumulators, the slice's and the total: the order of weight_tiles.h.
+//   int count() const; TileWork At(int index) const;   // the tiles
+//   WeightTiles like() const;                          // sizes of every tile's weight
+//   TileOutput output() const;
+//   static constexpr bool kGathers;  // then row_of(index of a token), of x at rows() with
+//                                    // row_bytes(); else tokens(), prepared
+//
+// CTAs stay and take every gridDim-th tile. Their warpgroups of 128 threads: a producer keeps a
+// ring of k-tiles of tokens full. Consumers own 64 rows and kN tokens each. Their warps own a row
+// tile, whose codes and scales they copy themselves into a ring of their own (cp.async; bulk copies
+// of 512 bytes would be too many), and decode the next k-tile into one set of A fragments while the
+// tensor cores multiply by the other. Two accumulators, the slice's and the total: the order of
+// weight_tiles.h.
+//
+// Clusters that share tokens by multicast were slower (573 to 659 TFLOP/s at 28672 x 8192).
 #pragma once
 
 #include "kernels/cuda/linear/fragments.cuh"
 #include "kernels/cuda/prefill/tokens.h"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
+#include "kernels/cuda/ptx/pdl.cuh"
 #include "kernels/cuda/ptx/wgmma.cuh"
 
 namespace nibble::kernels::cuda {
@@ -20,19 +31,17 @@ inline constexpr int kWarpgroupThreads = 128;
 inline constexpr int kWarpgroupRows = 64;
 
 // kRowParts x kTokenParts consumers.
-template <TileFormat kTileFormat, int kRowParts, int kTokenParts, int kWarpgroupTokens,
-          int kClusterSize>
+template <TileFormat kTileFormat, int kRowParts, int kTokenParts, int kWarpgroupTokens>
 struct TileShape {
   static constexpr TileFormat kFormat = kTileFormat;
   static constexpr int kN = kWarpgroupTokens;
-  static constexpr int kCluster = kClusterSize;
   static constexpr int kParts = kRowParts;
   static constexpr int kConsumers = kRowParts * kTokenParts;
+  static_assert(kConsumers == 2);
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   static constexpr int kRows = kRowParts * kWarpgroupRows;
   static constexpr int kRowTiles = kRows / kTileRows;
   static constexpr int kTokens = kTokenParts * kN;
-  static constexpr int kGroups = kTokens / kGroupTokens;
 
   // Rings are of whole slices: the four k-tiles of one always take the same places, so that
   // addresses are constants. Of weights a warp has kWeightSlices, of tokens the CTA kSlices.
@@ -43,7 +52,7 @@ struct TileShape {
   static constexpr int kWeightTiles = kWeightSlices * kSliceTiles;
   static constexpr int kWeightBytes = kConsumers * 4 * kWeightSlices * kSliceBytes;
 
-  static constexpr int kStageBytes = kGroups * kPieceBytes;  // tokens of a k-tile
+  static constexpr int kStageBytes = kTokens * kTileColumns * 2;  // tokens of a k-tile
   static constexpr int kSlices = 2;
   static constexpr int kStages = kSlices * kSliceTiles;
 
@@ -52,9 +61,27 @@ struct TileShape {
       1024 /* alignment */ + kStages * kStageBytes + kWeightBytes + kOutputBytes + 2 * kStages * 8;
   static_assert(kAllocatedBytes <= 227 * 1024);
 
-  // What setmaxnreg may hand out: 64 K registers of an SM.
-  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 160;
+  // What setmaxnreg hands out of an SM's 64 K registers.
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
+};
+
+// One tile: rows [16 * row_tile, ...) of a weight by tokens [first_token, + tokens).
+struct TileWork {
+  const std::byte* weight = nullptr;  // row tile 0
+  const float* row_scales = nullptr;
+  const float* bias = nullptr;  // or null
+  int row_tile = 0;
+  int first_token = 0;
+  int tokens = 0;  // at most a tile's
+};
+
+// y or y_f32: (token, n). Rows of W from n on are not stored.
+struct TileOutput {
+  uint16_t* y = nullptr;
+  float* y_f32 = nullptr;
+  int64_t stride = 0;
+  int n = 0;
 };
 
 #ifdef NIBBLE_HAVE_WGMMA
@@ -90,36 +117,30 @@ struct TileStorage {
     free = full + Shape::kStages;
   }
 
-  // By all threads of the cluster.
-  __device__ __forceinline__ void Init() const {
+  // By all threads. `producers`: threads that fill a stage.
+  __device__ __forceinline__ void Init(int producers) const {
     if (threadIdx.x == 0) {
       for (int i = 0; i < Shape::kStages; ++i) {
-        ptx::BarrierInit(full + i, 1);
-        ptx::BarrierInit(free + i, Shape::kConsumers * 4 * Shape::kCluster);
+        ptx::BarrierInit(full + i, producers);
+        ptx::BarrierInit(free + i, Shape::kConsumers * 4);
       }
       ptx::FenceBarrierInit();
     }
-    if constexpr (Shape::kCluster > 1) {
-      ptx::ClusterSync();
-    } else {
-      __syncthreads();
-    }
+    __syncthreads();
   }
 };
 
-// One thread that fills the ring of tokens.
+// One thread that fills the ring with prepared tokens.
 template <typename Shape>
 struct TokenProducer {
   const TileStorage<Shape>& storage;
-  int rank;  // of the CTA in its cluster
   RingPosition<Shape::kSlices> at;
 
-  // `groups` (at most a tile's) from `group` on, slice by slice.
-  __device__ __forceinline__ void Run(const PreparedTokens& x, int group, int groups, int k_tiles) {
-    constexpr int kShare = Shape::kGroups / Shape::kCluster;
-    const int share = min(groups - rank * kShare, kShare);
+  // Slice by slice; places of k-tiles that a short slice lacks are passed on empty.
+  __device__ __forceinline__ void Run(const PreparedTokens& x, const TileWork& work, int k_tiles) {
+    const uint32_t bytes = (work.tokens + kGroupTokens - 1) / kGroupTokens * kPieceBytes;
     const int64_t tile_bytes = int64_t{x.groups} * kPieceBytes;
-    const std::byte* const first = x.data + int64_t{group + rank * kShare} * kPieceBytes;
+    const std::byte* const first = x.data + work.first_token / kGroupTokens * kPieceBytes;
     const std::byte* from = first;
     int x_tile = 0;
     for (int tile = 0; tile < k_tiles; tile += kSliceTiles) {
@@ -127,18 +148,12 @@ struct TokenProducer {
         const int stage = at.slot * kSliceTiles + u;
         uint64_t* full = storage.full + stage;
         ptx::BarrierWait(storage.free + stage, at.phase ^ 1);
-        if (tile + u >= k_tiles) {  // of a short slice
+        if (tile + u >= k_tiles) {
           ptx::BarrierArrive(full);
           continue;
         }
-        ptx::BarrierExpect(full, groups * kPieceBytes);
-        std::byte* to = storage.stages + stage * Shape::kStageBytes + rank * kShare * kPieceBytes;
-        if constexpr (Shape::kCluster == 1) {
-          ptx::BulkCopy(to, from, share * kPieceBytes, full);
-        } else {
-          constexpr uint16_t kAll = (1 << Shape::kCluster) - 1;
-          if (share > 0) ptx::BulkCopyToCluster(to, from, share * kPieceBytes, full, kAll);
-        }
+        ptx::BarrierExpect(full, bytes);
+        ptx::BulkCopy(storage.stages + stage * Shape::kStageBytes, from, bytes, full);
         from += tile_bytes;
         if (++x_tile == x.tiles) {
           x_tile = 0;
@@ -147,6 +162,63 @@ struct TokenProducer {
       }
       at.Advance();
     }
+  }
+};
+
+// A warpgroup that fills the ring with rows of permuted tokens (tokens.h) from anywhere.
+template <typename Shape>
+struct GatherProducer {
+  // A thread copies chunk threadIdx % 8 of every 16th row.
+  static constexpr int kRowStep = kWarpgroupThreads / 8;
+  static constexpr int kRowsOfThread = Shape::kTokens / kRowStep;
+  static constexpr int kInFlight = 6;  // stages that may be on their way
+
+  const TileStorage<Shape>& storage;
+  RingPosition<Shape::kSlices> at;
+  int started = 0;  // stages
+  int handed_on = 0;
+
+  template <typename Problem>
+  __device__ __forceinline__ void Run(const Problem& problem, const TileWork& work, int k_tiles) {
+    const int row = threadIdx.x % kWarpgroupThreads / 8;
+    const int chunk = threadIdx.x % 8;
+    const int x_tiles = problem.like().x_tiles;
+    uint32_t offsets[kRowsOfThread];  // in 16 bytes
+#pragma unroll
+    for (int i = 0; i < kRowsOfThread; ++i) {
+      const int token = work.first_token + min(row + i * kRowStep, work.tokens - 1);
+      offsets[i] = problem.row_of(token) * static_cast<uint32_t>(problem.row_bytes() / 16) + chunk;
+    }
+    std::byte* const to = storage.stages + row * 128 + (chunk ^ row % 8) * 16;
+    int x_tile = 0;
+    for (int tile = 0; tile < k_tiles; tile += kSliceTiles) {
+      for (int u = 0; u < kSliceTiles; ++u) {
+        const int stage = at.slot * kSliceTiles + u;
+        ptx::BarrierWait(storage.free + stage, at.phase ^ 1);
+        if (tile + u < k_tiles) {
+          const std::byte* from = problem.rows() + x_tile * (kTileColumns * 2);
+#pragma unroll
+          for (int i = 0; i < kRowsOfThread; ++i)
+            ptx::CopyAsync16(to + stage * Shape::kStageBytes + i * (kRowStep * 128),
+                             from + int64_t{offsets[i]} * 16);
+          if (++x_tile == x_tiles) x_tile = 0;
+        }
+        ptx::CommitCopies();
+        if (++started >= kInFlight) {
+          ptx::WaitForCopies<kInFlight - 1>();
+          HandOn();
+        }
+      }
+      at.Advance();
+    }
+  }
+  __device__ __forceinline__ void Finish() {
+    ptx::WaitForCopies<0>();
+    while (handed_on < started) HandOn();
+  }
+  __device__ __forceinline__ void HandOn() {
+    ptx::FenceAsyncProxy();
+    ptx::BarrierArrive(storage.full + handed_on++ % Shape::kStages);
   }
 };
 
@@ -233,19 +305,16 @@ struct TileConsumer {
   const TileStorage<Shape>& storage;
   WeightRing<Shape, RowTiles>& weights;
   const uint64_t tokens;  // descriptor of the part's tokens in stage 0
-  const uint32_t free;    // barriers of the CTA that this lane tells
   RingPosition<Shape::kSlices> at;
 
   __device__ __forceinline__ TileConsumer(const TileStorage<Shape>& s,
                                           WeightRing<Shape, RowTiles>& w, int token_part)
       : storage(s),
         weights(w),
-        tokens(ptx::WgmmaDescriptor(s.stages + token_part * (kN * kTileColumns * 2))),
-        free(Shape::kCluster == 1 ? ptx::SharedAddress(s.free)
-                                  : ptx::AddressAt(s.free, threadIdx.x % Shape::kCluster)) {}
+        tokens(ptx::WgmmaDescriptor(s.stages + token_part * (kN * kTileColumns * 2))) {}
 
   __device__ __forceinline__ void Release(int stage) const {
-    if (threadIdx.x % 32 < Shape::kCluster) ptx::BarrierArriveAt(free + stage * 8);
+    if (threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.free + stage);
   }
 
   // The A fragments of k-tile u of the slice that `weights` is at.
@@ -331,6 +400,153 @@ struct TileConsumer {
   }
 };
 
+// ---- From the accumulators to y
+
+struct RowEnd {
+  float scale;
+  float bias;
+
+  __device__ __forceinline__ float Apply(float sum) const { return sum * scale + bias; }
+};
+
+// Without a bias -0, which changes nothing.
+__device__ __forceinline__ RowEnd EndOf(const TileWork& work, const TileOutput& out, int row) {
+  if (row >= out.n) return {0.0f, 0.0f};
+  return {work.row_scales[row], work.bias != nullptr ? work.bias[row] : -0.0f};
+}
+
+// What a lane's accumulators become. Of row g of the warp's row tile, and of row g + 8.
+struct RowEnds {
+  RowEnd low;
+  RowEnd high;
+};
+
+// Accumulators of a warpgroup: rows from first_row on, tokens [first, end) of y. BF16 goes through
+// shared memory, (kN tokens, 64 rows) in the swizzle of tokens.h, so that neighbouring rows of W
+// are stored together.
+template <int kN>
+__device__ __forceinline__ void Store(const TileOutput& out, const float (&total)[kN / 2],
+                                      const RowEnds& ends, int first_row, int first, int end,
+                                      std::byte* staging, int barrier) {
+  const int thread = threadIdx.x % kWarpgroupThreads;
+  const int warp = thread / 32;
+  const int lane = thread % 32;
+
+  if (out.y_f32 != nullptr) {
+    const int row = first_row + warp * kTileRows + lane / 4;
+#pragma unroll
+    for (int i = 0; i < kN / 2; ++i) {
+      const int token = first + i / 4 * 8 + lane % 4 * 2 + i % 2;
+      const int n = row + i % 4 / 2 * 8;
+      if (token < end && n < out.n)
+        out.y_f32[token * out.stride + n] = (i % 4 < 2 ? ends.low : ends.high).Apply(total[i]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kN / 8; i += 2) {
+    uint32_t values[4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const float* pair = total + 4 * (i + m / 2) + 2 * (m % 2);
+      const RowEnd& row_end = m % 2 == 0 ? ends.low : ends.high;
+      values[m] = ptx::PackBf16(row_end.Apply(pair[0]), row_end.Apply(pair[1]));
+    }
+    const int token = 8 * (i + lane / 16) + lane % 8;
+    const int chunk = 2 * warp + lane / 8 % 2;
+    ptx::StoreMatricesTransposed(staging + token * 128 + (chunk ^ token % 8) * 16, values);
+  }
+  ptx::SyncThreads(barrier, kWarpgroupThreads);
+  const int chunk = thread % 8;
+  const int n = first_row + 8 * chunk;
+  const bool whole =
+      out.stride % 8 == 0 && reinterpret_cast<uintptr_t>(out.y) % 16 == 0 && n + 8 <= out.n;
+  for (int t = thread / 8; t < kN && first + t < end; t += kWarpgroupThreads / 8) {
+    const uint4 values = *reinterpret_cast<const uint4*>(staging + t * 128 + (chunk ^ t % 8) * 16);
+    uint16_t* y = out.y + (first + t) * out.stride + n;
+    if (whole) {
+      *reinterpret_cast<uint4*>(y) = values;
+    } else {
+      const uint32_t words[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (n + i < out.n) y[i] = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
+    }
+  }
+  ptx::SyncThreads(barrier, kWarpgroupThreads);  // before the next tile's values
+}
+
+// ---- The kernel
+
+template <typename Shape, typename Problem>
+__device__ __forceinline__ void Produce(const TileStorage<Shape>& storage, const Problem& problem) {
+  const int k_tiles = problem.like().k_tiles;
+  const int count = problem.count();
+  if constexpr (Problem::kGathers) {
+    GatherProducer<Shape> producer{storage};
+    for (int i = blockIdx.x; i < count; i += gridDim.x)
+      producer.Run(problem, problem.At(i), k_tiles);
+    producer.Finish();
+  } else {
+    if (threadIdx.x % kWarpgroupThreads != 0) return;
+    TokenProducer<Shape> producer{storage};
+    for (int i = blockIdx.x; i < count; i += gridDim.x)
+      producer.Run(problem.tokens(), problem.At(i), k_tiles);
+  }
+}
+
+template <typename Shape, typename Problem>
+__device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const Problem& problem) {
+  constexpr int kTilesOfPart = kWarpgroupRows / kTileRows;
+  const int warpgroup = threadIdx.x / kWarpgroupThreads;
+  const int row_part = warpgroup % Shape::kParts;
+  const int token_part = warpgroup / Shape::kParts;
+  const int warp = threadIdx.x % kWarpgroupThreads / 32;
+  const WeightTiles& like = problem.like();
+  const int count = problem.count();
+  // Of a warp; past the weight's end whatever is there: it is not stored.
+  const auto row_tiles = [&](int turn) -> const std::byte* {
+    const int index = static_cast<int>(blockIdx.x + turn * gridDim.x);
+    if (index >= count) return nullptr;
+    const TileWork work = problem.At(index);
+    const int tile = work.row_tile + row_part * kTilesOfPart + warp;
+    return work.weight + min(tile, like.row_tiles - 1) * like.row_tile_bytes;
+  };
+  WeightRing<Shape, decltype(row_tiles)> weights(storage, row_tiles, like.k_tiles);
+  TileConsumer<Shape, decltype(row_tiles)> consumer(storage, weights, token_part);
+  for (int i = blockIdx.x; i < count; i += gridDim.x) {
+    const TileWork work = problem.At(i);
+    const TileOutput& out = problem.output();
+    const int first_row = (work.row_tile + row_part * kTilesOfPart) * kTileRows;
+    const int row = first_row + warp * kTileRows + threadIdx.x % 32 / 4;
+    const RowEnds ends = {EndOf(work, out, row), EndOf(work, out, row + 8)};
+    float total[Shape::kN / 2];
+    consumer.Run(like.k_tiles, total);
+    Store<Shape::kN>(out, total, ends, first_row, work.first_token + token_part * Shape::kN,
+                     work.first_token + work.tokens,
+                     storage.outputs + warpgroup * (Shape::kN * kWarpgroupRows * 2), warpgroup + 1);
+  }
+}
+
 #endif  // NIBBLE_HAVE_WGMMA
+
+template <typename Shape, typename Problem>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
+    TilesKernel(const __grid_constant__ Problem problem) {
+#ifdef NIBBLE_HAVE_WGMMA
+  extern __shared__ std::byte tile_memory[];
+  const TileStorage<Shape> storage(tile_memory);
+  storage.Init(Problem::kGathers ? kWarpgroupThreads : 1);
+  ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
+  if (threadIdx.x / kWarpgroupThreads == Shape::kConsumers) {
+    ptx::GiveRegisters<Shape::kProducerRegisters>();
+    Produce<Shape>(storage, problem);
+  } else {
+    ptx::TakeRegisters<Shape::kConsumerRegisters>();
+    Consume<Shape>(storage, problem);
+  }
+#endif
+}
 
 }  // namespace nibble::kernels::cuda

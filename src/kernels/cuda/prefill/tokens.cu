@@ -28,8 +28,9 @@ __device__ __forceinline__ uint32_t Pair(const PrepareTokensParams& p, const uin
   return pair;
 }
 
-// A warp lays out kTilesPerWarp neighbouring pieces of a group. kPlain: x as it is, whole words.
-template <bool kPlain>
+// A warp lays out kTilesPerWarp neighbouring column tiles of a group. kPlain: x as it is, whole
+// words. kRows: as permuted rows.
+template <bool kPlain, bool kRows>
 __global__ void __launch_bounds__(32 * kWarps)
     PrepareTokensKernel(const PrepareTokensParams p, int tiles, std::byte* out) {
   ptx::WaitForPredecessor();
@@ -57,27 +58,41 @@ __global__ void __launch_bounds__(32 * kWarps)
     for (int half = 0; half < 2; ++half) {
       if (first_tile + t >= tiles) continue;
       const int row = 4 * half + lane / 8;
-      std::byte* piece = out + (int64_t{first_tile + t} * gridDim.y + group) * kPieceBytes;
+      const int64_t token = int64_t{group} * kGroupTokens + row;
+      if (kRows && token >= p.m) continue;
+      const int64_t at = kRows ? (token * tiles + first_tile + t) * 128 + chunk * 16
+                               : (int64_t{first_tile + t} * gridDim.y + group) * kPieceBytes +
+                                     row * 128 + (chunk ^ row) * 16;
       const uint32_t* v = pairs[t][half];
-      *reinterpret_cast<uint4*>(piece + row * 128 + (chunk ^ row) * 16) =
-          make_uint4(v[0], v[1], v[2], v[3]);
+      *reinterpret_cast<uint4*>(out + at) = make_uint4(v[0], v[1], v[2], v[3]);
     }
 }
 
-}  // namespace
-
-PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream) {
-  const PreparedTokens prepared = {
-      .data = memory,
-      .groups = static_cast<int32_t>((params.m + kGroupTokens - 1) / kGroupTokens),
-      .tiles = static_cast<int32_t>((params.k + kTileColumns - 1) / kTileColumns)};
+template <bool kRows>
+void Launch(const PrepareTokensParams& params, int tiles, std::byte* out, void* stream) {
   const bool plain = params.column_order == nullptr && params.input_multiplier == nullptr &&
                      params.x_stride % 2 == 0 && reinterpret_cast<uintptr_t>(params.x) % 4 == 0;
   constexpr int kTilesPerBlock = kWarps * kTilesPerWarp;
-  LaunchPdl(plain ? PrepareTokensKernel<true> : PrepareTokensKernel<false>,
-            dim3((prepared.tiles + kTilesPerBlock - 1) / kTilesPerBlock, prepared.groups),
-            32 * kWarps, 0, static_cast<cudaStream_t>(stream), params, prepared.tiles, memory);
-  return prepared;
+  const auto groups = static_cast<unsigned>((params.m + kGroupTokens - 1) / kGroupTokens);
+  LaunchPdl(plain ? PrepareTokensKernel<true, kRows> : PrepareTokensKernel<false, kRows>,
+            dim3((tiles + kTilesPerBlock - 1) / kTilesPerBlock, groups), 32 * kWarps, 0,
+            static_cast<cudaStream_t>(stream), params, tiles, out);
+}
+
+int TilesOf(int64_t k) { return static_cast<int>((k + kTileColumns - 1) / kTileColumns); }
+
+}  // namespace
+
+void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream) {
+  Launch<true>(params, TilesOf(params.k), reinterpret_cast<std::byte*>(out), stream);
+}
+
+PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream) {
+  const int tiles = TilesOf(params.k);
+  Launch<false>(params, tiles, memory, stream);
+  return {.data = memory,
+          .groups = static_cast<int32_t>((params.m + kGroupTokens - 1) / kGroupTokens),
+          .tiles = tiles};
 }
 
 }  // namespace nibble::kernels::cuda

@@ -6,6 +6,8 @@
 // groups [a, b) of one column tile are the B operand of a wgmma as they lie. Position 16 j + p of a
 // row is the column that position p of atom j has in the A fragments: with q = p / 2 mod 4 it is
 // 16 q + 4 j + p mod 2, plus 2 in the upper half of p. Columns past K and tokens past M are zero.
+//
+// Or, for tiles whose tokens lie here and there, rows: the same permutation, token by token.
 #pragma once
 
 #include <cstddef>
@@ -38,6 +40,9 @@ struct PrepareTokensParams {
   const int32_t* column_order = nullptr;
   const float* input_multiplier = nullptr;
 };
+
+// out (M, K up to a multiple of 64), dense and 16-byte aligned: permuted rows.
+void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream);
 
 // `memory`: PreparedBytes(m, k), 1024-byte aligned.
 PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream);

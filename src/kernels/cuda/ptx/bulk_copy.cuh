@@ -20,28 +20,13 @@ __device__ __forceinline__ void BarrierInit(uint64_t* barrier, int arrivals) {
                : "memory");
 }
 
-// After the inits, before other threads, CTAs or copies use the barriers.
+// After the inits, before other threads or copies use the barriers.
 __device__ __forceinline__ void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
 __device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
-
-// Where CTA `rank` of the cluster has what this one has at `shared`.
-__device__ __forceinline__ uint32_t AddressAt(const void* shared, int rank) {
-  uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(address)
-      : "r"(SharedAddress(shared)), "r"(rank));
-  return address;
-}
-
-// At a barrier of any CTA of the cluster. Orders reads before what overwrites them, not writes: a
-// release for the cluster would be a fence of the whole GPU.
-__device__ __forceinline__ void BarrierArriveAt(uint32_t cluster_address) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_address) : "memory");
 }
 
 // Arrives, and adds bytes to what this phase waits for.
@@ -85,28 +70,10 @@ __device__ __forceinline__ void BulkCopy(void* shared, const void* global, uint3
       : "memory");
 }
 
-// To the same place in every CTA of the cluster named by `mask`, completing on each one's barrier.
-__device__ __forceinline__ void BulkCopyToCluster(void* shared, const void* global, uint32_t bytes,
-                                                  uint64_t* barrier, uint16_t mask) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1], %2, [%3], %4;" ::"r"(SharedAddress(shared)),
-      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "h"(mask)
-      : "memory");
-}
-
-__device__ __forceinline__ int ClusterRank() {
-  int rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-// All threads of all CTAs of the cluster.
-__device__ __forceinline__ void ClusterSync() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+// Before others let wgmma or bulk copies touch what this thread's ordinary accesses and cp.async
+// wrote to shared memory.
+__device__ __forceinline__ void FenceAsyncProxy() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 // `threads` threads of the CTA that name the same barrier, 1..15.
