@@ -17,6 +17,7 @@
 //   ENDS-ONCE   each choice gets one Done, or the request one Error, and nothing after it.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <span>
@@ -88,6 +89,8 @@ class Core {
   void ReleaseCaches(Sequence& sequence);
   void ChooseRope(Sequence& sequence);
   void RecomputeBeyondRopeBorder();
+  bool KeepsSnapshots() const;
+  std::array<int64_t, 2> SnapshotBorders(const Sequence& sequence) const;
   int64_t ChunkEnd(const Sequence& sequence, int64_t tokens) const;
   void TakeSnapshot(Sequence& sequence);
   void EnsureHashes(Sequence& sequence, int64_t pages);

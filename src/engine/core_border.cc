@@ -217,15 +217,21 @@ void Core::ChooseRope(Sequence& sequence) {
   sequence.page_hashes.clear();
 }
 
+bool Core::KeepsSnapshots() const { return states_.enabled() && cache_.indexes(); }
+
+// Where the state is worth a snapshot before a prompt's end: where the prefix that others know
+// ends, and at the last page border.
+std::array<int64_t, 2> Core::SnapshotBorders(const Sequence& sequence) const {
+  return {sequence.known_prefix, LastPageBorder(sequence, cache_.page_size())};
+}
+
 // Where a chunk ends, given how many tokens it may have. With recurrent layers a prompt's chunk
-// ends at the last page border before its end, and where the prefix that others know ends: there
-// the state is worth a snapshot.
+// ends where its state is worth a snapshot.
 int64_t Core::ChunkEnd(const Sequence& sequence, int64_t tokens) const {
   const int64_t begin = sequence.computed;
   const int64_t end = begin + tokens;
-  if (!states_.enabled() || !cache_.indexes()) return end;
-  const int64_t last = LastPageBorder(sequence, cache_.page_size());
-  for (const int64_t border : {sequence.known_prefix, last})
+  if (!KeepsSnapshots()) return end;
+  for (const int64_t border : SnapshotBorders(sequence))
     if (border > begin && border < end) return border;
   return end;
 }
@@ -234,10 +240,10 @@ int64_t Core::ChunkEnd(const Sequence& sequence, int64_t tokens) const {
 // kept.
 void Core::TakeSnapshot(Sequence& sequence) {
   const int32_t page_size = cache_.page_size();
-  if (!states_.enabled() || !cache_.indexes() || sequence.computed % page_size != 0) return;
+  if (!KeepsSnapshots() || sequence.computed % page_size != 0) return;
   const bool in_prompt = sequence.computed < sequence.prompt_length;
-  const int64_t last = LastPageBorder(sequence, page_size);
-  if (in_prompt && sequence.computed != last && sequence.computed != sequence.known_prefix) return;
+  const auto borders = SnapshotBorders(sequence);
+  if (in_prompt && std::ranges::find(borders, sequence.computed) == borders.end()) return;
   const int32_t page = sequence.pages[sequence.computed / page_size - 1];
   const int32_t slot = states_.Add(page);
   if (slot == StateSlots::kNoSlot) return;

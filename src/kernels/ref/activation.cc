@@ -2,12 +2,11 @@
 #include <cmath>
 
 #include "kernels/ref/ref.h"
+#include "kernels/ref/scalar_functions.h"
 #include "numerics/bf16.h"
 
 namespace nibble::kernels::ref {
 namespace {
-
-double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 // 0.5 x (1 + tanh(y)) = x σ(2 y), which does not cancel.
 double GeluTanh(double x) {

@@ -2,14 +2,12 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/ref/recurrent.h"
 #include "kernels/ref/ref.h"
 #include "numerics/bf16.h"
 
 namespace nibble::kernels::ref {
 namespace {
-
-double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-double Softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 class Sequence {
  public:
@@ -19,39 +17,19 @@ class Sequence {
         count_(p.sequences.q_start[b + 1] - first_),
         key_width_(int64_t{p.k_heads} * p.k_dim),
         channels_(2 * key_width_ + int64_t{p.v_heads} * p.v_dim),
-        window_(reinterpret_cast<uint16_t*>(p.conv_state.base +
-                                            p.sequences.slots[b] * p.conv_state.stride)),
-        state_(reinterpret_cast<float*>(p.recurrent_state.base +
-                                        p.sequences.slots[b] * p.recurrent_state.stride)) {
-    if (count_ == 0 || !p.sequences.starts(b)) return;
-    std::fill_n(window_, (p.conv_width - 1) * channels_, uint16_t{0});
-    std::fill_n(state_, int64_t{p.v_heads} * p.v_dim * p.k_dim, 0.0f);
-  }
+        window_(StateOf<uint16_t>(p.conv_state, p.sequences, b, (p.conv_width - 1) * channels_)),
+        state_(StateOf<float>(p.recurrent_state, p.sequences, b,
+                              int64_t{p.v_heads} * p.v_dim * p.k_dim)) {}
 
   void Run() {
     for (int64_t t = first_; t < first_ + count_; ++t) {
-      const std::vector<double> mixed = Convolve(p_.qkv + t * p_.qkv_stride);
+      const std::vector<double> mixed = ConvolveToken(
+          p_.conv_weight, nullptr, p_.conv_width, channels_, p_.qkv + t * p_.qkv_stride, window_);
       for (int32_t head = 0; head < p_.v_heads; ++head) RunHead(t, head, mixed);
     }
   }
 
  private:
-  // silu of the convolution at this token (C); the window moves on by one.
-  std::vector<double> Convolve(const uint16_t* input) {
-    const int32_t width = p_.conv_width;
-    std::vector<double> mixed(channels_);
-    for (int64_t c = 0; c < channels_; ++c) {
-      const float* weight = p_.conv_weight + c * width;
-      double sum = weight[width - 1] * double{Bf16ToFloat(input[c])};
-      for (int32_t j = 0; j < width - 1; ++j)
-        sum += weight[j] * double{Bf16ToFloat(window_[j * channels_ + c])};
-      mixed[c] = RoundToBf16(static_cast<float>(sum * Sigmoid(sum)));
-    }
-    std::copy(window_ + channels_, window_ + (width - 1) * channels_, window_);
-    std::copy_n(input, channels_, window_ + (width - 2) * channels_);
-    return mixed;
-  }
-
   std::vector<double> Unit(const double* x, double scale) const {
     double squares = 0;
     for (int32_t i = 0; i < p_.k_dim; ++i) squares += x[i] * x[i];
@@ -80,7 +58,7 @@ class Sequence {
     uint16_t* out = p_.out + (t * p_.v_heads + head) * p_.v_dim;
     for (int32_t i = 0; i < p_.v_dim; ++i) {
       const double gate = Bf16ToFloat(z[i]);
-      const double gated = p_.sigmoid_gate ? Sigmoid(gate) : gate * Sigmoid(gate);
+      const double gated = p_.sigmoid_gate ? Sigmoid(gate) : Silu(gate);
       out[i] = Bf16FromFloat(static_cast<float>(p_.norm_weight[i] * o[i] * inverse * gated));
     }
   }

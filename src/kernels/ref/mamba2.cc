@@ -2,14 +2,12 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/ref/recurrent.h"
 #include "kernels/ref/ref.h"
 #include "numerics/bf16.h"
 
 namespace nibble::kernels::ref {
 namespace {
-
-double Silu(double x) { return x / (1.0 + std::exp(-x)); }
-double Softplus(double x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 class Sequence {
  public:
@@ -20,20 +18,15 @@ class Sequence {
         width_(int64_t{p.heads} * p.head_dim),
         bc_(int64_t{p.groups} * p.state_dim),
         channels_(width_ + 2 * bc_),
-        window_(reinterpret_cast<uint16_t*>(p.conv_state.base +
-                                            p.sequences.slots[b] * p.conv_state.stride)),
-        state_(reinterpret_cast<float*>(p.recurrent_state.base +
-                                        p.sequences.slots[b] * p.recurrent_state.stride)) {
-    if (count_ == 0 || !p.sequences.starts(b)) return;
-    std::fill_n(window_, (p.conv_width - 1) * channels_, uint16_t{0});
-    std::fill_n(state_, width_ * p.state_dim, 0.0f);
-  }
+        window_(StateOf<uint16_t>(p.conv_state, p.sequences, b, (p.conv_width - 1) * channels_)),
+        state_(StateOf<float>(p.recurrent_state, p.sequences, b, width_ * p.state_dim)) {}
 
   void Run() {
     for (int64_t t = first_; t < first_ + count_; ++t) {
       const uint16_t* z = p_.zxbcdt + t * p_.stride;
       const uint16_t* dt = z + width_ + channels_;
-      const std::vector<double> xbc = Convolve(z + width_);
+      const std::vector<double> xbc = ConvolveToken(p_.conv_weight, p_.conv_bias, p_.conv_width,
+                                                    channels_, z + width_, window_);
       std::vector<double> u(width_);
       for (int32_t head = 0; head < p_.heads; ++head) RunHead(head, xbc, dt[head], &u);
       for (int64_t i = 0; i < width_; ++i) u[i] *= Silu(Bf16ToFloat(z[i]));
@@ -42,23 +35,6 @@ class Sequence {
   }
 
  private:
-  // silu of the convolution at this token (C); the window moves on by one.
-  std::vector<double> Convolve(const uint16_t* input) {
-    const int32_t width = p_.conv_width;
-    std::vector<double> mixed(channels_);
-    for (int64_t c = 0; c < channels_; ++c) {
-      const float* weight = p_.conv_weight + c * width;
-      double sum = p_.conv_bias != nullptr ? p_.conv_bias[c] : 0.0;
-      for (int32_t j = 0; j < width - 1; ++j)
-        sum += weight[j] * double{Bf16ToFloat(window_[j * channels_ + c])};
-      sum += weight[width - 1] * double{Bf16ToFloat(input[c])};
-      mixed[c] = RoundToBf16(static_cast<float>(Silu(sum)));
-    }
-    std::copy(window_ + channels_, window_ + (width - 1) * channels_, window_);
-    std::copy_n(input, channels_, window_ + (width - 2) * channels_);
-    return mixed;
-  }
-
   // y = S C + d x of one head, into its part of u.
   void RunHead(int64_t head, const std::vector<double>& xbc, uint16_t raw_dt,
                std::vector<double>* u) {

@@ -4,12 +4,11 @@
 #include <vector>
 
 #include "kernels/ref/ref.h"
+#include "kernels/ref/scalar_functions.h"
 #include "numerics/bf16.h"
 
 namespace nibble::kernels::ref {
 namespace {
-
-double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 std::vector<double> Scores(const Routing& routing, const std::vector<float>& logits) {
   std::vector<double> scores(logits.begin(), logits.end());

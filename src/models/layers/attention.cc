@@ -144,20 +144,15 @@ void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* de
        .q_out = q_});
   const double scale =
       config_.scale > 0 ? config_.scale : 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
-  step.ops.attention(step.context, {.q = q_,
-                                    .out = attention_,
-                                    .t = step.t,
-                                    .sequences = static_cast<int64_t>(batch.kv_len.size()),
-                                    .q_start = batch.q_start.data(),
-                                    .kv_len = batch.kv_len.data(),
-                                    .page_table = batch.page_table.data(),
-                                    .max_pages = batch.max_pages,
-                                    .q_heads = q_heads,
-                                    .scale = static_cast<float>(scale),
-                                    .window = config_.window,
-                                    .chunk = config_.chunk,
-                                    .sinks = config_.sinks ? sinks_.data() : nullptr,
-                                    .cache = cache});
+  kernels::AttentionParams attention = step.Attention(cache);
+  attention.q = q_;
+  attention.out = attention_;
+  attention.q_heads = q_heads;
+  attention.scale = static_cast<float>(scale);
+  attention.window = config_.window;
+  attention.chunk = config_.chunk;
+  attention.sinks = config_.sinks ? sinks_.data() : nullptr;
+  step.ops.attention(step.context, attention);
   if (config_.output_gate) {
     step.ops.sigmoid_gate(step.context, {.x = attention_,
                                          .gate = qkv_out_ + qkv_.n - q_width,

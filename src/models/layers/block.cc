@@ -21,4 +21,14 @@ kernels::StateSequences StepContext::StateSequences() const {
           .slots = batch.state_slots.data()};
 }
 
+kernels::AttentionParams StepContext::Attention(const kernels::KvLayerView& cache) const {
+  return {.t = t,
+          .sequences = static_cast<int64_t>(batch.kv_len.size()),
+          .q_start = batch.q_start.data(),
+          .kv_len = batch.kv_len.data(),
+          .page_table = batch.page_table.data(),
+          .max_pages = batch.max_pages,
+          .cache = cache};
+}
+
 }  // namespace nibble::models

@@ -189,17 +189,12 @@ void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t*
                                       .y_stride = heads * cache_dim,
                                       .y_head_stride = cache_dim,
                                       .t = step.t});
-  step.ops.attention(step.context, {.q = absorbed_,
-                                    .out = attention_,
-                                    .t = step.t,
-                                    .sequences = static_cast<int64_t>(batch.kv_len.size()),
-                                    .q_start = batch.q_start.data(),
-                                    .kv_len = batch.kv_len.data(),
-                                    .page_table = batch.page_table.data(),
-                                    .max_pages = batch.max_pages,
-                                    .q_heads = heads,
-                                    .scale = static_cast<float>(config_.scale),
-                                    .cache = cache});
+  kernels::AttentionParams attention = step.Attention(cache);
+  attention.q = absorbed_;
+  attention.out = attention_;
+  attention.q_heads = heads;
+  attention.scale = static_cast<float>(config_.scale);
+  step.ops.attention(step.context, attention);
   step.ops.head_linear(step.context, {.x = attention_,
                                       .x_stride = heads * cache_dim,
                                       .x_head_stride = cache_dim,
