@@ -150,7 +150,8 @@ TEST_P(MlaParity, Attention) {
   for (const AttentionShape& shape : {wide, fp8}) {
     SCOPED_TRACE(testing::Message() << "Hq " << shape.q_heads);
     const std::vector<uint16_t> got = RunAttention(ops(), shape, batch, 32);
-    ExpectNear(got, RunAttention(RefOps(), shape, batch), shape.head_dim, AttentionTolerance(ops()));
+    ExpectNear(got, RunAttention(RefOps(), shape, batch), shape.head_dim,
+               AttentionTolerance(ops()));
     EXPECT_EQ(got, RunAttention(ops(), shape, batch, 16, 3));
   }
 }
