@@ -58,8 +58,8 @@ struct ExpertLayout {
   // Gate rows (columns, if transposed) are the even ones and up rows the odd ones; else all gate
   // rows come first.
   bool interleaved = false;
-  // Stored (E, K, N) instead of (E, N, K). Not given: decided by shape, an error if both fit. Blocks
-  // as gpt-oss stores them lie one way only, whatever this says.
+  // Stored (E, K, N) instead of (E, N, K). Not given: decided by shape, an error if both fit.
+  // Blocks as gpt-oss stores them lie one way only, whatever this says.
   std::optional<bool> transposed;
 };
 
