@@ -89,6 +89,21 @@ __device__ __forceinline__ uint16_t QueryForFp8(uint16_t q) {
   return __float_as_uint(__uint_as_float(uint32_t{q} << 16) * kQueryScaleFp8) >> 16;
 }
 
+// Of an atom of 16 dimensions of a query row: this lane's words of an A fragment, columns 2q, 2q +
+// 1 and 2q + 8, 2q + 9.
+template <bool kFp8>
+__device__ __forceinline__ uint2 QueryFragment(const uint16_t* atom) {
+  const int q = threadIdx.x % 4;
+  if constexpr (kFp8) {
+    const uint2 d = *reinterpret_cast<const uint2*>(atom + 4 * q);
+    return {QueryForFp8(d.x & 0xffff) | uint32_t{QueryForFp8(d.y & 0xffff)} << 16,
+            QueryForFp8(d.x >> 16) | uint32_t{QueryForFp8(d.y >> 16)} << 16};
+  } else {
+    return {*reinterpret_cast<const uint32_t*>(atom + 2 * q),
+            *reinterpret_cast<const uint32_t*>(atom + 2 * q + 8)};
+  }
+}
+
 __device__ __forceinline__ uint16_t ToBf16(float x) {
   uint16_t bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));

@@ -13,7 +13,8 @@ namespace nibble::kernels::cuda {
 
 // Rows of a sequence: its tokens times the query heads of one KV head, heads fastest. Neighbours
 // form a tile, the M of the MMAs; a slot is a tile of some sequence.
-inline constexpr int kTileRows = 16;
+// The split kernel's tiles have 8 or 16 rows, the prefill kernel's 64 or 128.
+inline constexpr int kMaxSplitTileRows = 16;
 
 struct AttentionProblem {
   const uint16_t* q;
@@ -39,6 +40,7 @@ struct AttentionProblem {
   float score_scale;  // log2 e and the cache's scale included
   float value_scale;
   int32_t prefill_rows;    // sequences of more rows are the prefill kernel's
+  int32_t tile_rows;       // of the split kernel
   int32_t splits;          // CTAs that share a tile's keys, at most
   int32_t units_per_tile;  // partial results that fit the workspace, per tile and KV head
 };
@@ -61,8 +63,7 @@ __device__ __forceinline__ int WarpInclusiveSum(int value, int lane) {
   return value;
 }
 
-// What a lane knows of one of 32 sequences while a warp looks for a tile of kRows.
-template <int kRows>
+// What a lane knows of one of 32 sequences while a warp looks for a tile.
 struct TileSearch {
   int first_token;
   int tokens;
@@ -70,7 +71,8 @@ struct TileSearch {
   int tiles;
   int tiles_before;
 
-  __device__ __forceinline__ TileSearch(const AttentionProblem& p, int sequence, int before) {
+  __device__ __forceinline__ TileSearch(const AttentionProblem& p, int tile_rows, int sequence,
+                                        int before) {
     first_token = tokens = kv_len = 0;
     if (sequence < p.sequences) {
       first_token = p.q_start[sequence];
@@ -79,7 +81,7 @@ struct TileSearch {
     }
     const int rows = tokens * p.heads_per_kv;
     const bool of_prefill = rows > p.prefill_rows;
-    tiles = of_prefill == (kRows != kTileRows) ? (rows + kRows - 1) / kRows : 0;
+    tiles = of_prefill == (tile_rows > kMaxSplitTileRows) ? (rows + tile_rows - 1) / tile_rows : 0;
     tiles_before = before + WarpInclusiveSum(tiles, threadIdx.x % 32) - tiles;
   }
   // Tile 0 of lane `owner`, whose sequence is `sequence`.
@@ -94,17 +96,17 @@ struct TileSearch {
 };
 
 // The tile of a slot. By whole warps.
-template <int kRows>
-__device__ __forceinline__ AttentionTile FindTile(const AttentionProblem& p, int slot) {
+__device__ __forceinline__ AttentionTile FindTile(const AttentionProblem& p, int tile_rows,
+                                                  int slot) {
   int before = 0;
   for (int base = 0; base < p.sequences; base += 32) {
-    const TileSearch<kRows> search(p, base + threadIdx.x % 32, before);
+    const TileSearch search(p, tile_rows, base + threadIdx.x % 32, before);
     const int end = search.tiles_before + search.tiles;
     const unsigned beyond = __ballot_sync(0xffffffff, slot < end);
     if (beyond != 0) {
       const int owner = __ffs(beyond) - 1;
       AttentionTile tile = search.TileOf(owner, base + owner);
-      tile.first_row = (slot - tile.slot) * kRows;
+      tile.first_row = (slot - tile.slot) * tile_rows;
       tile.slot = slot;
       return tile;
     }
@@ -118,7 +120,7 @@ __device__ __forceinline__ AttentionTile FindTileOfToken(const AttentionProblem&
                                                          int head_of_group) {
   int before = 0;
   for (int base = 0; base < p.sequences; base += 32) {
-    const TileSearch<kTileRows> search(p, base + threadIdx.x % 32, before);
+    const TileSearch search(p, p.tile_rows, base + threadIdx.x % 32, before);
     const unsigned holders =
         __ballot_sync(0xffffffff, search.tiles > 0 && token >= search.first_token &&
                                       token < search.first_token + search.tokens);
@@ -126,8 +128,9 @@ __device__ __forceinline__ AttentionTile FindTileOfToken(const AttentionProblem&
       const int owner = __ffs(holders) - 1;
       AttentionTile tile = search.TileOf(owner, base + owner);
       const int row = (token - tile.first_token) * p.heads_per_kv + head_of_group;
-      tile.first_row = row / kTileRows * kTileRows;
-      tile.slot += row / kTileRows;
+      const int index = row / p.tile_rows;
+      tile.first_row = index * p.tile_rows;
+      tile.slot += index;
       return tile;
     }
     before = __shfl_sync(0xffffffff, search.tiles_before + search.tiles, 31);
@@ -176,15 +179,15 @@ __device__ __forceinline__ SplitPlan PlanOf(const AttentionProblem& p, KeyRange 
   return {kGroupKeys, false};
 }
 
-// A partial result of a tile over one unit: o (16, padded Dh), m (16), l (16), FP32.
-__host__ __device__ inline int64_t PartialFloats(int32_t dim_atoms) {
-  return int64_t{kTileRows} * (dim_atoms * 16 + 2);
+// A partial result of a tile over one unit: o (rows, padded Dh), m (rows), l (rows), FP32.
+__host__ __device__ inline int64_t PartialFloats(int32_t tile_rows, int32_t dim_atoms) {
+  return int64_t{tile_rows} * (dim_atoms * 16 + 2);
 }
 
 __device__ __forceinline__ float* PartialEntry(const AttentionProblem& p, int slot, int kv_head,
                                                int unit) {
   const int64_t entry = (int64_t{slot} * p.kv_heads + kv_head) * p.units_per_tile + unit;
-  return p.partials + entry * PartialFloats(p.dim_atoms);
+  return p.partials + entry * PartialFloats(p.tile_rows, p.dim_atoms);
 }
 
 }  // namespace nibble::kernels::cuda

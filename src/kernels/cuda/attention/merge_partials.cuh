@@ -37,12 +37,13 @@ struct PartialRow {
   const float* o;  // of unit 0, at this lane's dimensions; null beyond Dh
   const float* ml;
   int64_t stride;  // between units
+  int32_t l_offset;
 
   __device__ __forceinline__ float4 Values(int unit) const {
     return o == nullptr ? float4{} : *reinterpret_cast<const float4*>(o + unit * stride);
   }
   __device__ __forceinline__ float Maximum(int unit) const { return ml[unit * stride]; }
-  __device__ __forceinline__ float Sum(int unit) const { return ml[unit * stride + kTileRows]; }
+  __device__ __forceinline__ float Sum(int unit) const { return ml[unit * stride + l_offset]; }
 };
 
 // One group from its blocks, of which units [begin, end) were computed; block i of the group is
@@ -71,8 +72,10 @@ __device__ __forceinline__ PartialSlice MergeBlocks(const PartialRow& row, int f
   const float add = Exp2(m - reference);
 
   PartialSlice group = {__shfl_sync(0xffffffff, running, 15, 16), 0.0f, {}};
+  const bool few = __all_sync(0xffffffff, first + kBlocksPerGroup / 4 >= end);
 #pragma unroll
   for (int i = 0; i < kBlocksPerGroup; ++i) {
+    if (i == kBlocksPerGroup / 4 && few) break;
     const MergeFactors factors = {__shfl_sync(0xffffffff, keep, i, 16),
                                   __shfl_sync(0xffffffff, add, i, 16)};
     group.l = Merged(group.l, __shfl_sync(0xffffffff, l, i, 16), factors);
@@ -113,7 +116,7 @@ __global__ void __launch_bounds__(kMergeHalfWarps * 16)
   KeyRange tile_keys = {0, -1};
   SplitPlan plan = {kGroupKeys, false};
   if (tile.sequence >= 0 && my_slice < slices) {
-    tile_keys = KeysOfTile(p, tile, kTileRows);
+    tile_keys = KeysOfTile(p, tile, p.tile_rows);
     plan = PlanOf(p, tile_keys);
   }
   ptx::WaitForPredecessor();  // even with nothing to do: the successor relies on it
@@ -123,7 +126,8 @@ __global__ void __launch_bounds__(kMergeHalfWarps * 16)
   const int width = p.dim_atoms * 16;
   const float* entry = PartialEntry(p, tile.slot, kv_head, 0);
   const PartialRow partials = {d < width ? entry + row * width + d : nullptr,
-                               entry + kTileRows * width + row, PartialFloats(p.dim_atoms)};
+                               entry + p.tile_rows * width + row,
+                               PartialFloats(p.tile_rows, p.dim_atoms), p.tile_rows};
   const bool of_blocks = plan.unit_keys == kBlockKeys;
   const int units = plan.partial ? UnitsOf(tile_keys, plan.unit_keys) : 0;
   const int groups = plan.partial ? UnitsOf(tile_keys, kGroupKeys) : 0;

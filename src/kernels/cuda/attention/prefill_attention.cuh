@@ -27,7 +27,6 @@ struct PrefillShared {
   static constexpr int kTileRows = kShareRows ? 64 : 128;
   static constexpr int kValueDims = kShareRows ? kDim / 2 : kDim;  // of a warpgroup
   static constexpr int kSlots = kShareRows ? 4 : 8;                // each a leaf of keys or values
-  static constexpr int kAhead = kSlots - 2;                        // copies under way
   // Two parts consumers and one part producers share 3 * 168, what threads start with.
   static constexpr int kProducerRegisters = kShareRows ? 56 : 40;
   static constexpr int kConsumerRegisters = kShareRows ? 224 : 232;
@@ -121,29 +120,17 @@ struct PrefillProducer {
   }
 
   __device__ __forceinline__ void RunBf16(int first_leaf, int last_leaf) const {
-    RingCursor<Shared::kSlots> to, done;
-    int under_way = 0;
+    RingCursor<Shared::kSlots> to;
     for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
       const Pages pages = PagesOf(leaf);
       for (int kind = 0; kind < 2; ++kind) {
         ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
         CopyLeaf(shared.ring[to.slot], kind == 0 ? p.k : p.v, pages, leaf);
-        ptx::CommitCopies();
+        ptx::BarrierArriveAfterCopies(&shared.filled[to.slot]);
         to.Advance();
-        if (++under_way < Shared::kAhead) continue;
-        ptx::WaitForCopies<Shared::kAhead - 1>();
-        Publish(done);
-        --under_way;
       }
     }
     ptx::WaitForCopies<0>();
-    for (; under_way > 0; --under_way) Publish(done);
-  }
-
-  __device__ __forceinline__ void Publish(RingCursor<Shared::kSlots>& done) const {
-    ptx::FenceAsyncProxy();
-    ptx::BarrierArrive(&shared.filled[done.slot]);
-    done.Advance();
   }
 
   __device__ __forceinline__ void CopyLeaf(uint8_t* to, const uint8_t* cache, const Pages& pages,
@@ -192,7 +179,8 @@ struct PrefillProducer {
           StoreCodes(shared.ring[to.slot], codes, batch);
           codes = next;
         }
-        Publish(to);
+        ptx::BarrierArrive(&shared.filled[to.slot]);
+        to.Advance();
       }
       pages = next_pages;
     }
@@ -267,27 +255,13 @@ struct PrefillConsumer {
     return (int64_t{tile.first_token + token} * p.q_heads + head) * kDim;
   }
 
-  // Two words of the A fragment of an atom, of row r: columns 2q, 2q + 1 and 2q + 8, 2q + 9.
-  __device__ __forceinline__ uint2 LoadQuery(int r, int atom) const {
-    if (!HasRow(r)) return {0, 0};
-    const int q = threadIdx.x % 4;
-    const uint16_t* from = p.q + RowOffset(r) + atom * 16;
-    if constexpr (kFp8) {
-      const uint16_t* d = from + 4 * q;
-      return {QueryForFp8(d[0]) | uint32_t{QueryForFp8(d[2])} << 16,
-              QueryForFp8(d[1]) | uint32_t{QueryForFp8(d[3])} << 16};
-    } else {
-      return {*reinterpret_cast<const uint32_t*>(from + 2 * q),
-              *reinterpret_cast<const uint32_t*>(from + 2 * q + 8)};
-    }
-  }
-
   __device__ __forceinline__ void LoadQueries(uint32_t (&queries)[kQueryAtoms][4]) const {
 #pragma unroll
     for (int a = 0; a < kDimAtoms; ++a) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const uint2 words = LoadQuery(r, a);
+        const uint2 words =
+            HasRow(r) ? QueryFragment<kFp8>(p.q + RowOffset(r) + a * 16) : uint2{0, 0};
         if constexpr (Shared::kShareRows) {
           // Both warpgroups need all of them, and write the same.
           const int row_of_tile = row[r] - tile.first_row;
@@ -304,7 +278,7 @@ struct PrefillConsumer {
     }
     if constexpr (Shared::kShareRows) {
       ptx::FenceAsyncProxy();
-      ptx::SyncNamed(kQueriesBarrier, 256);
+      ptx::SyncThreads(kQueriesBarrier, 256);
     }
   }
 
@@ -316,10 +290,10 @@ struct PrefillConsumer {
   // Work for the tensor cores is queued in turns, so that it does not interleave and one
   // warpgroup's softmax meets the other's products.
   __device__ __forceinline__ void WaitForTurn() const {
-    ptx::SyncNamed(kTurnBarrier + warpgroup, 256);
+    ptx::SyncThreads(kTurnBarrier + warpgroup, 256);
   }
   __device__ __forceinline__ void PassTurn() const {
-    ptx::ArriveNamed(kTurnBarrier + (warpgroup ^ 1), 256);
+    ptx::ArriveThreads(kTurnBarrier + (warpgroup ^ 1), 256);
   }
 
   __device__ __forceinline__ void StartScores(float (&s)[32],
@@ -397,6 +371,13 @@ struct PrefillConsumer {
 
   // ---- The run over all leaves ----
 
+  // Until the leaf is there, for wgmma. The fence stands here, as at the producer it would wait for
+  // the copies of later leaves.
+  __device__ __forceinline__ void WaitForLeaf(const RingCursor<Shared::kSlots>& at) const {
+    ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+    ptx::FenceAsyncProxy();
+  }
+
   __device__ __forceinline__ void Free(int slot) const {
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::BarrierArrive(&shared.freed[slot]);
@@ -417,7 +398,7 @@ struct PrefillConsumer {
     const int first_group = first_leaf / kLeavesPerGroup;
 
     RingCursor<Shared::kSlots> at;
-    ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+    WaitForLeaf(at);
     if (warpgroup == 1) PassTurn();  // the first is the other's
     WaitForTurn();
     ptx::WgmmaFence();
@@ -438,7 +419,7 @@ struct PrefillConsumer {
         for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
       }
       const int values_slot = at.slot;
-      ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+      WaitForLeaf(at);
       at.Advance();
       WaitForTurn();
       ptx::WgmmaPin(o);
@@ -448,7 +429,7 @@ struct PrefillConsumer {
       const int keys_slot = at.slot;
       const bool more = leaf < last_leaf;
       if (more) {
-        ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+        WaitForLeaf(at);
         at.Advance();
         ptx::WgmmaPin(s);
         ptx::WgmmaFence();
@@ -573,7 +554,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const int pair = gridDim.x - 1 - blockIdx.x;
   const int slot = pair / p.kv_heads;
   const int kv_head = pair - slot * p.kv_heads;
-  const AttentionTile tile = FindTile<Shared::kTileRows>(p, slot);
+  const AttentionTile tile = FindTile(p, Shared::kTileRows, slot);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Shared::kSlots; ++i) {
       ptx::BarrierInit(&shared.filled[i], 128);

@@ -1,4 +1,5 @@
-// The decode kernel: a CTA takes one tile of 16 query rows and a share of the tile's keys.
+// The decode kernel: a CTA takes one tile of 8 or 16 query rows and a share of the tile's keys.
+// (The MMAs have 16 rows; the other eight of a small tile are zero and cost no loads.)
 //
 // Keys come in rounds of kRoundKeys. Each warp copies and scores its own keys of the
 // round; maxima and weights are exchanged through shared memory; then each warp sums the values of
@@ -40,17 +41,16 @@ __host__ __device__ constexpr int SplitUnits(int dim_atoms, int warps) {
 struct SplitShared {
   int32_t kv_pitch;
   int32_t q_pitch;
-  int32_t p_pitch;
   int32_t v;  // offsets; the keys' is 0
   int32_t q;
   int32_t p;
-  int32_t maxima;  // (warps, 16 rows)
-  int32_t sums;    // (warps, 16 rows, 4 lanes of a quad)
+  int32_t maxima;  // (warps, rows)
+  int32_t sums;    // (warps, rows, 4 lanes of a quad)
   int32_t bytes;
   ValueBuffer value_buffer;
 };
 
-template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
+template <bool kFp8, int kRows, int kWarps, int kRoundKeys, int kDimAtoms>
 struct SplitWorker {
   static constexpr int kWarpKeys = kRoundKeys / kWarps < 8 ? 8 : kRoundKeys / kWarps;
   static constexpr int kScoreWarps = kRoundKeys / kWarpKeys;  // the first ones have keys
@@ -59,12 +59,14 @@ struct SplitWorker {
   static constexpr int kWarpsPerLeaf = kScoreWarps / kLeaves;
   static constexpr int kUnits = SplitUnits(kDimAtoms, kWarps);
 
-  // o of this lane: rows g and g + 8 of the warp's 16-wide slices of Dh, two atoms each.
-  using Output = float[kUnits][2][4];
+  static constexpr int kLaneRows = kRows / 8;  // g and, of 16, g + 8
+  static constexpr bool kQueriesInRegisters = kRows == 8 && kDimAtoms > 0 && kDimAtoms <= 8;
+
+  // o of this lane: its rows of the warp's 16-wide slices of Dh, two atoms each of C fragments.
   struct State {
-    Output o;
-    float m[2];
-    float l[2];
+    float o[kUnits][2][4];
+    float m[kLaneRows];
+    float l[kLaneRows];
   };
 
   const AttentionProblem& p;
@@ -73,8 +75,9 @@ struct SplitWorker {
   int warp, lane, g, q;
   AttentionTile tile;
   int kv_head;
-  KeyRange keys;         // of the tile
-  KeyRange row_keys[2];  // of rows g and g + 8
+  KeyRange keys;  // of the tile
+  KeyRange row_keys[kLaneRows];
+  uint32_t queries[kQueriesInRegisters ? kDimAtoms : 1][2];
 
   __device__ __forceinline__ SplitWorker(const AttentionProblem& problem, const SplitShared& s,
                                          uint8_t* memory)
@@ -102,6 +105,7 @@ struct SplitWorker {
   __device__ __forceinline__ int kv_pitch() const {
     return kDimAtoms > 0 ? SplitPitch(kDimAtoms * (kFp8 ? 16 : 32)) : layout.kv_pitch;
   }
+  __device__ __forceinline__ static constexpr int p_pitch() { return SplitPitch(kRoundKeys * 2); }
   __device__ __forceinline__ int q_pitch() const {
     return kDimAtoms > 0 ? SplitPitch(kDimAtoms * 32) : layout.q_pitch;
   }
@@ -183,9 +187,23 @@ struct SplitWorker {
   }
 
   // Eight dimensions of a row at a time where rows are aligned for it.
-  __device__ __forceinline__ void LoadQueries() const {
+  __device__ __forceinline__ void LoadQueries() {
+    if constexpr (kQueriesInRegisters) {
+      const int row = tile.first_row + g;
+      const int token = row / p.heads_per_kv;
+      const int head = kv_head * p.heads_per_kv + row - token * p.heads_per_kv;
+      const uint16_t* from =
+          p.q + (int64_t{tile.first_token + token} * p.q_heads + head) * p.head_dim;
+#pragma unroll
+      for (int a = 0; a < kDimAtoms; ++a) {
+        const uint2 words = token < tile.tokens ? QueryFragment<kFp8>(from + a * 16) : uint2{0, 0};
+        queries[a][0] = words.x;
+        queries[a][1] = words.y;
+      }
+      return;
+    }
     const int pieces = dim_atoms() * 2;
-    for (int i = threadIdx.x; i < kTileRows * pieces; i += kWarps * 32) {
+    for (int i = threadIdx.x; i < kRows * pieces; i += kWarps * 32) {
       const int row = i / pieces;
       const int d = (i - row * pieces) * 8;
       const int row_of_sequence = tile.first_row + row;
@@ -249,8 +267,11 @@ struct SplitWorker {
   __device__ __forceinline__ void Score(float (&s)[kKeyAtoms][4], int round) const {
     if (warp >= kScoreWarps) return;
     const uint32_t k_address = ptx::SharedAddress(KeyBuffer(round) + warp * kWarpKeys * kv_pitch());
-    const uint32_t q_address = ptx::SharedAddress(shared + layout.q) +
-                               (lane / 8 % 2 * 8 + lane % 8) * q_pitch() + lane / 16 * 16;
+    const int matrix = lane / 8;
+    const uint32_t q_address =
+        ptx::SharedAddress(shared + layout.q) +
+        (kRows == 8 ? lane % 8 * q_pitch() + matrix % 2 * 16
+                    : (matrix % 2 * 8 + lane % 8) * q_pitch() + matrix / 2 * 16);
 #pragma unroll
     for (int j = 0; j < kKeyAtoms; ++j)
 #pragma unroll
@@ -258,31 +279,43 @@ struct SplitWorker {
 #pragma unroll(kDimAtoms > 0 ? kDimAtoms : 4)
     for (int a = 0; a < dim_atoms(); ++a) {
       uint32_t b[kKeyAtoms][2];
-      uint32_t queries[4];
+      uint32_t rows[4] = {};
       LoadKeyFragments(b, k_address, a);
-      ptx::LoadMatrices(queries, q_address + a * 32);
+      if constexpr (kQueriesInRegisters) {
+        rows[0] = queries[a][0];
+        rows[2] = queries[a][1];
+      } else if constexpr (kRows == 8) {
+        uint32_t words[2];
+        ptx::LoadMatrices(words, q_address + a * 32);
+        rows[0] = words[0];
+        rows[2] = words[1];
+      } else {
+        ptx::LoadMatrices(rows, q_address + a * 32);
+      }
 #pragma unroll
-      for (int j = 0; j < kKeyAtoms; ++j) ptx::MmaBf16(s[j], queries, b[j][0], b[j][1]);
+      for (int j = 0; j < kKeyAtoms; ++j) ptx::MmaBf16(s[j], rows, b[j][0], b[j][1]);
     }
   }
 
   // Scores of masked keys become -inf; this warp's largest of each row goes to shared memory.
   __device__ __forceinline__ void MaskAndShareMaxima(float (&s)[kKeyAtoms][4], int base) const {
     if (warp >= kScoreWarps) return;
-    float largest[2] = {MinusInfinity(), MinusInfinity()};
+    float largest[kLaneRows];
+#pragma unroll
+    for (int r = 0; r < kLaneRows; ++r) largest[r] = MinusInfinity();
 #pragma unroll
     for (int j = 0; j < kKeyAtoms; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
+      for (int e = 0; e < 2 * kLaneRows; ++e) {
         const KeyRange& seen = row_keys[e / 2];
         const int key = base + warp * kWarpKeys + j * 8 + 2 * q + e % 2;
         if (key < seen.first || key > seen.last) s[j][e] = MinusInfinity();
         largest[e / 2] = fmaxf(largest[e / 2], s[j][e]);
       }
     }
-    float* maxima = reinterpret_cast<float*>(shared + layout.maxima) + warp * kTileRows;
+    float* maxima = reinterpret_cast<float*>(shared + layout.maxima) + warp * kRows;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < kLaneRows; ++r) {
       const float row_largest = QuadMax(largest[r]);
       if (q == 0) maxima[g + 8 * r] = row_largest;
     }
@@ -292,17 +325,18 @@ struct SplitWorker {
 
   // Per leaf of the round and row: what o and l of the block are scaled by; m moves on.
   // own_reference: of the leaf that holds this warp's keys.
-  __device__ __forceinline__ void Rescales(float (&rescale)[kLeaves][2], float (&own_reference)[2],
-                                           float (&m)[2]) const {
+  __device__ __forceinline__ void Rescales(float (&rescale)[kLeaves][kLaneRows],
+                                           float (&own_reference)[kLaneRows],
+                                           float (&m)[kLaneRows]) const {
     const float* maxima = reinterpret_cast<const float*>(shared + layout.maxima);
 #pragma unroll
     for (int leaf = 0; leaf < kLeaves; ++leaf) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
+      for (int r = 0; r < kLaneRows; ++r) {
         float largest = MinusInfinity();
 #pragma unroll
         for (int w = 0; w < kWarpsPerLeaf; ++w)
-          largest = fmaxf(largest, maxima[(leaf * kWarpsPerLeaf + w) * kTileRows + g + 8 * r]);
+          largest = fmaxf(largest, maxima[(leaf * kWarpsPerLeaf + w) * kRows + g + 8 * r]);
         const float next = fmaxf(m[r], largest * p.score_scale);
         const float reference = Reference(next);
         rescale[leaf][r] = Exp2(m[r] - reference);
@@ -314,43 +348,45 @@ struct SplitWorker {
 
   // Weights of this warp's keys, as BF16 for all warps; their sum over the lane's columns.
   __device__ __forceinline__ void ShareWeights(float (&s)[kKeyAtoms][4],
-                                               const float (&reference)[2]) const {
+                                               const float (&reference)[kLaneRows]) const {
     if (warp >= kScoreWarps) return;
-    float pairs[2][kKeyAtoms];
+    float pairs[kLaneRows][kKeyAtoms];
 #pragma unroll
     for (int j = 0; j < kKeyAtoms; ++j) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
+      for (int r = 0; r < kLaneRows; ++r) {
         const float p0 = Exp2(__fmaf_rn(s[j][2 * r], p.score_scale, -reference[r]));
         const float p1 = Exp2(__fmaf_rn(s[j][2 * r + 1], p.score_scale, -reference[r]));
         pairs[r][j] = p0 + p1;
-        *reinterpret_cast<uint32_t*>(shared + layout.p + (g + 8 * r) * layout.p_pitch +
+        *reinterpret_cast<uint32_t*>(shared + layout.p + (g + 8 * r) * p_pitch() +
                                      (warp * kWarpKeys + j * 8 + 2 * q) * 2) =
             PackWeights<kFp8>(p0, p1);
       }
     }
-    float* sums = reinterpret_cast<float*>(shared + layout.sums) + warp * kTileRows * 4;
+    float* sums = reinterpret_cast<float*>(shared + layout.sums) + warp * kRows * 4;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) sums[(g + 8 * r) * 4 + q] = TreeSum(pairs[r]);
+    for (int r = 0; r < kLaneRows; ++r) sums[(g + 8 * r) * 4 + q] = TreeSum(pairs[r]);
   }
 
   __device__ __forceinline__ float LeafSum(int leaf, int r) const {
     const float* sums = reinterpret_cast<const float*>(shared + layout.sums) +
-                        leaf * kWarpsPerLeaf * kTileRows * 4 + (g + 8 * r) * 4 + q;
+                        leaf * kWarpsPerLeaf * kRows * 4 + (g + 8 * r) * 4 + q;
     float of_warps[kWarpsPerLeaf];
 #pragma unroll
-    for (int w = 0; w < kWarpsPerLeaf; ++w) of_warps[w] = sums[w * kTileRows * 4];
+    for (int w = 0; w < kWarpsPerLeaf; ++w) of_warps[w] = sums[w * kRows * 4];
     return TreeSum(of_warps);
   }
 
   // ---- Values ----
 
-  __device__ __forceinline__ void AddValues(State& block, const float (&rescale)[kLeaves][2],
+  __device__ __forceinline__ void AddValues(State& block,
+                                            const float (&rescale)[kLeaves][kLaneRows],
                                             int round) const {
     const int matrix = lane / 8;
     const int row = lane % 8;
     const uint32_t p_address = ptx::SharedAddress(shared + layout.p) +
-                               (matrix % 2 * 8 + row) * layout.p_pitch + matrix / 2 * 16;
+                               (kRows == 8 ? row * p_pitch() + matrix * 16
+                                           : (matrix % 2 * 8 + row) * p_pitch() + matrix / 2 * 16);
     const uint32_t v_address = ptx::SharedAddress(Values(round));
 #pragma unroll
     for (int leaf = 0; leaf < kLeaves; ++leaf) {
@@ -359,15 +395,24 @@ struct SplitWorker {
 #pragma unroll
         for (int atom = 0; atom < 2; ++atom)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) block.o[u][atom][e] *= rescale[leaf][e / 2];
+          for (int e = 0; e < 2 * kLaneRows; ++e) block.o[u][atom][e] *= rescale[leaf][e / 2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
+      for (int r = 0; r < kLaneRows; ++r)
         block.l[r] = __fmaf_rn(block.l[r], rescale[leaf][r], LeafSum(leaf, r));
 #pragma unroll
       for (int a = leaf * 4; a < leaf * 4 + 4; a += 2) {
-        uint32_t weights[2][4];
-        ptx::LoadMatrices(weights[0], p_address + a * 32);
-        ptx::LoadMatrices(weights[1], p_address + a * 32 + 32);
+        uint32_t weights[2][4] = {};
+        if constexpr (kRows == 8) {
+          uint32_t both[4];
+          ptx::LoadMatrices(both, p_address + a * 32);
+          weights[0][0] = both[0];
+          weights[0][2] = both[1];
+          weights[1][0] = both[2];
+          weights[1][2] = both[3];
+        } else {
+          ptx::LoadMatrices(weights[0], p_address + a * 32);
+          ptx::LoadMatrices(weights[1], p_address + a * 32 + 32);
+        }
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
           const int slice = warp + u * kWarps;
@@ -407,7 +452,7 @@ struct SplitWorker {
 #pragma unroll
       for (int i = 0; i < 8; ++i) state.o[u][i / 4][i % 4] = 0.0f;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < kLaneRows; ++r) {
       state.m[r] = MinusInfinity();
       state.l[r] = 0.0f;
     }
@@ -415,7 +460,7 @@ struct SplitWorker {
 
   __device__ __forceinline__ static void MergeInto(State& state, const State& incoming) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < kLaneRows; ++r) {
       const MergeFactors factors = Merge(state.m[r], incoming.m[r]);
       state.l[r] = Merged(state.l[r], incoming.l[r], factors);
 #pragma unroll
@@ -432,12 +477,12 @@ struct SplitWorker {
     float* entry = PartialEntry(p, tile.slot, kv_head, unit);
     const int width = dim_atoms() * 16;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < kLaneRows; ++r) {
       const int row = g + 8 * r;
       if (row_keys[r].last < 0) continue;
       if (warp == 0 && q == 0) {
-        entry[kTileRows * width + row] = state.m[r];
-        entry[kTileRows * width + kTileRows + row] = state.l[r];
+        entry[kRows * width + row] = state.m[r];
+        entry[kRows * width + kRows + row] = state.l[r];
       }
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
@@ -458,7 +503,7 @@ struct SplitWorker {
 
   __device__ __forceinline__ void WriteOutput(const State& state) const {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < kLaneRows; ++r) {
       if (row_keys[r].last < 0) continue;
       const int row = tile.first_row + g + 8 * r;
       const int head = kv_head * p.heads_per_kv + row % p.heads_per_kv;
@@ -492,11 +537,11 @@ struct RoundCursor {
   }
 };
 
-template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
+template <bool kFp8, int kRows, int kWarps, int kRoundKeys, int kDimAtoms>
 __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
     SplitAttentionKernel(const __grid_constant__ AttentionProblem p,
                          const __grid_constant__ SplitShared layout) {
-  using Worker = SplitWorker<kFp8, kWarps, kRoundKeys, kDimAtoms>;
+  using Worker = SplitWorker<kFp8, kRows, kWarps, kRoundKeys, kDimAtoms>;
   extern __shared__ __align__(16) uint8_t shared[];
   ptx::LaunchSuccessor();
 
@@ -505,13 +550,13 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   const int split = blockIdx.x - pair * p.splits;
   const int slot = pair / p.kv_heads;
   w.kv_head = pair - slot * p.kv_heads;
-  w.tile = FindTile<kTileRows>(p, slot);
+  w.tile = FindTile(p, kRows, slot);
   if (w.tile.sequence < 0) return;
-  w.keys = KeysOfTile(p, w.tile, kTileRows);
+  w.keys = KeysOfTile(p, w.tile, kRows);
   const SplitPlan plan = PlanOf(p, w.keys);
   if (!plan.partial && split > 0) return;
 #pragma unroll
-  for (int r = 0; r < 2; ++r)
+  for (int r = 0; r < Worker::kLaneRows; ++r)
     w.row_keys[r] = KeysOfToken(p, w.tile, (w.tile.first_row + w.g + 8 * r) / p.heads_per_kv);
 
   const int first_unit = w.keys.first / plan.unit_keys;
@@ -560,7 +605,7 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
       w.CopyRows(w.Values(round), p.v, base, pages);
       ptx::CommitCopies();
     }
-    float rescale[Worker::kLeaves][2], reference[2];
+    float rescale[Worker::kLeaves][Worker::kLaneRows], reference[Worker::kLaneRows];
     w.Rescales(rescale, reference, block.m);
     w.ShareWeights(s, reference);
     if (value_buffer == ValueBuffer::kOverKeys) {
@@ -583,7 +628,7 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
     const bool last = end > w.keys.last;
     if (end % kBlockKeys == 0 || last) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) block.l[r] = QuadSum(block.l[r]);
+      for (int r = 0; r < Worker::kLaneRows; ++r) block.l[r] = QuadSum(block.l[r]);
       if (plan.partial && plan.unit_keys == kBlockKeys) {
         w.WritePartial(block, base / kBlockKeys - first_unit);
       } else {
