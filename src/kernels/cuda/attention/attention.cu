@@ -20,8 +20,6 @@ constexpr int64_t kUnitsWanted = 64;  // partial results per query head: 16,384 
 
 int32_t DimAtoms(int32_t head_dim) { return (head_dim + 15) / 16; }
 
-constexpr int32_t kNoPrefill = INT32_MAX;
-
 // Tiles of all sequences together, at most, whatever their lengths.
 int64_t MaxTiles(int64_t tokens, int64_t sequences, int64_t heads_per_kv, int64_t rows) {
   const int64_t shared = (tokens * heads_per_kv + (rows - 1) * sequences) / rows;

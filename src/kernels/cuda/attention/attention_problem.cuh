@@ -16,6 +16,8 @@ namespace nibble::kernels::cuda {
 // The split kernel's tiles have 8 or 16 rows, the prefill kernel's 64 or 128.
 inline constexpr int kMaxSplitTileRows = 16;
 
+inline constexpr int32_t kNoPrefill = 0x7fffffff;  // AttentionProblem::prefill_rows
+
 struct AttentionProblem {
   const uint16_t* q;
   uint16_t* out;

@@ -545,6 +545,9 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   extern __shared__ __align__(16) uint8_t shared[];
   ptx::LaunchSuccessor();
 
+  // A grid without work waits, too: the successor relies on it. One CTA is enough.
+  if (blockIdx.x == 0 && p.prefill_rows != kNoPrefill) ptx::WaitForPredecessor();
+
   Worker w(p, layout, shared);
   const int pair = blockIdx.x / p.splits;
   const int split = blockIdx.x - pair * p.splits;
