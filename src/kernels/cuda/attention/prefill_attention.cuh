@@ -165,7 +165,6 @@ struct PrefillProducer {
       const Pages next_pages = leaf < last_leaf ? PagesOf(leaf + 1) : pages;
 #pragma unroll
       for (int kind = 0; kind < 2; ++kind) {
-        ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
 #pragma unroll
         for (int batch = 0; batch < kBatches; ++batch) {
           Codes next = codes;
@@ -176,6 +175,7 @@ struct PrefillProducer {
           } else if (leaf < last_leaf) {
             next = LoadCodes(p.k, next_pages, leaf + 1, 0);
           }
+          if (batch == 0) ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
           StoreCodes(shared.ring[to.slot], codes, batch);
           codes = next;
         }
