@@ -20,11 +20,6 @@ __device__ __forceinline__ void ArriveThreads(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// What this thread knows of in shared memory becomes visible to its wgmma and bulk copies.
-__device__ __forceinline__ void FenceAsyncProxy() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 }  // namespace nibble::kernels::cuda::ptx
 
 #endif
