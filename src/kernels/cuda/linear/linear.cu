@@ -31,6 +31,17 @@ __global__ void TransformKernel(const int32_t* order, const float* multiplier, c
   out[token * k + column] = value;
 }
 
+// Whichever kernel computes a product, its bits are the same. Beyond a few tokens the decode kernel
+// is bound by its MMAs: about 15 ns per token and million weights on an H100.
+bool PrefillIsFaster(const WeightTiles& weight, int64_t m) {
+  constexpr int64_t kFewTokens = 8;
+  if (m <= kFewTokens || !HasPrefill(weight.format)) return false;
+  if (m > kMaxDecodeTokens) return true;
+  const double weights = static_cast<double>(weight.n) * weight.k_tiles * kTileColumns;
+  const double decode = weights * (1.5e-8 * static_cast<double>(m) + 1e-7);
+  return PrefillMicroseconds(weight, m) < decode;
+}
+
 // Linear of x that meets the weight as it is.
 void PlainLinear(const OpContext& context, const LinearParams& p) {
   const CudaWeight& weight = AsCuda(*p.weight);
@@ -72,13 +83,12 @@ void TransformActivations(const CudaWeight& weight, const uint16_t* x, int64_t x
 size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
   const auto transformed =
       static_cast<size_t>(std::min(max_m, kTransformTokens) * max_k) * sizeof(uint16_t);
-  if (max_m <= kMaxDecodeTokens) return transformed;
   return std::max(transformed, PrefillWorkspace(max_m, max_k));
 }
 
 void Linear(const OpContext& context, const LinearParams& params) {
   const CudaWeight& weight = AsCuda(*params.weight);
-  if (params.m > kMaxDecodeTokens && HasPrefill(weight.tiles().format)) {
+  if (PrefillIsFaster(weight.tiles(), params.m)) {
     Prefill(context, params);
     return;
   }

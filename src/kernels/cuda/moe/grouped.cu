@@ -12,10 +12,46 @@
 #include "kernels/cuda/ptx/pdl.cuh"
 
 namespace nibble::kernels::cuda::moe {
+
+// FC1 (side 0) over tokens of x, FC2 (side 1) over rows of h.
+struct GroupedProblem {
+  static constexpr bool kGathers = true;
+
+  WeightTiles weight;  // sizes
+  const RowBlock* blocks = nullptr;
+  const int32_t* block_count = nullptr;
+  const int32_t* row_token = nullptr;  // null: rows as they are
+  const uint16_t* x = nullptr;
+  int64_t x_stride = 0;
+  TileOutput out;
+  int side = 0;
+  int first_row_tile = 0;
+  int row_blocks = 0;
+  int tile_row_tiles = 0;
+
+  __device__ __forceinline__ const WeightTiles& like() const { return weight; }
+  __device__ __forceinline__ const TileOutput& output() const { return out; }
+  __device__ __forceinline__ int count() const { return *block_count * row_blocks; }
+  __device__ __forceinline__ TileWork At(int index) const {
+    const RowBlock& block = blocks[index / row_blocks];
+    return {block.weight[side], block.row_scales[side],
+            block.bias[side],   first_row_tile + index % row_blocks * tile_row_tiles,
+            block.first_row,    block.rows};
+  }
+  __device__ __forceinline__ const std::byte* rows() const {
+    return reinterpret_cast<const std::byte*>(x);
+  }
+  __device__ __forceinline__ int64_t row_bytes() const { return x_stride * 2; }
+  __device__ __forceinline__ uint32_t row_of(int row) const {
+    return row_token == nullptr ? row : row_token[row];
+  }
+};
+
 namespace {
 
-// Rows of an expert from which on its weights are worth decoding once per 64 or 128 of them.
-constexpr int64_t kLeastRows = 24;
+// Fewer tokens, or rows per expert, are the business of the kernels that stream weights.
+constexpr int64_t kLeastTokens = 65;
+constexpr int64_t kLeastRows = 4;
 // FC2's outputs that wait in the workspace for their sum: what stays in L2.
 constexpr int64_t kOutputBytes = int64_t{48} << 20;
 
@@ -80,40 +116,6 @@ __global__ void __launch_bounds__(kListThreads)
 
 // ---- The products
 
-// FC1 (side 0) over tokens of x, FC2 (side 1) over rows of h.
-struct GroupedProblem {
-  static constexpr bool kGathers = true;
-
-  WeightTiles weight;  // sizes
-  const RowBlock* blocks = nullptr;
-  const int32_t* block_count = nullptr;
-  const int32_t* row_token = nullptr;  // null: rows as they are
-  const uint16_t* x = nullptr;
-  int64_t x_stride = 0;
-  TileOutput out;
-  int side = 0;
-  int first_row_tile = 0;
-  int row_blocks = 0;
-  int tile_row_tiles = 0;
-
-  __device__ __forceinline__ const WeightTiles& like() const { return weight; }
-  __device__ __forceinline__ const TileOutput& output() const { return out; }
-  __device__ __forceinline__ int count() const { return *block_count * row_blocks; }
-  __device__ __forceinline__ TileWork At(int index) const {
-    const RowBlock& block = blocks[index / row_blocks];
-    return {block.weight[side], block.row_scales[side],
-            block.bias[side],   first_row_tile + index % row_blocks * tile_row_tiles,
-            block.first_row,    block.rows};
-  }
-  __device__ __forceinline__ const std::byte* rows() const {
-    return reinterpret_cast<const std::byte*>(x);
-  }
-  __device__ __forceinline__ int64_t row_bytes() const { return x_stride * 2; }
-  __device__ __forceinline__ uint32_t row_of(int row) const {
-    return row_token == nullptr ? row : row_token[row];
-  }
-};
-
 template <typename Shape>
 void LaunchShape(GroupedProblem problem, int rows, void* stream) {
   problem.tile_row_tiles = Shape::kRowTiles;
@@ -122,19 +124,23 @@ void LaunchShape(GroupedProblem problem, int rows, void* stream) {
             Shape::kAllocatedBytes, static_cast<cudaStream_t>(stream), problem);
 }
 
-template <int kTokens>
+template <int kRowParts, int kTokens>
 void LaunchFormat(const GroupedProblem& problem, int rows, void* stream) {
   switch (problem.weight.format) {
     case TileFormat::kNvfp4:
-      return LaunchShape<TileShape<TileFormat::kNvfp4, 2, 1, kTokens>>(problem, rows, stream);
+      return LaunchShape<TileShape<TileFormat::kNvfp4, kRowParts, 1, kTokens>>(problem, rows,
+                                                                               stream);
     case TileFormat::kMxfp4:
-      return LaunchShape<TileShape<TileFormat::kMxfp4, 2, 1, kTokens>>(problem, rows, stream);
+      return LaunchShape<TileShape<TileFormat::kMxfp4, kRowParts, 1, kTokens>>(problem, rows,
+                                                                               stream);
     case TileFormat::kBf16:
-      return LaunchShape<TileShape<TileFormat::kBf16, 2, 1, kTokens>>(problem, rows, stream);
+      return LaunchShape<TileShape<TileFormat::kBf16, kRowParts, 1, kTokens>>(problem, rows,
+                                                                              stream);
     case TileFormat::kFp8:
-      return LaunchShape<TileShape<TileFormat::kFp8, 2, 1, kTokens>>(problem, rows, stream);
+      return LaunchShape<TileShape<TileFormat::kFp8, kRowParts, 1, kTokens>>(problem, rows, stream);
     case TileFormat::kMxfp8:
-      return LaunchShape<TileShape<TileFormat::kMxfp8, 2, 1, kTokens>>(problem, rows, stream);
+      return LaunchShape<TileShape<TileFormat::kMxfp8, kRowParts, 1, kTokens>>(problem, rows,
+                                                                               stream);
     default:
       NIBBLE_CHECK(false, "grouped experts: a format without kernels");
   }
@@ -142,9 +148,9 @@ void LaunchFormat(const GroupedProblem& problem, int rows, void* stream) {
 
 void LaunchProduct(const GroupedProblem& problem, int rows, int block_rows, void* stream) {
   if (block_rows == 64) {
-    LaunchFormat<64>(problem, rows, stream);
+    LaunchFormat<3, 64>(problem, rows, stream);
   } else {
-    LaunchFormat<128>(problem, rows, stream);
+    LaunchFormat<2, 128>(problem, rows, stream);
   }
 }
 
@@ -269,7 +275,7 @@ bool Uniform(const WeightSet& set, int64_t n, int64_t k) {
 }
 
 bool EnoughRows(int64_t t, int32_t top_k, int32_t experts) {
-  return t * top_k >= kLeastRows * experts;
+  return t >= kLeastTokens && t * top_k >= kLeastRows * experts;
 }
 
 // Routed experts, or the shared one: each with its own sizes.

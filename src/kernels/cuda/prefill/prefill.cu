@@ -1,6 +1,7 @@
 #include "kernels/cuda/prefill/prefill.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/check.h"
 #include "kernels/cuda/launch.h"
@@ -8,9 +9,8 @@
 #include "kernels/cuda/prefill/tile_product.cuh"
 
 namespace nibble::kernels::cuda {
-namespace {
 
-// Tokens that are walked through all rows before the next: what of x stays in L2.
+// Tiles of tokens that are walked through all rows before the next ones: what of x stays in L2.
 constexpr int kBandTiles = 16;
 
 struct DenseProblem {
@@ -39,6 +39,11 @@ struct DenseProblem {
   }
 };
 
+namespace {
+
+// Bounds the workspace.
+constexpr int64_t kTokensAtOnce = 2048;
+
 int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 template <typename Shape>
@@ -53,25 +58,26 @@ void LaunchShape(const PrefillParams& p, void* stream) {
             Shape::kAllocatedBytes, static_cast<cudaStream_t>(stream), problem);
 }
 
-// Of 128 x 128, 128 x 64 and 64 x 128 (rows, tokens) the one that keeps the tensor cores busiest.
-// Their times per k-tile, about: the small ones decode as much or as often for half the product.
-int BestShape(const PrefillParams& p) {
-  struct Candidate {
-    int rows;
-    int tokens;
-    double time;
-  };
-  constexpr Candidate kShapes[] = {{128, 128, 1.0}, {128, 64, 0.7}, {64, 128, 0.7}};
+// Rows, tokens and measured microseconds per k-tile on one multiprocessor of an H100: decoding
+// costs as much for few tokens as for many.
+struct ShapeCost {
+  int rows;
+  int tokens;
+  double microseconds;
+};
+
+constexpr ShapeCost kShapes[] = {
+    {128, 128, 0.39}, {128, 64, 0.285}, {64, 128, 0.285}, {128, 32, 0.235}};
+
+double Microseconds(const ShapeCost& shape, const WeightTiles& weight, int64_t m) {
+  const int64_t tiles = int64_t{CeilDiv(weight.n, shape.rows)} * CeilDiv(m, shape.tokens);
+  return CeilDiv(tiles, CurrentDevice().multiprocessors) * shape.microseconds * weight.k_tiles;
+}
+
+int BestShape(const WeightTiles& weight, int64_t m) {
   int best = 0;
-  double best_time = 0.0;
-  for (int i = 0; i < 3; ++i) {
-    const int tiles = CeilDiv(p.weight.n, kShapes[i].rows) * CeilDiv(p.m, kShapes[i].tokens);
-    const double time = CeilDiv(tiles, CurrentDevice().multiprocessors) * kShapes[i].time;
-    if (i == 0 || time < best_time) {
-      best = i;
-      best_time = time;
-    }
-  }
+  for (int i = 1; i < static_cast<int>(std::size(kShapes)); ++i)
+    if (Microseconds(kShapes[i], weight, m) < Microseconds(kShapes[best], weight, m)) best = i;
   return best;
 }
 
@@ -82,8 +88,10 @@ void LaunchFormat(const PrefillParams& p, void* stream, int shape) {
       return LaunchShape<TileShape<kFormat, 2, 1, 128>>(p, stream);
     case 1:
       return LaunchShape<TileShape<kFormat, 2, 1, 64>>(p, stream);
-    default:
+    case 2:
       return LaunchShape<TileShape<kFormat, 1, 2, 64>>(p, stream);
+    default:
+      return LaunchShape<TileShape<kFormat, 2, 1, 32>>(p, stream);
   }
 }
 
@@ -91,13 +99,18 @@ void LaunchFormat(const PrefillParams& p, void* stream, int shape) {
 
 bool HasPrefill(TileFormat format) { return CurrentDevice().major == 9 && !HasGroups(format); }
 
+double PrefillMicroseconds(const WeightTiles& weight, int64_t m) {
+  constexpr double kLaunches = 4.0;
+  return Microseconds(kShapes[BestShape(weight, m)], weight, m) + kLaunches;
+}
+
 size_t PrefillWorkspace(int64_t max_m, int64_t max_k) {
   if (CurrentDevice().major != 9) return 0;
-  return static_cast<size_t>(PreparedBytes(max_m, max_k)) + kPieceBytes;
+  return static_cast<size_t>(PreparedBytes(std::min(max_m, kTokensAtOnce), max_k)) + kPieceBytes;
 }
 
 void LaunchPrefill(const PrefillParams& p, void* stream, int shape) {
-  if (shape < 0) shape = BestShape(p);
+  if (shape < 0) shape = BestShape(p.weight, p.m);
   switch (p.weight.format) {
     case TileFormat::kNvfp4:
       return LaunchFormat<TileFormat::kNvfp4>(p, stream, shape);
@@ -121,21 +134,25 @@ void Prefill(const OpContext& context, const LinearParams& params) {
   const auto address = reinterpret_cast<uintptr_t>(context.workspace);
   std::byte* const aligned =
       context.workspace + (kPieceBytes - address % kPieceBytes) % kPieceBytes;
-  const PreparedTokens x = PrepareTokens({.x = params.x,
-                                          .x_stride = params.x_stride,
-                                          .m = params.m,
-                                          .k = weight.k(),
-                                          .column_order = weight.column_order(),
-                                          .input_multiplier = weight.input_multiplier()},
-                                         aligned, context.stream);
-  LaunchPrefill({.weight = weight.tiles(),
-                 .x = x,
-                 .bias = params.bias,
-                 .y = params.y,
-                 .y_f32 = params.y_f32,
-                 .y_stride = params.y_stride,
-                 .m = params.m},
-                context.stream);
+  for (int64_t token = 0; token < params.m; token += kTokensAtOnce) {
+    const int64_t m = std::min(kTokensAtOnce, params.m - token);
+    const PreparedTokens x = PrepareTokens({.x = params.x + token * params.x_stride,
+                                            .x_stride = params.x_stride,
+                                            .m = m,
+                                            .k = weight.k(),
+                                            .column_order = weight.column_order(),
+                                            .input_multiplier = weight.input_multiplier()},
+                                           aligned, context.stream);
+    const int64_t first = token * params.y_stride;
+    LaunchPrefill({.weight = weight.tiles(),
+                   .x = x,
+                   .bias = params.bias,
+                   .y = params.y == nullptr ? nullptr : params.y + first,
+                   .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
+                   .y_stride = params.y_stride,
+                   .m = m},
+                  context.stream);
+  }
 }
 
 }  // namespace nibble::kernels::cuda

@@ -5,8 +5,9 @@
 //   int count() const; TileWork At(int index) const;   // the tiles
 //   WeightTiles like() const;                          // sizes of every tile's weight
 //   TileOutput output() const;
-//   static constexpr bool kGathers;  // then row_of(index of a token), of x at rows() with
-//                                    // row_bytes(); else tokens(), prepared
+//   static constexpr bool kGathers;
+//
+// Gathered tokens are rows() of row_bytes(), token i at row_of(i); others are prepared, tokens().
 //
 // CTAs stay and take every gridDim-th tile. Their warpgroups of 128 threads: a producer keeps a
 // ring of k-tiles of tokens full. Consumers own 64 rows and kN tokens each. Their warps own a row
@@ -37,7 +38,7 @@ struct TileShape {
   static constexpr int kN = kWarpgroupTokens;
   static constexpr int kParts = kRowParts;
   static constexpr int kConsumers = kRowParts * kTokenParts;
-  static_assert(kConsumers == 2);
+  static_assert(kConsumers == 2 || kConsumers == 3);
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroupThreads;
   static constexpr int kRows = kRowParts * kWarpgroupRows;
   static constexpr int kRowTiles = kRows / kTileRows;
@@ -62,8 +63,8 @@ struct TileShape {
   static_assert(kAllocatedBytes <= 227 * 1024);
 
   // What setmaxnreg hands out of an SM's 64 K registers.
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 56;
+  static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 152;
 };
 
 // One tile: rows [16 * row_tile, ...) of a weight by tokens [first_token, + tokens).
@@ -341,7 +342,7 @@ struct TileConsumer {
                                            float (&total)[kN / 2]) {
     const int first = at.slot * kSliceTiles;
     uint64_t* const full = storage.full + first;
-    const uint64_t b = tokens + at.slot * (kSliceTiles * Shape::kStageBytes / 16);
+    const int tokens_at = at.slot * (kSliceTiles * Shape::kStageBytes);
     bool ready = ptx::BarrierTest(full, at.phase);
 #pragma unroll
     for (int u = 0; u < kSliceTiles; ++u) {
@@ -358,8 +359,10 @@ struct TileConsumer {
       ptx::WgmmaFence();
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        ptx::WgmmaBf16<kN>(slice, a[u % 2][j], b + u * (Shape::kStageBytes / 16) + 2 * j,
-                           u > 0 || j > 0);
+        ptx::WgmmaBf16<kN>(
+            slice, a[u % 2][j],
+            ptx::WgmmaDescriptorAt(tokens, tokens_at + u * Shape::kStageBytes + 32 * j),
+            u > 0 || j > 0);
       ptx::WgmmaCommit();
       if (u + 1 < kSliceTiles) ready = ptx::BarrierTest(full + u + 1, at.phase);
       if (u > 0) {
@@ -498,7 +501,8 @@ __device__ __forceinline__ void Produce(const TileStorage<Shape>& storage, const
 template <typename Shape, typename Problem>
 __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const Problem& problem) {
   constexpr int kTilesOfPart = kWarpgroupRows / kTileRows;
-  const int warpgroup = threadIdx.x / kWarpgroupThreads;
+  // The shuffle tells the compiler that it is the same for the warp.
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
   const int row_part = warpgroup % Shape::kParts;
   const int token_part = warpgroup / Shape::kParts;
   const int warp = threadIdx.x % kWarpgroupThreads / 32;

@@ -43,12 +43,17 @@ __device__ __forceinline__ void WgmmaPin(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Of columns 0..15 of B; those of atom j are at 2 j more.
+// Of columns 0..15 of B; those of atom j are 32 j bytes on.
 __device__ __forceinline__ uint64_t WgmmaDescriptor(const void* b) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
   constexpr uint64_t kGroupBytes = uint64_t{1024 >> 4} << 32;
   constexpr uint64_t kUnusedStride = uint64_t{1} << 16;
   return kSwizzle128 | kGroupBytes | kUnusedStride | ((SharedAddress(b) & 0x3FFFF) >> 4);
+}
+
+// `bytes`, a multiple of 16, further on: addresses stay in the lower half.
+__device__ __forceinline__ uint64_t WgmmaDescriptorAt(uint64_t descriptor, int bytes) {
+  return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
 }
 
 template <int kN>

@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kThreads = 128;  // one warpgroup
 
+#ifdef NIBBLE_HAVE_WGMMA
+
 __device__ uint64_t Hash(uint64_t z) {
   z += 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -32,6 +34,8 @@ __device__ float Widen(uint16_t bits) { return __uint_as_float(uint32_t{bits} <<
 __device__ bool Same(float a, float b) {
   return __float_as_uint(a) == __float_as_uint(b) || (isnan(a) && isnan(b));
 }
+
+#endif  // NIBBLE_HAVE_WGMMA
 
 template <int kN>
 __global__ void __launch_bounds__(kThreads)
