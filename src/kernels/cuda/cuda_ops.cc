@@ -31,6 +31,7 @@ Result<const OpTable*> CudaOps(int index) {
       .activation = cuda::ApplyActivation,
       .sigmoid_gate = cuda::SigmoidGate,
       .prepare_experts = cuda::PrepareExperts,
+      .prepare_heads = cuda::PrepareHeads,
       .moe_workspace = cuda::MoeWorkspace,
       .moe = cuda::Moe,
       .head_linear_workspace = cuda::HeadLinearWorkspace,

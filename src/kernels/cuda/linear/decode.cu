@@ -11,98 +11,158 @@ namespace {
 using decode::kWarps;
 
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
-int RoundUp(int a, int b) { return CeilDiv(a, b) * b; }
 
-// A row tile's sums of one slice, tokens rounded up to a power of two.
-int UnitBytes(int m) {
-  int slots = 1;
-  while (slots < m) slots *= 2;
-  return slots * kTileRows * 4;
+int TokenTiles(int m) { return m <= 8 ? 1 : m <= 16 ? 2 : m <= 32 ? 4 : 8; }
+
+int Log2Ceil(int value) {
+  int shift = 0;
+  while (1 << shift < value) ++shift;
+  return shift;
 }
 
-int XBytesOfSlice(int m) { return kSliceColumns * 2 * m; }
+// Partial sums between two reductions, where several rounds fit.
+constexpr int kMaxPartialBytes = 24 * 1024;
+constexpr int kMaxRunBytes = 16 * 1024;
+// Row tiles between reloads of x, more than 8 tokens.
+constexpr int kMaxGroupTiles = 16;
 
-// Rounds of partial sums between two reductions, if there is room.
-constexpr int kMaxPartialBytes = 16 * 1024;
+// Bytes of x that should stay in L1 while a CTA goes over its row tiles.
+constexpr int kCachedX = 64 * 1024;
+constexpr int kCachedXBesideTwoStages = 10 * 1024;
 
-// The plan with that ring, or chunk_slices == 0 where nothing fits.
-DecodePlan PlanWith(const WeightTiles& weight, int m, int stages, int shared_limit) {
-  DecodePlan plan;
-  plan.blocks = CurrentDevice().multiprocessors;
-  plan.stages = stages;
-  plan.token_tiles = m <= 8 ? 1 : m <= 16 ? 2 : m <= 32 ? 4 : 8;
-  const int tiles = CeilDiv(weight.row_tiles, plan.blocks);
+// Up to 8 tokens: a unit is one row tile's slice; many rounds between reductions.
+void PlanSmall(const WeightTiles& weight, int m, int tiles, int max_partial_bytes,
+               DecodePlan* plan) {
   const int slices = weight.slices();
-  const int unit = UnitBytes(m);
-  const int ring = kWarps * stages * decode::StageBytes(weight.format, weight.group_columns);
-  plan.scale_bytes = 2 * tiles * kTileRows * 4;
-  const int room = shared_limit - ring - plan.scale_bytes;
-  const int round = kWarps * unit;
-
-  const int x_all = XBytesOfSlice(m) * slices;
-  const int all_rounds = CeilDiv(tiles * slices, kWarps);
-  const int wanted = std::min(all_rounds, std::max(1, kMaxPartialBytes / round));
-  const int rounds = std::min(wanted, (room - x_all - 2 * unit) / round);
-  if (rounds >= std::min(wanted, 2)) {
-    plan.chunk_slices = slices;
-    plan.group_tiles = std::max(tiles, 1);
-    plan.partial_units = rounds * kWarps;
-    plan.x_bytes = x_all;
-    plan.run_bytes = 2 * unit;
+  plan->slot_shift = Log2Ceil(m);
+  const int unit = kTileRows * 4 << plan->slot_shift;
+  const int cached = plan->stages == 1 ? kCachedX : kCachedXBesideTwoStages;
+  const int x_slices = std::max(kWarps, cached / (kSliceColumns * 2 * m) / kWarps * kWarps);
+  if (x_slices >= slices || tiles == 1) {
+    plan->chunk_slices = slices;
+    plan->group_tiles = tiles;
+    plan->run_bytes = 2 * unit;
   } else {
-    plan.group_tiles = std::min(tiles, kWarps);
-    plan.run_bytes = plan.group_tiles * unit;
-    plan.partial_units = kWarps * std::max(1, std::min(2, kMaxPartialBytes / round));
-    const int left = room - plan.run_bytes - plan.partial_units * unit;
-    plan.chunk_slices = std::min(slices, std::max(0, left / XBytesOfSlice(m)));
-    plan.x_bytes = plan.chunk_slices * XBytesOfSlice(m);
+    plan->chunk_slices = x_slices;
+    plan->group_tiles = std::min(tiles, kMaxRunBytes / unit);
+    plan->run_bytes = plan->group_tiles * unit;
   }
-  plan.shared_bytes =
-      plan.x_bytes + plan.run_bytes + plan.scale_bytes + ring + plan.partial_units * unit;
+  const int units = plan->group_tiles * std::min(plan->chunk_slices, slices);
+  plan->partial_units = kWarps * std::clamp(max_partial_bytes / (kWarps * unit), 1,
+                                            std::max(1, CeilDiv(units, kWarps)));
+}
+
+// More tokens: a unit is `rows` row tiles, a reduction follows every round. The warps of a round
+// share slices of x, where there are row tiles enough.
+void PlanLarge(const WeightTiles& weight, int m, int tiles, int rows, int max_group_tiles,
+               DecodePlan* plan) {
+  const int reduced = std::min(m, 8 * decode::ReducedTokenTiles(plan->token_tiles));
+  plan->slot_shift = Log2Ceil(reduced);
+  plan->partial_units = kWarps;
+  plan->group_tiles = std::min(tiles, max_group_tiles);
+  const int unit_rows = CeilDiv(plan->group_tiles, rows);
+  int chunk = kWarps;
+  while (chunk > 1 && chunk / 2 * unit_rows >= kWarps && chunk * kSliceColumns * 2 * m > kCachedX)
+    chunk /= 2;
+  plan->chunk_slices = std::min(chunk, weight.slices());
+  plan->run_bytes = plan->group_tiles * kTileRows * 4 * (CeilDiv(m, 8) * 8);
+}
+
+int SharedBytes(const WeightTiles& weight, const DecodePlan& plan) {
+  const int ring = kWarps * plan.stages *
+                   decode::StageBytes(weight.format, plan.token_tiles, weight.group_columns);
+  const int partials = plan.partial_units *
+                       decode::RowTilesOfUnit(weight.format, plan.token_tiles) *
+                       (kTileRows * 4 << plan.slot_shift);
+  return ring + plan.run_bytes + plan.scale_bytes + partials;
+}
+
+// `stages`: of up to 8 tokens. May need more shared memory than there is.
+DecodePlan PlanFor(const WeightTiles& weight, int m, int stages, int blocks) {
+  const int limit = CurrentDevice().shared_memory_per_block;
+  DecodePlan plan;
+  plan.blocks = blocks;
+  plan.token_tiles = TokenTiles(m);
+  plan.stages = plan.token_tiles > 1 ? 2 : stages;
+  plan.prepares_x = decode::PreparesX(plan.token_tiles);
+  plan.share = weight.row_tiles / blocks;
+  plan.larger = weight.row_tiles % blocks;
+  const int tiles = plan.share + (plan.larger > 0 ? 1 : 0);
+  plan.scale_bytes = 2 * tiles * kTileRows * 4;
+  if (plan.token_tiles == 1) {
+    for (int partial = kMaxPartialBytes; partial >= 1024; partial /= 2) {
+      PlanSmall(weight, m, tiles, partial, &plan);
+      if (SharedBytes(weight, plan) <= limit) break;
+    }
+  } else {
+    const int rows = decode::RowTilesOfUnit(weight.format, plan.token_tiles);
+    for (int group = kMaxGroupTiles; group >= rows; group -= rows) {
+      PlanLarge(weight, m, tiles, rows, group, &plan);
+      if (SharedBytes(weight, plan) <= limit) break;
+    }
+  }
+  plan.shared_bytes = SharedBytes(weight, plan);
   return plan;
 }
 
-const void* KernelOf(const WeightTiles& weight, const DecodePlan& plan) {
+const void* KernelOf(const WeightTiles& weight, const DecodePlan& plan, bool heads = false) {
   switch (weight.format) {
     case TileFormat::kNvfp4:
-      return decode::Nvfp4Kernel(plan.token_tiles, plan.stages);
+      return decode::Nvfp4Kernel(plan.token_tiles, plan.stages, heads);
     case TileFormat::kMxfp4:
-      return decode::Mxfp4Kernel(plan.token_tiles, plan.stages);
+      return decode::Mxfp4Kernel(plan.token_tiles, plan.stages, heads);
     case TileFormat::kBf16:
-      return decode::Bf16Kernel(plan.token_tiles, plan.stages);
+      return decode::Bf16Kernel(plan.token_tiles, plan.stages, heads);
     case TileFormat::kFp8:
-      return decode::Fp8Kernel(plan.token_tiles, plan.stages);
+      return decode::Fp8Kernel(plan.token_tiles, plan.stages, heads);
     case TileFormat::kMxfp8:
-      return decode::Mxfp8Kernel(plan.token_tiles, plan.stages);
+      return decode::Mxfp8Kernel(plan.token_tiles, plan.stages, heads);
     case TileFormat::kFp8Groups:
-      return decode::Fp8GroupsKernel(plan.token_tiles, plan.stages);
+      return decode::Fp8GroupsKernel(plan.token_tiles, plan.stages, heads);
     case TileFormat::kInt4:
-      return decode::Int4Kernel(plan.token_tiles, plan.stages);
+      return decode::Int4Kernel(plan.token_tiles, plan.stages, heads);
     case TileFormat::kInt8:
-      return decode::Int8Kernel(plan.token_tiles, plan.stages);
+      return decode::Int8Kernel(plan.token_tiles, plan.stages, heads);
   }
   return nullptr;
 }
 
+// What the CTAs that share a multiprocessor need; the rest is L1, which keeps x.
+void SetSharedMemory(const void* kernel, const DecodePlan& plan) {
+  const int resident = plan.token_tiles == 1 ? 2 : 1;
+  const int percent = CeilDiv(100 * resident * (plan.shared_bytes + 1024),
+                              CurrentDevice().shared_memory_per_block + 1024);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       std::min(percent, 100));
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+}
+
 }  // namespace
 
+int DecodeTokensOfLaunch(const WeightTiles& weight) {
+  for (const int m : {64, 32, 16})
+    if (PlanDecode(weight, m).shared_bytes <= CurrentDevice().shared_memory_per_block) return m;
+  return 8;
+}
+
+int DecodeTokens(int m) { return 8 * TokenTiles(m); }
+
+bool DecodeTakes(const WeightTiles& weight, const uint16_t* x, int64_t x_stride, int m) {
+  return !decode::PreparesX(TokenTiles(m)) && weight.k % kTileColumns == 0 &&
+         reinterpret_cast<uintptr_t>(x) % 16 == 0 && x_stride % 8 == 0;
+}
+
 DecodePlan PlanDecode(const WeightTiles& weight, int m, int stages) {
-  const int whole = CurrentDevice().shared_memory_per_block;
-  const int half = (whole + 1024) / 2 - 1024;  // the system takes 1 KB of each CTA
-  const int limit = m <= 8 ? half : whole;
-  DecodePlan plan;
-  for (const int count : {2, 1}) {
-    if (stages != 0 && stages != count) continue;
-    plan = PlanWith(weight, m, count, limit);
-    if (plan.chunk_slices == weight.slices()) return plan;
+  // Two where L1, beside them, still keeps x.
+  if (stages == 0) {
+    stages = kSliceColumns * 2 * m * weight.slices() <= kCachedXBesideTwoStages ? 2 : 1;
   }
-  if (plan.chunk_slices == 0) plan = PlanWith(weight, m, 1, whole);
-  return plan;
+  return PlanFor(weight, m, stages, CurrentDevice().multiprocessors);
 }
 
 int DecodeBlocksPerMultiprocessor(const WeightTiles& weight, const DecodePlan& plan) {
-  const void* kernel = KernelOf(weight, plan);
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+  const void* const kernel = KernelOf(weight, plan);
+  SetSharedMemory(kernel, plan);
   int blocks = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, decode::kThreads,
                                                 plan.shared_bytes);
@@ -110,10 +170,29 @@ int DecodeBlocksPerMultiprocessor(const WeightTiles& weight, const DecodePlan& p
 }
 
 void LaunchDecode(const DecodeArgs& args, const DecodePlan& plan, void* stream) {
-  const auto kernel = reinterpret_cast<void (*)(DecodeArgs, DecodePlan)>(
-      const_cast<void*>(KernelOf(args.weight, plan)));
-  LaunchPdl(kernel, dim3(plan.blocks), dim3(decode::kThreads), plan.shared_bytes,
+  const void* const kernel = KernelOf(args.weight, plan);
+  SetSharedMemory(kernel, plan);
+  const auto launchable =
+      reinterpret_cast<void (*)(DecodeArgs, DecodePlan)>(const_cast<void*>(kernel));
+  LaunchPdl(launchable, dim3(plan.blocks), dim3(decode::kThreads), plan.shared_bytes,
             static_cast<cudaStream_t>(stream), args, plan);
+}
+
+void LaunchHeadDecode(const HeadDecodeArgs& args, void* stream) {
+  const WeightTiles& weight = args.each.weight;
+  const int m = std::min(args.each.m, 16);
+  const int blocks =
+      std::clamp(CurrentDevice().multiprocessors / args.head_count, 1, weight.row_tiles);
+  DecodePlan plan = PlanFor(weight, m, 1, blocks);
+  if (plan.shared_bytes > CurrentDevice().shared_memory_per_block)
+    plan = PlanFor(weight, 8, 1, blocks);
+  const void* const kernel = KernelOf(weight, plan, true);
+  SetSharedMemory(kernel, plan);
+  const auto launchable =
+      reinterpret_cast<void (*)(HeadDecodeArgs, DecodePlan)>(const_cast<void*>(kernel));
+  const int token_blocks = CeilDiv(args.each.m, 8 * plan.token_tiles);
+  LaunchPdl(launchable, dim3(blocks, args.head_count, token_blocks), dim3(decode::kThreads),
+            plan.shared_bytes, static_cast<cudaStream_t>(stream), args, plan);
 }
 
 }  // namespace nibble::kernels::cuda

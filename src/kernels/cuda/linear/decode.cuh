@@ -1,17 +1,18 @@
 // The kernel of decode.h.
 //
 // A CTA takes a contiguous share of the row tiles. Its units are (row tile, slice of 256 columns),
-// row tile by row tile; warp w takes units w, w + 16, ... Each lane copies the bytes that it will
-// decode itself into a ring of stages, with cp.async, and the first stages are requested before the
-// kernel waits for its predecessor: weights depend on nobody. A unit ends as 16 x M partial sums in
-// shared memory; after some rounds the CTA adds them up, ascending by slice.
+// or pairs of row tiles for more than 8 tokens; warp w takes units w, w + 16, ... Each warp copies
+// what it will decode into a ring of its own, with cp.async, and requests the first stages before
+// it waits for its predecessor: weights depend on nobody. x is read where it lies: a lane's four
+// atoms of a k-tile are 32 bytes of a token's row, and L1 keeps them for the next row tile. A unit
+// ends as partial sums in shared memory; after some rounds the CTA adds them up, ascending by
+// slice.
 //
-// x lies in shared memory in the order in which lanes read it: for every k-tile and half h of a
-// lane's 16 columns, (token, q) vectors of 16 bytes. Where x of all K does not fit, K is walked in
-// chunks, and the running sums wait in shared memory.
+// Where x of all K is more than L1 keeps, K is walked in chunks, and running sums wait in shared
+// memory.
 //
-// Two CTAs share a multiprocessor (at most 64 registers, half of the shared memory), the second
-// one of the next launch.
+// Up to 8 tokens two CTAs share a multiprocessor (at most 64 registers, half of the shared memory),
+// the second one of the next launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,42 +27,37 @@
 
 namespace nibble::kernels::cuda::decode {
 
-constexpr int VectorsPerTile(TileFormat format) { return CodeBytes(format) / 512; }
-constexpr int TilesPerStage(TileFormat format) { return kStageVectors / VectorsPerTile(format); }
-constexpr int StagesPerSlice(TileFormat format) { return kSliceTiles / TilesPerStage(format); }
-// What a warp visits: all units of a block (row tiles times a chunk of slices), 16 apart, then the
+// What a warp visits: the units of a block (row tiles times a chunk of slices), 16 apart, then the
 // next block. Uniform over the warp.
+template <int kRows>
 struct Walk {
   int tile_end;      // of the CTA
   int slices;        // of the weight
   int group_tiles;   // row tiles of a block
   int chunk_slices;  // slices of a block
   // The block.
-  int block_tile = 0;
+  int block_tile;
   int block_slice = 0;
-  // The unit; tile >= block_tile_end(): none left in this block.
+  int width = 0;           // slices
+  int block_tile_end = 0;  // row tiles
+  // The unit: its row tile, its slice within the block.
   int tile = 0;
   int slice = 0;
 
-  __device__ __forceinline__ int block_tile_end() const {
-    return min(block_tile + group_tiles, tile_end);
-  }
-  __device__ __forceinline__ int block_width() const {
-    return min(chunk_slices, slices - block_slice);
-  }
   __device__ __forceinline__ bool done() const { return block_tile >= tile_end; }
+  __device__ __forceinline__ int absolute_slice() const { return block_slice + slice; }
+  // Of the block.
+  __device__ __forceinline__ int units() const {
+    return (block_tile_end - block_tile + kRows - 1) / kRows * width;
+  }
 
+  // To the warp's place in this block, which may hold no unit for it.
   __device__ __forceinline__ void Enter(int warp) {
+    width = min(chunk_slices, slices - block_slice);
+    block_tile_end = min(block_tile + group_tiles, tile_end);
     tile = block_tile;
     slice = warp;
     Carry();
-  }
-  __device__ __forceinline__ void Carry() {
-    const int width = block_width();
-    while (slice >= width) {
-      slice -= width;
-      ++tile;
-    }
   }
   __device__ __forceinline__ void NextBlock() {
     block_slice += chunk_slices;
@@ -69,14 +65,20 @@ struct Walk {
     block_slice = 0;
     block_tile += group_tiles;
   }
-  // To the next unit in whatever block.
-  __device__ __forceinline__ void Next(int warp) {
+  __device__ __forceinline__ void Carry() {
+    while (slice >= width) {
+      slice -= width;
+      tile += kRows;
+    }
+  }
+  // To the next unit within the block, or beyond its end.
+  __device__ __forceinline__ void Step() {
     slice += kWarps;
     Carry();
-    SkipEmpty(warp);
   }
-  __device__ __forceinline__ void SkipEmpty(int warp) {
-    while (tile >= block_tile_end()) {
+  // From beyond the end of a block to the first unit of a later one.
+  __device__ __forceinline__ void SkipBlocks(int warp) {
+    while (tile >= block_tile_end) {
       NextBlock();
       if (done()) return;
       Enter(warp);
@@ -84,178 +86,352 @@ struct Walk {
   }
 };
 
-// Stages of one warp.
-template <TileFormat kFormat, int kStages>
+// What depends on the instance alone.
+template <TileFormat kFormat, int kTokenTiles>
+struct Shape {
+  static constexpr int kRows = RowTilesOfUnit(kFormat, kTokenTiles);
+  static constexpr int kVectors = StageVectors(kFormat, kTokenTiles);
+  static constexpr int kTiles = kVectors / VectorsPerTile(kFormat);  // of a stage
+  static constexpr int kParts = kSliceTiles / kTiles;                // stages of a slice
+};
+
+// The stages of one warp.
+template <TileFormat kFormat, int kTokenTiles, int kStages>
 struct Ring {
-  uint32_t shared;  // of the lane's bytes of stage 0
-  const std::byte* base;
-  int stage_bytes;
-  int fill = 0;  // stage to fill next
-  int part = 0;  // of the slice
+  using S = Shape<kFormat, kTokenTiles>;
+  std::byte* memory;
+  int scale_bytes;  // of a slice
+  int fill = 0;     // stage to fill next
+  int read = 0;     // stage to read next
+  int part = 0;     // of the slice, to fill next
+
+  __device__ __forceinline__ int row_bytes() const { return S::kVectors * 512 + scale_bytes; }
+  __device__ __forceinline__ std::byte* stage(int index) const {
+    return memory + index * S::kRows * row_bytes();
+  }
 
   // Requests the next stage of the walk, which it advances.
-  __device__ __forceinline__ void Fill(const WeightTiles& weight, Walk& walk, int warp, int lane) {
+  __device__ __forceinline__ void Fill(const WeightTiles& weight, Walk<S::kRows>& walk, int warp,
+                                       int lane) {
     if (!walk.done()) {
-      const int slice = walk.block_slice + walk.slice;
-      const int tiles = weight.tiles_of(slice);
-      const std::byte* from = weight.data + walk.tile * weight.row_tile_bytes +
-                              static_cast<int64_t>(slice) * SliceStride(weight);
-      const uint32_t to = shared + fill * stage_bytes;
-      const std::byte* codes = from + part * kStageCodes + lane * 16;
-      const int vectors = (tiles - part * TilesPerStage(kFormat)) * VectorsPerTile(kFormat);
+      const int slice = walk.absolute_slice();
+      const int tiles = weight.k_tiles - slice * kSliceTiles;
+      const int64_t in_row =
+          static_cast<int64_t>(slice) * (kSliceTiles * CodeBytes(kFormat) + scale_bytes) +
+          lane * 16;
 #pragma unroll
-      for (int v = 0; v < kStageVectors; ++v)
-        if (v < vectors) ptx::CopyAsync16To(to + v * 512, codes + v * 512);
-      const int scale_bytes = ScaleBytes(kFormat, weight.group_columns);
-      const std::byte* scales = from + tiles * CodeBytes(kFormat);
-      for (int at = lane * 16; at < scale_bytes; at += 512)
-        ptx::CopyAsync16To(to - lane * 16 + kStageCodes + at, scales + at);
-      if (++part == StagesPerSlice(kFormat)) {
+      for (int r = 0; r < S::kRows; ++r) {
+        const int tile = r == 0 ? walk.tile : min(walk.tile + r, walk.tile_end - 1);
+        const std::byte* from = weight.data + tile * weight.row_tile_bytes + in_row;
+        const uint32_t to = ptx::SharedAddress(stage(fill)) + r * row_bytes() + lane * 16;
+        if (tiles >= kSliceTiles) {
+          Copy(from, to, kSliceTiles, lane);
+        } else {
+          Copy(from, to, tiles, lane);
+        }
+      }
+      if (++part == S::kParts) {
         part = 0;
-        walk.Next(warp);
+        walk.Step();
+        if (walk.tile >= walk.block_tile_end) walk.SkipBlocks(warp);
       }
     }
     ptx::CommitCopies();
     fill = fill + 1 == kStages ? 0 : fill + 1;
   }
 
-  __device__ __forceinline__ static int SliceStride(const WeightTiles& weight) {
-    return kSliceTiles * CodeBytes(kFormat) + ScaleBytes(kFormat, weight.group_columns);
+  // One row tile's stage, of a slice of `tiles` k-tiles.
+  __device__ __forceinline__ void Copy(const std::byte* from, uint32_t to, int tiles,
+                                       int lane) const {
+    const int vectors = (tiles - part * S::kTiles) * VectorsPerTile(kFormat);
+    const std::byte* codes = from + part * S::kVectors * 512;
+#pragma unroll
+    for (int v = 0; v < S::kVectors; ++v)
+      if (v < vectors) ptx::CopyAsync16To(to + v * 512, codes + v * 512);
+    const std::byte* scales = from + tiles * CodeBytes(kFormat);
+    const uint32_t scales_to = to + S::kVectors * 512;
+    if constexpr (HasGroups(kFormat)) {
+      for (int at = 0; at + lane * 16 < scale_bytes; at += 512)
+        ptx::CopyAsync16To(scales_to + at, scales + at);
+    } else if constexpr (ScaleBytes(kFormat, 256) > 0) {
+      if (lane * 16 < ScaleBytes(kFormat, 256)) ptx::CopyAsync16To(scales_to, scales);
+    }
+  }
+
+  // The oldest stage, when it is there. Refill only after all lanes have read it.
+  __device__ __forceinline__ const std::byte* Await() {
+    ptx::WaitForCopies<kStages - 1>();
+    __syncwarp();
+    const std::byte* oldest = stage(read);
+    read = read + 1 == kStages ? 0 : read + 1;
+    return oldest;
   }
 };
 
-// Vectors of x that a lane reads: n8 tile `nt`, half h of a k-tile of the chunk.
-__device__ __forceinline__ int XVector(int k_tile, int h, int m, int token, int q) {
-  return (k_tile * 2 + h) * m * 4 + token * 4 + q;
-}
+// Where a lane reads x: columns 16 q .. 16 q + 15 of a k-tile of token 8 nt + g, in two halves.
+template <int kTokenTiles>
+struct LaneX {
+  const uint16_t* base;
+  int offsets[kTokenTiles];
 
-// x of k-tiles [first, first + tiles), modulo x_tiles, into shared memory.
-__device__ __forceinline__ void StageX(const DecodeArgs& args, int first, int tiles,
-                                       uint4* shared) {
-  const bool aligned = (reinterpret_cast<uintptr_t>(args.x) % 16 == 0) && args.x_stride % 8 == 0;
-  const int vectors = tiles * 8;  // of a token
-  const int total = vectors * args.m;
-  int token = 0;
-  int vector = static_cast<int>(threadIdx.x);
-  constexpr int kAtOnce = 4;
-  for (int i = static_cast<int>(threadIdx.x); i < total; i += kAtOnce * kThreads) {
-    uint4 values[kAtOnce];
-    int places[kAtOnce];
+  __device__ __forceinline__ LaneX(const DecodeArgs& args, int lane)
+      : base(args.x + lane % 4 * 16) {
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
-      while (vector >= vectors) {
-        vector -= vectors;
-        ++token;
-      }
-      places[j] = -1;
-      if (token < args.m) {
-        const int tile = vector / 8, q = vector / 2 % 4, h = vector % 2;
-        places[j] = XVector(tile, h, args.m, token, q);
-        int x_tile = first + tile;
-        while (x_tile >= args.weight.x_tiles) x_tile -= args.weight.x_tiles;
-        const int column = x_tile * kTileColumns + q * 16 + h * 8;
-        const uint16_t* from = args.x + token * args.x_stride + column;
-        if (aligned && column + 8 <= args.weight.k) {
-          values[j] = *reinterpret_cast<const uint4*>(from);
-        } else {
-          uint32_t words[4];
-          for (int w = 0; w < 4; ++w) {
-            const uint32_t low = column + 2 * w < args.weight.k ? from[2 * w] : 0;
-            const uint32_t high = column + 2 * w + 1 < args.weight.k ? from[2 * w + 1] : 0;
-            words[w] = low | high << 16;
-          }
-          values[j] = make_uint4(words[0], words[1], words[2], words[3]);
+    for (int nt = 0; nt < kTokenTiles; ++nt)
+      offsets[nt] = min(nt * 8 + lane / 4, args.m - 1) * static_cast<int>(args.x_stride);
+  }
+  __device__ __forceinline__ uint4 At(int x_tile, int half, int nt) const {
+    return reinterpret_cast<const uint4*>(base + offsets[nt] + x_tile * kTileColumns)[half];
+  }
+};
+
+// Prepared x: vectors of (k-tile, half, token tile, lane).
+template <int kTokenTiles>
+  requires(PreparesX(kTokenTiles))
+struct LaneX<kTokenTiles> {
+  const uint4* base;
+
+  __device__ __forceinline__ LaneX(const DecodeArgs& args, int lane)
+      : base(reinterpret_cast<const uint4*>(args.x) + lane) {}
+  __device__ __forceinline__ uint4 At(int x_tile, int half, int nt) const {
+    return base[((x_tile * 2 + half) * kTokenTiles + nt) * 32];
+  }
+};
+
+template <int kRows, int kTokenTiles>
+struct Sums {
+  float values[kRows][kTokenTiles][4];
+
+  __device__ __forceinline__ void Clear() {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int nt = 0; nt < kTokenTiles; ++nt)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[r][nt][i] = 0.0f;
+  }
+
+  // The atoms of a k-tile, ascending, for all row tiles and token tiles.
+  __device__ __forceinline__ void Multiply(const uint32_t (&a)[kRows][4][4],
+                                           const LaneX<kTokenTiles>& x, int x_tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int nt = 0; nt < kTokenTiles; ++nt) {
+        const uint4 b = x.At(x_tile, half, nt);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          ptx::MmaBf16(values[r][nt], a[r][2 * half], b.x, b.y);
+          ptx::MmaBf16(values[r][nt], a[r][2 * half + 1], b.z, b.w);
         }
       }
-      vector += kThreads;
-    }
-#pragma unroll
-    for (int j = 0; j < kAtOnce; ++j)
-      if (places[j] >= 0) shared[places[j]] = values[j];
   }
-}
 
-// One chain of MMAs over a k-tile's atoms, for every n8 tile of tokens.
-template <int kTokenTiles>
-__device__ __forceinline__ void MultiplyTile(const uint32_t (&a)[4][4], const uint4* x, int m,
-                                             int k_tile, int lane, float (&acc)[kTokenTiles][4]) {
+  // this += scale * group, and a new group from zero. scale of row tile r.
+  __device__ __forceinline__ void EndGroup(int r, GroupScales::Rows scale, Sums& group) {
 #pragma unroll
-  for (int nt = 0; nt < kTokenTiles; ++nt) {
-    const int token = min(nt * 8 + lane / 4, m - 1);
-    const uint4 low = x[XVector(k_tile, 0, m, token, lane % 4)];
-    const uint4 high = x[XVector(k_tile, 1, m, token, lane % 4)];
-    ptx::MmaBf16(acc[nt], a[0], low.x, low.y);
-    ptx::MmaBf16(acc[nt], a[1], low.z, low.w);
-    ptx::MmaBf16(acc[nt], a[2], high.x, high.y);
-    ptx::MmaBf16(acc[nt], a[3], high.z, high.w);
+    for (int nt = 0; nt < kTokenTiles; ++nt)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        values[r][nt][i] =
+            __fmaf_rn(i < 2 ? scale.low : scale.high, group.values[r][nt][i], values[r][nt][i]);
+        group.values[r][nt][i] = 0.0f;
+      }
   }
-}
 
-// sum += scale * group, and a new group from zero.
-template <int kTokenTiles>
-__device__ __forceinline__ void EndGroup(GroupScales::Rows scale, float (&group)[kTokenTiles][4],
-                                         float (&sum)[kTokenTiles][4]) {
+  // Token tiles [first, first + count) of row tile r as (token slots, 16 rows).
+  template <int kCount>
+  __device__ __forceinline__ void Store(int r, int first, int m, int lane, float* partial) const {
+    float* const at = partial + lane / 4;
 #pragma unroll
-  for (int nt = 0; nt < kTokenTiles; ++nt)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sum[nt][i] = __fmaf_rn(i < 2 ? scale.low : scale.high, group[nt][i], sum[nt][i]);
-      group[nt][i] = 0.0f;
+    for (int nt = 0; nt < kCount; ++nt) {
+      const float(&c)[4] = values[r][first + nt];
+      const int slot = nt * 8 + lane % 4 * 2;
+      const int left = m - first * 8 - slot;
+      if (left > 0) {
+        at[slot * 16] = c[0];
+        at[slot * 16 + 8] = c[2];
+      }
+      if (left > 1) {
+        at[slot * 16 + 16] = c[1];
+        at[slot * 16 + 24] = c[3];
+      }
     }
-}
+  }
+};
 
 // Keeps the fragments of lanes with q / 2 == half.
-__device__ __forceinline__ void KeepHalf(uint32_t (&a)[4][4], int half, int lane) {
+__device__ __forceinline__ void KeepHalf(const uint32_t (&a)[4][4], int half, int lane,
+                                         uint32_t (&kept)[4][4]) {
 #pragma unroll
   for (int j = 0; j < 4; ++j)
 #pragma unroll
-    for (int r = 0; r < 4; ++r) a[j][r] = lane % 4 / 2 == half ? a[j][r] : 0;
+    for (int r = 0; r < 4; ++r) kept[j][r] = lane % 4 / 2 == half ? a[j][r] : 0;
 }
+
+// One unit: the slice's products from zero. Refills the ring as it goes.
+template <TileFormat kFormat, int kTokenTiles, int kStages>
+struct Unit {
+  using S = Shape<kFormat, kTokenTiles>;
+  using UnitSums = Sums<S::kRows, kTokenTiles>;
+  static constexpr int kPerTile = VectorsPerTile(kFormat);
+  // One row tile: codes move to registers and their stage is refilled before they are decoded.
+  static constexpr bool kRefillFirst = S::kRows == 1 && !HasGroups(kFormat);
+
+  const WeightTiles& weight;
+  const LaneX<kTokenTiles>& x;
+  Ring<kFormat, kTokenTiles, kStages>& ring;
+  Walk<S::kRows>& loads;
+  int warp;
+  int lane;
+
+  // kWhole: a slice of four k-tiles.
+  template <bool kWhole>
+  __device__ __forceinline__ void Multiply(int slice, int tiles, UnitSums& sums) {
+    sums.Clear();
+    [[maybe_unused]] UnitSums group;
+    if constexpr (HasGroups(kFormat)) group.Clear();
+#pragma unroll 1
+    for (int part = 0; part < S::kParts; ++part) {
+      const std::byte* stage = ring.Await();
+      [[maybe_unused]] uint4 early[S::kVectors];
+      [[maybe_unused]] const LaneScales<kFormat> early_scales(stage + S::kVectors * 512,
+                                                              weight.group_columns, lane);
+      if constexpr (kRefillFirst) {
+#pragma unroll
+        for (int v = 0; v < S::kVectors; ++v) early[v] = Vector(stage, v);
+        __syncwarp();
+        ring.Fill(weight, loads, warp, lane);
+      }
+#pragma unroll
+      for (int i = 0; i < S::kTiles; ++i) {
+        const int tile = part * S::kTiles + i;
+        if (!kWhole && tile >= tiles) break;
+        uint32_t a[S::kRows][4][4];
+#pragma unroll
+        for (int r = 0; r < S::kRows; ++r) {
+          uint4 codes[kPerTile];
+          const std::byte* row = stage + r * ring.row_bytes();
+#pragma unroll
+          for (int v = 0; v < kPerTile; ++v)
+            codes[v] = kRefillFirst ? early[i * kPerTile + v] : Vector(row, i * kPerTile + v);
+          if constexpr (kRefillFirst) {
+            early_scales.Decode(codes, tile, a[r]);
+          } else {
+            LaneScales<kFormat>(row + S::kVectors * 512, weight.group_columns, lane)
+                .Decode(codes, tile, a[r]);
+          }
+        }
+        int x_tile = slice * kSliceTiles + tile;
+        if constexpr (kFormat == TileFormat::kBf16)
+          while (x_tile >= weight.x_tiles) x_tile -= weight.x_tiles;
+        if constexpr (HasGroups(kFormat)) {
+          MultiplyGroups(a, stage, x_tile, tile, tile + 1 == tiles, group, sums);
+        } else {
+          sums.Multiply(a, x, x_tile);
+        }
+      }
+      if constexpr (!kRefillFirst) {
+        __syncwarp();
+        ring.Fill(weight, loads, warp, lane);
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint4 Vector(const std::byte* row, int index) const {
+    return *reinterpret_cast<const uint4*>(row + index * 512 + lane * 16);
+  }
+
+  // A k-tile whose column groups have scales of their own.
+  __device__ __forceinline__ void MultiplyGroups(const uint32_t (&a)[S::kRows][4][4],
+                                                 const std::byte* stage, int x_tile, int tile,
+                                                 bool last, UnitSums& group, UnitSums& sums) {
+    const int columns = weight.group_columns;
+    const int column = tile * kTileColumns;
+    const auto end_group = [&](int at) {
+#pragma unroll
+      for (int r = 0; r < S::kRows; ++r) {
+        const GroupScales scales(stage + r * ring.row_bytes() + S::kVectors * 512, columns, lane);
+        sums.EndGroup(r, scales.GroupScale(at), group);
+      }
+    };
+    if (columns > 32) {
+      group.Multiply(a, x, x_tile);
+      if ((column + kTileColumns) % columns == 0 || last) end_group(column);
+      return;
+    }
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      uint32_t kept[S::kRows][4][4];
+#pragma unroll
+      for (int r = 0; r < S::kRows; ++r) KeepHalf(a[r], half, lane, kept[r]);
+      group.Multiply(kept, x, x_tile);
+      end_group(column + 32 * half);
+    }
+  }
+
+  __device__ __forceinline__ void Run(int slice, UnitSums& sums) {
+    const int tiles = weight.tiles_of(slice);
+    if (tiles == kSliceTiles) {
+      Multiply<true>(slice, kSliceTiles, sums);
+    } else {
+      Multiply<false>(slice, tiles, sums);
+    }
+  }
+};
 
 // The CTA's shared memory.
 struct Shared {
-  uint4* x;
-  float* partials;  // (units, token slots, 16 rows)
-  float* running;   // sums of row tiles that go on, (slots, token slots, 16 rows)
+  float* running;   // sums of row tiles that go on: (slots, all token slots, 16 rows)
   float* scales;    // row scales, then bias, of the CTA's row tiles
-  std::byte* ring;
+  float* partials;  // (units, row tiles, token slots of a reduction, 16 rows)
 };
 
-// Adds the slice sums of units [begin, end) of a block, writes finished outputs. `slots`: tokens
-// rounded up to a power of two. `pass`: counts reductions, for running sums of a lone chunk.
+// Adds the slice sums of units [begin, end) of the block, for tokens from first_token on; writes
+// finished outputs. `pass` counts reductions. kOneReduction: of all tokens at a time.
+template <bool kOneReduction, int kRows>
 __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan& plan,
-                                       const Shared& shared, const Walk& block, int first_tile,
-                                       int slot_shift, int begin, int end, int pass) {
-  const int width = block.block_width();
-  const int slices = block.slices;
-  const bool one_chunk = plan.chunk_slices >= slices;
-  const int from_tile = begin / width;
-  const int to_tile = (end - 1) / width + 1;
-  const int values = 16 << slot_shift;  // of a row tile
-  const int total = (to_tile - from_tile) * values;
+                                       const Shared& shared, const Walk<kRows>& block,
+                                       int first_tile, int first_token, int begin, int end,
+                                       int pass) {
+  const int width = block.width;
+  const bool one_chunk = plan.chunk_slices >= block.slices;
+  int from = 0;  // row tiles of the block
+  int to = block.block_tile_end - block.block_tile;
+  if (end - begin < block.units()) {
+    from = begin / width * kRows;
+    to = min(to, ((end - 1) / width + 1) * kRows);
+  }
+  const int shift = 4 + plan.slot_shift;
+  const int values = 1 << shift;  // of a row tile
+  const int total = (to - from) << shift;
   for (int i = static_cast<int>(threadIdx.x); i < total; i += kThreads) {
     const int value = i & (values - 1);
-    const int token = value >> 4;
+    const int token = first_token + (value >> 4);
     if (token >= args.m) continue;
-    const int in_block = from_tile + (i >> (4 + slot_shift));
-    const int unit_begin = max(begin, in_block * width);
-    const int unit_end = min(end, (in_block + 1) * width);
-    const int first_slice = block.block_slice + unit_begin - in_block * width;
-    const int last_slice = block.block_slice + unit_end - in_block * width;
-    const int read_slot = one_chunk ? (pass + 1) % 2 : in_block;
-    const int write_slot = one_chunk ? pass % 2 : in_block;
-    float sum = first_slice == 0 ? 0.0f : shared.running[read_slot * values + value];
-    const float* partial = shared.partials + (unit_begin - begin) * values + value;
-#pragma unroll 4
-    for (int unit = unit_begin; unit < unit_end; ++unit, partial += values) sum += *partial;
-    if (last_slice < slices) {
-      shared.running[write_slot * values + value] = sum;
+    const int in_block = from + (i >> shift);
+    const int row_of_units = in_block / kRows;
+    const int unit_begin = max(begin, row_of_units * width);
+    const int unit_end = min(end, (row_of_units + 1) * width);
+    const int first_slice = block.block_slice + unit_begin - row_of_units * width;
+    const int last_slice = block.block_slice + unit_end - row_of_units * width;
+    // A lone chunk has at most one row tile open from one reduction to the next.
+    const int run = token * 16 + value % 16;
+    const int slot_values = kOneReduction ? values : 16 * ((args.m + 7) / 8 * 8);
+    const int read_slot = one_chunk && kOneReduction ? (pass + 1) % 2 : in_block;
+    const int write_slot = one_chunk && kOneReduction ? pass % 2 : in_block;
+    float sum = first_slice == 0 ? 0.0f : shared.running[read_slot * slot_values + run];
+    const float* partial =
+        shared.partials + ((unit_begin - begin) * kRows + in_block % kRows) * values + value;
+#pragma unroll 8
+    for (int unit = unit_begin; unit < unit_end; ++unit, partial += kRows * values) sum += *partial;
+    if (last_slice < block.slices) {
+      shared.running[write_slot * slot_values + run] = sum;
       continue;
     }
-    const int tile = block.block_tile + in_block;
-    const int row = tile * kTileRows + value % 16;
+    const int row = (block.block_tile + in_block) * kTileRows + value % 16;
     if (row >= args.weight.n) continue;
-    const int local = (tile - first_tile) * kTileRows + value % 16;
+    const int local = row - first_tile * kTileRows;
     float result = sum * shared.scales[local];
     if (args.bias != nullptr)
       result += shared.scales[(block.tile_end - first_tile) * kTileRows + local];
@@ -269,168 +445,130 @@ __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan&
 }
 
 template <TileFormat kFormat, int kTokenTiles, int kStages>
-__global__ __launch_bounds__(kThreads,
-                             kTokenTiles == 1 ? 2 : 1) void DecodeKernel(const DecodeArgs args,
-                                                                         const DecodePlan plan) {
+__device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan& plan) {
   extern __shared__ uint4 memory[];
+  constexpr int kRows = RowTilesOfUnit(kFormat, kTokenTiles);
   const WeightTiles& weight = args.weight;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  // The same for all lanes: uniform registers can hold it.
+  const int warp = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int block = static_cast<int>(blockIdx.x);
-  const int first_tile =
-      static_cast<int>(static_cast<int64_t>(weight.row_tiles) * block / gridDim.x);
-  const int tile_end =
-      static_cast<int>(static_cast<int64_t>(weight.row_tiles) * (block + 1) / gridDim.x);
+  const int first_tile = block * plan.share + min(block, plan.larger);
+  const int tile_end = first_tile + plan.share + (block < plan.larger ? 1 : 0);
 
+  const int scale_bytes = ScaleBytes(kFormat, weight.group_columns);
+  const int ring_bytes = kStages * RowTilesOfUnit(kFormat, kTokenTiles) *
+                         (StageVectors(kFormat, kTokenTiles) * 512 + scale_bytes);  // of a warp
+  auto* at = reinterpret_cast<std::byte*>(memory);
+  Ring<kFormat, kTokenTiles, kStages> ring = {at + warp * ring_bytes, scale_bytes};
+  at += kWarps * ring_bytes;
   Shared shared;
-  shared.x = memory;
-  auto* at = reinterpret_cast<std::byte*>(memory) + plan.x_bytes;
   shared.running = reinterpret_cast<float*>(at);
-  at += plan.run_bytes;
-  shared.scales = reinterpret_cast<float*>(at);
-  at += plan.scale_bytes;
-  shared.ring = at;
-  const int stage_bytes = StageBytes(kFormat, weight.group_columns);
-  shared.partials = reinterpret_cast<float*>(at + kWarps * kStages * stage_bytes);
-  std::byte* const my_stages = shared.ring + warp * kStages * stage_bytes;
+  shared.scales = reinterpret_cast<float*>(at + plan.run_bytes);
+  shared.partials = reinterpret_cast<float*>(at + plan.run_bytes + plan.scale_bytes);
 
-  Walk walk = {.tile_end = tile_end,
-               .slices = weight.slices(),
-               .group_tiles = plan.group_tiles,
-               .chunk_slices = plan.chunk_slices,
-               .block_tile = first_tile};
-  Walk loads = walk;
-  if (!loads.done()) {
-    loads.Enter(warp);
-    loads.SkipEmpty(warp);
-  }
-  Ring<kFormat, kStages> ring = {ptx::SharedAddress(my_stages) + lane * 16, weight.data,
-                                 stage_bytes};
+  Walk<kRows> walk = {tile_end, weight.slices(), plan.group_tiles, plan.chunk_slices, first_tile};
+  Walk<kRows> loads = walk;
+  loads.Enter(warp);
+  loads.SkipBlocks(warp);
 #pragma unroll
   for (int i = 0; i < kStages; ++i) ring.Fill(weight, loads, warp, lane);
+  ptx::LaunchSuccessor();
   const int rows = (tile_end - first_tile) * kTileRows;
   for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads) {
     const int row = first_tile * kTileRows + i;
     shared.scales[i] = weight.row_scales[row];
     if (args.bias != nullptr) shared.scales[rows + i] = row < weight.n ? args.bias[row] : 0.0f;
   }
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
 
-  int slot_shift = 0;
-  while (1 << slot_shift < args.m) ++slot_shift;
-  const int values = 16 << slot_shift;
-  int stage = 0;
+  const LaneX<kTokenTiles> x(args, lane);
+  Unit<kFormat, kTokenTiles, kStages> multiply = {weight, x, ring, loads, warp, lane};
   int pass = 0;
   for (; !walk.done(); walk.NextBlock()) {
-    const int width = walk.block_width();
-    const int units = (walk.block_tile_end() - walk.block_tile) * width;
-    const int first_k_tile = walk.block_slice * kSliceTiles;
-    StageX(args, first_k_tile, min(width * kSliceTiles, weight.k_tiles - first_k_tile), shared.x);
-    __syncthreads();
-    int slice = warp;  // in the chunk
-    while (slice >= width) slice -= width;
-    for (int begin = 0; begin < units; begin += plan.partial_units, ++pass) {
+    walk.Enter(warp);
+    const int units = walk.units();
+    for (int begin = 0; begin < units; begin += plan.partial_units) {
       const int end = min(units, begin + plan.partial_units);
-      for (int unit = begin + warp; unit < end; unit += kWarps) {
-        const int tiles = weight.tiles_of(walk.block_slice + slice);
-        float sum[kTokenTiles][4] = {};
-        float group[kTokenTiles][4] = {};
-        for (int part = 0; part < StagesPerSlice(kFormat); ++part) {
-          ptx::WaitForCopies<kStages - 1>();
-          __syncwarp();
-          const std::byte* bytes = my_stages + stage * stage_bytes;
-          stage = stage + 1 == kStages ? 0 : stage + 1;
-          uint4 codes[kStageVectors];
-#pragma unroll
-          for (int v = 0; v < kStageVectors; ++v)
-            codes[v] = *reinterpret_cast<const uint4*>(bytes + v * 512 + lane * 16);
-          const LaneScales<kFormat> scales(bytes + kStageCodes, weight.group_columns, lane);
-          if constexpr (!HasGroups(kFormat)) {
-            __syncwarp();
-            ring.Fill(weight, loads, warp, lane);
-          }
-#pragma unroll
-          for (int i = 0; i < TilesPerStage(kFormat); ++i) {
-            const int tile = part * TilesPerStage(kFormat) + i;
-            if (tile >= tiles) break;
-            uint4 tile_codes[VectorsPerTile(kFormat)];
-#pragma unroll
-            for (int v = 0; v < VectorsPerTile(kFormat); ++v)
-              tile_codes[v] = codes[i * VectorsPerTile(kFormat) + v];
-            uint32_t a[4][4];
-            scales.Decode(tile_codes, tile, a);
-            const int k_tile = slice * kSliceTiles + tile;
-            if constexpr (!HasGroups(kFormat)) {
-              MultiplyTile<kTokenTiles>(a, shared.x, args.m, k_tile, lane, sum);
-            } else {
-              const int columns = weight.group_columns;
-              const int column = tile * kTileColumns;
-              if (columns == 32) {
-                for (int half = 0; half < 2; ++half) {
-                  uint32_t kept[4][4];
-                  for (int j = 0; j < 4; ++j)
-                    for (int r = 0; r < 4; ++r) kept[j][r] = a[j][r];
-                  KeepHalf(kept, half, lane);
-                  MultiplyTile<kTokenTiles>(kept, shared.x, args.m, k_tile, lane, group);
-                  EndGroup<kTokenTiles>(scales.GroupScale(column + 32 * half), group, sum);
-                }
-              } else {
-                MultiplyTile<kTokenTiles>(a, shared.x, args.m, k_tile, lane, group);
-                if ((column + kTileColumns) % columns == 0 || tile + 1 == tiles)
-                  EndGroup<kTokenTiles>(scales.GroupScale(column), group, sum);
-              }
-            }
-          }
-          if constexpr (HasGroups(kFormat)) {
-            __syncwarp();
-            ring.Fill(weight, loads, warp, lane);
-          }
+      Sums<kRows, kTokenTiles> sums;
+      if constexpr (kTokenTiles == 1) {
+        if (pass > 0) __syncthreads();  // the partials have been added up
+        for (int unit = begin + warp; unit < end; unit += kWarps) {
+          multiply.Run(walk.absolute_slice(), sums);
+          sums.template Store<1>(0, 0, args.m, lane,
+                                 shared.partials + ((unit - begin) << (4 + plan.slot_shift)));
+          walk.Step();
         }
-        float* partial = shared.partials + (unit - begin) * values + lane / 4;
+        __syncthreads();
+        Reduce<true>(args, plan, shared, walk, first_tile, 0, begin, end, pass);
+        ++pass;
+      } else {
+        constexpr int kReduced = ReducedTokenTiles(kTokenTiles);
+        const int unit = begin + warp;
+        if (unit < end) multiply.Run(walk.absolute_slice(), sums);
+        walk.Step();
 #pragma unroll
-        for (int nt = 0; nt < kTokenTiles; ++nt) {
-          const int token = nt * 8 + lane % 4 * 2;
-          if (token < args.m) {
-            partial[token * 16] = sum[nt][0];
-            partial[token * 16 + 8] = sum[nt][2];
-          }
-          if (token + 1 < args.m) {
-            partial[token * 16 + 16] = sum[nt][1];
-            partial[token * 16 + 24] = sum[nt][3];
-          }
+        for (int first = 0; first < kTokenTiles; first += kReduced) {
+          if (first * 8 >= args.m) break;
+          if (pass > 0) __syncthreads();
+          if (unit < end)
+#pragma unroll
+            for (int r = 0; r < kRows; ++r)
+              sums.template Store<kReduced>(
+                  r, first, args.m, lane,
+                  shared.partials + ((warp * kRows + r) << (4 + plan.slot_shift)));
+          __syncthreads();
+          Reduce<false>(args, plan, shared, walk, first_tile, first * 8, begin, end, pass);
+          ++pass;
         }
-        slice += kWarps;
-        while (slice >= width) slice -= width;
       }
-      __syncthreads();
-      Reduce(args, plan, shared, walk, first_tile, slot_shift, begin, end, pass);
-      if (begin + plan.partial_units < units) __syncthreads();
     }
-    __syncthreads();  // x and the partials are read no more once all have come here
   }
+}
+
+constexpr int CtasOfMultiprocessor(int token_tiles) { return token_tiles == 1 ? 2 : 1; }
+
+template <TileFormat kFormat, int kTokenTiles, int kStages>
+__global__ __launch_bounds__(kThreads, CtasOfMultiprocessor(kTokenTiles)) void DecodeKernel(
+    const DecodeArgs args, const DecodePlan plan) {
+  Decode<kFormat, kTokenTiles, kStages>(args, plan);
+}
+
+// CTAs (of a head, heads, blocks of tokens).
+template <TileFormat kFormat, int kTokenTiles, int kStages>
+__global__ __launch_bounds__(kThreads, CtasOfMultiprocessor(kTokenTiles)) void HeadDecodeKernel(
+    const HeadDecodeArgs args, const DecodePlan plan) {
+  __shared__ DecodeArgs mine;
+  if (threadIdx.x == 0) {
+    const int head = static_cast<int>(blockIdx.y);
+    const int first_token = static_cast<int>(blockIdx.z) * kTokenTiles * 8;
+    DecodeArgs a = args.each;
+    a.weight = args.heads[head];
+    a.x += head * args.x_head_stride + first_token * a.x_stride;
+    a.y += head * args.y_head_stride + first_token * a.y_stride;
+    a.m = min(a.m - first_token, kTokenTiles * 8);
+    mine = a;
+  }
+  __syncthreads();
+  Decode<kFormat, kTokenTiles, kStages>(mine, plan);
 }
 
 // Null for what has no instance.
 template <TileFormat kFormat>
-const void* KernelOf(int token_tiles, int stages) {
+const void* KernelOf(int token_tiles, int stages, bool heads) {
   switch (token_tiles * 8 + stages) {
     case 8 + 1:
-      return reinterpret_cast<const void*>(&DecodeKernel<kFormat, 1, 1>);
+      return heads ? reinterpret_cast<const void*>(&HeadDecodeKernel<kFormat, 1, 1>)
+                   : reinterpret_cast<const void*>(&DecodeKernel<kFormat, 1, 1>);
     case 8 + 2:
-      return reinterpret_cast<const void*>(&DecodeKernel<kFormat, 1, 2>);
-    case 16 + 1:
-      return reinterpret_cast<const void*>(&DecodeKernel<kFormat, 2, 1>);
+      return heads ? nullptr : reinterpret_cast<const void*>(&DecodeKernel<kFormat, 1, 2>);
     case 16 + 2:
-      return reinterpret_cast<const void*>(&DecodeKernel<kFormat, 2, 2>);
-    case 32 + 1:
-      return reinterpret_cast<const void*>(&DecodeKernel<kFormat, 4, 1>);
+      return heads ? reinterpret_cast<const void*>(&HeadDecodeKernel<kFormat, 2, 2>)
+                   : reinterpret_cast<const void*>(&DecodeKernel<kFormat, 2, 2>);
     case 32 + 2:
-      return reinterpret_cast<const void*>(&DecodeKernel<kFormat, 4, 2>);
-    case 64 + 1:
-      return reinterpret_cast<const void*>(&DecodeKernel<kFormat, 8, 1>);
+      return heads ? nullptr : reinterpret_cast<const void*>(&DecodeKernel<kFormat, 4, 2>);
     case 64 + 2:
-      return reinterpret_cast<const void*>(&DecodeKernel<kFormat, 8, 2>);
+      return heads ? nullptr : reinterpret_cast<const void*>(&DecodeKernel<kFormat, 8, 2>);
     default:
       return nullptr;
   }

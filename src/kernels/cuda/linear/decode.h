@@ -8,11 +8,16 @@ namespace nibble::kernels::cuda {
 
 inline constexpr int kMaxDecodeTokens = 64;
 
+// That one launch takes: fewer on GPUs with little shared memory. At least 8.
+int DecodeTokensOfLaunch(const WeightTiles& weight);
+
 // Handed to the kernel by value. x is what meets the weight: column order and multiplier applied.
+// Up to 16 tokens: rows of whole k-tiles (zeros beyond K), 16-byte aligned; more: as PrepareX
+// leaves it.
 struct DecodeArgs {
   WeightTiles weight;
   const uint16_t* x = nullptr;
-  int64_t x_stride = 0;
+  int64_t x_stride = 0;  // a multiple of 8
   const float* bias = nullptr;
   uint16_t* y = nullptr;
   float* y_f32 = nullptr;
@@ -20,21 +25,40 @@ struct DecodeArgs {
   int m = 0;  // 1..64
 };
 
+// Whether DecodeArgs can take x of m tokens as it is.
+bool DecodeTakes(const WeightTiles& weight, const uint16_t* x, int64_t x_stride, int m);
+// Tokens rounded up to whole token tiles: those that PrepareX writes.
+int DecodeTokens(int m);
+
 // How a launch is cut and uses its shared memory. Changes the time, never the bits.
 struct DecodePlan {
-  int blocks = 0;         // CTAs: one per multiprocessor
-  int stages = 0;         // of a warp's ring
-  int token_tiles = 0;    // of 8 tokens
-  int chunk_slices = 0;   // slices along K whose x lies in shared memory at a time
-  int group_tiles = 0;    // row tiles that a CTA takes between reloads of x
+  int blocks = 0;           // CTAs: one per multiprocessor
+  int token_tiles = 0;      // of 8 tokens: 1, 2, 4 or 8
+  int stages = 0;           // of a warp's ring
+  bool prepares_x = false;  // x comes from PrepareX
+  // CTA b takes share row tiles, the first `larger` CTAs one more.
+  int share = 0;
+  int larger = 0;
+  int chunk_slices = 0;   // slices along K before a CTA goes to its next row tiles
+  int group_tiles = 0;    // row tiles before it goes to the next chunk
   int partial_units = 0;  // slice sums between two reductions, a multiple of the warps
-  int x_bytes = 0;
-  int run_bytes = 0;    // running sums
-  int scale_bytes = 0;  // row scales and bias
+  int slot_shift = 0;     // log2 of the tokens, rounded up, of a reduction
+  int run_bytes = 0;      // of running sums
+  int scale_bytes = 0;    // of row scales and bias
   int shared_bytes = 0;
 };
 
-// The fastest known; `stages` forces that many where they fit, for benchmarks.
+// One linear per head, in one launch: head h has weight heads[h] of device memory, all of one shape
+// and format; x and y are h times their head strides further on. Any number of tokens, in blocks.
+struct HeadDecodeArgs {
+  DecodeArgs each;  // of head 0; m: of all tokens
+  const WeightTiles* heads = nullptr;
+  int head_count = 0;
+  int64_t x_head_stride = 0;  // a multiple of 8
+  int64_t y_head_stride = 0;
+};
+
+// The fastest known; `stages` forces that many for up to 8 tokens, for benchmarks.
 DecodePlan PlanDecode(const WeightTiles& weight, int m, int stages = 0);
 
 // CTAs of a plan that fit a multiprocessor together: two for up to 8 tokens, so that a launch loads
@@ -42,5 +66,8 @@ DecodePlan PlanDecode(const WeightTiles& weight, int m, int stages = 0);
 int DecodeBlocksPerMultiprocessor(const WeightTiles& weight, const DecodePlan& plan);
 
 void LaunchDecode(const DecodeArgs& args, const DecodePlan& plan, void* stream);
+
+// x as it lies: DecodeTakes it for up to 16 tokens.
+void LaunchHeadDecode(const HeadDecodeArgs& args, void* stream);
 
 }  // namespace nibble::kernels::cuda

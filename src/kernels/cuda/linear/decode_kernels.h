@@ -1,5 +1,4 @@
-// The instances of decode.cuh, one file per group of formats, and what planning a launch needs to
-// know of them.
+// The instances of decode.cuh, one file per format, and what planning a launch needs to know.
 #pragma once
 
 #include "kernels/cuda/linear/weight_tiles.h"
@@ -9,22 +8,40 @@ namespace nibble::kernels::cuda::decode {
 inline constexpr int kWarps = 16;
 inline constexpr int kThreads = kWarps * 32;
 
-// A stage is 2 KB of codes and the scales of its slice.
-inline constexpr int kStageVectors = 4;
-inline constexpr int kStageCodes = kStageVectors * 512;
+constexpr int VectorsPerTile(TileFormat format) { return CodeBytes(format) / 512; }
 
-constexpr int StageBytes(TileFormat format, int group_columns) {
-  return kStageCodes + ScaleBytes(format, group_columns);
+// Row tiles of a unit: two where their products share what is read of x, and registers allow it.
+constexpr int RowTilesOfUnit(TileFormat format, int token_tiles) {
+  return token_tiles == 1 || (token_tiles == 8 && HasGroups(format)) ? 1 : 2;
 }
 
-// DecodeKernel of 1, 2, 4 or 8 token tiles and 1 or 2 stages.
-const void* Nvfp4Kernel(int token_tiles, int stages);
-const void* Bf16Kernel(int token_tiles, int stages);
-const void* Mxfp4Kernel(int token_tiles, int stages);
-const void* Fp8Kernel(int token_tiles, int stages);
-const void* Mxfp8Kernel(int token_tiles, int stages);
-const void* Fp8GroupsKernel(int token_tiles, int stages);
-const void* Int4Kernel(int token_tiles, int stages);
-const void* Int8Kernel(int token_tiles, int stages);
+// Whether x is brought into the order in which lanes read it, by a kernel before.
+constexpr bool PreparesX(int token_tiles) { return token_tiles >= 4; }
+
+// 512-byte vectors of each row tile in a stage.
+constexpr int StageVectors(TileFormat format, int token_tiles) {
+  const int wanted = token_tiles == 1 ? 4 : 2;
+  return wanted < VectorsPerTile(format) ? VectorsPerTile(format) : wanted;
+}
+
+// Codes and the slice's scales, of every row tile.
+constexpr int StageBytes(TileFormat format, int token_tiles, int group_columns) {
+  return RowTilesOfUnit(format, token_tiles) *
+         (StageVectors(format, token_tiles) * 512 + ScaleBytes(format, group_columns));
+}
+
+// Token tiles whose slice sums are exchanged at a time.
+constexpr int ReducedTokenTiles(int token_tiles) { return token_tiles == 8 ? 2 : token_tiles; }
+
+// DecodeKernel of 1 token tile and 1 or 2 stages, or of 2, 4 or 8 and 2 stages; HeadDecodeKernel of
+// 1 and 1, or 2 and 2.
+const void* Nvfp4Kernel(int token_tiles, int stages, bool heads);
+const void* Mxfp4Kernel(int token_tiles, int stages, bool heads);
+const void* Bf16Kernel(int token_tiles, int stages, bool heads);
+const void* Fp8Kernel(int token_tiles, int stages, bool heads);
+const void* Mxfp8Kernel(int token_tiles, int stages, bool heads);
+const void* Fp8GroupsKernel(int token_tiles, int stages, bool heads);
+const void* Int4Kernel(int token_tiles, int stages, bool heads);
+const void* Int8Kernel(int token_tiles, int stages, bool heads);
 
 }  // namespace nibble::kernels::cuda::decode

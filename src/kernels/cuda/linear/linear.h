@@ -16,11 +16,8 @@ void Linear(const OpContext& context, const LinearParams& params);
 
 void Embed(const OpContext& context, const EmbedParams& params);
 
+Result<std::unique_ptr<PreparedWeights>> PrepareHeads(std::span<const PackedWeight* const> weights);
 size_t HeadLinearWorkspace(int threads, int64_t max_t, int64_t k);
 void HeadLinear(const OpContext& context, const HeadLinearParams& params);
-
-// out (m, K), dense: x as the columns of `weight` meet it, its column order and multiplier applied.
-void TransformActivations(const CudaWeight& weight, const uint16_t* x, int64_t x_stride, int64_t m,
-                          uint16_t* out, void* stream);
 
 }  // namespace nibble::kernels::cuda

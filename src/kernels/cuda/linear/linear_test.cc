@@ -107,8 +107,10 @@ TEST_F(CudaLinear, MatchesRefAtRealSizes) {
   struct Shape {
     int64_t m, n, k;
   };
-  for (const Shape s : {Shape{1, 64, 28672}, Shape{8, 48, 14336}, Shape{2, 5000, 512},
-                        Shape{8, 6000, 256}, Shape{64, 40, 4096}, Shape{20, 2200, 1024}}) {
+  for (const Shape s :
+       {Shape{1, 64, 28672}, Shape{8, 48, 14336}, Shape{2, 5000, 512}, Shape{8, 6000, 256},
+        Shape{64, 40, 4096}, Shape{20, 2200, 1024}, Shape{9, 150, 28672}, Shape{12, 40000, 64},
+        Shape{64, 17000, 64}, Shape{1, 300000, 16}}) {
     SCOPED_TRACE(testing::Message() << s.m << " x " << s.n << " x " << s.k);
     ExpectLikeRef(MakeWeight(WeightFormat::kNvfp4, s.n, s.k, 5, 0.01f),
                   MakeActivations(s.m * s.k, 6));
@@ -286,16 +288,34 @@ TEST_F(CudaLinear, StridesAndAlignmentOfXAndY) {
       const int64_t y_stride = n + 3;
       std::vector<uint16_t> y(m * y_stride, 0x1234);
       for (int64_t t = 0; t < m; ++t) std::copy_n(&x[t * k], k, &wide[offset + t * x_stride]);
-      ops().linear({}, {.x = wide.data() + offset,
-                        .x_stride = x_stride,
-                        .weight = weight.get(),
-                        .y = y.data(),
-                        .y_stride = y_stride,
-                        .m = m});
+      std::vector<std::byte> workspace(ops().linear_workspace(m, k));
+      ops().linear({.workspace = workspace.data(), .workspace_bytes = workspace.size()},
+                   {.x = wide.data() + offset,
+                    .x_stride = x_stride,
+                    .weight = weight.get(),
+                    .y = y.data(),
+                    .y_stride = y_stride,
+                    .m = m});
       for (int64_t t = 0; t < m; ++t) {
         for (int64_t i = 0; i < n; ++i) ASSERT_EQ(y[t * y_stride + i], expected[t * n + i]);
         for (int64_t i = n; i < y_stride; ++i) ASSERT_EQ(y[t * y_stride + i], 0x1234);
       }
+    }
+}
+
+TEST_F(CudaLinear, EveryPlanFits) {
+  Runner gpu(ops());
+  for (const WeightFormat format : kFormats)
+    for (const BlockScales& scales : ScalesOf(format)) {
+      const auto weight = Pack(gpu, MakeWeight(format, 16, 8192, 1, 1, scales));
+      for (const int row_tiles : {1, 300, 1792, 9496, 20000})
+        for (const int m : {1, 2, 4, 8, 16, 32, 64}) {
+          cuda::WeightTiles tiles = cuda::AsCuda(*weight).tiles();
+          tiles.row_tiles = row_tiles;
+          if (m > cuda::DecodeTokensOfLaunch(tiles)) continue;
+          EXPECT_GE(cuda::DecodeBlocksPerMultiprocessor(tiles, cuda::PlanDecode(tiles, m)), 1)
+              << WeightFormatName(format) << " " << row_tiles << " row tiles, M=" << m;
+        }
     }
 }
 
@@ -313,6 +333,52 @@ TEST_F(CudaLinear, TwoDecodeLaunchesShareAMultiprocessor) {
                                                       cuda::PlanDecode(tiles, static_cast<int>(m))),
                   2)
             << WeightFormatName(format) << " K=" << k << " M=" << m;
+      }
+}
+
+// One launch for all heads gives the bits of a linear per head.
+TEST_F(CudaLinear, HeadsGiveTheBitsOfALinearPerHead) {
+  constexpr int64_t kHeads = 5, kGap = 8;
+  for (const WeightFormat format : {WeightFormat::kBf16, WeightFormat::kNvfp4, WeightFormat::kFp8})
+    for (const int64_t k : {64, 100, 512})
+      for (const int64_t t : {1, 3, 9, 100}) {
+        if (k % BlockOf(format) != 0) continue;
+        SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " K=" << k << " T=" << t);
+        const int64_t n = 40, x_stride = kHeads * (k + kGap), y_stride = kHeads * (n + 2) + 1;
+        Runner gpu(ops());
+        std::vector<std::unique_ptr<PackedWeight>> weights;
+        std::vector<const PackedWeight*> heads;
+        for (int64_t h = 0; h < kHeads; ++h) {
+          weights.push_back(
+              Pack(gpu, MakeWeight(format, n, k, static_cast<uint32_t>(10 + h), 0.01f)));
+          heads.push_back(weights.back().get());
+        }
+        const auto prepared = ops().prepare_heads(heads);
+        ASSERT_TRUE(prepared.has_value());
+        const auto x = MakeActivations(t * x_stride, 7);
+        std::vector<uint16_t> y(t * y_stride, 0x1234), expected = y;
+        std::vector<std::byte> workspace(ops().head_linear_workspace(1, t, k));
+        ops().head_linear({.workspace = workspace.data(), .workspace_bytes = workspace.size()},
+                          {.x = x.data(),
+                           .x_stride = x_stride,
+                           .x_head_stride = k + kGap,
+                           .weights = heads,
+                           .prepared = prepared->get(),
+                           .y = y.data(),
+                           .y_stride = y_stride,
+                           .y_head_stride = n + 2,
+                           .t = t});
+        for (int64_t h = 0; h < kHeads; ++h) {
+          std::vector<uint16_t> head;
+          for (int64_t i = 0; i < t; ++i) {
+            const auto from = x.begin() + i * x_stride + h * (k + kGap);
+            head.insert(head.end(), from, from + k);
+          }
+          const auto one = gpu.LinearBf16(*weights[h], head);
+          for (int64_t i = 0; i < t; ++i)
+            std::copy_n(&one[i * n], n, &expected[i * y_stride + h * (n + 2)]);
+        }
+        EXPECT_EQ(y, expected);
       }
 }
 
