@@ -215,6 +215,22 @@ TEST_P(DeltaNetParity, BatchAndThreadsDoNotMatter) {
   ExpectSame(alone, watched);
 }
 
+// Decoding at sizes where a backend may divide its work otherwise than for one sequence.
+TEST_P(DeltaNetParity, ALargeBatchDoesNotMatter) {
+  const DeltaShape shape = {.k_heads = 8, .v_heads = 16, .k_dim = 128, .v_dim = 128};
+  std::vector<DeltaSequence> batch;
+  for (uint64_t id = 20; id < 28; ++id)
+    batch.push_back(DeltaSequence::At(shape, id, static_cast<int64_t>(id)));
+  std::vector<DeltaSequence> alone = batch;
+  std::vector<DeltaSequence*> together;
+  for (DeltaSequence& s : batch) together.push_back(&s);
+  Step(ops(), shape, together, std::vector<int64_t>(batch.size(), 1));
+  for (size_t i = 0; i < batch.size(); ++i) {
+    Step(ops(), shape, {&alone[i]}, {1});
+    ExpectSame(alone[i], batch[i]);
+  }
+}
+
 // A sequence without tokens in the step keeps its state.
 TEST_P(DeltaNetParity, AnEmptySequenceIsLeftAlone) {
   const DeltaShape shape;

@@ -224,6 +224,22 @@ TEST_P(Mamba2Parity, BatchAndThreadsDoNotMatter) {
   ExpectSame(alone, watched);
 }
 
+// Decoding at sizes where a backend may divide its work otherwise than for one sequence.
+TEST_P(Mamba2Parity, ALargeBatchDoesNotMatter) {
+  const Mamba2Shape shape = {.heads = 32, .head_dim = 64, .groups = 8, .state_dim = 128};
+  std::vector<Mamba2Sequence> batch;
+  for (uint64_t id = 20; id < 28; ++id)
+    batch.push_back(Mamba2Sequence::At(shape, id, static_cast<int64_t>(id)));
+  std::vector<Mamba2Sequence> alone = batch;
+  std::vector<Mamba2Sequence*> together;
+  for (Mamba2Sequence& s : batch) together.push_back(&s);
+  Step(ops(), shape, together, std::vector<int64_t>(batch.size(), 1));
+  for (size_t i = 0; i < batch.size(); ++i) {
+    Step(ops(), shape, {&alone[i]}, {1});
+    ExpectSame(alone[i], batch[i]);
+  }
+}
+
 // A sequence without tokens in the step keeps its state, wherever it stands in the batch.
 TEST_P(Mamba2Parity, AnEmptySequenceIsLeftAlone) {
   const Mamba2Shape shape;

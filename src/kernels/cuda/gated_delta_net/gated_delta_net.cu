@@ -139,7 +139,7 @@ constexpr int kPromptRows = 32;     // of a CTA of the recurrence
 constexpr int kPromptLaneRows = 2;  // of a lane there
 constexpr int kPromptThreads = kPromptRows / kPromptLaneRows * kRowLanes;
 constexpr int kTile = 16;        // tokens staged at once
-constexpr int kUnrolled = 4;     // of them computed as straight code
+constexpr int kUnrolled = 2;     // of them computed as straight code
 constexpr int64_t kSpan = 2048;  // tokens that the workspace holds
 constexpr int kPrepareWarps = 4;
 
@@ -474,24 +474,20 @@ int Slices(const GatedDeltaNetParams& p, int lane_rows) {
   return (p.v_dim + rows - 1) / rows;
 }
 
-int ClusterOf(const GatedDeltaNetParams& p, int lane_rows) {
-  return p.v_heads / p.k_heads * Slices(p, lane_rows);
-}
-
 // Rows of a lane of the step kernel: few while there are multiprocessors to fill, else many, as the
 // work that CTAs repeat is less then. 0 where the kernel does not serve.
 int StepLaneRows(const GatedDeltaNetParams& p, const CausalConv& conv, int most) {
   const bool serves = conv.pairs && StateRowsAreVectors(p.recurrent_state, p.k_dim);
   if (p.t > 4 * p.sequences.count || !serves || CurrentDevice().major < 9) return 0;
-  const int64_t enough = 2 * int64_t{CurrentDevice().multiprocessors};
+  const int64_t enough = CurrentDevice().multiprocessors * 3 / 4;
+  int fewest = 0;
   for (int rows = most; rows > 0; rows /= 2) {
-    const int cluster = ClusterOf(p, rows);
-    const bool fits = cluster > 1 && cluster <= kMaxCluster;
-    const bool last = rows == 1 || ClusterOf(p, rows / 2) > kMaxCluster;
-    const int64_t ctas = p.sequences.count * p.v_heads * Slices(p, rows);
-    if (fits && (last || ctas >= enough)) return rows;
+    const int cluster = p.v_heads / p.k_heads * Slices(p, rows);
+    if (cluster < 2 || cluster > kMaxCluster) continue;
+    fewest = rows;
+    if (p.sequences.count * p.v_heads * Slices(p, rows) >= enough) break;
   }
-  return 0;
+  return fewest;
 }
 
 template <int kPieces, int kLaneRows>

@@ -66,8 +66,8 @@ constexpr int kStepThreads = 256;
 constexpr int kStepRows = kStepThreads / kRowLanes;  // times those of a lane: of a CTA
 constexpr int kMaxCluster = 8;                       // the portable limit
 
-// A CTA takes slice x of the rows of group y of sequence z; a cluster is a group. state_dim and a
-// group's rows are even, rows of the state are vectors.
+// A CTA takes slice x of the rows of group y of sequence z; a cluster is a group. state_dim is
+// even, head_dim a multiple of kLaneRows, rows of the state are vectors.
 template <int kPieces, int kLaneRows>
 __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
     StepKernel(const __grid_constant__ Mamba2Params p, const __grid_constant__ CausalConv conv) {
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
   Columns<kPieces> rows[kLaneRows];
 #pragma unroll
   for (int r = 0; r < kLaneRows; ++r) {
-    const bool old = !s.starts && s.count > 0 && row + r < groups.rows;
+    const bool old = !s.starts && s.count > 0 && row < groups.rows;
     rows[r] = LoadStateRow<kPieces>(state + r * p.state_dim, old ? p.state_dim : 0, j, true);
   }
   ConvPair channels[kPairs];  // by their place in `mixed`
@@ -109,14 +109,9 @@ __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
     }
     channels[m].Begin(conv, s, s.count > 0 ? channel : -1);
   }
-  int model_row[kLaneRows], head[kLaneRows];  // those beyond a group's last compute in vain
-  float rate[kLaneRows], dt_bias[kLaneRows], d[kLaneRows];
-#pragma unroll
-  for (int r = 0; r < kLaneRows; ++r) {
-    model_row[r] = group_row + min(row + r, groups.rows - 1);
-    head[r] = model_row[r] / p.head_dim;
-    rate[r] = expf(p.a_log[head[r]]), dt_bias[r] = p.dt_bias[head[r]], d[r] = p.d[head[r]];
-  }
+  const int model_row = group_row + min(row, groups.rows - kLaneRows);
+  const int head = model_row / p.head_dim;  // of all rows of a lane
+  const float rate = expf(p.a_log[head]), dt_bias = p.dt_bias[head], d = p.d[head];
   const int out_row = first_row + thread;  // of threads that write outputs
   const bool writes = thread < kCtaRows && out_row < groups.rows;
   const float norm_weight = writes ? p.norm_weight[group_row + out_row] : 0.0f;
@@ -131,12 +126,10 @@ __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) inputs[m] = channels[m].LoadInput(conv, token);
     const uint16_t* z = p.zxbcdt + token * p.stride;
-    uint16_t raw_dt[kLaneRows], gate[kLaneRows];
+    const uint16_t raw_dt = z[groups.width + groups.channels + head];
+    uint16_t gate[kLaneRows];
 #pragma unroll
-    for (int r = 0; r < kLaneRows; ++r) {
-      raw_dt[r] = z[groups.width + groups.channels + head[r]];
-      gate[r] = z[model_row[r]];
-    }
+    for (int r = 0; r < kLaneRows; ++r) gate[r] = z[model_row + r];
     if (t > 0) __syncthreads();  // the token before has been read
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) {
@@ -144,23 +137,19 @@ __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
       const float2 out = channels[m].Next(inputs[m]);
       if (place < 2 * kWidth + kCtaRows) *reinterpret_cast<float2*>(mixed + place) = out;
     }
-    HeadStep steps[kLaneRows];
-#pragma unroll
-    for (int r = 0; r < kLaneRows; ++r)
-      steps[r] = r > 0 && head[r] == head[r - 1] ? steps[r - 1]
-                                                 : HeadStepOf(p, raw_dt[r], rate[r], dt_bias[r]);
+    const HeadStep step = HeadStepOf(p, raw_dt, rate, dt_bias);
     __syncthreads();
 
     const Columns<kPieces> b = LoadSharedRow<kPieces>(mixed, j);
     const float* x = mixed + 2 * kWidth + cta_row;
 #pragma unroll
-    for (int r = 0; r < kLaneRows; ++r) MoveRow(b, steps[r], x[r], &rows[r]);
+    for (int r = 0; r < kLaneRows; ++r) MoveRow(b, step, x[r], &rows[r]);
     asm volatile("" ::: "memory");  // C is loaded when B's registers are free
     const Columns<kPieces> c = LoadSharedRow<kPieces>(mixed + kWidth, j);
     float u[kLaneRows];
 #pragma unroll
     for (int r = 0; r < kLaneRows; ++r)
-      u[r] = GatedRow(OutputOf(SumOverRowLanes(LaneDot(rows[r], c)), x[r], d[r]), gate[r]);
+      u[r] = GatedRow(OutputOf(SumOverRowLanes(LaneDot(rows[r], c)), x[r], d), gate[r]);
     // Each lane of a row tells one CTA of the group.
     ptx::BytesBarrier& came = outputs_came[t % 2];
     float* group_u = outputs[t % 2];
@@ -169,7 +158,7 @@ __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
     if (t + 1 == s.count) {
 #pragma unroll
       for (int r = 0; r < kLaneRows; ++r)
-        if (row + r < groups.rows)
+        if (row < groups.rows)
           StoreStateRow(rows[r], state + r * p.state_dim, p.state_dim, j, true);
     }
     if (thread < kCtaRows) {
@@ -197,7 +186,7 @@ constexpr int kPromptRows = 32;     // of a CTA of the recurrence
 constexpr int kPromptLaneRows = 2;  // of a lane there
 constexpr int kPromptThreads = kPromptRows / kPromptLaneRows * kRowLanes;
 constexpr int kTile = 16;        // tokens staged at once
-constexpr int kUnrolled = 4;     // of them computed as straight code
+constexpr int kUnrolled = 8;     // of them computed as straight code
 constexpr int64_t kSpan = 2048;  // tokens that the workspace holds
 constexpr int kPrepareWarps = 4;
 
@@ -481,22 +470,20 @@ int Slices(const Mamba2Params& p, int lane_rows) {
   return (Groups::Of(p).rows + rows - 1) / rows;
 }
 
-int ClusterOf(const Mamba2Params& p, int lane_rows) { return Slices(p, lane_rows); }
-
 // Rows of a lane of the step kernel: few while there are multiprocessors to fill, else many, as the
 // work that CTAs repeat is less then. 0 where the kernel does not serve.
 int StepLaneRows(const Mamba2Params& p, const CausalConv& conv, int most) {
   const bool serves = conv.pairs && StateRowsAreVectors(p.recurrent_state, p.state_dim);
   if (p.t > 4 * p.sequences.count || !serves || CurrentDevice().major < 9) return 0;
-  const int64_t enough = 2 * int64_t{CurrentDevice().multiprocessors};
+  const int64_t enough = CurrentDevice().multiprocessors * 3 / 4;
+  int fewest = 0;
   for (int rows = most; rows > 0; rows /= 2) {
-    const int cluster = ClusterOf(p, rows);
-    const bool fits = cluster > 1 && cluster <= kMaxCluster;
-    const bool last = rows == 1 || ClusterOf(p, rows / 2) > kMaxCluster;
-    const int64_t ctas = p.sequences.count * p.groups * Slices(p, rows);
-    if (fits && (last || ctas >= enough)) return rows;
+    const int cluster = Slices(p, rows);
+    if (cluster < 2 || cluster > kMaxCluster || p.head_dim % rows != 0) continue;
+    fewest = rows;
+    if (p.sequences.count * p.groups * cluster >= enough) break;
   }
-  return 0;
+  return fewest;
 }
 
 template <int kPieces, int kLaneRows>
