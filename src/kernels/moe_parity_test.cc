@@ -235,7 +235,7 @@ TEST_P(MoeParity, BatchAndThreadsDoNotMatter) {
 // Widths of published models, with fewer experts.
 std::vector<std::pair<std::string, MoeShape>> TrueShapes() {
   return {
-      {"Qwen3-30B-A3B", {.t = 1, .d = 2048, .f = 768, .routing = {.experts = 12, .top_k = 8}}},
+      {"Qwen3-30B-A3B", {.t = 1, .d = 2048, .f = 768, .routing = {.experts = 10, .top_k = 8}}},
       {"Qwen3-Next",
        {.t = 1,
         .d = 2048,
@@ -257,7 +257,10 @@ std::vector<std::pair<std::string, MoeShape>> TrueShapes() {
 
 TEST_P(MoeParity, TrueShapesMatchReference) {
   if (ops().backend != "cuda") GTEST_SKIP() << "too slow here";
-  for (const auto& [name, shape] : TrueShapes()) {
+  for (auto [name, shape] : TrueShapes()) {
+    // ref would take a minute for all of F.
+    shape.f = 160;
+    shape.shared_f = shape.shared_f > 0 ? 224 : 0;
     SCOPED_TRACE(name);
     const MoeWeights reference(RefOps(), shape), weights(PackerOf(ops()), shape);
     ExpectNear(RunMoe(ops(), weights, shape, 0, shape.t),

@@ -12,6 +12,13 @@ namespace nibble::kernels::cuda::moe {
 inline constexpr int kMaxGateUpSlices = 44;
 inline constexpr int kMaxDownSlices = 112;
 
+// Up to so many tokens, this kernel and the next share a multiprocessor: few registers.
+inline constexpr int kLeanTokens = 2;
+
+// Shared memory at most of the lean kernels, so that a block of each shares a multiprocessor.
+inline constexpr int kLeanShared = 116 * 1024;
+inline constexpr int kDownSumShared = 106 * 1024;
+
 // What the host knows about the weights of a phase, for the choice of kernel and shared memory.
 struct WeightSet {
   bool all_nvfp4 = true;
@@ -30,8 +37,12 @@ struct WeightSet {
 enum class Formats : uint8_t { kNvfp4, kMxfp4, kAny };
 Formats FormatsOf(const WeightSet& set);
 
-// h[p] (F) of every row p = bf16(activation(bf16(gate_up x))), with zeros up to a multiple of 64.
-struct GateUpParams {
+// One linear of all groups. kGateUp: h[p] (F) of every row p = bf16(activation(bf16(gate_up x))),
+// with zeros up to a multiple of 64. kDown: y[p] (D) = down h[p].
+enum class Phase : uint8_t { kGateUp, kDown };
+
+struct PhaseParams {
+  Phase phase = Phase::kGateUp;
   Lists lists;
   const uint16_t* x = nullptr;  // row of a token, or of p where by_row; columns up to a multiple of
   int64_t x_stride = 0;         // 64 are there and finite; rows 16-byte aligned
@@ -39,9 +50,10 @@ struct GateUpParams {
   const uint16_t* x_up = nullptr;  // what the rows of up see: x, or another of its kind
   uint16_t* h = nullptr;
   int64_t h_stride = 0;
-  int32_t experts = 0;  // E
-  int32_t f = 0;
-  int32_t shared_f = 0;  // 0: no shared expert
+  float* y = nullptr;          // rows of `outputs`
+  int32_t outputs = 0;         // F or D, of a routed expert
+  int32_t shared_outputs = 0;  // 0: no shared expert
+  bool straddles = false;      // rows of up may begin inside a row tile
   Activation activation;
   int64_t t = 0;
   int64_t max_groups = 0;
@@ -49,31 +61,42 @@ struct GateUpParams {
   WeightSet routed, shared;
 };
 
+// How Route divides the work.
+Split SplitOf(const PhaseParams& params);
 // Whether groups of group_rows rows fit shared memory; groups of 8 do.
-bool GateUpFits(const GateUpParams& params);
-void GateUp(const OpContext& context, const GateUpParams& params);
+bool PhaseFits(const PhaseParams& params);
+void RunPhase(const OpContext& context, const PhaseParams& params);
 
-// out (T, D): sums over every token's places, in order.
-struct DownParams {
+// out (T, D): every token's rows of y times their weights, in the order of its places.
+struct SumRowsParams {
   Lists lists;
-  const uint16_t* h = nullptr;  // (rows), rows h_stride apart, with zeros up to a multiple of 64
-  int64_t h_stride = 0;
+  const float* y = nullptr;  // (rows, D)
   int32_t top_k = 0;
   int64_t t = 0;
   int64_t d = 0;
-  bool shared = false;
-  int64_t max_groups = 0;
-  int32_t group_rows = 8;
-  WeightSet routed_set, shared_set;
-  // (T, D), of more than kTokensInRegisters tokens: out_f32 where there is one.
-  float* sums = nullptr;
   uint16_t* out = nullptr;
   float* out_f32 = nullptr;
 };
 
-inline constexpr int kTokensInRegisters = 64;
+void SumRows(const OpContext& context, const SumRowsParams& params);
 
-bool DownFits(const DownParams& params);
-void Down(const OpContext& context, const DownParams& params);
+// kDown and SumRows in one, for so few tokens that a launch counts: a block owns 16 columns of out
+// and goes through all groups.
+struct DownSumParams {
+  Lists lists;
+  const uint16_t* h = nullptr;  // (rows), rows h_stride apart, with zeros up to a multiple of 64
+  int64_t h_stride = 0;
+  int32_t top_k = 0;
+  int64_t t = 0;  // up to kDownSumTokens
+  int64_t d = 0;
+  int64_t max_groups = 0;
+  WeightSet routed, shared;
+  uint16_t* out = nullptr;
+  float* out_f32 = nullptr;
+};
+
+inline constexpr int kDownSumTokens = 2;
+
+void DownSum(const OpContext& context, const DownSumParams& params);
 
 }  // namespace nibble::kernels::cuda::moe

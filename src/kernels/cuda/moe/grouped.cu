@@ -70,9 +70,9 @@ constexpr int kListThreads = 1024;
 static_assert(kListThreads >= kMaxExperts);
 
 __device__ void WriteBlock(const Expert& expert, int first_row, int rows, RowBlock* block) {
-  *block = {{expert.gate_up.tiles.data, expert.down.tiles.data},
-            {expert.gate_up.tiles.row_scales, expert.down.tiles.row_scales},
-            {expert.gate_up.bias, expert.down.bias},
+  *block = {{expert.gate.data, expert.down.data},
+            {expert.gate_scales, expert.down_scales},
+            {expert.gate_bias, expert.down_bias},
             first_row,
             rows};
 }
@@ -219,10 +219,8 @@ __global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombinePa
 #pragma unroll 4
   for (int i = 0; i < p.places; ++i) {
     const Place place = places[i];
-    if (place.group_column < 0) continue;
-    const int64_t row = p.lists.groups[place.group_column / kColumnsOfGroup].first_row +
-                        place.group_column % kColumnsOfGroup;
-    sum = __fmaf_rn(place.weight, p.y[row * p.columns + column], sum);
+    if (place.row < 0) continue;
+    sum = __fmaf_rn(place.weight, p.y[int64_t{place.row} * p.columns + column], sum);
   }
   const int64_t at = token * p.d + p.first_column + column;
   if (p.out_f32 != nullptr) {
@@ -316,8 +314,8 @@ class Run {
                  shared_row};
     if (p_.shared_f == 0) return;
     parts_[part_count_++] = {
-        p_.shared.gate_up.tiles, p_.shared.down.tiles,      p_.shared_f, p_.t,
-        scratch_.lists.shared,   scratch_.lists.counts + 1, shared_row,  shared_row + 1};
+        p_.shared_gate_up,         p_.shared_down, p_.shared_f,   p_.t, scratch_.lists.shared,
+        scratch_.lists.counts + 1, shared_row,     shared_row + 1};
   }
 
   void Hidden() const {
@@ -402,9 +400,8 @@ bool GroupedTakes(const GroupedParams& p) {
   if (!Uniform(p.gate_up, p.activation.inputs(p.f), p.d) || !Uniform(p.down, p.d, p.f))
     return false;
   if (p.shared_f == 0) return true;
-  const Expert& shared = p.shared;
-  return p.shared_f % 2 == 0 && shared.up.tiles.data == nullptr &&
-         HasPrefill(shared.gate_up.tiles.format) && HasPrefill(shared.down.tiles.format);
+  return p.shared_f % 2 == 0 && p.shared_gate_up.n == p.activation.inputs(p.shared_f) &&
+         HasPrefill(p.shared_gate_up.format) && HasPrefill(p.shared_down.format);
 }
 
 int64_t GroupedWorkspace(const GroupedSizes& s) {

@@ -25,6 +25,7 @@ struct GroupedParams {
   Lists lists;
   const Expert* experts = nullptr;  // (E), on the device
   Expert shared;
+  WeightTiles shared_gate_up, shared_down;
   int32_t expert_count = 0;  // E
   int32_t top_k = 0;
   int64_t t = 0;

@@ -19,28 +19,64 @@
 
 namespace nibble::kernels::cuda::moe {
 
-// One linear of an expert, as kernels read it; tiles.data null: there is none.
-struct ExpertLinear {
-  WeightTiles tiles;
-  const float* bias = nullptr;  // (N) or null
+// The row tiles of a weight, or of some of its rows, as kernels read them.
+struct Source {
+  const std::byte* data = nullptr;  // of row tile 0; null: nothing to multiply by
+  int32_t row_tile_bytes = 0;
+  int32_t slice_stride = 0;
+  int16_t k_tiles = 0;
+  int16_t x_tiles = 0;
+  int16_t group_columns = 0;
+  TileFormat format = TileFormat::kBf16;
+
+  NIBBLE_HD int slices() const { return (k_tiles + kSliceTiles - 1) / kSliceTiles; }
 };
 
-struct Expert {
-  ExpertLinear gate_up, up, down;
-};
-
-struct Group {
-  Expert expert;
-  int32_t id = 0;  // E: the shared expert
-  int32_t first_row = 0;
-  int32_t rows = 0;  // 1..group_rows
+// gate.data null: not held here. Without a gate, `gate` is all there is before the activation.
+struct alignas(16) Expert {
+  Source gate, up, down;  // up: from the tile of its first row on
+  const float* gate_scales = nullptr;
+  const float* up_scales = nullptr;
+  const float* down_scales = nullptr;
+  const float* gate_bias = nullptr;  // or null, all three
+  const float* up_bias = nullptr;
+  const float* down_bias = nullptr;
+  int32_t up_offset = 0;  // of up's first row in its tile
   int32_t unused = 0;
 };
 
+struct alignas(16) Group {
+  Expert expert;
+  int32_t id = 0;  // E: the shared expert
+  int32_t f = 0;
+  int32_t first_row = 0;
+  int32_t rows = 0;  // 1..group_rows
+};
+
+// The work of a phase: items of 16 outputs of a group, group by group, in one contiguous share per
+// block.
+struct Split {
+  int32_t blocks = 0;
+  int32_t routed_tiles = 0;  // items of a group
+  int32_t shared_tiles = 0;
+  int32_t routed_cost = 1;  // of an item
+  int32_t shared_cost = 1;
+};
+
+struct alignas(16) Share {
+  int32_t group = 0;
+  int32_t items = 0;
+  int16_t tile = 0;           // of the group, to begin with
+  int16_t groups = 0;         // that it touches
+  int32_t routed_groups = 0;  // of these
+};
+
 // Where a token meets an expert.
-struct Place {
+struct alignas(16) Place {
   int32_t group_column;  // group * kColumnsOfGroup + its row's place in the group; -1: nowhere
-  float weight;          // of the expert's output
+  int32_t row;
+  float weight;  // of the expert's output
+  int32_t unused;
 };
 
 inline constexpr int kMaxExperts = 1024;
@@ -56,11 +92,13 @@ struct Counts {
 
 struct Lists {
   Counts* counts = nullptr;
-  int32_t* first_row = nullptr;  // (E + 2): expert e has rows [first_row[e], first_row[e + 1])
-  Group* groups = nullptr;       // (max_groups)
-  int32_t* row_token = nullptr;  // (rows)
-  float* row_weight = nullptr;   // (rows): the routing weight, also where it goes to the input
-  Place* places = nullptr;       // (T, top_k + 1): ascending experts, the shared one last
+  int32_t* first_row = nullptr;     // (E + 2): expert e has rows [first_row[e], first_row[e + 1])
+  Group* groups = nullptr;          // (max_groups)
+  int32_t* row_token = nullptr;     // (rows)
+  float* row_weight = nullptr;      // (rows): the routing weight, also where it goes to the input
+  Share* gate_up_shares = nullptr;  // (blocks of the phase)
+  Share* down_shares = nullptr;     // where it is a phase of its own
+  Place* places = nullptr;          // (T, top_k + 1): ascending experts, the shared one last
 };
 
 }  // namespace nibble::kernels::cuda::moe

@@ -6,20 +6,26 @@
 
 #include "base/check.h"
 #include "kernels/cuda/linear/linear.h"
+#include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/moe/expert_linears.h"
 #include "kernels/cuda/moe/gather.h"
 #include "kernels/cuda/moe/grouped.h"
 #include "kernels/cuda/moe/listen.h"
 #include "kernels/cuda/moe/prepared_experts.h"
 #include "kernels/cuda/moe/route.h"
+#include "kernels/cuda/moe/router.h"
 
 namespace nibble::kernels::cuda {
 namespace {
 
 using namespace moe;
 
-// Tokens of one chain of launches: bounds the workspace.
+// Tokens of one chain of launches, with grouped products and without: bounds the workspace.
 constexpr int64_t kMaxTokens = 4096;
+constexpr int64_t kMaxStreamedTokens = 512;
+
+// More than multiprocessors.
+constexpr int64_t kMaxShares = 512;
 
 // Rows whose inputs are gathered at a time, where that is needed.
 constexpr int64_t kGatheredRows = 768;
@@ -36,9 +42,8 @@ struct Scratch {
   Lists lists;
   int32_t* chosen = nullptr;
   float* chosen_weight = nullptr;
-  uint8_t* block_counts = nullptr;
   uint16_t* h = nullptr;           // (rows, F rounded up)
-  float* sums = nullptr;           // (T, D)
+  float* y = nullptr;              // (rows, D)
   uint16_t* gathered_x = nullptr;  // (gathered rows, D rounded up)
   uint16_t* gathered_x_up = nullptr;
   uint16_t* gathered_h = nullptr;  // (gathered rows, F rounded up)
@@ -68,14 +73,16 @@ int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
   take(&out->lists.counts, 1);
   take(&out->lists.first_row, s.experts + 2);
   take(&out->lists.groups, MaxGroups(s.t, s.experts, s.top_k, true, 8));
+  take(&out->lists.gate_up_shares, kMaxShares);
+  take(&out->lists.down_shares, kMaxShares);
   take(&out->lists.row_token, rows);
   take(&out->lists.row_weight, rows);
   take(&out->lists.places, rows);
   take(&out->chosen, routed_rows);
   take(&out->chosen_weight, routed_rows);
-  take(&out->block_counts, (s.t + kTokensOfBlock - 1) / kTokensOfBlock * s.experts);
   take(&out->h, rows * h_stride);
-  take(&out->sums, s.t > kTokensInRegisters ? s.t * s.d : 0);
+  const int64_t streamed = std::min(s.t, kMaxStreamedTokens) * (s.top_k + 1);
+  take(&out->y, s.t > kDownSumTokens ? streamed * s.d : 0);
   take(&out->gathered_x, gathered * x_stride);
   take(&out->gathered_x_up, gathered * x_stride);
   take(&out->gathered_h, gathered * h_stride);
@@ -94,20 +101,27 @@ class MoeRun {
         shared_(FactsOf(params.shared)),
         transforms_x_(prepared_.transforms_x() || shared_.transforms_x),
         transforms_h_(prepared_.transforms_h() || shared_.transforms_h) {
-    AddTo(shared_.expert, &shared_gate_up_, &shared_down_);
+    AddTo(params.shared, &shared_gate_up_, &shared_down_);
   }
 
   void Run() {
     const bool aligned = p_.d % kTileColumns == 0 && reinterpret_cast<uintptr_t>(p_.x) % 16 == 0;
     gathers_x_ = transforms_x_ || p_.weight_on_input || !aligned;
-    const int64_t most = std::min(p_.t, kMaxTokens);
-    const int64_t tokens =
-        gathers_x_ || transforms_h_ ? GatheredTokens(most, p_.routing.top_k) : most;
-    for (int64_t first = 0; first < p_.t; first += tokens)
-      RunTokens(first, std::min(tokens, p_.t - first));
+    for (int64_t first = 0; first < p_.t; first += t_) RunTokens(first, TokensFrom(first));
   }
 
  private:
+  // How many tokens the next chain of launches takes.
+  int64_t TokensFrom(int64_t first) const {
+    const int64_t left = std::min(p_.t - first, kMaxTokens);
+    if (gathers_x_ || transforms_h_) return GatheredTokens(left, p_.routing.top_k);
+    return RunsGrouped(left) ? left : std::min(left, kMaxStreamedTokens);
+  }
+
+  bool RunsGrouped(int64_t t) const {
+    return !gathers_x_ && !transforms_h_ && p_.listener == nullptr && GroupedTakes(GroupedOf(t));
+  }
+
   void RunTokens(int64_t first, int64_t t) {
     first_ = first, t_ = t;
     const MoeSizes sizes = {.t = t,
@@ -122,9 +136,11 @@ class MoeRun {
     h_stride_ = RoundUp(sizes.f, kTileColumns);
     ChooseGroups();
     if (phases_.router) RunRouter(sizes);
-    if (phases_.route) RunRoute();
-    const GroupedParams grouped = GroupedOf(sizes);
-    if (!gathers_x_ && !transforms_h_ && p_.listener == nullptr && GroupedTakes(grouped)) {
+    if (phases_.route) Route(context_, RouteOf());
+    if (RunsGrouped(t)) {
+      GroupedParams grouped = GroupedOf(t);
+      grouped.workspace = scratch_.grouped;
+      grouped.workspace_bytes = GroupedBytes(sizes);
       if (phases_.gate_up) GroupedHidden(context_, grouped);
       if (phases_.down) GroupedOutput(context_, grouped);
       return;
@@ -143,7 +159,7 @@ class MoeRun {
       gate_up_ = GateUpOf();
       down_ = DownOf();
     };
-    for (set(); group_rows_ > 8 && !(GateUpFits(gate_up_) && DownFits(down_)); set())
+    for (set(); group_rows_ > 8 && !(PhaseFits(gate_up_) && PhaseFits(down_)); set())
       group_rows_ /= 2;
   }
 
@@ -164,26 +180,46 @@ class MoeRun {
                      .m = t_});
   }
 
-  void RunRouter(const MoeSizes& sizes) {
-    const uint16_t* router_x = p_.router_x != nullptr ? p_.router_x + first_ * p_.router->k() : x();
-    if (has_shared() && p_.shared_gate != nullptr)
-      RunLinear(sizes, x(), p_.shared_gate, nullptr, scratch_.shared_logits);
+  void RunRouter(const MoeSizes& sizes) const {
+    const int64_t router_k = p_.router->k();
+    const uint16_t* router_x = p_.router_x != nullptr ? p_.router_x + first_ * router_k : x();
+    const bool gated = has_shared() && p_.shared_gate != nullptr;
+    const RouterParams params = {
+        .router_x = router_x,
+        .router_stride = router_k,
+        .router = AsCuda(*p_.router).tiles(),
+        .bias = p_.router_bias,
+        .logits = scratch_.logits,
+        .x = x(),
+        .x_stride = p_.d,
+        .gate = gated ? AsCuda(*p_.shared_gate).tiles() : WeightTiles{},
+        .gate_logits = scratch_.shared_logits,
+        .t = t_,
+    };
+    const bool transformed =
+        AsCuda(*p_.router).transforms_x() || (gated && AsCuda(*p_.shared_gate).transforms_x());
+    if (!transformed && RouterTakes(params)) return Router(context_, params);
+    if (gated) RunLinear(sizes, x(), p_.shared_gate, nullptr, scratch_.shared_logits);
     RunLinear(sizes, router_x, p_.router, p_.router_bias, scratch_.logits);
   }
 
-  void RunRoute() const {
-    Route(context_, {.logits = scratch_.logits,
-                     .shared_logits = p_.shared_gate != nullptr ? scratch_.shared_logits : nullptr,
-                     .t = t_,
-                     .routing = p_.routing,
-                     .weight_on_input = p_.weight_on_input,
-                     .experts = prepared_.experts(),
-                     .shared = shared_.expert,
-                     .group_rows = group_rows_,
-                     .lists = scratch_.lists,
-                     .chosen = scratch_.chosen,
-                     .chosen_weight = scratch_.chosen_weight,
-                     .block_counts = scratch_.block_counts});
+  RouteParams RouteOf() const {
+    return {.logits = scratch_.logits,
+            .shared_logits = p_.shared_gate != nullptr ? scratch_.shared_logits : nullptr,
+            .t = t_,
+            .routing = p_.routing,
+            .weight_on_input = p_.weight_on_input,
+            .experts = prepared_.experts(),
+            .held = prepared_.held(),
+            .shared = shared_.expert,
+            .f = static_cast<int32_t>(p_.f),
+            .shared_f = static_cast<int32_t>(p_.shared_f),
+            .gate_up = SplitOf(gate_up_),
+            .down = sums_at_once() ? Split{} : SplitOf(down_),
+            .group_rows = group_rows_,
+            .lists = scratch_.lists,
+            .chosen = scratch_.chosen,
+            .chosen_weight = scratch_.chosen_weight};
   }
 
   void RunGateUp() const {
@@ -192,15 +228,27 @@ class MoeRun {
       if (transforms_x_)
         GatherInput(Input::kUp, x(), p_.d, p_.d, p_.d, scratch_.gathered_x_up, x_stride());
     }
-    GateUp(context_, gate_up_);
+    RunPhase(context_, gate_up_);
   }
 
   void RunDown() const {
     if (transforms_h_)
       GatherInput(Input::kDown, scratch_.h, h_stride_, p_.f, p_.shared_f, scratch_.gathered_h,
                   h_stride_);
-    Down(context_, down_);
+    if (sums_at_once()) return DownSum(context_, DownSumOf());
+    RunPhase(context_, down_);
+    SumRows(context_, {.lists = scratch_.lists,
+                       .y = scratch_.y,
+                       .top_k = p_.routing.top_k,
+                       .t = t_,
+                       .d = p_.d,
+                       .out = out(),
+                       .out_f32 = out_f32()});
   }
+
+  bool sums_at_once() const { return t_ <= kDownSumTokens; }
+  uint16_t* out() const { return p_.out == nullptr ? nullptr : p_.out + first_ * p_.d; }
+  float* out_f32() const { return p_.out_f32 == nullptr ? nullptr : p_.out_f32 + first_ * p_.d; }
 
   int64_t x_stride() const { return RoundUp(p_.d, kTileColumns); }
 
@@ -221,22 +269,26 @@ class MoeRun {
                       .stride = stride});
   }
 
-  GateUpParams GateUpOf() const {
-    GateUpParams params = {.lists = scratch_.lists,
-                           .x = x(),
-                           .x_stride = p_.d,
-                           .x_up = x(),
-                           .h = scratch_.h,
-                           .h_stride = h_stride_,
-                           .experts = p_.routing.experts,
-                           .f = static_cast<int32_t>(p_.f),
-                           .shared_f = has_shared() ? static_cast<int32_t>(p_.shared_f) : 0,
-                           .activation = p_.activation,
-                           .t = t_,
-                           .max_groups = max_groups_,
-                           .group_rows = group_rows_,
-                           .routed = prepared_.gate_up(),
-                           .shared = shared_gate_up_};
+  PhaseParams GateUpOf() const {
+    const int64_t shared_f = has_shared() ? p_.shared_f : 0;
+    PhaseParams params = {
+        .phase = Phase::kGateUp,
+        .lists = scratch_.lists,
+        .x = x(),
+        .x_stride = p_.d,
+        .x_up = x(),
+        .h = scratch_.h,
+        .h_stride = h_stride_,
+        .outputs = static_cast<int32_t>(p_.f),
+        .shared_outputs = static_cast<int32_t>(shared_f),
+        .straddles = p_.f % kTileRows != 0 || shared_f % kTileRows != 0,
+        .activation = p_.activation,
+        .t = t_,
+        .max_groups = max_groups_,
+        .group_rows = group_rows_,
+        .routed = prepared_.gate_up(),
+        .shared = shared_gate_up_,
+    };
     if (gathers_x_) {
       params.by_row = true;
       params.x = scratch_.gathered_x;
@@ -246,46 +298,61 @@ class MoeRun {
     return params;
   }
 
-  DownParams DownOf() const {
-    const int64_t first = first_ * p_.d;
-    float* const out_f32 = p_.out_f32 != nullptr ? p_.out_f32 + first : nullptr;
+  const uint16_t* down_input() const { return transforms_h_ ? scratch_.gathered_h : scratch_.h; }
+
+  PhaseParams DownOf() const {
+    return {.phase = Phase::kDown,
+            .lists = scratch_.lists,
+            .x = down_input(),
+            .x_stride = h_stride_,
+            .by_row = true,
+            .x_up = down_input(),
+            .y = scratch_.y,
+            .outputs = static_cast<int32_t>(p_.d),
+            .shared_outputs = has_shared() ? static_cast<int32_t>(p_.d) : 0,
+            .t = t_,
+            .max_groups = max_groups_,
+            .group_rows = group_rows_,
+            .routed = prepared_.down(),
+            .shared = shared_down_};
+  }
+
+  DownSumParams DownSumOf() const {
     return {.lists = scratch_.lists,
-            .h = transforms_h_ ? scratch_.gathered_h : scratch_.h,
+            .h = down_input(),
             .h_stride = h_stride_,
             .top_k = p_.routing.top_k,
             .t = t_,
             .d = p_.d,
-            .shared = has_shared(),
             .max_groups = max_groups_,
-            .group_rows = group_rows_,
-            .routed_set = prepared_.down(),
-            .shared_set = shared_down_,
-            .sums = out_f32 != nullptr ? out_f32 : scratch_.sums,
-            .out = p_.out != nullptr ? p_.out + first : nullptr,
-            .out_f32 = out_f32};
+            .routed = prepared_.down(),
+            .shared = shared_down_,
+            .out = out(),
+            .out_f32 = out_f32()};
   }
 
-  GroupedParams GroupedOf(const MoeSizes& sizes) const {
-    const int64_t first = first_ * p_.d;
+  // But for the workspace.
+  GroupedParams GroupedOf(int64_t t) const {
+    const bool shared = has_shared();
     return {.lists = scratch_.lists,
             .experts = prepared_.experts(),
             .shared = shared_.expert,
+            .shared_gate_up = shared ? AsCuda(*p_.shared.gate_up).tiles() : WeightTiles{},
+            .shared_down = shared ? AsCuda(*p_.shared.down).tiles() : WeightTiles{},
             .expert_count = p_.routing.experts,
             .top_k = p_.routing.top_k,
-            .t = t_,
+            .t = t,
             .x = x(),
             .d = p_.d,
             .f = p_.f,
-            .shared_f = has_shared() ? p_.shared_f : 0,
+            .shared_f = shared ? p_.shared_f : 0,
             .activation = p_.activation,
             .gate_up = prepared_.gate_up(),
             .down = prepared_.down(),
-            .out = p_.out != nullptr ? p_.out + first : nullptr,
-            .out_f32 = p_.out_f32 != nullptr ? p_.out_f32 + first : nullptr,
+            .out = out(),
+            .out_f32 = out_f32(),
             .h = scratch_.h,
-            .h_stride = h_stride_,
-            .workspace = scratch_.grouped,
-            .workspace_bytes = GroupedBytes(sizes)};
+            .h_stride = h_stride_};
   }
 
   void Tell() const {
@@ -318,8 +385,8 @@ class MoeRun {
   int64_t h_stride_ = 0;
   int32_t group_rows_ = 8;
   int64_t max_groups_ = 0;
-  GateUpParams gate_up_;
-  DownParams down_;
+  PhaseParams gate_up_;
+  PhaseParams down_;
 };
 
 }  // namespace

@@ -3,7 +3,9 @@
 #include <fmt/core.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <set>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -319,6 +321,19 @@ class BenchBlock {
   std::vector<Call> calls_;
 };
 
+// NIBBLE_BENCH: "30B 1,8" limits it to shapes whose name has the first word, and to these counts.
+std::vector<int64_t> TokensOf(const std::string& name) {
+  const char* wanted = std::getenv("NIBBLE_BENCH");
+  if (wanted == nullptr) return {1, 2, 4, 8, 16, 64, 512};
+  std::istringstream text(wanted);
+  std::string word, count;
+  text >> word;
+  std::vector<int64_t> tokens;
+  while (name.find(word) != std::string::npos && std::getline(text, count, ','))
+    tokens.push_back(std::stoll(count));
+  return tokens;
+}
+
 TEST(CudaMoe, DISABLED_Bench) {
   const auto ops = CudaOps();
   if (!ops) GTEST_SKIP() << "no GPU";
@@ -337,8 +352,10 @@ TEST(CudaMoe, DISABLED_Bench) {
        .biases = true},
   };
   for (const BenchShape& shape : shapes) {
+    const std::vector<int64_t> tokens = TokensOf(shape.name);
+    if (tokens.empty()) continue;
     BenchBlock block(**ops, shape);
-    for (const int64_t t : {1, 2, 4, 8, 16, 64, 512}) {
+    for (const int64_t t : tokens) {
       block.SetTokens(t, t <= 2 ? 24 : 6);
       const auto [bytes, experts] = block.Cost();
       const double all = block.Time({});

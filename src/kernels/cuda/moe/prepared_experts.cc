@@ -8,9 +8,34 @@
 namespace nibble::kernels::cuda::moe {
 namespace {
 
-ExpertLinear LinearOf(const PackedWeight* weight, const float* bias) {
-  if (weight == nullptr) return {};
-  return {.tiles = AsCuda(*weight).tiles(), .bias = bias};
+Source SourceOf(const WeightTiles& tiles, int64_t first_row) {
+  return {.data = tiles.data + first_row / kTileRows * tiles.row_tile_bytes,
+          .row_tile_bytes = static_cast<int32_t>(tiles.row_tile_bytes),
+          .slice_stride = tiles.slice_stride(),
+          .k_tiles = static_cast<int16_t>(tiles.k_tiles),
+          .x_tiles = static_cast<int16_t>(tiles.x_tiles),
+          .group_columns = static_cast<int16_t>(tiles.group_columns),
+          .format = tiles.format};
+}
+
+Expert ExpertOf(const ExpertWeights& weights) {
+  const WeightTiles& gate_up = AsCuda(*weights.gate_up).tiles();
+  const WeightTiles& down = AsCuda(*weights.down).tiles();
+  const bool apart = weights.up != nullptr;
+  const WeightTiles& up = apart ? AsCuda(*weights.up).tiles() : gate_up;
+  const int64_t f = down.k;
+  // Without a gate there are no rows of up, and nobody looks for them.
+  const int64_t first_up = apart || gate_up.n < 2 * f ? 0 : f;
+  return {.gate = SourceOf(gate_up, 0),
+          .up = SourceOf(up, first_up),
+          .down = SourceOf(down, 0),
+          .gate_scales = gate_up.row_scales,
+          .up_scales = up.row_scales + first_up,
+          .down_scales = down.row_scales,
+          .gate_bias = weights.gate_up_bias,
+          .up_bias = weights.gate_up_bias == nullptr ? nullptr : weights.gate_up_bias + f,
+          .down_bias = weights.down_bias,
+          .up_offset = static_cast<int32_t>(first_up % kTileRows)};
 }
 
 InputTransform TransformOf(const PackedWeight* weight) {
@@ -42,9 +67,7 @@ Result<Buffer> ToDevice(const std::vector<T>& values, Device& device) {
 ExpertFacts FactsOf(const ExpertWeights& weights) {
   if (weights.gate_up == nullptr) return {};
   ExpertFacts facts = {
-      .expert = {.gate_up = LinearOf(weights.gate_up, weights.gate_up_bias),
-                 .up = LinearOf(weights.up, nullptr),
-                 .down = LinearOf(weights.down, weights.down_bias)},
+      .expert = ExpertOf(weights),
       .transforms = {TransformOf(weights.gate_up),
                      TransformOf(weights.up != nullptr ? weights.up : weights.gate_up),
                      TransformOf(weights.down)},
@@ -54,11 +77,11 @@ ExpertFacts FactsOf(const ExpertWeights& weights) {
   return facts;
 }
 
-void AddTo(const Expert& expert, WeightSet* gate_up, WeightSet* down) {
-  if (expert.gate_up.tiles.data == nullptr) return;
-  gate_up->Add(expert.gate_up.tiles);
-  if (expert.up.tiles.data != nullptr) gate_up->Add(expert.up.tiles);
-  down->Add(expert.down.tiles);
+void AddTo(const ExpertWeights& weights, WeightSet* gate_up, WeightSet* down) {
+  if (weights.gate_up == nullptr) return;
+  gate_up->Add(AsCuda(*weights.gate_up).tiles());
+  if (weights.up != nullptr) gate_up->Add(AsCuda(*weights.up).tiles());
+  down->Add(AsCuda(*weights.down).tiles());
 }
 
 Result<std::unique_ptr<PreparedExperts>> PreparedExperts::Create(
@@ -69,17 +92,20 @@ Result<std::unique_ptr<PreparedExperts>> PreparedExperts::Create(
   std::unique_ptr<PreparedExperts> prepared(new PreparedExperts);
   std::vector<Expert> table;
   std::vector<ExpertTransforms> transforms;
+  std::vector<uint8_t> held;
   for (const ExpertWeights& weights : experts) {
     const ExpertFacts facts = FactsOf(weights);
-    AddTo(facts.expert, &prepared->gate_up_, &prepared->down_);
+    AddTo(weights, &prepared->gate_up_, &prepared->down_);
     prepared->transforms_x_ = prepared->transforms_x_ || facts.transforms_x;
     prepared->transforms_h_ = prepared->transforms_h_ || facts.transforms_h;
     table.push_back(facts.expert);
+    held.push_back(weights.gate_up != nullptr);
     transforms.push_back(facts.transforms);
   }
   NIBBLE_TRY(CheckSlices("gate and up", prepared->gate_up_.slices, kMaxGateUpSlices));
   NIBBLE_TRY(CheckSlices("down", prepared->down_.slices, kMaxDownSlices));
   NIBBLE_ASSIGN(prepared->table_, ToDevice(table, device));
+  NIBBLE_ASSIGN(prepared->held_, ToDevice(held, device));
   if (prepared->transforms_x_ || prepared->transforms_h_) {
     NIBBLE_ASSIGN(prepared->transforms_, ToDevice(transforms, device));
   }

@@ -32,7 +32,7 @@ struct ExpertFacts {
 };
 
 ExpertFacts FactsOf(const ExpertWeights& weights);
-void AddTo(const Expert& expert, WeightSet* gate_up, WeightSet* down);
+void AddTo(const ExpertWeights& weights, WeightSet* gate_up, WeightSet* down);
 
 class PreparedExperts final : public PreparedWeights {
  public:
@@ -41,6 +41,7 @@ class PreparedExperts final : public PreparedWeights {
                                                          Device& device);
 
   const Expert* experts() const { return table_.as<Expert>(); }  // (E), on the device
+  const uint8_t* held() const { return held_.as<uint8_t>(); }    // (E), on the device: 0 or 1
   // (E), on the device; null where no input is transformed.
   const ExpertTransforms* transforms() const {
     return transforms_x_ || transforms_h_ ? transforms_.as<ExpertTransforms>() : nullptr;
@@ -54,6 +55,7 @@ class PreparedExperts final : public PreparedWeights {
   PreparedExperts() = default;
 
   Buffer table_;
+  Buffer held_;
   Buffer transforms_;
   bool transforms_x_ = false;
   bool transforms_h_ = false;

@@ -14,14 +14,22 @@ struct RouteParams {
   Routing routing;
   bool weight_on_input = false;     // then places carry weight 1
   const Expert* experts = nullptr;  // (E)
-  Expert shared;                    // gate_up.tiles.data null: none
-  int32_t group_rows = 8;           // a multiple of 8, at most kColumnsOfGroup
+  const uint8_t* held = nullptr;    // (E): 0 or 1
+  Expert shared;                    // gate.data null: none
+  int32_t f = 0;
+  int32_t shared_f = 0;
+  Split gate_up;
+  Split down;              // blocks 0: not a phase of its own
+  int32_t group_rows = 8;  // a multiple of 8, at most kColumnsOfGroup
   Lists lists;
-  // Of more than kTokensOfBlock tokens:
-  int32_t* chosen = nullptr;        // (T, top_k)
-  float* chosen_weight = nullptr;   // (T, top_k)
-  uint8_t* block_counts = nullptr;  // (⌈T / kTokensOfBlock⌉, E)
+  // Of more than kOneBlockTokens tokens:
+  int32_t* chosen = nullptr;       // (T, top_k)
+  float* chosen_weight = nullptr;  // (T, top_k)
 };
+
+// Tokens that one block routes, and its warps at most.
+inline constexpr int kOneBlockTokens = 8;
+inline constexpr int kOneBlockWarps = 16;
 
 // The most groups that t tokens can make.
 int64_t MaxGroups(int64_t t, int32_t experts, int32_t top_k, bool shared, int32_t group_rows);

@@ -11,66 +11,54 @@
 
 namespace nibble::kernels::cuda::moe {
 
-// The slices of one row tile after another, as kernels keep them in shared memory.
-struct Source {
-  const std::byte* data = nullptr;  // of row tile 0; null: nothing to multiply by
-  int32_t row_tile_bytes = 0;
-  int32_t slice_stride = 0;
-  int16_t k_tiles = 0;
-  int16_t x_tiles = 0;
-  int16_t group_columns = 0;
-  TileFormat format = TileFormat::kBf16;
+// The format that a kernel is compiled for, where it is one.
+template <Formats kFormats>
+inline constexpr TileFormat kOnlyFormat =
+    kFormats == Formats::kMxfp4 ? TileFormat::kMxfp4 : TileFormat::kNvfp4;
 
-  __device__ __forceinline__ int slices() const {
-    return (k_tiles + kSliceTiles - 1) / kSliceTiles;
-  }
-};
-
-__device__ __forceinline__ Source SourceOf(const WeightTiles& tiles, int first_row_tile) {
-  return {
-      .data = tiles.data == nullptr ? nullptr : tiles.data + first_row_tile * tiles.row_tile_bytes,
-      .row_tile_bytes = static_cast<int32_t>(tiles.row_tile_bytes),
-      .slice_stride = tiles.slice_stride(),
-      .k_tiles = static_cast<int16_t>(tiles.k_tiles),
-      .x_tiles = static_cast<int16_t>(tiles.x_tiles),
-      .group_columns = static_cast<int16_t>(tiles.group_columns),
-      .format = tiles.format};
-}
-
-// One slice of a row tile. tiles 0: there is none.
+// One slice of a row tile. tiles <= 0: there is none.
 struct Slice {
   const std::byte* data;
   int first_tile;  // of the row tile
-  int tiles;       // 0..4
+  int tiles;       // up to 4
 };
 
-__device__ __forceinline__ Slice SliceOf(const Source& source, int row_tile, int slice) {
-  const int left = source.k_tiles - slice * kSliceTiles;
-  const bool there = source.data != nullptr && left > 0;
-  return {source.data + int64_t{row_tile} * source.row_tile_bytes + slice * source.slice_stride,
-          slice * kSliceTiles, there ? min(left, kSliceTiles) : 0};
-}
-
 template <Formats kFormats>
-__device__ __forceinline__ TileFormat FormatOf(const Source& source) {
-  if constexpr (kFormats == Formats::kNvfp4) return TileFormat::kNvfp4;
-  if constexpr (kFormats == Formats::kMxfp4) return TileFormat::kMxfp4;
-  return source.format;
+__device__ __forceinline__ Slice SliceOf(const Source& source, int row_tile, int slice) {
+  int stride = source.slice_stride;
+  if constexpr (kFormats != Formats::kAny) {
+    constexpr TileFormat kFormat = kOnlyFormat<kFormats>;
+    stride = kSliceTiles * CodeBytes(kFormat) + ScaleBytes(kFormat, 0);
+  }
+  return {source.data + (int64_t{row_tile} * source.row_tile_bytes + slice * stride),
+          slice * kSliceTiles, min(source.k_tiles - slice * kSliceTiles, kSliceTiles)};
 }
 
-// Starts the copy of a slice into a stage; the caller commits.
+// Starts the copy of a slice into a stage; the caller commits. In kernels for one format, scales
+// lie behind room for four k-tiles.
 template <Formats kFormats>
 __device__ __forceinline__ void CopySlice(std::byte* stage, const Slice& slice,
                                           const Source& source, int lane) {
-  const TileFormat format = FormatOf<kFormats>(source);
-  const int code_bytes = slice.tiles * CodeBytes(format);
-#pragma unroll 4
-  for (int at = 0; at < code_bytes; at += 512)
-    ptx::CopyAsync16(stage + at + lane * 16, slice.data + at + lane * 16);
-  if (slice.tiles == 0) return;
-  const int scale_bytes = ScaleBytes(format, source.group_columns);
-  for (int at = lane * 16; at < scale_bytes; at += 512)
-    ptx::CopyAsync16(stage + code_bytes + at, slice.data + code_bytes + at);
+  const uint32_t to = ptx::SharedAddress(stage) + lane * 16;
+  const std::byte* const from = slice.data + lane * 16;
+  if constexpr (kFormats != Formats::kAny) {
+    constexpr TileFormat kFormat = kOnlyFormat<kFormats>;
+    constexpr int kTile = CodeBytes(kFormat);
+    static_assert(kTile == 512);
+#pragma unroll
+    for (int i = 0; i < kSliceTiles; ++i)
+      if (i < slice.tiles) ptx::CopyAsync16To(to + i * kTile, from + i * kTile);
+    if (lane * 16 < ScaleBytes(kFormat, 0) && slice.tiles > 0)
+      ptx::CopyAsync16To(to + kSliceTiles * kTile, from + slice.tiles * kTile);
+  } else if (slice.tiles > 0) {
+    const int code_bytes = slice.tiles * CodeBytes(source.format);
+    const int scale_bytes = ScaleBytes(source.format, source.group_columns);
+#pragma unroll 1
+    for (int at = 0; at < code_bytes; at += 512) ptx::CopyAsync16To(to + at, from + at);
+#pragma unroll 1
+    for (int at = lane * 16; at < scale_bytes; at += 512)
+      ptx::CopyAsync16To(to - lane * 16 + code_bytes + at, slice.data + code_bytes + at);
+  }
 }
 
 // The rows of x that a lane multiplies by: of column tile c, row lane / 4, from its first column
@@ -116,11 +104,12 @@ __device__ __forceinline__ void Clear(float (&sum)[kTiles][4]) {
 
 // Scales that are exact in BF16: one chain. Planes of wide weights meet x again.
 template <TileFormat kFormat, int kTiles>
-__device__ __forceinline__ void SumChain(const std::byte* stage, const Slice& slice,
-                                         const Source& source, const LaneRows<kTiles>& rows,
-                                         int lane, float (&sum)[kTiles][4]) {
-  const LaneScales<kFormat> scales(stage + slice.tiles * CodeBytes(kFormat), source.group_columns,
-                                   lane);
+__device__ __forceinline__ void SumChain(const std::byte* stage, const std::byte* slice_scales,
+                                         const Slice& slice, const Source& source,
+                                         const LaneRows<kTiles>& rows, int lane,
+                                         float (&sum)[kTiles][4]) {
+  if (slice.tiles <= 0) return;
+  const LaneScales<kFormat> scales(slice_scales, source.group_columns, lane);
 #pragma unroll
   for (int i = 0; i < kSliceTiles; ++i) {
     if (i >= slice.tiles) break;
@@ -130,6 +119,42 @@ __device__ __forceinline__ void SumChain(const std::byte* stage, const Slice& sl
     uint32_t a[4][4];
     scales.Decode(codes.vectors, i, a);
     MultiplyTile(a, rows, x_tile * kTileColumns, sum);
+  }
+}
+
+// A lane's columns of x of k-tiles kFirst .. kFirst + 1 of a slice, for one column tile.
+struct LaneColumns {
+  uint4 halves[2][2];
+
+  __device__ __forceinline__ void Load(const uint16_t* x, int first, int tiles) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      halves[i][0] = halves[i][1] = make_uint4(0, 0, 0, 0);
+      if (first + i < tiles) {
+        const auto* at = reinterpret_cast<const uint4*>(x + (first + i) * kTileColumns);
+        halves[i][0] = at[0];
+        halves[i][1] = at[1];
+      }
+    }
+  }
+};
+
+// The chain of one column tile. Where the slice is short, columns are zero and the stage holds
+// some finite weights.
+template <TileFormat kFormat>
+__device__ __forceinline__ void SumTwoTiles(const std::byte* stage,
+                                            const LaneScales<kFormat>& scales, int first,
+                                            const LaneColumns& columns, int lane, float (&sum)[4]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const LaneCodes<kFormat> codes(stage + (first + i) * CodeBytes(kFormat), lane);
+    uint32_t a[4][4];
+    scales.Decode(codes.vectors, first + i, a);
+    const uint4 low = columns.halves[i][0], high = columns.halves[i][1];
+    ptx::MmaBf16(sum, a[0], low.x, low.y);
+    ptx::MmaBf16(sum, a[1], low.z, low.w);
+    ptx::MmaBf16(sum, a[2], high.x, high.y);
+    ptx::MmaBf16(sum, a[3], high.z, high.w);
   }
 }
 
@@ -175,36 +200,59 @@ __device__ __noinline__ void SumGroups(const std::byte* stage, const Slice& slic
   }
 }
 
-// sum (from zero) of rows lane / 4 and + 8, columns 2 (lane % 4), + 1 of every column tile.
-template <Formats kFormats, int kTiles>
-__device__ __forceinline__ void SumSlice(const std::byte* stage, const Slice& slice,
-                                         const Source& source, const LaneRows<kTiles>& rows,
-                                         int lane, float (&sum)[kTiles][4]) {
+template <int kTiles>
+__device__ __forceinline__ void SumAnyFormat(const std::byte* stage, const Slice& slice,
+                                             const Source& source, const LaneRows<kTiles>& rows,
+                                             int lane, float (&sum)[kTiles][4]) {
+  const std::byte* const scales = stage + slice.tiles * CodeBytes(source.format);
+  switch (source.format) {
+    case TileFormat::kNvfp4:
+      return SumChain<TileFormat::kNvfp4>(stage, scales, slice, source, rows, lane, sum);
+    case TileFormat::kMxfp4:
+      return SumChain<TileFormat::kMxfp4>(stage, scales, slice, source, rows, lane, sum);
+    case TileFormat::kBf16:
+      return SumChain<TileFormat::kBf16>(stage, scales, slice, source, rows, lane, sum);
+    case TileFormat::kFp8:
+      return SumChain<TileFormat::kFp8>(stage, scales, slice, source, rows, lane, sum);
+    case TileFormat::kMxfp8:
+      return SumChain<TileFormat::kMxfp8>(stage, scales, slice, source, rows, lane, sum);
+    case TileFormat::kFp8Groups:
+      return SumGroups<TileFormat::kFp8Groups>(stage, slice, source, rows, lane, sum);
+    case TileFormat::kInt4:
+      return SumGroups<TileFormat::kInt4>(stage, slice, source, rows, lane, sum);
+    case TileFormat::kInt8:
+      return SumGroups<TileFormat::kInt8>(stage, slice, source, rows, lane, sum);
+  }
+}
+
+// Sums of rows lane / 4 and + 8, columns 2 (lane % 4), + 1 of every column tile, from the ring's
+// oldest stage. Ends with the stage's release. kWide: registers for all of x at once.
+template <Formats kFormats, int kTiles, bool kWide, typename Ring>
+__device__ __forceinline__ void SumSlice(Ring& ring, const Slice& slice, const Source& source,
+                                         const LaneRows<kTiles>& rows, int lane,
+                                         float (&sum)[kTiles][4]) {
   Clear(sum);
-  if constexpr (kFormats == Formats::kNvfp4) {
-    SumChain<TileFormat::kNvfp4>(stage, slice, source, rows, lane, sum);
-  } else if constexpr (kFormats == Formats::kMxfp4) {
-    SumChain<TileFormat::kMxfp4>(stage, slice, source, rows, lane, sum);
+  if constexpr (kFormats == Formats::kAny) {
+    SumAnyFormat(ring.Wait(), slice, source, rows, lane, sum);
   } else {
-    switch (source.format) {
-      case TileFormat::kNvfp4:
-        return SumChain<TileFormat::kNvfp4>(stage, slice, source, rows, lane, sum);
-      case TileFormat::kMxfp4:
-        return SumChain<TileFormat::kMxfp4>(stage, slice, source, rows, lane, sum);
-      case TileFormat::kBf16:
-        return SumChain<TileFormat::kBf16>(stage, slice, source, rows, lane, sum);
-      case TileFormat::kFp8:
-        return SumChain<TileFormat::kFp8>(stage, slice, source, rows, lane, sum);
-      case TileFormat::kMxfp8:
-        return SumChain<TileFormat::kMxfp8>(stage, slice, source, rows, lane, sum);
-      case TileFormat::kFp8Groups:
-        return SumGroups<TileFormat::kFp8Groups>(stage, slice, source, rows, lane, sum);
-      case TileFormat::kInt4:
-        return SumGroups<TileFormat::kInt4>(stage, slice, source, rows, lane, sum);
-      case TileFormat::kInt8:
-        return SumGroups<TileFormat::kInt8>(stage, slice, source, rows, lane, sum);
+    constexpr TileFormat kFormat = kOnlyFormat<kFormats>;
+    constexpr int kScales = kSliceTiles * CodeBytes(kFormat);
+    if constexpr (kTiles == 1) {
+      const uint16_t* const x = rows.row[0] + slice.first_tile * kTileColumns;
+      LaneColumns first, second;
+      first.Load(x, 0, slice.tiles);
+      if constexpr (kWide) second.Load(x, 2, slice.tiles);
+      const std::byte* const stage = ring.Wait();
+      const LaneScales<kFormat> scales(stage + kScales, 0, lane);
+      SumTwoTiles(stage, scales, 0, first, lane, sum[0]);
+      if constexpr (!kWide) second.Load(x, 2, slice.tiles);
+      SumTwoTiles(stage, scales, 2, second, lane, sum[0]);
+    } else {
+      const std::byte* const stage = ring.Wait();
+      SumChain<kFormat>(stage, stage + kScales, slice, source, rows, lane, sum);
     }
   }
+  ring.Release();
 }
 
 // ---- Sums of slices in shared memory, until they are added in order
@@ -232,10 +280,17 @@ __device__ __forceinline__ void StoreSums(float* partial, int columns, int lane,
 }
 
 // Ascending from the first slice's; `stride` floats from one slice to the next. *from: of a column
-// and row.
+// and row. Eight are read at a time.
 __device__ __forceinline__ float AddSlices(const float* from, int slices, int stride) {
   float sum = 0.0f;
-  for (int s = 0; s < slices; ++s) sum += from[s * stride];
+#pragma unroll 1
+  for (int s = 0; s < slices; s += 8) {
+    float values[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[i] = s + i < slices ? from[(s + i) * stride] : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += values[i];
+  }
   return sum;
 }
 
@@ -249,16 +304,23 @@ struct RowScale {
 
 // ---- The stream of slices of a warp
 
+// Of kernels for one format of 4 bits.
+inline constexpr int kLeanStages = 2;
+
 struct RingShape {
   int32_t stages = 2;
   int32_t stage_bytes = 0;
 };
 
-// Stages of one warp, a slice in each, filled in the order in which they are used.
+// Stages of one warp, a slice in each, filled in the order in which they are used. kStages: as many
+// as the shape says, or 0: any number up to 3.
+template <int kStages>
 class WarpRing {
  public:
   __device__ __forceinline__ WarpRing(std::byte* base, RingShape shape)
-      : base_(base), stages_(shape.stages), stage_bytes_(shape.stage_bytes) {}
+      : base_(base),
+        stages_(kStages > 0 ? kStages : shape.stages),
+        stage_bytes_(shape.stage_bytes) {}
 
   // Every call commits one group of copies, also one of nothing.
   template <Formats kFormats>
@@ -268,11 +330,13 @@ class WarpRing {
   }
   __device__ __forceinline__ void Skip() {
     ptx::CommitCopies();
-    fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
+    fill_ = Next(fill_);
   }
   // The oldest stage, once its copies have landed, of all lanes.
   __device__ __forceinline__ const std::byte* Wait() {
-    if (stages_ == 1) {
+    if constexpr (kStages > 0) {
+      ptx::WaitForCopies<kStages - 1>();
+    } else if (stages_ == 1) {
       ptx::WaitForCopies<0>();
     } else if (stages_ == 2) {
       ptx::WaitForCopies<1>();
@@ -285,10 +349,14 @@ class WarpRing {
   // Of the stage that Wait returned.
   __device__ __forceinline__ void Release() {
     __syncwarp();
-    use_ = use_ + 1 == stages_ ? 0 : use_ + 1;
+    use_ = Next(use_);
   }
 
  private:
+  __device__ __forceinline__ int Next(int stage) const {
+    return stage + 1 == (kStages > 0 ? kStages : stages_) ? 0 : stage + 1;
+  }
+
   std::byte* base_;
   int stages_;
   int stage_bytes_;

@@ -1,0 +1,427 @@
+// The steps of Route, for blocks of any number of warps: a token's choice by a warp, and the lists
+// of all tokens by counting. A block's tokens are bits of one mask per expert, so that a row's
+// place is a population count, whatever the order in which threads run.
+#pragma once
+
+#include <climits>
+#include <cmath>
+
+#include "kernels/cuda/moe/route.h"
+#include "kernels/cuda/reduce.cuh"
+
+namespace nibble::kernels::cuda::moe {
+
+// ---- A token's choice
+
+// Larger floats have larger keys; 0 is below all of them. -0 and 0 are equal.
+__device__ __forceinline__ uint32_t OrderedKey(float value) {
+  const auto bits = static_cast<int32_t>(__float_as_uint(value + 0.0f));
+  return static_cast<uint32_t>(bits ^ ((bits >> 31) | INT_MIN));
+}
+
+__device__ __forceinline__ float ValueOfKey(uint32_t key) {
+  const auto bits = static_cast<int32_t>(key);
+  return __uint_as_float(static_cast<uint32_t>(bits ^ (~(bits >> 31) | INT_MIN)));
+}
+
+struct Best {
+  uint32_t key;
+  int32_t id;
+};
+
+// The warp's largest key, and its id, the smallest one among equals.
+__device__ __forceinline__ Best WarpBest(uint32_t key, int32_t id) {
+  const uint32_t largest = __reduce_max_sync(kAllLanes, key);
+  return {largest, __reduce_min_sync(kAllLanes, key == largest ? id : INT_MAX)};
+}
+
+__device__ __forceinline__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// Marks the best top_groups groups in `taken` (groups), by `value` (E). sums: (groups) scratch.
+__device__ inline void ChooseGroups(const Routing& routing, const float* value, float* sums,
+                                    int* taken) {
+  const int lane = threadIdx.x % 32, size = routing.experts / routing.groups;
+  for (int g = lane; g < routing.groups; g += 32) {
+    float best = -INFINITY, second = -INFINITY;
+    for (int i = 0; i < size; ++i) {
+      const float v = value[g * size + i];
+      second = v > best ? best : fmaxf(second, v);
+      best = fmaxf(best, v);
+    }
+    sums[g] = routing.group_score == GroupScore::kMax || size == 1 ? best : best + second;
+    taken[g] = 0;
+  }
+  for (int round = 0; round < routing.top_groups; ++round) {
+    uint32_t key = 0;
+    int id = INT_MAX;
+    for (int g = lane; g < routing.groups; g += 32) {
+      const uint32_t k = taken[g] ? 0 : OrderedKey(sums[g]);
+      if (k > key) key = k, id = g;
+    }
+    const int best = WarpBest(key, id).id;
+    if (best % 32 == lane && best < routing.groups) taken[best] = 1;
+  }
+  __syncwarp();
+}
+
+// A lane's experts are lane, lane + 32, ...
+template <int kPerLane>
+struct Candidates {
+  uint32_t keys[kPerLane];
+  uint32_t best = 0;
+  int32_t best_id = INT_MAX;
+
+  __device__ __forceinline__ void FindBest() {
+    best = 0, best_id = INT_MAX;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (keys[i] > best) best = keys[i], best_id = i * 32 + threadIdx.x % 32;
+    }
+  }
+  __device__ __forceinline__ void Remove(int32_t id) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (id == i * 32 + static_cast<int>(threadIdx.x % 32)) keys[i] = 0;
+    }
+    FindBest();
+  }
+};
+
+struct Picked {
+  float logit;
+  int32_t id;
+};
+
+// The token's experts in ascending order, with their weights. logits: (E); scratch: (3 E) where
+// there are groups; picked: (top_k) scratch.
+template <int kPerLane>
+__device__ void ChooseExperts(const Routing& routing, const float* logits, float* scratch,
+                              Picked* picked, int32_t* chosen, float* weights) {
+  const int lane = threadIdx.x % 32, experts = routing.experts, top_k = routing.top_k;
+  const bool softmax = routing.score == RouterScore::kSoftmax;
+  // Scores grow with the logits: without a bias these choose the same experts, and tell apart what
+  // rounds to equal scores.
+  const bool by_logit = routing.choice_bias == nullptr && routing.groups == 1;
+  float values[kPerLane];
+  Candidates<kPerLane> candidates;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = i * 32 + lane;
+    values[i] = e < experts ? __ldcg(logits + e) : -INFINITY;
+    candidates.keys[i] = e < experts ? OrderedKey(values[i]) : 0;
+  }
+  float largest = 0.0f, inverse_sum = 1.0f;
+  if (softmax) {
+    candidates.FindBest();
+    largest = ValueOfKey(__reduce_max_sync(kAllLanes, candidates.best));
+    if (!routing.renormalize || !by_logit) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) sum += expf(values[i] - largest);
+      inverse_sum = 1.0f / WarpSum(sum);
+    }
+  }
+  const auto score = [&](float logit) {
+    return softmax ? expf(logit - largest) * inverse_sum : Sigmoid(logit);
+  };
+  if (!by_logit) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int e = i * 32 + lane;
+      if (e >= experts) continue;
+      values[i] = score(values[i]) + (routing.choice_bias != nullptr ? routing.choice_bias[e] : 0);
+      candidates.keys[i] = OrderedKey(values[i]);
+      if (routing.groups > 1) scratch[e] = values[i];
+    }
+    if (routing.groups > 1) {
+      __syncwarp();
+      int* const taken = reinterpret_cast<int*>(scratch + 2 * experts);
+      ChooseGroups(routing, scratch, scratch + experts, taken);
+      const int size = experts / routing.groups;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        const int e = i * 32 + lane;
+        if (e < experts && !taken[e / size]) candidates.keys[i] = 0;
+      }
+    }
+  }
+  candidates.FindBest();
+  for (int j = 0; j < top_k; ++j) {
+    const Best best = WarpBest(candidates.best, candidates.best_id);
+    if (candidates.best_id == best.id) candidates.Remove(best.id);
+    if (lane == 0) picked[j] = {ValueOfKey(best.key), min(best.id, experts - 1)};
+  }
+  __syncwarp();
+  if (!by_logit) {
+    for (int j = lane; j < top_k; j += 32) picked[j].logit = __ldcg(logits + picked[j].id);
+    __syncwarp();
+  }
+  float sum = 0.0f;
+  for (int j = lane; j < top_k; j += 32) sum += score(picked[j].logit);
+  sum = WarpSum(sum) + 1e-20f;
+  const float factor = routing.renormalize ? routing.scale / sum : routing.scale;
+  for (int j = lane; j < top_k; j += 32) {
+    const Picked own = picked[j];
+    int rank = 0;
+    for (int i = 0; i < top_k; ++i) rank += picked[i].id < own.id;
+    chosen[rank] = own.id;
+    weights[rank] = score(own.logit) * factor;
+  }
+  __syncwarp();
+}
+
+// ---- Lists
+
+struct Pair {
+  int32_t rows;
+  int32_t groups;
+};
+
+__device__ __forceinline__ Pair operator+(Pair a, Pair b) {
+  return {a.rows + b.rows, a.groups + b.groups};
+}
+
+// Exclusive over the block's threads; *total: of all. Ends with a barrier.
+__device__ inline Pair BlockScan(Pair value, Pair* warp_sums, Pair* total) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  Pair sum = value;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const Pair other = {__shfl_up_sync(kAllLanes, sum.rows, step),
+                        __shfl_up_sync(kAllLanes, sum.groups, step)};
+    if (lane >= step) sum = sum + other;
+  }
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  Pair before = {0, 0};
+  *total = {0, 0};
+  for (int w = 0; w < static_cast<int>(blockDim.x / 32); ++w) {
+    if (w < warp) before = before + warp_sums[w];
+    *total = *total + warp_sums[w];
+  }
+  __syncthreads();
+  return {before.rows + sum.rows - value.rows, before.groups + sum.groups - value.groups};
+}
+
+// Shared memory of a block.
+struct Block {
+  unsigned long long* masks;  // (E): which of the block's tokens have the expert
+  uint8_t* held;              // (E)
+  int32_t* rows;              // (E): of the step
+  int32_t* rows_before;       // (E): of the blocks before
+  int32_t* first_row;         // (E)
+  int32_t* first_group;       // (E)
+  int32_t* group_expert;      // (groups of routed experts, at most)
+  int32_t* chosen;            // (kTokensOfBlock, top_k)
+  float* weights;             // (kTokensOfBlock, top_k)
+  Picked* picked;             // (warps, top_k)
+  Pair* warp_sums;            // (32)
+  float* scratch;             // (warps, 3 E), where there are groups
+};
+
+__host__ __device__ inline int64_t MaxRoutedGroups(const RouteParams& p) {
+  const int64_t rows = p.t * p.routing.top_k, most = p.routing.experts + rows / p.group_rows;
+  return rows < most ? rows : most;
+}
+
+__host__ __device__ inline size_t Carve(std::byte* base, const RouteParams& p, int warps,
+                                        Block* block) {
+  size_t used = 0;
+  const auto take = [&](auto** pointer, size_t count) {
+    using T = std::remove_reference_t<decltype(**pointer)>;
+    *pointer = reinterpret_cast<T*>(base + used);
+    used += (count * sizeof(T) + 15) / 16 * 16;
+  };
+  const int experts = p.routing.experts, top_k = p.routing.top_k;
+  const int tokens = p.t < kTokensOfBlock ? static_cast<int>(p.t) : kTokensOfBlock;
+  take(&block->masks, experts);
+  take(&block->held, experts);
+  take(&block->rows, experts);
+  take(&block->rows_before, experts);
+  take(&block->first_row, experts);
+  take(&block->first_group, experts);
+  take(&block->group_expert, MaxRoutedGroups(p));
+  take(&block->chosen, tokens * top_k);
+  take(&block->weights, tokens * top_k);
+  take(&block->picked, warps * top_k);
+  take(&block->warp_sums, 32);
+  take(&block->scratch, p.routing.groups > 1 ? 3 * experts * warps : 0);
+  return used;
+}
+
+// The table is static, so all of this may come before the wait.
+__device__ inline void Prepare(const RouteParams& p, const Block& block) {
+  for (int e = threadIdx.x; e < p.routing.experts; e += blockDim.x) {
+    block.masks[e] = 0;
+    block.rows[e] = 0;
+    block.rows_before[e] = 0;
+    block.held[e] = p.held[e];
+  }
+  if (blockIdx.x != 0) return;
+  // The chosen ones are copied later.
+  const auto* bytes = reinterpret_cast<const char*>(p.experts);
+  const int size = p.routing.experts * static_cast<int>(sizeof(Expert));
+  for (int at = threadIdx.x * 128; at < size; at += blockDim.x * 128)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(bytes + at));
+}
+
+// The block's tokens as bits of its experts' masks, which are clear.
+__device__ inline void FillMasks(const RouteParams& p, const Block& block, int tokens) {
+  const int slots = tokens * p.routing.top_k;
+  for (int i = threadIdx.x; i < slots; i += blockDim.x) {
+    const int32_t e = block.chosen[i];
+    if (block.held[e]) atomicOr(&block.masks[e], 1ull << (i / p.routing.top_k));
+  }
+}
+
+__device__ __forceinline__ int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+
+// A thread per 16 bytes.
+__device__ inline void WriteGroups(const RouteParams& p, const Block& block, Pair routed,
+                                   int shared_rows) {
+  constexpr int kVectors = sizeof(Group) / 16;
+  static_assert(sizeof(Expert) == (kVectors - 1) * 16);
+  const int groups = routed.groups + CeilDiv(shared_rows, p.group_rows);
+  for (int i = threadIdx.x; i < groups * kVectors; i += blockDim.x) {
+    const int g = i / kVectors, vector = i % kVectors;
+    const bool is_shared = g >= routed.groups;
+    const int e = is_shared ? p.routing.experts : block.group_expert[g];
+    uint4 value;
+    if (vector < kVectors - 1) {
+      const Expert* expert = is_shared ? &p.shared : p.experts + e;
+      value = reinterpret_cast<const uint4*>(expert)[vector];
+    } else {
+      const int done = (g - (is_shared ? routed.groups : block.first_group[e])) * p.group_rows;
+      const int rows = is_shared ? shared_rows : block.rows[e];
+      value.x = e;
+      value.y = is_shared ? p.shared_f : p.f;
+      value.z = (is_shared ? routed.rows : block.first_row[e]) + done;
+      value.w = min(p.group_rows, rows - done);
+    }
+    reinterpret_cast<uint4*>(p.lists.groups + g)[vector] = value;
+  }
+}
+
+// Which part of a phase's items each of its blocks takes. first_thread: whom to begin with.
+__device__ inline void WriteShares(const Split& split, int routed_groups, int groups,
+                                   int first_thread, Share* shares) {
+  if (split.blocks == 0) return;
+  const unsigned routed = routed_groups * split.routed_tiles;
+  const unsigned routed_cost = routed * split.routed_cost;
+  const unsigned cost =
+      routed_cost + (groups - routed_groups) * split.shared_tiles * split.shared_cost;
+  const unsigned of_block = cost / split.blocks, rest = cost % split.blocks;
+  const auto item_at = [&](unsigned block) {
+    const unsigned border = of_block * block + min(block, rest);
+    if (border < routed_cost) return (border + split.routed_cost - 1) / split.routed_cost;
+    return routed + (border - routed_cost + split.shared_cost - 1) / split.shared_cost;
+  };
+  const auto group_at = [&](unsigned item, int* tile) -> int {
+    const bool is_routed = item < routed;
+    const unsigned from = is_routed ? 0 : routed;
+    const unsigned tiles = is_routed ? split.routed_tiles : split.shared_tiles;
+    *tile = (item - from) % tiles;
+    return (is_routed ? 0 : routed_groups) + (item - from) / tiles;
+  };
+  for (int b = (threadIdx.x + first_thread) % blockDim.x; b < split.blocks; b += blockDim.x) {
+    const unsigned first = item_at(b), end = item_at(b + 1);
+    Share share;
+    if (first < end) {
+      int tile = 0, ignored = 0;
+      share.group = group_at(first, &tile);
+      share.tile = static_cast<int16_t>(tile);
+      share.items = end - first;
+      share.groups = static_cast<int16_t>(group_at(end - 1, &ignored) + 1 - share.group);
+      share.routed_groups =
+          max(0, min(static_cast<int>(share.groups), routed_groups - share.group));
+    }
+    shares[b] = share;
+  }
+}
+
+// The block's rows and places; block 0 also writes what there is once. Masks, rows and rows_before
+// are filled.
+__device__ inline void WriteLists(const RouteParams& p, const Block& block, int index, int tokens) {
+  const int experts = p.routing.experts, top_k = p.routing.top_k;
+  Pair base = {0, 0};
+  for (int from = 0; from < experts; from += blockDim.x) {
+    const int e = from + threadIdx.x;
+    const int rows = e < experts ? block.rows[e] : 0;
+    const int groups = CeilDiv(rows, p.group_rows);
+    Pair total;
+    const Pair before = base + BlockScan({rows, groups}, block.warp_sums, &total);
+    base = base + total;
+    if (e >= experts) continue;
+    block.first_row[e] = before.rows;
+    block.first_group[e] = before.groups;
+    for (int g = 0; g < groups; ++g) block.group_expert[before.groups + g] = e;
+    if (index == 0) p.lists.first_row[e] = before.rows;
+  }
+  __syncthreads();
+  const bool shared = p.shared.gate.data != nullptr;
+  const int shared_rows = shared ? static_cast<int>(p.t) : 0;
+  if (index == 0) {
+    WriteGroups(p, block, base, shared_rows);
+    const int all_groups = base.groups + CeilDiv(shared_rows, p.group_rows);
+    WriteShares(p.gate_up, base.groups, all_groups, 0, p.lists.gate_up_shares);
+    WriteShares(p.down, base.groups, all_groups, blockDim.x / 2, p.lists.down_shares);
+  }
+  const int first_token = index * kTokensOfBlock;
+  for (int i = threadIdx.x; i < tokens * top_k; i += blockDim.x) {
+    const int token = i / top_k;
+    const int32_t e = block.chosen[i];
+    Place place = {.group_column = -1, .row = -1};
+    if (block.held[e]) {
+      const int rank = block.rows_before[e] + __popcll(block.masks[e] & ((1ull << token) - 1));
+      const int row = block.first_row[e] + rank;
+      place.row = row;
+      p.lists.row_token[row] = first_token + token;
+      p.lists.row_weight[row] = block.weights[i];
+      place.group_column =
+          (block.first_group[e] + rank / p.group_rows) * kColumnsOfGroup + rank % p.group_rows;
+      place.weight = p.weight_on_input ? 1.0f : block.weights[i];
+    }
+    p.lists.places[(first_token + token) * (top_k + 1) + i % top_k] = place;
+  }
+  for (int i = threadIdx.x; i < tokens; i += blockDim.x) {
+    const int token = first_token + i;
+    Place place = {.group_column = -1, .row = -1};
+    if (shared) {
+      place.group_column =
+          (base.groups + token / p.group_rows) * kColumnsOfGroup + token % p.group_rows;
+      place.row = base.rows + token;
+      place.weight = p.shared_logits == nullptr ? 1.0f : Sigmoid(__ldcg(p.shared_logits + token));
+      p.lists.row_token[base.rows + token] = token;
+      p.lists.row_weight[base.rows + token] = place.weight;
+    }
+    p.lists.places[token * (top_k + 1) + top_k] = place;
+  }
+  if (index == 0 && threadIdx.x == 0) {
+    p.lists.first_row[experts] = base.rows;
+    p.lists.first_row[experts + 1] = base.rows + shared_rows;
+    *p.lists.counts = {.routed_groups = base.groups,
+                       .groups = base.groups + CeilDiv(shared_rows, p.group_rows),
+                       .routed_rows = base.rows};
+  }
+}
+
+// Up to kTokensOfBlock tokens by one block, from logits to lists. Prepare and a barrier came first.
+template <int kPerLane>
+__device__ void RouteInOneBlock(const RouteParams& p, const Block& block) {
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const int experts = p.routing.experts, top_k = p.routing.top_k;
+  const int tokens = static_cast<int>(p.t);
+  for (int i = warp; i < tokens; i += warps) {
+    ChooseExperts<kPerLane>(p.routing, p.logits + i * experts, block.scratch + 3 * experts * warp,
+                            block.picked + top_k * warp, block.chosen + top_k * i,
+                            block.weights + top_k * i);
+  }
+  __syncthreads();
+  FillMasks(p, block, tokens);
+  __syncthreads();
+  for (int e = threadIdx.x; e < experts; e += blockDim.x) block.rows[e] = __popcll(block.masks[e]);
+  // A thread scans the experts that it counted.
+  WriteLists(p, block, 0, tokens);
+}
+
+}  // namespace nibble::kernels::cuda::moe

@@ -1,0 +1,30 @@
+// Router logits of few tokens, and the logit of the shared expert's gate, by one launch: whole rows
+// of E outputs are few, so a block sums 16 of them over all of K.
+#pragma once
+
+#include "kernels/cuda/linear/weight_tiles.h"
+#include "kernels/ops.h"
+
+namespace nibble::kernels::cuda::moe {
+
+struct RouterParams {
+  const uint16_t* router_x = nullptr;  // (T, K of router)
+  int64_t router_stride = 0;
+  WeightTiles router;           // (E, K)
+  const float* bias = nullptr;  // (E) or null
+  float* logits = nullptr;      // (T, E)
+  const uint16_t* x = nullptr;  // (T, D)
+  int64_t x_stride = 0;
+  WeightTiles gate;              // (1, D); data null: none
+  float* gate_logits = nullptr;  // (T)
+  int64_t t = 0;
+};
+
+// Above it the linear op is faster.
+inline constexpr int64_t kMaxRouterTokens = 1024;
+
+// Whether format, shape and alignment are those that Router knows; else the linear op does.
+bool RouterTakes(const RouterParams& params);
+void Router(const OpContext& context, const RouterParams& params);
+
+}  // namespace nibble::kernels::cuda::moe
