@@ -2,6 +2,7 @@
 #
 # NIBBLE_CUDA_TARGETS names cubins by compute capability. Plain 120 and 121 lack every FP4 instruction and are refused.
 option(NIBBLE_CUDA "Compile the CUDA backend" OFF)
+option(NIBBLE_CUDA_REPORT "Let ptxas print registers, shared memory and spills of every kernel" OFF)
 set(NIBBLE_CUDA_TARGETS "80;89;90a;100a;120f" CACHE STRING "Compute capabilities to compile cubins for")
 
 if(NIBBLE_CUDA)
@@ -23,7 +24,10 @@ if(NIBBLE_CUDA)
   find_library(NIBBLE_CUDART libcudart_static.a
     HINTS ${NIBBLE_CUDA_ROOT}/lib64 ${NIBBLE_CUDA_ROOT}/lib REQUIRED)
   # fmt 9 knows nothing of nvcc: it is to use constexpr, but no format is checked by consteval (g++ does it).
-  set(NIBBLE_CUDA_FLAGS --expt-relaxed-constexpr -DFMT_USE_CONSTEXPR=1 -DFMT_CONSTEVAL= --compress-mode=size -diag-suppress=20012 -Xptxas=-v -Xcompiler=-Wno-unused-parameter)
+  set(NIBBLE_CUDA_FLAGS --expt-relaxed-constexpr -DFMT_USE_CONSTEXPR=1 -DFMT_CONSTEVAL= --compress-mode=size -diag-suppress=20012 -Xcompiler=-Wno-unused-parameter)
+  if(NIBBLE_CUDA_REPORT)
+    list(APPEND NIBBLE_CUDA_FLAGS -Xptxas=-v)
+  endif()
   foreach(target IN LISTS NIBBLE_CUDA_TARGETS)
     if(target MATCHES "^12[01]$")
       message(FATAL_ERROR "NIBBLE_CUDA_TARGETS has ${target}: it lacks the FP4 instructions; use 120f")
