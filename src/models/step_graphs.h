@@ -5,7 +5,6 @@
 
 #include <compare>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 
@@ -19,9 +18,11 @@ class StepGraphs {
   // Larger steps spend so long in kernels that launches do not show.
   static constexpr int64_t kMaxTokens = 256;
 
-  // Runs `launch`, a step over `batch` as ops see it, or its recording.
+  // Runs `launch`, a step over `batch` as ops see it, or its recording. A template, so that no step
+  // but the recorded one makes a std::function, which would allocate.
+  template <typename Launch>
   void Run(const kernels::OpTable& ops, const Batch& batch, const KvPool& kv,
-           const std::function<void()>& launch) {
+           const Launch& launch) {
     const auto tokens = static_cast<int64_t>(batch.tokens.size());
     const bool decode = batch.kv_len.size() == batch.tokens.size();
     Device& device = *ops.device;

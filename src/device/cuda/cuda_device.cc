@@ -5,9 +5,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <vector>
 
-#include "base/check.h"
 #include "base/progress.h"
 #include "device/device.h"
 
