@@ -10,6 +10,10 @@
 
 #include "kernels/ops.h"
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 12 && !defined(__CUDA_ARCH_FAMILY_SPECIFIC__)
+#error "targets 120 and 121 lack the FP4 instructions: build 120f, which runs on 12.0 and 12.1"
+#endif
+
 namespace nibble::kernels::cuda {
 
 inline cudaStream_t StreamOf(const OpContext& context) {
