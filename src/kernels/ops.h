@@ -68,16 +68,32 @@ struct PackParams {
   ThreadPool* pool = nullptr;
 };
 
-// y (M, N) = x (M, K) Wᵀ + bias. FP32 accumulation. A weight with column_order or input_multiplier
-// applies them to x first (tensor/quant_view.h).
+// How the norm's weight enters: Llama rounds the normalised value to BF16 before it multiplies by
+// w; Qwen3-Next multiplies by (1 + w) in FP32 and rounds once; gpt-oss multiplies by w in FP32 and
+// rounds once.
+enum class NormStyle : uint8_t { kRoundThenScale, kScaleOnePlus, kScaleThenRound };
+
+// An RMS norm that an op applies to its input first, with the bits of rms_norm. The input itself
+// stays as it is.
+struct InputNorm {
+  const float* weight = nullptr;  // (width of the input); null: no norm
+  float eps = 1e-6f;
+  NormStyle style = NormStyle::kRoundThenScale;
+};
+
+// y (M, N) = norm(x) (M, K) Wᵀ + bias. FP32 accumulation. A weight with column_order or
+// input_multiplier applies them to the normed x first (tensor/quant_view.h). With add,
+// y += result instead, both rounded to BF16: how a block adds to the residual stream.
 struct LinearParams {
   const uint16_t* x = nullptr;  // (M, K) BF16
   int64_t x_stride = 0;
+  InputNorm norm;
   const PackedWeight* weight = nullptr;  // (N, K)
   const float* bias = nullptr;           // (N) or null
   uint16_t* y = nullptr;                 // (M, N) BF16, or
   float* y_f32 = nullptr;                // (M, N) FP32: exactly one of the two is set
   int64_t y_stride = 0;
+  bool add = false;  // with y alone
   int64_t m = 0;
 };
 
@@ -92,11 +108,6 @@ struct EmbedParams {
   int64_t t = 0;
   float scale = 1.0f;
 };
-
-// How the norm's weight enters: Llama rounds the normalised value to BF16 before it multiplies by
-// w; Qwen3-Next multiplies by (1 + w) in FP32 and rounds once; gpt-oss multiplies by w in FP32 and
-// rounds once.
-enum class NormStyle : uint8_t { kRoundThenScale, kScaleOnePlus, kScaleThenRound };
 
 // If delta is set: x += delta (rounded to BF16, stored back). Then out = x / sqrt(mean(x²) + eps),
 // scaled. Mean in FP32.
@@ -220,15 +231,17 @@ struct MoeListener {
                              int64_t k) = 0;
 };
 
-// A whole block: router, experts, shared expert and sum. For each token
+// A whole block: norm, router, experts, shared expert and sum. For each token
 //
 //   y = Σ over its experts, by ascending id, of weight * expert(x)
 //     + σ(shared_gate x) * shared(x)                              (if there is a shared expert)
 //
 // Expert outputs are FP32 after down (its input is BF16); the sum is FP32 and rounded once.
 // weight_on_input: expert(bf16(weight * x)) without a factor on the output (Llama 4).
+// With add, out += y instead, both rounded to BF16.
 struct MoeParams {
   const uint16_t* x = nullptr;  // (T, D)
+  InputNorm norm;               // of router_x where there is one, else of x
   int64_t t = 0;
   int64_t d = 0;
   // What the router sees, (T, its K), where it is not x: experts in a latent space.
@@ -246,6 +259,7 @@ struct MoeParams {
   const PreparedWeights* prepared = nullptr;  // of experts, where the table has prepare_experts
   uint16_t* out = nullptr;                    // (T, D) BF16, or
   float* out_f32 = nullptr;                   // (T, D): exactly one of the two is set
+  bool add = false;                           // with out alone
   MoeListener* listener = nullptr;            // null but while calibrating
 };
 

@@ -5,38 +5,59 @@
 namespace nibble::models {
 namespace {
 
-template <typename Out>
+// Where a result goes, in either type.
+struct Destination {
+  uint16_t* y = nullptr;
+  float* y_f32 = nullptr;
+  int64_t stride = 0;
+  bool add = false;
+};
+
 void RunSegments(const Linear& linear, const kernels::OpTable& ops,
-                 const kernels::OpContext& context, const uint16_t* x, int64_t m, Out* y,
-                 int64_t y_stride) {
-  linear.Observe(x, m);
+                 const kernels::OpContext& context, const LayerInput& in, int64_t m,
+                 const Destination& out) {
+  linear.Observe(ops, context, in, m);
   for (const Linear::Segment& segment : linear.segments) {
-    kernels::LinearParams params{
-        .x = x,
-        .x_stride = linear.k,
-        .weight = segment.weight.get(),
-        .bias = linear.bias.empty() ? nullptr : linear.bias.data() + segment.first_row,
-        .y_stride = y_stride > 0 ? y_stride : linear.n,
-        .m = m};
-    if constexpr (std::is_same_v<Out, float>) {
-      params.y_f32 = y + segment.first_row;
-    } else {
-      params.y = y + segment.first_row;
-    }
-    ops.linear(context, params);
+    const int64_t row = segment.first_row;
+    ops.linear(context, {.x = in.x,
+                         .x_stride = linear.k,
+                         .norm = in.norm,
+                         .weight = segment.weight.get(),
+                         .bias = linear.bias.empty() ? nullptr : linear.bias.data() + row,
+                         .y = out.y == nullptr ? nullptr : out.y + row,
+                         .y_f32 = out.y_f32 == nullptr ? nullptr : out.y_f32 + row,
+                         .y_stride = out.stride,
+                         .add = out.add,
+                         .m = m});
   }
 }
 
 }  // namespace
 
-void Linear::Run(const kernels::OpTable& ops, const kernels::OpContext& context, const uint16_t* x,
-                 int64_t m, uint16_t* y) const {
-  RunSegments(*this, ops, context, x, m, y, 0);
+// Calibration runs on the host and may take its time: it norms what the op will norm again.
+void Linear::Observe(const kernels::OpTable& ops, const kernels::OpContext& context,
+                     const LayerInput& in, int64_t m) const {
+  if (observer == nullptr) return;
+  if (in.norm.weight == nullptr) return Observe(in.x, m);
+  std::vector<uint16_t> normed(in.x, in.x + m * k);
+  ops.rms_norm(context, {.x = normed.data(),
+                         .weight = in.norm.weight,
+                         .out = normed.data(),
+                         .t = m,
+                         .d = k,
+                         .eps = in.norm.eps,
+                         .style = in.norm.style});
+  Observe(normed.data(), m);
+}
+
+void Linear::Run(const kernels::OpTable& ops, const kernels::OpContext& context,
+                 const LayerInput& in, int64_t m, const LayerOutput& out) const {
+  RunSegments(*this, ops, context, in, m, {.y = out.y, .stride = n, .add = out.add});
 }
 
 void Linear::RunF32(const kernels::OpTable& ops, const kernels::OpContext& context,
-                    const uint16_t* x, int64_t m, float* y, int64_t y_stride) const {
-  RunSegments(*this, ops, context, x, m, y, y_stride);
+                    const LayerInput& in, int64_t m, float* y, int64_t y_stride) const {
+  RunSegments(*this, ops, context, in, m, {.y_f32 = y, .stride = y_stride > 0 ? y_stride : n});
 }
 
 kernels::ExpertWeights ExpertOf(const Linear& gate_up, const Linear& down) {

@@ -28,6 +28,18 @@ class LinearObserver {
                        int64_t k) = 0;
 };
 
+// What a linear or a block reads, and the norm that x goes through first.
+struct LayerInput {
+  const uint16_t* x = nullptr;  // (M, K) BF16
+  kernels::InputNorm norm;      // weight null: none
+};
+
+// Where a result goes: y = result or, with add, y += result.
+struct LayerOutput {
+  uint16_t* y = nullptr;  // (M, N) BF16
+  bool add = false;
+};
+
 // y = x Wᵀ + bias, rows stacked from one or more stored weights. Neighbours of one format share a
 // packed weight; a checkpoint that mixes formats inside the stack gives several.
 struct Linear {
@@ -47,11 +59,13 @@ struct Linear {
   void Observe(const uint16_t* x, int64_t m) const {
     if (observer != nullptr) observer->OnInput(modules, x, m, k);
   }
-  // y (M, N) BF16, rows y_stride apart.
-  void Run(const kernels::OpTable& ops, const kernels::OpContext& context, const uint16_t* x,
-           int64_t m, uint16_t* y) const;
+  // The same of an input that may have a norm before it.
+  void Observe(const kernels::OpTable& ops, const kernels::OpContext& context, const LayerInput& in,
+               int64_t m) const;
+  void Run(const kernels::OpTable& ops, const kernels::OpContext& context, const LayerInput& in,
+           int64_t m, const LayerOutput& out) const;
   // y (M, N) FP32, rows y_stride apart (0: N).
-  void RunF32(const kernels::OpTable& ops, const kernels::OpContext& context, const uint16_t* x,
+  void RunF32(const kernels::OpTable& ops, const kernels::OpContext& context, const LayerInput& in,
               int64_t m, float* y, int64_t y_stride = 0) const;
 };
 

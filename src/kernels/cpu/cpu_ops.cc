@@ -22,8 +22,6 @@ OpTable MakeTable(std::string_view variant, std::string_view vector_variant) {
       .backend = "cpu",
       .variant = variant,
       .pack_weight = PackWeightFor<kKernels>,
-      .linear_workspace = cpu::LinearWorkspace,
-      .linear = cpu::Linear,
       .embed = cpu::Embed,
       .head_linear_workspace = cpu::HeadLinearWorkspace,
       .head_linear = cpu::HeadLinear,

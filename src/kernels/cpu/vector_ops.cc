@@ -4,6 +4,7 @@
 #include "kernels/cpu/attention/attention.h"
 #include "kernels/cpu/gated_delta_net/gated_delta_net.h"
 #include "kernels/cpu/gather_rows/gather_rows.h"
+#include "kernels/cpu/linear/linear.h"
 #include "kernels/cpu/mamba2/mamba2.h"
 #include "kernels/cpu/moe/moe.h"
 #include "kernels/cpu/norm/norm.h"
@@ -32,6 +33,10 @@ void FillFrom(OpTable* table) {
   };
   table->sigmoid_gate = [](const OpContext& context, const SigmoidGateParams& params) {
     SigmoidGate(kKernels, context, params);
+  };
+  table->linear_workspace = LinearWorkspace;
+  table->linear = [](const OpContext& context, const LinearParams& params) {
+    NormedLinear(kKernels, context, params);
   };
   table->moe_workspace = MoeWorkspace;
   table->moe = [](const OpContext& context, const MoeParams& params) {

@@ -1,4 +1,5 @@
-// The ops that are written over simd/ (norm, activation, rope, attention, sampling), by variant.
+// The ops that are written over simd/ (norm, activation, rope, attention, sampling) or use them
+// (linear, which norms its input), by variant.
 #pragma once
 
 #include <string_view>

@@ -67,4 +67,14 @@ __device__ __forceinline__ uint4 Pack(const float (&values)[kVector]) {
           ptx::PackBf16(values[4], values[5]), ptx::PackBf16(values[6], values[7])};
 }
 
+// a + b, rounded.
+__device__ __forceinline__ uint4 AddBf16x8(uint4 a, uint4 b) {
+  float x[kVector], y[kVector];
+  Unpack(a, x);
+  Unpack(b, y);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) x[i] += y[i];
+  return Pack(x);
+}
+
 }  // namespace nibble::kernels::cuda

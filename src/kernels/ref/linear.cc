@@ -130,7 +130,9 @@ void Linear(const OpContext&, const LinearParams& params) {
   const int64_t k = weight.k();
   std::vector<double> x(params.m * k);
   for (int64_t token = 0; token < params.m; ++token) {
-    const auto transformed = weight.TransformedActivations(params.x + token * params.x_stride);
+    const std::vector<uint16_t> normed =
+        NormedRow(params.norm, params.x + token * params.x_stride, k);
+    const std::vector<uint16_t> transformed = weight.TransformedActivations(normed.data());
     PrepareToken(transformed.data(), k, weight.activations(), &x[token * k]);
   }
   std::vector<float> w(k);
@@ -144,7 +146,7 @@ void Linear(const OpContext&, const LinearParams& params) {
       if (params.y_f32 != nullptr) {
         params.y_f32[at] = static_cast<float>(sum);
       } else {
-        params.y[at] = Bf16FromFloat(static_cast<float>(sum));
+        StoreOutput(static_cast<float>(sum), params.add, &params.y[at]);
       }
     }
   }

@@ -124,12 +124,16 @@ void AddScaled(const std::vector<float>& y, double weight, std::vector<double>* 
 }
 
 std::vector<double> RunToken(const MoeParams& p, int64_t t) {
-  const uint16_t* x = p.x + t * p.d;
-  const uint16_t* router_x = p.router_x != nullptr ? p.router_x + t * p.router->k() : x;
+  const int64_t router_k = p.router->k();
+  const std::vector<uint16_t> normed = NormedRow(
+      p.norm, p.router_x != nullptr ? p.router_x + t * router_k : p.x + t * p.d, router_k);
+  const uint16_t* x = p.router_x != nullptr ? p.x + t * p.d : normed.data();
   std::vector<float> logits(p.routing.experts);
-  Linear(
-      {},
-      {.x = router_x, .weight = p.router, .bias = p.router_bias, .y_f32 = logits.data(), .m = 1});
+  Linear({}, {.x = normed.data(),
+              .weight = p.router,
+              .bias = p.router_bias,
+              .y_f32 = logits.data(),
+              .m = 1});
   std::vector<double> sum(p.d, 0.0);
   for (const auto& [id, weight] : Route(p.routing, logits)) {
     if (p.experts[id].gate_up == nullptr) continue;
@@ -162,7 +166,7 @@ void Moe(const OpContext&, const MoeParams& p) {
       if (p.out_f32 != nullptr) {
         p.out_f32[t * p.d + i] = value;
       } else {
-        p.out[t * p.d + i] = Bf16FromFloat(value);
+        StoreOutput(value, p.add, &p.out[t * p.d + i]);
       }
     }
   }

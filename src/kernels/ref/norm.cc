@@ -38,6 +38,16 @@ void NormalizeRow(const uint16_t* x, const float* weight, int64_t d, float eps, 
   }
 }
 
+std::vector<uint16_t> NormedRow(const InputNorm& norm, const uint16_t* x, int64_t d) {
+  std::vector<uint16_t> row(x, x + d);
+  if (norm.weight != nullptr) NormalizeRow(x, norm.weight, d, norm.eps, norm.style, row.data());
+  return row;
+}
+
+void StoreOutput(float result, bool add, uint16_t* y) {
+  *y = Bf16FromFloat(add ? Bf16ToFloat(*y) + RoundToBf16(result) : result);
+}
+
 void RmsNorm(const OpContext&, const RmsNormParams& p) {
   for (int64_t t = 0; t < p.t; ++t) {
     uint16_t* x = p.x + t * p.d;

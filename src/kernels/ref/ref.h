@@ -5,6 +5,8 @@
 // stateless.
 #pragma once
 
+#include <vector>
+
 #include "kernels/ops.h"
 
 namespace nibble::kernels::ref {
@@ -37,6 +39,12 @@ void GatedDeltaStep(const double* q, const double* k, const double* v, double de
 // x (Dh or D) normalised and scaled as `style` says; shared by the residual norm and the q/k norm.
 void NormalizeRow(const uint16_t* x, const float* weight, int64_t d, float eps, NormStyle style,
                   uint16_t* out);
+
+// x (D) as an op sees it: normed if there is a norm.
+std::vector<uint16_t> NormedRow(const InputNorm& norm, const uint16_t* x, int64_t d);
+
+// y = result or, with add, y += result.
+void StoreOutput(float result, bool add, uint16_t* y);
 
 // One output of an activation, before its rounding to BF16; up is ignored where there is no gate.
 float Activate(const kernels::Activation& activation, float gate, float up);

@@ -115,13 +115,13 @@ void Attention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const St
       sizes.threads, sizes.t, static_cast<int32_t>(q_share_.count), config_.head_dim));
 }
 
-void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
+void Attention::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
   const Batch& batch = step.batch;
   const auto q_heads = static_cast<int32_t>(q_share_.count);
   const int64_t q_width = q_heads * config_.head_dim;
   const kernels::KvLayerView cache = step.kv.layer(cache_);
   const Rope* rope = config_.rope.get();
-  qkv_.Run(step.ops, step.context, x, step.t, qkv_out_);
+  qkv_.Run(step.ops, step.context, in, step.t, {qkv_out_});
   step.ops.rope_and_cache(
       step.context,
       {.qkv = qkv_out_,
@@ -160,7 +160,7 @@ void Attention::Forward(const StepContext& step, const uint16_t* x, uint16_t* de
                                          .t = step.t,
                                          .n = q_width});
   }
-  step.RunReduced(output_, attention_, partial_, delta);
+  step.RunReduced(output_, attention_, partial_, out);
 }
 
 }  // namespace nibble::models

@@ -1,12 +1,15 @@
 #include "models/layers/block.h"
 
+#include "base/check.h"
+
 namespace nibble::models {
 
 void StepContext::RunReduced(const Linear& linear, const uint16_t* x, float* partial,
-                             uint16_t* y) const {
-  if (!tp.active()) return linear.Run(ops, context, x, t, y);
-  linear.RunF32(ops, context, x, t, partial);
-  Reduce(partial, t * linear.n, y);
+                             const LayerOutput& out) const {
+  if (!tp.active()) return linear.Run(ops, context, {x}, t, out);
+  NIBBLE_CHECK(!out.add, "a sum over ranks cannot be added to the residual stream");
+  linear.RunF32(ops, context, {x}, t, partial);
+  Reduce(partial, t * linear.n, out.y);
 }
 
 void StepContext::Reduce(float* partial, int64_t n, uint16_t* y) const {

@@ -1,4 +1,4 @@
-// A block of a decoder layer: what stands between a norm and the residual stream. Attention, a
+// A block of a decoder layer: what reads the residual stream and adds to it. Attention, a
 // feed-forward network, experts, a recurrent mixer.
 //
 // A block owns its weights and its scratch tensors; it knows which entries of ModelInfo's caches
@@ -32,9 +32,10 @@ struct StepContext {
   const TensorParallel& tp;
   int64_t t = 0;
 
-  // y (T, N) = x Wᵀ of a linear whose columns are divided among ranks, summed over them.
-  // partial: (T, N) scratch, used with more than one rank alone.
-  void RunReduced(const Linear& linear, const uint16_t* x, float* partial, uint16_t* y) const;
+  // out = x (T, K) Wᵀ of a linear whose columns are divided among ranks, summed over them.
+  // partial: (T, N) scratch, used with more than one rank alone; then out cannot add.
+  void RunReduced(const Linear& linear, const uint16_t* x, float* partial,
+                  const LayerOutput& out) const;
   // y (n) = the sum of `partial` over ranks, rounded.
   void Reduce(float* partial, int64_t n, uint16_t* y) const;
 
@@ -63,8 +64,9 @@ class Block {
   virtual void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) = 0;
   virtual std::vector<std::string_view> RequiredOps() const = 0;
 
-  // x (T, D), normed → delta (T, D).
-  virtual void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) = 0;
+  // in and out are (T, D), often both the residual stream: read through a norm, added to at the
+  // end. With more than one rank out does not add.
+  virtual void Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) = 0;
 };
 
 }  // namespace nibble::models

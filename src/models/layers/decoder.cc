@@ -156,6 +156,19 @@ void Decoder::Normalize(uint16_t* x, const uint16_t* delta, const Resident<float
                             .style = config_.norm_style});
 }
 
+LayerInput Decoder::Normed(uint16_t* x, const uint16_t* delta, const Resident<float>& weight,
+                           int64_t t) const {
+  if (delta == nullptr) {
+    return {x, {.weight = weight.data(), .eps = config_.norm_eps, .style = config_.norm_style}};
+  }
+  Normalize(x, delta, weight, t, normed_);
+  return {normed_};
+}
+
+bool Decoder::AddsItself(const Sublayer& sublayer) const {
+  return sublayer.post_norm.empty() && !options_.tp.active();
+}
+
 StepContext Decoder::Step(const Batch& batch, const KvPool& kv) const {
   return {.ops = *ops_,
           .context = context_,
@@ -196,20 +209,25 @@ const float* Decoder::ForwardDraft(const Batch& batch, const uint16_t* hidden, c
   Normalize(continued, nullptr, draft_->hidden_norm_weight, t, continued);
   ops_->gather_rows(context_,
                     {.x = pair_, .rows = pair_rows_, .out = interleaved_, .r = 2 * t, .d = d});
-  draft_->projection_weight.Run(*ops_, context_, interleaved_, t, x_);
+  draft_->projection_weight.Run(*ops_, context_, {interleaved_}, t, {x_});
   const float* logits = RunStack(step, draft_->stack);
-  // The last norm has added what the last block gave to the residual stream.
+  // RunStack has added all that the blocks gave.
   if (draft_->continues_before_norm) ops_->device->Copy(hidden_, x_, t * row_bytes);
   return logits;
 }
 
 const float* Decoder::RunStack(const StepContext& step, const Stack& stack) {
   const int64_t t = step.t, d = config_.hidden_size;
-  const uint16_t* delta = nullptr;
+  const uint16_t* delta = nullptr;  // not yet added to x_
   for (size_t i = 0; i < stack.sublayers.size(); ++i) {
     const Sublayer& sublayer = stack.sublayers[i];
-    Normalize(x_, delta, stack.norms[i].before, t, normed_);
-    sublayer.block->Forward(step, normed_, delta_);
+    const LayerInput in = Normed(x_, delta, stack.norms[i].before, t);
+    if (AddsItself(sublayer)) {
+      sublayer.block->Forward(step, in, {x_, true});
+      delta = nullptr;
+      continue;
+    }
+    sublayer.block->Forward(step, in, {delta_});
     delta = delta_;
     if (!sublayer.post_norm.empty()) {
       Normalize(delta_, nullptr, stack.norms[i].after, t, post_delta_);
@@ -222,21 +240,23 @@ const float* Decoder::RunStack(const StepContext& step, const Stack& stack) {
   const int32_t* picked = step.batch.logits_rows.data();
   if (draft_) {
     ops_->gather_rows(context_, {.x = hidden_, .rows = picked, .out = normed_, .r = rows, .d = d});
-  } else {
-    ops_->gather_rows(context_, {.x = x_, .rows = picked, .out = row_x_, .r = rows, .d = d});
-    ops_->gather_rows(context_, {.x = delta, .rows = picked, .out = row_delta_, .r = rows, .d = d});
-    Normalize(row_x_, row_delta_, stack.final_norm, rows, normed_);
+    RunHead(step, {normed_}, rows);
+    return logits_;
   }
-  RunHead(step, rows);
+  ops_->gather_rows(context_, {.x = x_, .rows = picked, .out = row_x_, .r = rows, .d = d});
+  if (delta != nullptr) {
+    ops_->gather_rows(context_, {.x = delta, .rows = picked, .out = row_delta_, .r = rows, .d = d});
+    delta = row_delta_;
+  }
+  RunHead(step, Normed(row_x_, delta, stack.final_norm, rows), rows);
   return logits_;
 }
 
-void Decoder::RunHead(const StepContext& step, int64_t rows) {
-  if (config_.tied_embeddings)
-    return embedding_.RunF32(*ops_, step.context, normed_, rows, logits_);
-  if (!options_.tp.active()) return head_.RunF32(*ops_, step.context, normed_, rows, logits_);
+void Decoder::RunHead(const StepContext& step, const LayerInput& in, int64_t rows) {
+  if (config_.tied_embeddings) return embedding_.RunF32(*ops_, step.context, in, rows, logits_);
+  if (!options_.tp.active()) return head_.RunF32(*ops_, step.context, in, rows, logits_);
   const int64_t share = VocabShare();
-  head_.RunF32(*ops_, step.context, normed_, rows, shard_logits_, share);
+  head_.RunF32(*ops_, step.context, in, rows, shard_logits_, share);
   options_.tp.comm->AllGather(shard_logits_, rows * share, gathered_);
   for (int64_t rank = 0; rank < options_.tp.size; ++rank) {
     const int64_t count = std::min(share, config_.vocab_size - rank * share);

@@ -111,8 +111,13 @@ class Decoder final : public LoadableModel {
   void Carve(ScratchArena& arena, const MaxStep& max);
   void Normalize(uint16_t* x, const uint16_t* delta, const Resident<float>& weight, int64_t t,
                  uint16_t* out) const;
-  // Logits of normed rows (R, D), gathered from all ranks.
-  void RunHead(const StepContext& step, int64_t rows);
+  // x + delta through a norm: by whoever reads it, if there is nothing to add first.
+  LayerInput Normed(uint16_t* x, const uint16_t* delta, const Resident<float>& weight,
+                    int64_t t) const;
+  // Whether the sublayer's block may add to the residual stream itself.
+  bool AddsItself(const Sublayer& sublayer) const;
+  // Logits of rows (R, D), gathered from all ranks.
+  void RunHead(const StepContext& step, const LayerInput& in, int64_t rows);
   int64_t VocabShare() const;  // rows of the head on a rank; the last one may have fewer
 
   const DecoderConfig config_;
@@ -130,9 +135,10 @@ class Decoder final : public LoadableModel {
   StepInputs inputs_;
   StepGraphs graphs_;
   Buffer memory_;
-  uint16_t* x_ = nullptr;           // (T, D) residual stream
-  uint16_t* normed_ = nullptr;      // (max(T, R), D)
-  uint16_t* delta_ = nullptr;       // (T, D) what a block adds to the residual stream
+  uint16_t* x_ = nullptr;       // (T, D) residual stream
+  uint16_t* normed_ = nullptr;  // (max(T, R), D)
+  // Of blocks that do not add to x_ themselves:
+  uint16_t* delta_ = nullptr;       // (T, D) what is to be added
   uint16_t* post_delta_ = nullptr;  // (T, D) the same after its norm
   // With a draft head:
   uint16_t* hidden_ = nullptr;       // (T, D) behind the final norm

@@ -43,14 +43,14 @@ void FeedForward::Carve(ScratchArena& arena, const kernels::OpTable& ops, const 
   arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, share_.count)));
 }
 
-void FeedForward::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
-  gate_up_.Run(step.ops, step.context, x, step.t, hidden_);
+void FeedForward::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
+  gate_up_.Run(step.ops, step.context, in, step.t, {hidden_});
   step.ops.activation(step.context, {.gate_up = hidden_,
                                      .out = activated_,
                                      .t = step.t,
                                      .f = share_.count,
                                      .activation = config_.activation});
-  step.RunReduced(down_, activated_, partial_, delta);
+  step.RunReduced(down_, activated_, partial_, out);
 }
 
 }  // namespace nibble::models

@@ -25,7 +25,7 @@ class FeedForward final : public Block {
   Status FinishLoad(const FinishContext& context) override;
   void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) override;
   std::vector<std::string_view> RequiredOps() const override { return {"linear", "activation"}; }
-  void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
+  void Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) override;
 
  private:
   std::vector<LinearPart> InputParts() const;

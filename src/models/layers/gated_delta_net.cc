@@ -107,9 +107,9 @@ void GatedDeltaNet::Carve(ScratchArena& arena, const kernels::OpTable& ops,
   arena.NeedWorkspace(ops.gated_delta_net_workspace(sizes.threads, Sizes(sizes.t)));
 }
 
-void GatedDeltaNet::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
-  qkvz_.Run(step.ops, step.context, x, step.t, qkvz_out_);
-  ba_.RunF32(step.ops, step.context, x, step.t, ba_out_);
+void GatedDeltaNet::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
+  qkvz_.Run(step.ops, step.context, in, step.t, {qkvz_out_});
+  ba_.RunF32(step.ops, step.context, in, step.t, ba_out_);
   const StateLayer state = step.kv.state(state_);
   kernels::GatedDeltaNetParams params = Sizes(step.t);
   params.qkv = qkvz_out_;
@@ -130,7 +130,7 @@ void GatedDeltaNet::Forward(const StepContext& step, const uint16_t* x, uint16_t
   params.recurrent_state = state.recurrent;
   params.out = mixed_;
   step.ops.gated_delta_net(step.context, params);
-  step.RunReduced(output_, mixed_, partial_, delta);
+  step.RunReduced(output_, mixed_, partial_, out);
 }
 
 }  // namespace nibble::models

@@ -39,7 +39,7 @@ class GatedDeltaNet final : public Block {
   std::vector<std::string_view> RequiredOps() const override {
     return {"linear", "gated_delta_net"};
   }
-  void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
+  void Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) override;
 
  private:
   std::vector<LinearPart> QkvzParts() const;

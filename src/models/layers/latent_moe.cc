@@ -48,7 +48,7 @@ Status LatentMoe::FinishLoad(const FinishContext& context) {
 void LatentMoe::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) {
   arena.Take(&latent_, sizes.t * latent_size_);
   arena.Take(&routed_, sizes.t * latent_size_);
-  arena.Take(&shared_out_, sizes.t * hidden_size_);
+  arena.Take(&sum_, sizes.t * hidden_size_);
   arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(hidden_size_, latent_size_)));
   const int64_t mark = arena.mark();
   experts_.Carve(arena, ops, sizes);
@@ -63,12 +63,15 @@ std::vector<std::string_view> LatentMoe::RequiredOps() const {
   return ops;
 }
 
-void LatentMoe::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
-  down_.Run(step.ops, step.context, x, step.t, latent_);
-  experts_.ForwardRoutedBy(step, x, latent_, routed_);
-  up_.Run(step.ops, step.context, routed_, step.t, delta);
-  shared_.Forward(step, x, shared_out_);
-  step.ops.add(step.context, {.x = delta, .delta = shared_out_, .t = step.t, .d = hidden_size_});
+void LatentMoe::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
+  down_.Run(step.ops, step.context, in, step.t, {latent_});
+  experts_.ForwardRoutedBy(step, in, latent_, {routed_});
+  // The two parts are added up before they join the residual stream.
+  uint16_t* sum = out.add ? sum_ : out.y;
+  shared_.Forward(step, in, {sum});
+  up_.Run(step.ops, step.context, {routed_}, step.t, {sum, true});
+  if (out.add)
+    step.ops.add(step.context, {.x = out.y, .delta = sum, .t = step.t, .d = hidden_size_});
 }
 
 }  // namespace nibble::models

@@ -25,7 +25,7 @@ class LatentMoe final : public Block {
   Status FinishLoad(const FinishContext& context) override;
   void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) override;
   std::vector<std::string_view> RequiredOps() const override;
-  void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
+  void Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) override;
 
  private:
   const std::string prefix_;
@@ -36,9 +36,9 @@ class LatentMoe final : public Block {
   Linear down_;                // (L, D)
   Linear up_;                  // (D, L)
 
-  uint16_t* latent_ = nullptr;      // (T, L)
-  uint16_t* routed_ = nullptr;      // (T, L)
-  uint16_t* shared_out_ = nullptr;  // (T, D)
+  uint16_t* latent_ = nullptr;  // (T, L)
+  uint16_t* routed_ = nullptr;  // (T, L)
+  uint16_t* sum_ = nullptr;     // (T, D)
 };
 
 }  // namespace nibble::models

@@ -79,8 +79,8 @@ void Mamba2::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepS
   arena.NeedWorkspace(ops.mamba2_workspace(sizes.threads, Sizes(sizes.t)));
 }
 
-void Mamba2::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
-  input_.Run(step.ops, step.context, x, step.t, zxbcdt_);
+void Mamba2::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
+  input_.Run(step.ops, step.context, in, step.t, {zxbcdt_});
   const StateLayer state = step.kv.state(state_);
   kernels::Mamba2Params params = Sizes(step.t);
   params.zxbcdt = zxbcdt_;
@@ -99,7 +99,7 @@ void Mamba2::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta
   params.recurrent_state = state.recurrent;
   params.out = mixed_;
   step.ops.mamba2(step.context, params);
-  step.RunReduced(output_, mixed_, partial_, delta);
+  step.RunReduced(output_, mixed_, partial_, out);
 }
 
 Status CheckShares(const TensorParallel& tp, const Mamba2Config& mamba) {

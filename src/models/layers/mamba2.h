@@ -37,7 +37,7 @@ class Mamba2 final : public Block {
   Status FinishLoad(const FinishContext& context) override;
   void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) override;
   std::vector<std::string_view> RequiredOps() const override { return {"linear", "mamba2"}; }
-  void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
+  void Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) override;
 
  private:
   std::vector<RowRange> ConvChannels() const;

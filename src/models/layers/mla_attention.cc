@@ -102,10 +102,7 @@ std::vector<std::string_view> MlaAttention::RequiredOps() const {
 
 void MlaAttention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) {
   const int64_t t = sizes.t;
-  if (config_.q_rank > 0) {
-    arena.Take(&q_latent_, t * config_.q_rank);
-    arena.Take(&q_normed_, t * config_.q_rank);
-  }
+  if (config_.q_rank > 0) arena.Take(&q_latent_, t * config_.q_rank);
   arena.Take(&q_, t * share_.count * config_.q_head_dim());
   arena.Take(&kv_, t * config_.cache_dim());
   arena.Take(&absorbed_, t * share_.count * config_.cache_dim());
@@ -121,16 +118,11 @@ void MlaAttention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const
 }
 
 // q_ (T, H, N + P) = the queries, not yet rotated.
-void MlaAttention::RunQueries(const StepContext& step, const uint16_t* x) {
-  if (config_.q_rank == 0) return q_b_.Run(step.ops, step.context, x, step.t, q_);
-  q_a_.Run(step.ops, step.context, x, step.t, q_latent_);
-  step.ops.rms_norm(step.context, {.x = q_latent_,
-                                   .weight = q_norm_.data(),
-                                   .out = q_normed_,
-                                   .t = step.t,
-                                   .d = config_.q_rank,
-                                   .eps = config_.norm_eps});
-  q_b_.Run(step.ops, step.context, q_normed_, step.t, q_);
+void MlaAttention::RunQueries(const StepContext& step, const LayerInput& in) {
+  if (config_.q_rank == 0) return q_b_.Run(step.ops, step.context, in, step.t, {q_});
+  q_a_.Run(step.ops, step.context, in, step.t, {q_latent_});
+  const kernels::InputNorm norm = {.weight = q_norm_.data(), .eps = config_.norm_eps};
+  q_b_.Run(step.ops, step.context, {q_latent_, norm}, step.t, {q_});
 }
 
 // Tells a calibration what kv_b_proj sees in the expanded form: the normed latents. No op of the
@@ -152,15 +144,15 @@ void MlaAttention::ObserveLatents(const StepContext& step) const {
   expansion.Observe(normed.data(), step.t);
 }
 
-void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
+void MlaAttention::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
   const Batch& batch = step.batch;
   const auto heads = static_cast<int32_t>(share_.count);
   const int64_t q_dim = config_.q_head_dim();
   const int64_t cache_dim = config_.cache_dim();
   const kernels::KvLayerView cache = step.kv.layer(cache_);
   const Rope& rope = *config_.rope;
-  RunQueries(step, x);
-  kv_a_.Run(step.ops, step.context, x, step.t, kv_);
+  RunQueries(step, in);
+  kv_a_.Run(step.ops, step.context, in, step.t, {kv_});
   ObserveLatents(step);
   step.ops.mla_rope_and_cache(step.context, {.kv_a = kv_,
                                              .kv_a_stride = cache_dim,
@@ -204,7 +196,7 @@ void MlaAttention::Forward(const StepContext& step, const uint16_t* x, uint16_t*
                                       .y_stride = heads * config_.v_dim,
                                       .y_head_stride = config_.v_dim,
                                       .t = step.t});
-  step.RunReduced(output_, heads_, partial_, delta);
+  step.RunReduced(output_, heads_, partial_, out);
 }
 
 MlaConfig ReadMlaConfig(ConfigReader& config, int64_t hidden_size, int64_t max_positions) {

@@ -56,12 +56,12 @@ class MlaAttention final : public Block {
   Status FinishLoad(const FinishContext& context) override;
   void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) override;
   std::vector<std::string_view> RequiredOps() const override;
-  void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
+  void Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) override;
 
  private:
   void VisitQueries(WeightVisitor& visitor);
   void VisitLatent(WeightVisitor& visitor);
-  void RunQueries(const StepContext& step, const uint16_t* x);
+  void RunQueries(const StepContext& step, const LayerInput& in);
   void ObserveLatents(const StepContext& step) const;
 
   const MlaConfig config_;
@@ -85,7 +85,6 @@ class MlaAttention final : public Block {
   float cache_scale_ = 1.0f;
 
   uint16_t* q_latent_ = nullptr;   // (T, Rq)
-  uint16_t* q_normed_ = nullptr;   // (T, Rq)
   uint16_t* q_ = nullptr;          // (T, H, N + P)
   uint16_t* kv_ = nullptr;         // (T, R + P)
   uint16_t* absorbed_ = nullptr;   // (T, H, R + P)

@@ -93,22 +93,23 @@ void Moe::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSize
                                         .top_k = config_.routing.top_k}));
 }
 
-void Moe::Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) {
-  ForwardRoutedBy(step, nullptr, x, delta);
+void Moe::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
+  ForwardRoutedBy(step, in, in.x, out);
 }
 
-void Moe::ForwardRoutedBy(const StepContext& step, const uint16_t* router_x, const uint16_t* x,
-                          uint16_t* delta) {
+void Moe::ForwardRoutedBy(const StepContext& step, const LayerInput& router_in, const uint16_t* x,
+                          const LayerOutput& out) {
   kernels::Routing routing = config_.routing;
   routing.choice_bias = choice_bias_.empty() ? nullptr : choice_bias_.data();
-  router_.Observe(router_x != nullptr ? router_x : x, step.t);
-  shared_gate_.Observe(x, step.t);
+  router_.Observe(step.ops, step.context, router_in, step.t);
+  shared_gate_.Observe(step.ops, step.context, router_in, step.t);
   Listener listener(*this);
   step.ops.moe(step.context,
                {.x = x,
+                .norm = router_in.norm,
                 .t = step.t,
                 .d = config_.hidden_size,
-                .router_x = router_x,
+                .router_x = router_in.x != x ? router_in.x : nullptr,
                 .router = router_.segments[0].weight.get(),
                 .router_bias = router_.bias.empty() ? nullptr : router_.bias.data(),
                 .routing = routing,
@@ -121,10 +122,11 @@ void Moe::ForwardRoutedBy(const StepContext& step, const uint16_t* router_x, con
                 .shared_gate =
                     shared_gate_.segments.empty() ? nullptr : shared_gate_.segments[0].weight.get(),
                 .prepared = prepared_.get(),
-                .out = tp_.active() ? nullptr : delta,
+                .out = tp_.active() ? nullptr : out.y,
                 .out_f32 = tp_.active() ? partial_ : nullptr,
+                .add = out.add,
                 .listener = router_.observer != nullptr ? &listener : nullptr});
-  if (tp_.active()) step.Reduce(partial_, step.t * config_.hidden_size, delta);
+  if (tp_.active()) step.Reduce(partial_, step.t * config_.hidden_size, out.y);
 }
 
 void RequireRouting(ConfigReader& config, const kernels::Routing& routing) {

@@ -43,10 +43,10 @@ class Moe final : public Block {
   Status FinishLoad(const FinishContext& context) override;
   void Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) override;
   std::vector<std::string_view> RequiredOps() const override { return {"moe"}; }
-  void Forward(const StepContext& step, const uint16_t* x, uint16_t* delta) override;
-  // The same with experts chosen by router_x, (T, router_size).
-  void ForwardRoutedBy(const StepContext& step, const uint16_t* router_x, const uint16_t* x,
-                       uint16_t* delta);
+  void Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) override;
+  // The same for experts that see x (T, D), chosen by another input, (T, router_size).
+  void ForwardRoutedBy(const StepContext& step, const LayerInput& router_in, const uint16_t* x,
+                       const LayerOutput& out);
 
  private:
   class Listener;

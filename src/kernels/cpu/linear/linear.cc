@@ -6,6 +6,7 @@
 #include "base/thread_pool.h"
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/packed_weight.h"
+#include "kernels/cpu/norm/norm.h"
 #include "kernels/cpu/parallel.h"
 #include "numerics/bf16.h"
 
@@ -126,6 +127,7 @@ PanelJob JobOf(const LinearParams& params, const Plan& plan, Tiling tiling, int6
       .y = params.y == nullptr ? nullptr : params.y + out,
       .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + out,
       .y_stride = params.y_stride,
+      .add = params.add,
       .n = weight.n(),
   };
 }
@@ -160,6 +162,12 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
                [&](int64_t begin, int64_t end) { plan.kernel.run(job, begin, end); });
 }
 
+size_t PreparedBytes(int64_t max_m, int64_t max_k) {
+  const int64_t padded_k = CeilDiv(max_k, kMaxGroupK) * kMaxGroupK;
+  const int64_t slots = std::min(max_m, kPassTokens) + kMaxIdleSlots;
+  return static_cast<size_t>(slots * (padded_k / kBlockK) * kMaxBlockBytes);
+}
+
 void CheckWorkspace(const OpContext& context, const LinearParams& params) {
   NIBBLE_CHECK(LinearWorkspace(params.m, params.weight->k()) <= context.workspace_bytes,
                "linear of {} tokens: workspace of {} bytes", params.m, context.workspace_bytes);
@@ -173,10 +181,10 @@ Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params,
   return std::unique_ptr<PackedWeight>(std::move(weight));
 }
 
+// Prepared activations, then the normed rows of a pass.
 size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
-  const int64_t padded_k = CeilDiv(max_k, kMaxGroupK) * kMaxGroupK;
-  const int64_t slots = std::min(max_m, kPassTokens) + kMaxIdleSlots;
-  return static_cast<size_t>(slots * (padded_k / kBlockK) * kMaxBlockBytes);
+  return PreparedBytes(max_m, max_k) +
+         static_cast<size_t>(std::min(max_m, kPassTokens) * max_k) * sizeof(uint16_t);
 }
 
 void Linear(const OpContext& context, const LinearParams& params) {
@@ -184,6 +192,27 @@ void Linear(const OpContext& context, const LinearParams& params) {
   const Plan plan = PlanFor(static_cast<const CpuPackedWeight&>(*params.weight));
   for (int64_t token = 0; token < params.m; token += kPassTokens) {
     LinearPass(context, params, plan, token, std::min(kPassTokens, params.m - token));
+  }
+}
+
+void NormedLinear(const VectorKernels& kernels, const OpContext& context,
+                  const LinearParams& params) {
+  if (params.norm.weight == nullptr) return Linear(context, params);
+  CheckWorkspace(context, params);
+  const int64_t k = params.weight->k();
+  const Plan plan = PlanFor(static_cast<const CpuPackedWeight&>(*params.weight));
+  auto* const normed = reinterpret_cast<uint16_t*>(context.workspace + PreparedBytes(params.m, k));
+  for (int64_t token = 0; token < params.m; token += kPassTokens) {
+    const int64_t m = std::min(kPassTokens, params.m - token);
+    NormRows(kernels, context, params.norm, params.x + token * params.x_stride, params.x_stride, m,
+             k, normed);
+    LinearParams pass = params;
+    pass.x = normed;
+    pass.x_stride = k;
+    pass.m = m;
+    if (pass.y != nullptr) pass.y += token * params.y_stride;
+    if (pass.y_f32 != nullptr) pass.y_f32 += token * params.y_stride;
+    LinearPass(context, pass, plan, 0, m);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/linear_kernels.h"
+#include "kernels/cpu/vector_kernels.h"
 #include "kernels/ops.h"
 
 namespace nibble::kernels::cpu {
@@ -18,7 +19,10 @@ inline constexpr int64_t kPassTokens = 192;
 Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params,
                                                  const LinearKernels& kernels);
 size_t LinearWorkspace(int64_t max_m, int64_t max_k);
+// params.norm: none.
 void Linear(const OpContext& context, const LinearParams& params);
+void NormedLinear(const VectorKernels& kernels, const OpContext& context,
+                  const LinearParams& params);
 
 // For ops that have several linears at once and spread them over threads themselves: the rows of
 // panels [begin, end) of the weight (kPanelRows each, fewer in the last), by the calling thread

@@ -34,6 +34,7 @@ struct PanelJob {
   uint16_t* y = nullptr;        // (M, N) BF16, or
   float* y_f32 = nullptr;       // (M, N)
   int64_t y_stride = 0;
+  bool add = false;  // to y
   int64_t n = 0;
 };
 

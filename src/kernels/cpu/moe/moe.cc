@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "kernels/cpu/linear/linear.h"
 #include "kernels/cpu/moe/routing.h"
+#include "kernels/cpu/norm/norm.h"
 #include "kernels/cpu/parallel.h"
 #include "numerics/bf16.h"
 
@@ -68,6 +69,7 @@ struct Scratch {
   float* slot_weight = nullptr;    // (T top_k)
   float* shared_weight = nullptr;  // (T)
   float* sum = nullptr;            // (T, D)
+  uint16_t* normed = nullptr;      // (T, D or what the router sees)
   uint16_t* hidden = nullptr;      // (T top_k, 2F), then (T, 2F) of the shared expert
   ExpertRun* runs = nullptr;       // (E + 1)
   InputLinear* inputs = nullptr;   // (2 (E + 1))
@@ -116,6 +118,7 @@ int64_t Carve(std::byte* base, int threads, const MoeSizes& s, Scratch* out) {
   carver.Take(&out->slot_weight, slots);
   carver.Take(&out->shared_weight, s.t);
   carver.Take(&out->sum, s.t * s.d);
+  carver.Take(&out->normed, s.t * std::max(s.d, s.router_d));
   carver.Take(&out->hidden, (slots + s.t) * 2 * s.f);
   carver.Take(&out->runs, s.experts + 1);
   carver.Take(&out->inputs, 2 * (s.experts + 1));
@@ -140,9 +143,12 @@ class MoeRun {
     NIBBLE_CHECK(needed <= static_cast<int64_t>(context.workspace_bytes),
                  "experts of {} tokens: workspace of {} bytes", p_.t, context.workspace_bytes);
     sum_ = p_.out_f32 != nullptr ? p_.out_f32 : scratch_.sum;
+    x_ = p_.x;
+    router_x_ = p_.router_x != nullptr ? p_.router_x : p_.x;
   }
 
   void Run() {
+    if (p_.norm.weight != nullptr) Norm();
     RouteTokens();
     GroupByExpert();
     AddSharedExpert();
@@ -175,9 +181,15 @@ class MoeRun {
                      .m = p_.t});
   }
 
+  void Norm() {
+    const int64_t k = p_.router->k();
+    NormRows(kernels_, context_, p_.norm, router_x_, k, p_.t, k, scratch_.normed);
+    if (p_.router_x == nullptr) x_ = scratch_.normed;
+    router_x_ = scratch_.normed;
+  }
+
   void RouteTokens() {
-    const uint16_t* x = p_.router_x != nullptr ? p_.router_x : p_.x;
-    RunLinear(x, p_.router, p_.router_bias, scratch_.logits);
+    RunLinear(router_x_, p_.router, p_.router_bias, scratch_.logits);
     const int64_t k = p_.routing.top_k;
     const int64_t groups = CeilDiv(p_.t, kRouteGrain);
     ForEachItem(context_, groups, [&](int64_t group, int thread) {
@@ -225,7 +237,7 @@ class MoeRun {
   void AddSharedExpert() {
     if (p_.shared.gate_up == nullptr) return;
     if (p_.shared_gate != nullptr) {
-      RunLinear(p_.x, p_.shared_gate, nullptr, scratch_.shared_weight);
+      RunLinear(x_, p_.shared_gate, nullptr, scratch_.shared_weight);
       for (int64_t t = 0; t < p_.t; ++t)
         scratch_.shared_weight[t] = 1.0f / (1.0f + std::exp(-scratch_.shared_weight[t]));
     }
@@ -316,11 +328,11 @@ class MoeRun {
   // Rows [begin, begin + m) of the run's tokens, gathered into `rows` where they do not lie
   // together.
   const uint16_t* InputRows(const ExpertRun& run, int64_t begin, int64_t m, uint16_t* rows) const {
-    if (run.tokens == nullptr) return p_.x + begin * p_.d;
-    if (m == 1 && !p_.weight_on_input) return p_.x + run.tokens[begin] * p_.d;
+    if (run.tokens == nullptr) return x_ + begin * p_.d;
+    if (m == 1 && !p_.weight_on_input) return x_ + run.tokens[begin] * p_.d;
     for (int64_t i = 0; i < m; ++i) {
       uint16_t* row = rows + i * p_.d;
-      std::copy_n(p_.x + run.tokens[begin + i] * p_.d, p_.d, row);
+      std::copy_n(x_ + run.tokens[begin + i] * p_.d, p_.d, row);
       if (p_.weight_on_input) kernels_.scale_row(row, run.token_weights[begin + i], p_.d);
     }
     return rows;
@@ -390,8 +402,17 @@ class MoeRun {
       }
     }
     if (p_.out == nullptr) return;
-    for (int64_t t = 0; t < p_.t; ++t)
-      kernels_.round(sum_ + t * p_.d + first, columns, p_.out + t * p_.d + first);
+    for (int64_t t = 0; t < p_.t; ++t) {
+      const float* sum = sum_ + t * p_.d + first;
+      uint16_t* out = p_.out + t * p_.d + first;
+      if (!p_.add) {
+        kernels_.round(sum, columns, out);
+        continue;
+      }
+      uint16_t rounded[kMaxOutputPanels * kPanelRows];
+      kernels_.round(sum, columns, rounded);
+      kernels_.add(out, rounded, columns);
+    }
   }
 
   float OutputWeight(const ExpertRun& run, int64_t row) const {
@@ -405,6 +426,8 @@ class MoeRun {
   const MoeSizes sizes_;
   Scratch scratch_;
   float* sum_ = nullptr;
+  const uint16_t* x_ = nullptr;         // (T, D), normed
+  const uint16_t* router_x_ = nullptr;  // what the router sees, normed
   int64_t runs_ = 0;
   int64_t routed_slots_ = 0;
 };

@@ -22,6 +22,14 @@ void RmsNorm(const VectorKernels& kernels, const OpContext& context, const RmsNo
   });
 }
 
+void NormRows(const VectorKernels& kernels, const OpContext& context, const InputNorm& norm,
+              const uint16_t* x, int64_t x_stride, int64_t rows, int64_t d, uint16_t* out) {
+  ForEachRange(context, rows, RowGrain(d), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      kernels.rms_norm(x + t * x_stride, norm.weight, d, norm.eps, norm.style, out + t * d);
+  });
+}
+
 void Add(const VectorKernels& kernels, const OpContext& context, const AddParams& p) {
   ForEachRange(context, p.t * p.d, kGrainElements, [&](int64_t begin, int64_t end) {
     kernels.add(p.x + begin, p.delta + begin, end - begin);

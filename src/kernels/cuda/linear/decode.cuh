@@ -437,7 +437,9 @@ __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan&
       result += shared.scales[(block.tile_end - first_tile) * kTileRows + local];
     const int64_t at = token * args.y_stride + row;
     if (args.y != nullptr) {
-      args.y[at] = Bf16FromFloat(result);
+      const uint16_t rounded = Bf16FromFloat(result);
+      args.y[at] =
+          args.add ? Bf16FromFloat(Bf16ToFloat(args.y[at]) + Bf16ToFloat(rounded)) : rounded;
     } else {
       args.y_f32[at] = result;
     }

@@ -22,7 +22,8 @@ struct DecodeArgs {
   uint16_t* y = nullptr;
   float* y_f32 = nullptr;
   int64_t y_stride = 0;
-  int m = 0;  // 1..64
+  bool add = false;  // to y
+  int m = 0;         // 1..64
 };
 
 // Whether DecodeArgs can take x of m tokens as it is.

@@ -9,6 +9,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/decode.h"
 #include "kernels/cuda/linear/prepare_x.h"
+#include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/prefill/prefill.h"
 
 namespace nibble::kernels::cuda {
@@ -31,6 +32,18 @@ bool PrefillIsFaster(const WeightTiles& weight, int64_t m) {
   return PrefillMicroseconds(weight, m) < 1.5 + per_million * 1e-6 * weights;
 }
 
+// Of x as Decode reads it.
+size_t TransformedBytes(int64_t max_m, int64_t max_k) {
+  const int64_t columns = (max_k + kTileColumns - 1) / kTileColumns * kTileColumns;
+  const int tokens = DecodeTokens(static_cast<int>(std::min<int64_t>(max_m, kMaxDecodeTokens)));
+  return static_cast<size_t>(tokens * columns) * sizeof(uint16_t);
+}
+
+// Of normed rows.
+size_t NormedBytes(int64_t max_m, int64_t max_k) {
+  return (static_cast<size_t>(max_m * max_k) * sizeof(uint16_t) + 255) / 256 * 256;
+}
+
 // Up to kMaxDecodeTokens tokens.
 void Decode(const OpContext& context, const LinearParams& p) {
   const CudaWeight& weight = AsCuda(*p.weight);
@@ -43,10 +56,11 @@ void Decode(const OpContext& context, const LinearParams& p) {
                      .y = p.y,
                      .y_f32 = p.y_f32,
                      .y_stride = p.y_stride,
+                     .add = p.add,
                      .m = m};
   const DecodePlan plan = PlanDecode(tiles, m);
   if (weight.transforms_x() || !DecodeTakes(tiles, p.x, p.x_stride, m)) {
-    NIBBLE_CHECK(LinearWorkspace(p.m, weight.k()) <= context.workspace_bytes,
+    NIBBLE_CHECK(TransformedBytes(p.m, weight.k()) <= context.workspace_bytes,
                  "linear of {} tokens: workspace of {} bytes", p.m, context.workspace_bytes);
     auto* const prepared = reinterpret_cast<uint16_t*>(context.workspace);
     args.x = prepared;
@@ -69,13 +83,14 @@ Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params) {
 }
 
 size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
-  const int64_t columns = (max_k + kTileColumns - 1) / kTileColumns * kTileColumns;
-  const int tokens = DecodeTokens(static_cast<int>(std::min<int64_t>(max_m, kMaxDecodeTokens)));
-  const size_t prepared = static_cast<size_t>(tokens * columns) * sizeof(uint16_t);
-  return std::max(prepared, PrefillWorkspace(max_m, max_k));
+  return NormedBytes(max_m, max_k) +
+         std::max(TransformedBytes(max_m, max_k), PrefillWorkspace(max_m, max_k));
 }
 
-void Linear(const OpContext& context, const LinearParams& params) {
+namespace {
+
+// With x as it is.
+void LinearOfRows(const OpContext& context, const LinearParams& params) {
   if (PrefillIsFaster(AsCuda(*params.weight).tiles(), params.m)) {
     Prefill(context, params);
     return;
@@ -89,6 +104,26 @@ void Linear(const OpContext& context, const LinearParams& params) {
     if (part.y_f32 != nullptr) part.y_f32 += token * params.y_stride;
     Decode(context, part);
   }
+}
+
+}  // namespace
+
+void Linear(const OpContext& context, const LinearParams& params) {
+  if (params.norm.weight == nullptr) return LinearOfRows(context, params);
+  const int64_t k = params.weight->k();
+  NIBBLE_CHECK(LinearWorkspace(params.m, k) <= context.workspace_bytes,
+               "linear of {} tokens: workspace of {} bytes", params.m, context.workspace_bytes);
+  const size_t normed_bytes = NormedBytes(params.m, k);
+  LinearParams normed = params;
+  normed.x = reinterpret_cast<const uint16_t*>(context.workspace);
+  normed.x_stride = k;
+  normed.norm = {};
+  NormRows(context, params.norm, params.x, params.x_stride, params.m, k,
+           reinterpret_cast<uint16_t*>(context.workspace));
+  OpContext rest = context;
+  rest.workspace += normed_bytes;
+  rest.workspace_bytes -= normed_bytes;
+  LinearOfRows(rest, normed);
 }
 
 namespace {

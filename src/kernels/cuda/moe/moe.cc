@@ -14,6 +14,7 @@
 #include "kernels/cuda/moe/prepared_experts.h"
 #include "kernels/cuda/moe/route.h"
 #include "kernels/cuda/moe/router.h"
+#include "kernels/cuda/norm/norm.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -389,6 +390,32 @@ class MoeRun {
   PhaseParams down_;
 };
 
+int64_t NormedBytes(int64_t t, int64_t d) {
+  return RoundUp(t * d * static_cast<int64_t>(sizeof(uint16_t)), 256);
+}
+
+// Up to kMaxTokens tokens: the norm and the addition are launches of their own.
+void NormAndAdd(const OpContext& context, const MoeParams& params) {
+  MoeParams p = params;
+  OpContext rest = context;
+  const auto take = [&](int64_t d) {
+    auto* const rows = reinterpret_cast<uint16_t*>(rest.workspace);
+    rest.workspace += NormedBytes(p.t, d);
+    rest.workspace_bytes -= static_cast<size_t>(NormedBytes(p.t, d));
+    return rows;
+  };
+  if (p.norm.weight != nullptr) {
+    const int64_t k = p.router->k();
+    uint16_t* const normed = take(k);
+    const uint16_t*& seen = p.router_x != nullptr ? p.router_x : p.x;
+    NormRows(context, p.norm, seen, k, p.t, k, normed);
+    seen = normed;
+  }
+  if (p.add) p.out = take(p.d);
+  RunMoePhases(rest, p, {});
+  if (p.add) Add(context, {.x = params.out, .delta = p.out, .t = p.t, .d = p.d});
+}
+
 }  // namespace
 
 Result<std::unique_ptr<PreparedWeights>> PrepareExperts(std::span<const ExpertWeights> experts) {
@@ -404,10 +431,23 @@ size_t MoeWorkspace(int /*threads*/, const MoeSizes& sizes) {
   MoeSizes chunk = sizes;
   chunk.t = std::min(sizes.t, kMaxTokens);
   Scratch ignored;
-  return static_cast<size_t>(Carve(nullptr, chunk, &ignored));
+  return static_cast<size_t>(Carve(nullptr, chunk, &ignored) +
+                             NormedBytes(chunk.t, chunk.router_d) +
+                             2 * NormedBytes(chunk.t, chunk.d));
 }
 
-void Moe(const OpContext& context, const MoeParams& params) { RunMoePhases(context, params, {}); }
+void Moe(const OpContext& context, const MoeParams& params) {
+  for (int64_t first = 0; first < params.t; first += kMaxTokens) {
+    const int64_t router_k = params.router->k();
+    MoeParams part = params;
+    part.t = std::min(kMaxTokens, params.t - first);
+    part.x += first * params.d;
+    if (part.router_x != nullptr) part.router_x += first * router_k;
+    if (part.out != nullptr) part.out += first * params.d;
+    if (part.out_f32 != nullptr) part.out_f32 += first * params.d;
+    NormAndAdd(context, part);
+  }
+}
 
 void RunMoePhases(const OpContext& context, const MoeParams& params, const MoePhases& phases) {
   NIBBLE_CHECK(params.prepared != nullptr, "experts without their prepared table");

@@ -14,15 +14,6 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
-__device__ __forceinline__ uint4 AddVectors(uint4 a, uint4 b) {
-  float x[kVector], y[kVector];
-  Unpack(a, x);
-  Unpack(b, y);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) x[i] += y[i];
-  return Pack(x);
-}
-
 __device__ __forceinline__ float Scale(float x, float inverse, float weight, NormStyle style) {
   const float normalized = x * inverse;
   if (style == NormStyle::kRoundThenScale) return ptx::RoundBf16(normalized) * weight;
@@ -32,7 +23,7 @@ __device__ __forceinline__ float Scale(float x, float inverse, float weight, Nor
 // Few weights are held from before the wait on; many would not leave room for the row.
 template <int kVectors>
 __global__ void __launch_bounds__(kMaxThreads)
-    RmsNormKernel(RmsNormParams p, float inverse_d, bool aligned) {
+    RmsNormKernel(RmsNormParams p, int64_t x_stride, float inverse_d, bool aligned) {
   constexpr bool kWeightsFirst = kVectors <= 2;
   __shared__ float sums[kWarp];
   ptx::LaunchSuccessor();
@@ -45,7 +36,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
   ptx::WaitForPredecessor();
 
-  uint16_t* x = p.x + blockIdx.x * p.d;
+  uint16_t* x = p.x + blockIdx.x * x_stride;
   uint4 row[kVectors];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) row[v] = LoadBf16x8(x + at(v), d - at(v), aligned);
@@ -56,7 +47,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int v = 0; v < kVectors; ++v) added[v] = LoadBf16x8(delta + at(v), d - at(v), aligned);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-      row[v] = AddVectors(row[v], added[v]);
+      row[v] = AddBf16x8(row[v], added[v]);
       StoreBf16x8(x + at(v), row[v], d - at(v), aligned);
     }
   }
@@ -93,7 +84,7 @@ __global__ void __launch_bounds__(kFlatThreads)
   ptx::WaitForPredecessor();
   const int64_t at = (int64_t{blockIdx.x} * kFlatThreads + threadIdx.x) * kVector;
   const uint4 sum =
-      AddVectors(LoadBf16x8(x + at, n - at, aligned), LoadBf16x8(delta + at, n - at, aligned));
+      AddBf16x8(LoadBf16x8(x + at, n - at, aligned), LoadBf16x8(delta + at, n - at, aligned));
   StoreBf16x8(x + at, sum, n - at, aligned);
 }
 
@@ -114,18 +105,41 @@ unsigned FlatBlocks(int64_t n) {
 
 }  // namespace
 
-void RmsNorm(const OpContext& context, const RmsNormParams& params) {
+namespace {
+
+void LaunchRmsNorm(const OpContext& context, const RmsNormParams& params, int64_t x_stride) {
   NIBBLE_CHECK(params.d <= kMaxNormWidth, "a norm over {} values; at most {}", params.d,
                kMaxNormWidth);
   const int64_t vectors = (params.d + kVector - 1) / kVector;
   const int64_t threads = std::min<int64_t>((vectors + kWarp - 1) / kWarp * kWarp, kMaxThreads);
   const int64_t per_thread = (vectors + threads - 1) / threads;
-  const bool aligned = VectorsAligned(params.d, params.x, params.delta, params.weight, params.out);
+  const bool aligned = x_stride % kVector == 0 &&
+                       VectorsAligned(params.d, params.x, params.delta, params.weight, params.out);
   const auto kernel = per_thread <= 1   ? RmsNormKernel<1>
                       : per_thread <= 2 ? RmsNormKernel<2>
                                         : RmsNormKernel<4>;
   LaunchPdl(kernel, static_cast<unsigned>(params.t), static_cast<unsigned>(threads), 0,
-            StreamOf(context), params, 1.0f / static_cast<float>(params.d), aligned);
+            StreamOf(context), params, x_stride, 1.0f / static_cast<float>(params.d), aligned);
+}
+
+}  // namespace
+
+void RmsNorm(const OpContext& context, const RmsNormParams& params) {
+  LaunchRmsNorm(context, params, params.d);
+}
+
+void NormRows(const OpContext& context, const InputNorm& norm, const uint16_t* x, int64_t x_stride,
+              int64_t rows, int64_t d, uint16_t* out) {
+  // Without a delta x is only read.
+  LaunchRmsNorm(context,
+                {.x = const_cast<uint16_t*>(x),
+                 .weight = norm.weight,
+                 .out = out,
+                 .t = rows,
+                 .d = d,
+                 .eps = norm.eps,
+                 .style = norm.style},
+                x_stride);
 }
 
 void Add(const OpContext& context, const AddParams& params) {

@@ -9,6 +9,9 @@ namespace nibble::kernels::cuda {
 inline constexpr int64_t kMaxNormWidth = 32768;
 
 void RmsNorm(const OpContext& context, const RmsNormParams& params);
+// out (rows, D), dense = x, rows x_stride apart, normed.
+void NormRows(const OpContext& context, const InputNorm& norm, const uint16_t* x, int64_t x_stride,
+              int64_t rows, int64_t d, uint16_t* out);
 void Add(const OpContext& context, const AddParams& params);
 void Round(const OpContext& context, const RoundParams& params);
 

@@ -25,7 +25,7 @@ struct DenseProblem {
   __device__ __forceinline__ const WeightTiles& like() const { return p.weight; }
   __device__ __forceinline__ const PreparedTokens& tokens() const { return p.x; }
   __device__ __forceinline__ TileOutput output() const {
-    return {p.y, p.y_f32, p.y_stride, p.weight.n};
+    return {p.y, p.y_f32, p.y_stride, p.weight.n, p.add};
   }
   __host__ __device__ __forceinline__ int count() const { return row_blocks * token_blocks; }
   __device__ __forceinline__ TileWork At(int index) const {
@@ -150,6 +150,7 @@ void Prefill(const OpContext& context, const LinearParams& params) {
                    .y = params.y == nullptr ? nullptr : params.y + first,
                    .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
                    .y_stride = params.y_stride,
+                   .add = params.add,
                    .m = m},
                   context.stream);
   }

@@ -27,6 +27,7 @@ struct PrefillParams {
   uint16_t* y = nullptr;
   float* y_f32 = nullptr;
   int64_t y_stride = 0;
+  bool add = false;  // to y
   int64_t m = 0;
 };
 

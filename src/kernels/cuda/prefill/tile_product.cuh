@@ -19,6 +19,7 @@
 // Clusters that share tokens by multicast were slower (573 to 659 TFLOP/s at 28672 x 8192).
 #pragma once
 
+#include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/linear/fragments.cuh"
 #include "kernels/cuda/prefill/tokens.h"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
@@ -83,6 +84,7 @@ struct TileOutput {
   float* y_f32 = nullptr;
   int64_t stride = 0;
   int n = 0;
+  bool add = false;  // to y
 };
 
 #ifdef NIBBLE_HAVE_WGMMA
@@ -465,8 +467,9 @@ __device__ __forceinline__ void Store(const TileOutput& out, const float (&total
   const bool whole =
       out.stride % 8 == 0 && reinterpret_cast<uintptr_t>(out.y) % 16 == 0 && n + 8 <= out.n;
   for (int t = thread / 8; t < kN && first + t < end; t += kWarpgroupThreads / 8) {
-    const uint4 values = *reinterpret_cast<const uint4*>(staging + t * 128 + (chunk ^ t % 8) * 16);
+    uint4 values = *reinterpret_cast<const uint4*>(staging + t * 128 + (chunk ^ t % 8) * 16);
     uint16_t* y = out.y + (first + t) * out.stride + n;
+    if (out.add) values = AddBf16x8(LoadBf16x8(y, out.n - n, whole), values);
     if (whole) {
       *reinterpret_cast<uint4*>(y) = values;
     } else {
