@@ -369,7 +369,15 @@ struct MlaRopeAndCacheParams {
 // and sees positions max(0, pos - window + 1)..pos, and with a chunk only those of its own chunk,
 // from ⌊pos / chunk⌋ * chunk on. Scores, softmax and the weighted sum are FP32.
 // Keys are visited in blocks of fixed, absolute borders.
+//
+// A decode step does what stands before and after the attention in the same op, with the bits of
+// the ops of their own: `rope` or `mla_rope` is rope_and_cache or mla_rope_and_cache of the same
+// tokens, heads and cache, done first; `gate` is sigmoid_gate, done last.
 struct AttentionParams {
+  const RopeAndCacheParams* rope = nullptr;  // q is not read; q_out is scratch, may stay unwritten
+  const MlaRopeAndCacheParams* mla_rope = nullptr;  // its q_out is q
+  const uint16_t* gate = nullptr;  // (T, Hq * Dh), rows gate_stride apart; null: no gate
+  int64_t gate_stride = 0;
   const uint16_t* q = nullptr;  // (T, Hq, Dh)
   uint16_t* out = nullptr;      // (T, Hq, Dh)
   int64_t t = 0;

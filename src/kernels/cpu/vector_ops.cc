@@ -50,7 +50,21 @@ void FillFrom(OpTable* table) {
   };
   table->attention_workspace = AttentionWorkspace;
   table->attention = [](const OpContext& context, const AttentionParams& params) {
-    Attention(kKernels, context, params);
+    AttentionParams attention = params;
+    if (params.rope != nullptr) {
+      RopeAndCache(kKernels, context, *params.rope);
+      attention.q = params.rope->q_out;
+    }
+    if (params.mla_rope != nullptr) MlaRopeAndCache(kKernels, context, *params.mla_rope);
+    Attention(kKernels, context, attention);
+    if (params.gate != nullptr) {
+      SigmoidGate(kKernels, context,
+                  {.x = params.out,
+                   .gate = params.gate,
+                   .gate_stride = params.gate_stride,
+                   .t = params.t,
+                   .n = int64_t{params.q_heads} * params.cache.head_dim});
+    }
   };
   table->gated_delta_net_workspace = GatedDeltaNetWorkspace;
   table->gated_delta_net = [](const OpContext& context, const GatedDeltaNetParams& params) {

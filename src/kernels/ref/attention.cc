@@ -56,7 +56,13 @@ void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position
 
 }  // namespace
 
-void Attention(const OpContext&, const AttentionParams& p) {
+void Attention(const OpContext& context, const AttentionParams& params) {
+  AttentionParams p = params;
+  if (p.rope != nullptr) {
+    RopeAndCache(context, *p.rope);
+    p.q = p.rope->q_out;
+  }
+  if (p.mla_rope != nullptr) MlaRopeAndCache(context, *p.mla_rope);
   const int64_t width = int64_t{p.q_heads} * p.cache.head_dim;
   for (int64_t b = 0; b < p.sequences; ++b) {
     for (int32_t i = p.q_start[b]; i < p.q_start[b + 1]; ++i) {
@@ -67,6 +73,9 @@ void Attention(const OpContext&, const AttentionParams& p) {
       }
     }
   }
+  if (p.gate != nullptr)
+    SigmoidGate(context,
+                {.x = p.out, .gate = p.gate, .gate_stride = p.gate_stride, .t = p.t, .n = width});
 }
 
 }  // namespace nibble::kernels::ref

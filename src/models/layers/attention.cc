@@ -97,11 +97,7 @@ Status Attention::FinishLoad(const FinishContext& context) {
   return {};
 }
 
-std::vector<std::string_view> Attention::RequiredOps() const {
-  std::vector<std::string_view> ops = {"linear", "rope_and_cache", "attention"};
-  if (config_.output_gate) ops.push_back("sigmoid_gate");
-  return ops;
-}
+std::vector<std::string_view> Attention::RequiredOps() const { return {"linear", "attention"}; }
 
 void Attention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) {
   const int64_t q_width = q_share_.count * config_.head_dim;
@@ -122,30 +118,33 @@ void Attention::Forward(const StepContext& step, const LayerInput& in, const Lay
   const kernels::KvLayerView cache = step.kv.layer(cache_);
   const Rope* rope = config_.rope.get();
   qkv_.Run(step.ops, step.context, in, step.t, {qkv_out_});
-  step.ops.rope_and_cache(
-      step.context,
-      {.qkv = qkv_out_,
-       .qkv_stride = qkv_.n,
-       .t = step.t,
-       .q_heads = q_heads,
-       .q_norm = config_.qk_norm ? q_norm_.data() : nullptr,
-       .k_norm = config_.qk_norm ? k_norm_.data() : nullptr,
-       .eps = config_.norm_eps,
-       .norm_style = config_.norm_style,
-       .norm_after_rotation = config_.norm_after_rotation,
-       .cos = rope != nullptr ? rope->cos() : nullptr,
-       .sin = rope != nullptr ? rope->sin() : nullptr,
-       .rotary_dim = rope != nullptr ? rope->rotary_dim() : 0,
-       .pairs = config_.pairs,
-       .positions = batch.positions.data(),
-       .q_scale = config_.query_scale != nullptr ? config_.query_scale->table().data() : nullptr,
-       .slots = batch.slots.data(),
-       .cache = cache,
-       .q_out = q_});
+  const kernels::RopeAndCacheParams rotation = {
+      .qkv = qkv_out_,
+      .qkv_stride = qkv_.n,
+      .t = step.t,
+      .q_heads = q_heads,
+      .q_norm = config_.qk_norm ? q_norm_.data() : nullptr,
+      .k_norm = config_.qk_norm ? k_norm_.data() : nullptr,
+      .eps = config_.norm_eps,
+      .norm_style = config_.norm_style,
+      .norm_after_rotation = config_.norm_after_rotation,
+      .cos = rope != nullptr ? rope->cos() : nullptr,
+      .sin = rope != nullptr ? rope->sin() : nullptr,
+      .rotary_dim = rope != nullptr ? rope->rotary_dim() : 0,
+      .pairs = config_.pairs,
+      .positions = batch.positions.data(),
+      .q_scale = config_.query_scale != nullptr ? config_.query_scale->table().data() : nullptr,
+      .slots = batch.slots.data(),
+      .cache = cache,
+      .q_out = q_};
   const double scale =
       config_.scale > 0 ? config_.scale : 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
   kernels::AttentionParams attention = step.Attention(cache);
-  attention.q = q_;
+  attention.rope = &rotation;
+  if (config_.output_gate) {
+    attention.gate = qkv_out_ + qkv_.n - q_width;
+    attention.gate_stride = qkv_.n;
+  }
   attention.out = attention_;
   attention.q_heads = q_heads;
   attention.scale = static_cast<float>(scale);
@@ -153,13 +152,6 @@ void Attention::Forward(const StepContext& step, const LayerInput& in, const Lay
   attention.chunk = config_.chunk;
   attention.sinks = config_.sinks ? sinks_.data() : nullptr;
   step.ops.attention(step.context, attention);
-  if (config_.output_gate) {
-    step.ops.sigmoid_gate(step.context, {.x = attention_,
-                                         .gate = qkv_out_ + qkv_.n - q_width,
-                                         .gate_stride = qkv_.n,
-                                         .t = step.t,
-                                         .n = q_width});
-  }
   step.RunReduced(output_, attention_, partial_, out);
 }
 

@@ -97,7 +97,7 @@ Status MlaAttention::FinishLoad(const FinishContext& context) {
 }
 
 std::vector<std::string_view> MlaAttention::RequiredOps() const {
-  return {"linear", "rms_norm", "head_linear", "mla_rope_and_cache", "attention"};
+  return {"linear", "rms_norm", "head_linear", "attention"};
 }
 
 void MlaAttention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) {
@@ -154,24 +154,25 @@ void MlaAttention::Forward(const StepContext& step, const LayerInput& in, const 
   RunQueries(step, in);
   kv_a_.Run(step.ops, step.context, in, step.t, {kv_});
   ObserveLatents(step);
-  step.ops.mla_rope_and_cache(step.context, {.kv_a = kv_,
-                                             .kv_a_stride = cache_dim,
-                                             .kv_norm = kv_norm_.data(),
-                                             .eps = config_.norm_eps,
-                                             .latent_dim = static_cast<int32_t>(config_.kv_rank),
-                                             .rope_dim = static_cast<int32_t>(config_.rope_dim),
-                                             .q = q_ + config_.nope_dim,
-                                             .q_stride = heads * q_dim,
-                                             .q_head_stride = q_dim,
-                                             .q_heads = heads,
-                                             .t = step.t,
-                                             .pairs = config_.pairs,
-                                             .cos = rope.cos(),
-                                             .sin = rope.sin(),
-                                             .positions = batch.positions.data(),
-                                             .slots = batch.slots.data(),
-                                             .cache = cache,
-                                             .q_out = absorbed_});
+  const kernels::MlaRopeAndCacheParams rotation = {
+      .kv_a = kv_,
+      .kv_a_stride = cache_dim,
+      .kv_norm = kv_norm_.data(),
+      .eps = config_.norm_eps,
+      .latent_dim = static_cast<int32_t>(config_.kv_rank),
+      .rope_dim = static_cast<int32_t>(config_.rope_dim),
+      .q = q_ + config_.nope_dim,
+      .q_stride = heads * q_dim,
+      .q_head_stride = q_dim,
+      .q_heads = heads,
+      .t = step.t,
+      .pairs = config_.pairs,
+      .cos = rope.cos(),
+      .sin = rope.sin(),
+      .positions = batch.positions.data(),
+      .slots = batch.slots.data(),
+      .cache = cache,
+      .q_out = absorbed_};
   step.ops.head_linear(step.context, {.x = q_,
                                       .x_stride = heads * q_dim,
                                       .x_head_stride = q_dim,
@@ -183,6 +184,7 @@ void MlaAttention::Forward(const StepContext& step, const LayerInput& in, const 
                                       .t = step.t});
   kernels::AttentionParams attention = step.Attention(cache);
   attention.q = absorbed_;
+  attention.mla_rope = &rotation;
   attention.out = attention_;
   attention.q_heads = heads;
   attention.scale = static_cast<float>(config_.scale);

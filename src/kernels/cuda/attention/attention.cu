@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/attention/attention_problem.cuh"
 #include "kernels/cuda/attention/merge_partials.cuh"
 #include "kernels/cuda/attention/prefill_attention.cuh"
 #include "kernels/cuda/attention/split_attention.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/rope/rope.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -180,10 +182,25 @@ size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim)
 
 void Attention(const OpContext& context, const AttentionParams& params) {
   if (params.t == 0) return;
-  const AttentionProblem p = ProblemOf(context, params);
+  AttentionProblem p = ProblemOf(context, params);
+  if (params.rope != nullptr) {
+    RopeAndCache(context, *params.rope);
+    p.q = params.rope->q_out;
+  }
+  if (params.mla_rope != nullptr) MlaRopeAndCache(context, *params.mla_rope);
   const int64_t max_keys = params.max_pages * params.cache.page_size;
-  if (params.cache.format == KvFormat::kFp8) return Launch<true>(context, p, params.t, max_keys);
-  Launch<false>(context, p, params.t, max_keys);
+  if (params.cache.format == KvFormat::kFp8) {
+    Launch<true>(context, p, params.t, max_keys);
+  } else {
+    Launch<false>(context, p, params.t, max_keys);
+  }
+  if (params.gate != nullptr) {
+    SigmoidGate(context, {.x = params.out,
+                          .gate = params.gate,
+                          .gate_stride = params.gate_stride,
+                          .t = params.t,
+                          .n = int64_t{params.q_heads} * params.cache.head_dim});
+  }
 }
 
 }  // namespace nibble::kernels::cuda
