@@ -8,6 +8,7 @@
 
 #include "device/buffer.h"
 #include "device/cgroup.h"
+#include "device/device.h"
 
 namespace nibble {
 namespace {
@@ -100,6 +101,17 @@ TEST(Cpu, MemoryIsPlausible) {
   EXPECT_GT(memory.total_bytes, int64_t{64} << 20);
   EXPECT_GT(memory.available_bytes, 0);
   EXPECT_LE(memory.available_bytes, memory.total_bytes);
+}
+
+TEST(UnifiedMemory, CountsThePageCacheAsFreeAndLeavesAReserve) {
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  const Device::Memory spark =
+      UnifiedMemory({.total_bytes = 128 * kGiB, .available_bytes = 120 * kGiB});
+  EXPECT_EQ(spark.total_bytes, 128 * kGiB);
+  EXPECT_EQ(spark.free_bytes, 116 * kGiB);
+  EXPECT_EQ(UnifiedMemory({.total_bytes = 8 * kGiB, .available_bytes = 7 * kGiB}).free_bytes,
+            5 * kGiB);
+  EXPECT_EQ(UnifiedMemory({.total_bytes = 8 * kGiB, .available_bytes = kGiB}).free_bytes, 0);
 }
 
 TEST(Cpu, ReadBandwidthIsPositive) {

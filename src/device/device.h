@@ -29,6 +29,31 @@ class DeviceMark {
   virtual ~DeviceMark() = default;
 };
 
+// One thread's way of bringing bytes to a device: two slots of pinned memory, each with as much
+// device memory, so that one is filled and checked while the other travels and is unpacked.
+// Ordered by a stream of its own. For loading: its memory goes with it.
+class UploadLane {
+ public:
+  struct Slot {
+    std::byte* host = nullptr;    // to be written
+    std::byte* device = nullptr;  // where it goes
+    int index = 0;
+  };
+
+  virtual ~UploadLane() = default;
+  virtual size_t slot_bytes() const = 0;
+  // The slot whose turn it is: waits until what was sent through it before has been used.
+  virtual Slot Next() = 0;
+  // The first `bytes` of the slot start on their way.
+  virtual void Send(const Slot& slot, size_t bytes) = 0;
+  // All that reads the slot on the device has been launched on stream().
+  virtual void Launched(const Slot& slot) = 0;
+  virtual void Clear(void* memory, size_t bytes) = 0;
+  virtual void* stream() const = 0;
+  // Waits for all of it; an error says why the device can no longer be used.
+  virtual Status Finish() = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -41,16 +66,18 @@ class Device {
 
   struct Memory {
     int64_t total_bytes = 0;
-    int64_t free_bytes = 0;  // what can be allocated now
+    // What can be allocated now. Of shared memory the page cache counts as free, and a reserve for
+    // the system does not (UnifiedMemory).
+    int64_t free_bytes = 0;
   };
   virtual Memory memory() const = 0;
 
-  // 256-byte aligned; content undefined on GPUs, zero on the host.
+  // 256-byte aligned; content undefined on GPUs, zero on the host. From any thread.
   virtual Result<std::byte*> Allocate(size_t bytes) = 0;
   virtual void Free(std::byte* memory, size_t bytes) = 0;
 
-  // Ordered with the kernels on the stream. Upload has read `from` when it returns; Download waits
-  // until the bytes are there.
+  // Ordered with the kernels on the stream. Upload has read `from` when it returns, and may be
+  // called from any thread; Download waits until the bytes are there.
   virtual void Upload(void* to, const void* from, size_t bytes) = 0;
   virtual void Download(void* to, const void* from, size_t bytes) = 0;
   virtual void Copy(void* to, const void* from, size_t bytes) = 0;
@@ -66,9 +93,25 @@ class Device {
 
   // Empty while all is well; else why the device can no longer be used.
   virtual std::string failure() const = 0;
+
+  // Whether it takes what it allocates from the host's memory: then a file in the page cache and
+  // its copy on the device compete for the same bytes.
+  virtual bool shares_host_memory() const = 0;
+  // Any number of threads may have a lane each, beside the engine's thread. Null on the host, whose
+  // memory is written in place.
+  virtual Result<std::unique_ptr<UploadLane>> MakeLane(size_t slot_bytes) = 0;
 };
 
 Device& HostDevice();
+
+// Of a GPU that shares the host's memory, from what the system says: the driver knows nothing of
+// what the page cache could give back.
+struct MemoryInfo;
+Device::Memory UnifiedMemory(const MemoryInfo& host);
+
+// Bytes per second from pinned memory to the device: what loading cannot outrun. 0 where there is
+// no lane.
+double MeasureUploadBandwidth(Device& device);
 
 // GPU `index`. kUnsupported, with the reason, where the build, the driver or the GPU is missing.
 Result<Device*> CudaDevice(int index = 0);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -16,6 +17,7 @@ class Host final : public Device {
  public:
   const std::string& name() const override { return name_; }
   bool host_memory() const override { return true; }
+  bool shares_host_memory() const override { return true; }
   void* stream() const override { return nullptr; }
   Memory memory() const override {
     const MemoryInfo info = GetMemoryInfo();
@@ -23,6 +25,9 @@ class Host final : public Device {
   }
   Result<std::byte*> Allocate(size_t bytes) override { return MapMemory(bytes); }
   void Free(std::byte* memory, size_t bytes) override { UnmapMemory(memory, bytes); }
+  Result<std::unique_ptr<UploadLane>> MakeLane(size_t) override {
+    return std::unique_ptr<UploadLane>();
+  }
   void Upload(void* to, const void* from, size_t bytes) override { Copy(to, from, bytes); }
   void Download(void* to, const void* from, size_t bytes) override { Copy(to, from, bytes); }
   void Copy(void* to, const void* from, size_t bytes) override {
@@ -46,6 +51,35 @@ class Host final : public Device {
 };
 
 }  // namespace
+
+Device::Memory UnifiedMemory(const MemoryInfo& host) {
+  // The system, a desktop and whoever else lives there must never be swapped out for a model.
+  constexpr int64_t kLeastReserve = int64_t{2} << 30;
+  constexpr int64_t kReserveShare = 32;  // of all memory
+  const int64_t reserve = std::max(kLeastReserve, host.total_bytes / kReserveShare);
+  return {.total_bytes = host.total_bytes,
+          .free_bytes = std::max<int64_t>(0, host.available_bytes - reserve)};
+}
+
+double MeasureUploadBandwidth(Device& device) {
+  constexpr size_t kSlotBytes = size_t{4} << 20;
+  constexpr int kSends = 256;
+  const auto made = device.MakeLane(kSlotBytes);
+  if (!made || *made == nullptr) return 0;
+  UploadLane& lane = **made;
+  const auto send = [&] {
+    const UploadLane::Slot slot = lane.Next();
+    lane.Send(slot, kSlotBytes);
+    lane.Launched(slot);
+  };
+  send();
+  if (!lane.Finish()) return 0;
+  HostMark begin;
+  for (int i = 0; i < kSends; ++i) send();
+  if (!lane.Finish()) return 0;
+  const std::chrono::duration<double> took = HostMark().time - begin.time;
+  return static_cast<double>(kSends * kSlotBytes) / took.count();
+}
 
 Device& HostDevice() {
   static Host host;

@@ -66,6 +66,9 @@ struct PackParams {
   ActivationFormat activations = ActivationFormat::kBf16;
   bool gather_rows = false;  // for embed, too: then without column_order and input_multiplier
   ThreadPool* pool = nullptr;
+  // The calling thread's way to the device; the weight is complete when the lane has finished.
+  // Null: when pack_weight returns.
+  UploadLane* lane = nullptr;
 };
 
 // How the norm's weight enters: Llama rounds the normalised value to BF16 before it multiplies by

@@ -7,7 +7,9 @@
 #include <mutex>
 
 #include "base/progress.h"
+#include "device/cpu.h"
 #include "device/device.h"
+#include "device/slabs.h"
 
 namespace nibble {
 namespace {
@@ -78,6 +80,35 @@ class CudaMark final : public DeviceMark {
   cudaEvent_t event_ = nullptr;
 };
 
+class Cuda;
+
+class CudaLane final : public UploadLane {
+ public:
+  static Result<std::unique_ptr<CudaLane>> Create(Cuda& device, size_t slot_bytes);
+  ~CudaLane() override;
+
+  size_t slot_bytes() const override { return slot_bytes_; }
+  Slot Next() override;
+  void Send(const Slot& slot, size_t bytes) override;
+  void Launched(const Slot& slot) override;
+  void Clear(void* memory, size_t bytes) override;
+  void* stream() const override { return stream_; }
+  Status Finish() override;
+
+ private:
+  static constexpr int kSlots = 2;
+
+  explicit CudaLane(Cuda& device) : device_(&device) {}
+
+  Cuda* device_;
+  size_t slot_bytes_ = 0;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t used_[kSlots] = {};
+  void* host_ = nullptr;    // (slots, slot_bytes)
+  void* memory_ = nullptr;  // the same on the device
+  int next_ = 0;
+};
+
 class Cuda final : public Device {
  public:
   static Result<std::unique_ptr<Cuda>> Create(int index) {
@@ -98,36 +129,39 @@ class Cuda final : public Device {
       return Fail(Code::kUnsupported, "GPU {} cannot be used: {}", index,
                   cudaGetErrorString(error));
     device->index_ = index;
+    device->integrated_ = properties.integrated != 0;
     device->name_ = fmt::format("cuda:{} ({})", index, properties.name);
     return device;
   }
 
   const std::string& name() const override { return name_; }
   bool host_memory() const override { return false; }
+  bool shares_host_memory() const override { return integrated_; }
   void* stream() const override { return stream_; }
 
   Memory memory() const override {
+    if (integrated_) return UnifiedMemory(GetMemoryInfo());
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
     return {.total_bytes = static_cast<int64_t>(total), .free_bytes = static_cast<int64_t>(free)};
   }
 
   Result<std::byte*> Allocate(size_t bytes) override {
-    if (bytes == 0) return nullptr;
-    void* memory = nullptr;
-    if (const cudaError_t error = cudaMalloc(&memory, bytes); error != cudaSuccess) {
-      cudaGetLastError();
-      return Fail(Code::kResourceExhausted, "cannot allocate {} on {}, which has {} free: {}",
-                  FormatBytes(static_cast<double>(bytes)), name_,
-                  FormatBytes(static_cast<double>(this->memory().free_bytes)),
-                  cudaGetErrorString(error));
-    }
-    return static_cast<std::byte*>(memory);
+    const std::lock_guard lock(memory_mutex_);
+    Check(cudaSetDevice(index_));
+    return slabs_.Allocate(bytes);
   }
-  void Free(std::byte* memory, size_t) override { cudaFree(memory); }
+  void Free(std::byte* memory, size_t) override {
+    const std::lock_guard lock(memory_mutex_);
+    slabs_.Free(memory);
+  }
+  Result<std::unique_ptr<UploadLane>> MakeLane(size_t slot_bytes) override {
+    return CudaLane::Create(*this, slot_bytes);
+  }
 
   void Upload(void* to, const void* from, size_t bytes) override {
-    Check(cudaSetDevice(index_));  // of this thread: kernels follow
+    const std::lock_guard lock(upload_mutex_);
+    SelectForThisThread();  // kernels follow
     auto* target = static_cast<std::byte*>(to);
     const auto* source = static_cast<const std::byte*>(from);
     while (bytes > 0) {
@@ -170,24 +204,112 @@ class Cuda final : public Device {
   }
 
   std::string failure() const override {
-    if (failure_.empty()) Check(cudaGetLastError());
+    const cudaError_t last = cudaGetLastError();
+    const std::lock_guard lock(failure_mutex_);
+    Note(last);
     return failure_;
+  }
+
+  void SelectForThisThread() const { Check(cudaSetDevice(index_)); }
+
+  void Check(cudaError_t error) const {
+    if (error == cudaSuccess) return;
+    const std::lock_guard lock(failure_mutex_);
+    Note(error);
+  }
+
+  std::string Describe(cudaError_t error) const {
+    return fmt::format("{}: {} ({})", name_, cudaGetErrorString(error), cudaGetErrorName(error));
   }
 
  private:
   // The first error stays: after it the device does nothing any more, whatever is asked of it.
-  void Check(cudaError_t error) const {
-    if (error != cudaSuccess && failure_.empty())
-      failure_ =
-          fmt::format("{}: {} ({})", name_, cudaGetErrorString(error), cudaGetErrorName(error));
+  void Note(cudaError_t error) const {
+    if (error != cudaSuccess && failure_.empty()) failure_ = Describe(error);
+  }
+
+  Result<std::byte*> AllocatePages(size_t bytes) const {
+    void* memory = nullptr;
+    if (const cudaError_t error = cudaMalloc(&memory, bytes); error != cudaSuccess) {
+      cudaGetLastError();
+      return Fail(Code::kResourceExhausted, "cannot allocate {} on {}, which has {} free: {}",
+                  FormatBytes(static_cast<double>(bytes)), name_,
+                  FormatBytes(static_cast<double>(this->memory().free_bytes)),
+                  cudaGetErrorString(error));
+    }
+    return static_cast<std::byte*>(memory);
   }
 
   int index_ = 0;
+  bool integrated_ = false;
   std::string name_;
   cudaStream_t stream_ = nullptr;
+  std::mutex upload_mutex_;
   UploadRing ring_;
+  std::mutex memory_mutex_;
+  Slabs slabs_{{.allocate = [this](size_t bytes) { return AllocatePages(bytes); },
+                .free = [](std::byte* memory) { cudaFree(memory); },
+                .wait = [this] { Check(cudaDeviceSynchronize()); }}};
+  mutable std::mutex failure_mutex_;
   mutable std::string failure_;
 };
+
+Result<std::unique_ptr<CudaLane>> CudaLane::Create(Cuda& device, size_t slot_bytes) {
+  device.SelectForThisThread();
+  std::unique_ptr<CudaLane> lane(new CudaLane(device));
+  lane->slot_bytes_ = slot_bytes;
+  cudaError_t error = cudaStreamCreateWithFlags(&lane->stream_, cudaStreamNonBlocking);
+  for (cudaEvent_t& event : lane->used_)
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (error == cudaSuccess)
+    error = cudaHostAlloc(&lane->host_, kSlots * slot_bytes, cudaHostAllocDefault);
+  if (error == cudaSuccess) error = cudaMalloc(&lane->memory_, kSlots * slot_bytes);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return Fail(Code::kResourceExhausted, "{} of memory for uploads: {}",
+                FormatBytes(static_cast<double>(kSlots * slot_bytes)), device.Describe(error));
+  }
+  return lane;
+}
+
+CudaLane::~CudaLane() {
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  for (cudaEvent_t event : used_)
+    if (event != nullptr) cudaEventDestroy(event);
+  if (host_ != nullptr) cudaFreeHost(host_);
+  if (memory_ != nullptr) cudaFree(memory_);
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+UploadLane::Slot CudaLane::Next() {
+  device_->SelectForThisThread();
+  const int index = next_;
+  next_ = (next_ + 1) % kSlots;
+  device_->Check(cudaEventSynchronize(used_[index]));  // at once if it was never recorded
+  const size_t offset = static_cast<size_t>(index) * slot_bytes_;
+  return {.host = static_cast<std::byte*>(host_) + offset,
+          .device = static_cast<std::byte*>(memory_) + offset,
+          .index = index};
+}
+
+void CudaLane::Send(const Slot& slot, size_t bytes) {
+  device_->Check(cudaMemcpyAsync(slot.device, slot.host, bytes, cudaMemcpyHostToDevice, stream_));
+}
+
+void CudaLane::Launched(const Slot& slot) {
+  device_->Check(cudaEventRecord(used_[slot.index], stream_));
+}
+
+void CudaLane::Clear(void* memory, size_t bytes) {
+  if (bytes > 0) device_->Check(cudaMemsetAsync(memory, 0, bytes, stream_));
+}
+
+Status CudaLane::Finish() {
+  device_->Check(cudaStreamSynchronize(stream_));
+  if (const std::string failure = device_->failure(); !failure.empty())
+    return Fail(Code::kInternal, "{}", failure);
+  return {};
+}
 
 }  // namespace
 

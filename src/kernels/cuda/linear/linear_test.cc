@@ -92,6 +92,48 @@ TEST_F(CudaLinear, MatchesRefOverAwkwardShapes) {
         }
 }
 
+std::vector<std::byte> PackedBytes(const PackedWeight& weight, Device& device) {
+  std::vector<std::byte> bytes(static_cast<size_t>(weight.bytes()));
+  device.Download(bytes.data(), cuda::AsCuda(weight).tiles().data, bytes.size());
+  return bytes;
+}
+
+// Stored rows come to the device in pieces that know nothing of tiles and blocks of scales.
+TEST_F(CudaLinear, PacksTheSameInPieces) {
+  Device& device = *ops().device;
+  const auto lane = device.MakeLane(16 << 10);
+  ASSERT_TRUE(lane) << lane.error().message();
+  for (const WeightFormat format : kFormats)
+    for (const BlockScales& scales : ScalesOf(format)) {
+      SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " scales " << scales.block_n
+                                      << " x " << scales.block_k);
+      const Stored stored[] = {MakeWeight(format, 301, 576, 1, 0.003f, scales),
+                               MakeWeight(format, 37, 576, 2, 0.05f, scales)};
+      const QuantView views[] = {stored[0].view, stored[1].view};
+      const auto whole = ops().pack_weight({.parts = views});
+      const auto pieces = ops().pack_weight({.parts = views, .lane = lane->get()});
+      ASSERT_TRUE(whole && pieces);
+      ASSERT_TRUE((*lane)->Finish());
+      EXPECT_EQ(PackedBytes(**whole, device), PackedBytes(**pieces, device));
+    }
+}
+
+TEST_F(CudaLinear, AnErrorInALaterPieceNamesItsRow) {
+  Device& device = *ops().device;
+  const auto lane = device.MakeLane(16 << 10);
+  Stored stored = MakeWeight(WeightFormat::kNvfp4, 300, 576, 1);
+  stored.scales[290 * 36 + 7] = std::byte{0x81};
+  for (UploadLane* const through : {lane->get(), static_cast<UploadLane*>(nullptr)}) {
+    const auto packed = ops().pack_weight({.parts = {&stored.view, 1}, .lane = through});
+    ASSERT_FALSE(packed);
+    EXPECT_NE(packed.error().message().find("row 290, block 7"), std::string::npos)
+        << packed.error().message();
+  }
+  const Stored wide = MakeWeight(WeightFormat::kF32, 1, 8000, 1);
+  EXPECT_EQ(ops().pack_weight({.parts = {&wide.view, 1}, .lane = lane->get()}).error().code(),
+            Code::kUnsupported);
+}
+
 TEST_F(CudaLinear, MatchesRefForEveryNumberOfTokenTiles) {
   for (const WeightFormat format : kFormats)
     for (const int64_t m : {7, 8, 9, 16, 31, 64, 70}) {

@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <mutex>
+#include <cstring>
 #include <numeric>
-#include <optional>
+#include <vector>
 
-#include "base/thread_pool.h"
 #include "kernels/cuda/linear/pack.h"
 #include "kernels/weight_check.h"
 
@@ -14,9 +13,8 @@ namespace nibble::kernels::cuda {
 namespace {
 
 constexpr int64_t kAlignment = 256;
-// Stored rows pass through device memory in pieces of about that size.
-constexpr int64_t kPieceBytes = int64_t{32} << 20;
-constexpr int64_t kCheckRows = 64;
+// The slots of a lane that packs a single weight.
+constexpr int64_t kSlotBytes = int64_t{8} << 20;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t value, int64_t multiple) { return CeilDiv(value, multiple) * multiple; }
@@ -73,60 +71,6 @@ WeightTiles LayoutOf(std::span<const QuantView> parts) {
   return tiles;
 }
 
-// The error of the lowest row, whatever the threads.
-Status CheckScales(const QuantView& view, ThreadPool* pool) {
-  if (view.scale_bytes() == 0) return {};
-  const int64_t chunks = CeilDiv(view.n, kCheckRows);
-  std::mutex mutex;
-  std::optional<Error> error;
-  int64_t error_chunk = chunks;
-  auto check = [&](int64_t begin, int64_t end, int) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      const Status status =
-          CheckBlockScales(view, chunk * kCheckRows, std::min(view.n, (chunk + 1) * kCheckRows));
-      if (status) continue;
-      const std::lock_guard lock(mutex);
-      if (chunk < error_chunk) {
-        error = status.error();
-        error_chunk = chunk;
-      }
-      return;
-    }
-  };
-  if (pool != nullptr) {
-    pool->ParallelFor(chunks, 1, check);
-  } else {
-    check(0, chunks, 0);
-  }
-  if (error) return tl::unexpected<Error>(*std::move(error));
-  return {};
-}
-
-// Stored arrays on their way through the device.
-class Stage {
- public:
-  static Result<Stage> Create(Device& device, int64_t bytes) {
-    Stage stage(device);
-    NIBBLE_ASSIGN(stage.buffer_, Buffer::Allocate(static_cast<size_t>(bytes), device));
-    return stage;
-  }
-
-  void Restart() { used_ = 0; }
-  std::byte* Put(const void* from, int64_t bytes) {
-    std::byte* at = buffer_.data() + used_;
-    device_->Upload(at, from, static_cast<size_t>(bytes));
-    used_ += RoundUp(bytes, kAlignment);
-    return at;
-  }
-
- private:
-  explicit Stage(Device& device) : device_(&device) {}
-
-  Device* device_;
-  Buffer buffer_;
-  int64_t used_ = 0;
-};
-
 // Bytes of data, scales and zeros of a part's rows.
 struct RowBytes {
   int64_t data;
@@ -138,46 +82,113 @@ struct RowBytes {
         scales(view.scale_bytes() / CeilDiv(view.n, view.scale_block_n)),
         zeros(view.zero_bytes() / view.n) {}
 
-  // A multiple of the scale rows' height where several rows share one.
-  int64_t RowsOfPiece() const {
-    return std::max<int64_t>(kTileRows, kPieceBytes / (data + scales + zeros));
+  int64_t Total(int64_t rows) const {
+    return rows * (data + scales + zeros) + scales + 3 * kAlignment;
   }
-  int64_t StageBytes(int64_t rows) const {
-    return rows * (data + scales + zeros) + scales + 4 * kAlignment;
+  int64_t RowsIn(int64_t bytes) const {
+    return std::max<int64_t>(0, bytes - Total(0)) / (data + scales + zeros);
   }
 };
 
-void PackPart(const QuantView& view, int64_t tile_row, const WeightTiles& weight, std::byte* tiles,
-              float* row_scales, Stage& stage, Device& device) {
-  const RowBytes bytes(view);
-  const int64_t rows_of_piece = bytes.RowsOfPiece();
-  for (int64_t begin = 0; begin < view.n; begin += rows_of_piece) {
-    const int64_t rows = std::min(rows_of_piece, view.n - begin);
+// Stored rows on their way through a lane: as many as a slot holds travel together and are packed
+// on the device behind their arrival.
+class Stage {
+ public:
+  Stage(UploadLane& lane, const WeightTiles& weight, std::byte* tiles, float* row_scales)
+      : lane_(lane), weight_(weight), tiles_(tiles), row_scales_(row_scales) {}
+
+  // Rows of one part, from tile_row on.
+  Status Add(const QuantView& view, int64_t tile_row) {
+    const RowBytes bytes(view);
+    const auto slot_bytes = static_cast<int64_t>(lane_.slot_bytes());
+    if (bytes.RowsIn(slot_bytes) == 0)
+      return Fail(Code::kUnsupported, "rows of {} columns: one does not fit into {} bytes", view.k,
+                  slot_bytes);
+    for (int64_t begin = 0; begin < view.n;) {
+      int64_t rows = std::min(view.n - begin, bytes.RowsIn(slot_bytes - used_));
+      // A slot's rest that takes few rows is not worth a launch.
+      if (rows < std::min(view.n - begin, kFewRows) && used_ > 0) {
+        Flush();
+        continue;
+      }
+      NIBBLE_TRY(Put(view, bytes, begin, rows, tile_row + begin));
+      begin += rows;
+    }
+    return {};
+  }
+
+  void Flush() {
+    if (pending_.empty()) return;
+    lane_.Send(slot_, static_cast<size_t>(used_));
+    for (const StoredRows& rows : pending_)
+      PackRows(rows, weight_, tiles_, row_scales_, lane_.stream());
+    lane_.Launched(slot_);
+    pending_.clear();
+    used_ = 0;
+  }
+
+ private:
+  static constexpr int64_t kFewRows = 256;
+
+  Status Put(const QuantView& view, const RowBytes& bytes, int64_t begin, int64_t rows,
+             int64_t tile_row) {
+    if (pending_.empty()) slot_ = lane_.Next();
     const int64_t first_scale_row = begin / view.scale_block_n;
     const int64_t scale_rows = (begin + rows - 1) / view.scale_block_n + 1 - first_scale_row;
-    StoredRows stored = {
+    QuantView copy = view;
+    copy.n = rows;
+    copy.data = Copy(view.data + begin * bytes.data, rows * bytes.data);
+    copy.scales = Copy(view.scales + first_scale_row * bytes.scales, scale_rows * bytes.scales);
+    copy.zeros = reinterpret_cast<const uint8_t*>(Copy(
+        reinterpret_cast<const std::byte*>(view.zeros) + begin * bytes.zeros, rows * bytes.zeros));
+    // The copy is in the caches. An error names the row of the whole.
+    const bool alone = view.scale_block_n == 1;
+    if (!alone || !CheckBlockScales(copy, 0, rows))
+      NIBBLE_TRY(CheckBlockScales(view, begin, begin + rows));
+    pending_.push_back({
         .format = view.format,
         .scale_dtype = view.scale_dtype,
+        .data = OnDevice(copy.data),
+        .scales = OnDevice(copy.scales),
+        .zeros = reinterpret_cast<const uint8_t*>(
+            OnDevice(reinterpret_cast<const std::byte*>(copy.zeros))),
         .rows = rows,
         .first_row = begin,
         .first_scale_row = first_scale_row,
-        .tile_row = tile_row + begin,
+        .tile_row = tile_row,
         .scale_block_n = view.scale_block_n,
         .scale_block_k = std::min(view.scale_block_k, view.k),
         .tensor_scale = view.global_scale,
-    };
-    stage.Restart();
-    stored.data = stage.Put(view.data + begin * bytes.data, rows * bytes.data);
-    if (bytes.scales > 0) {
-      stored.scales =
-          stage.Put(view.scales + first_scale_row * bytes.scales, scale_rows * bytes.scales);
-    }
-    if (bytes.zeros > 0) {
-      stored.zeros = reinterpret_cast<const uint8_t*>(
-          stage.Put(view.zeros + begin * bytes.zeros, rows * bytes.zeros));
-    }
-    PackRows(stored, weight, tiles, row_scales, device.stream());
+    });
+    return {};
   }
+
+  // Null for no bytes.
+  const std::byte* Copy(const std::byte* from, int64_t bytes) {
+    if (bytes == 0) return nullptr;
+    std::byte* const to = slot_.host + used_;
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+    used_ += RoundUp(bytes, kAlignment);
+    return to;
+  }
+  const std::byte* OnDevice(const std::byte* host) const {
+    return host == nullptr ? nullptr : slot_.device + (host - slot_.host);
+  }
+
+  UploadLane& lane_;
+  const WeightTiles& weight_;
+  std::byte* const tiles_;
+  float* const row_scales_;
+  UploadLane::Slot slot_;
+  int64_t used_ = 0;
+  std::vector<StoredRows> pending_;  // in the slot
+};
+
+// A lane for one weight.
+Result<std::unique_ptr<UploadLane>> LaneFor(std::span<const QuantView> parts, Device& device) {
+  int64_t bytes = 0;
+  for (const QuantView& part : parts) bytes += RowBytes(part).Total(part.n);
+  return device.MakeLane(static_cast<size_t>(RoundUp(std::min(bytes, kSlotBytes), kAlignment)));
 }
 
 }  // namespace
@@ -186,13 +197,7 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::Pack(const PackParams& params, D
   NIBBLE_TRY(CheckWeight(params));
   const std::span<const QuantView> parts = params.parts;
   int64_t n = 0;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    if (Status status = CheckScales(parts[i], params.pool); !status) {
-      if (parts.size() == 1) return tl::unexpected<Error>(status.error());
-      return tl::unexpected<Error>(status.error().Context(fmt::format("part {}", i)));
-    }
-    n += parts[i].n;
-  }
+  for (const QuantView& part : parts) n += part.n;
   if (constexpr int64_t kLargest = int64_t{1} << 30; n > kLargest || parts[0].k > kLargest) {
     return Fail(Code::kUnsupported, "a weight of {} x {}: at most {} rows and columns", n,
                 parts[0].k, kLargest);
@@ -210,13 +215,14 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::Pack(const PackParams& params, D
       first.column_order == nullptr ? 0 : RoundUp(first.k * sizeof(int32_t), kAlignment);
   const int64_t multiplier_bytes =
       first.input_multiplier == nullptr ? 0 : RoundUp(first.k * sizeof(float), kAlignment);
-  const int64_t bytes = tile_bytes + row_scale_bytes + order_bytes + multiplier_bytes;
-  NIBBLE_ASSIGN(weight->buffer_, Buffer::Allocate(static_cast<size_t>(bytes), device));
+  NIBBLE_ASSIGN(weight->buffer_,
+                Buffer::Allocate(static_cast<size_t>(tile_bytes + row_scale_bytes + order_bytes +
+                                                     multiplier_bytes),
+                                 device));
   std::byte* const base = weight->buffer_.data();
   auto* const row_scales = reinterpret_cast<float*>(base + tile_bytes);
   tiles.data = base;
   tiles.row_scales = row_scales;
-  device.Clear(base, static_cast<size_t>(bytes));
   std::byte* at = base + tile_bytes + row_scale_bytes;
   if (order_bytes > 0) {
     device.Upload(at, first.column_order, first.k * sizeof(int32_t));
@@ -228,18 +234,27 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::Pack(const PackParams& params, D
     weight->input_multiplier_ = reinterpret_cast<const float*>(at);
   }
 
-  int64_t stage_bytes = 0;
-  for (const QuantView& part : parts) {
-    const RowBytes row(part);
-    stage_bytes = std::max(stage_bytes, row.StageBytes(std::min(part.n, row.RowsOfPiece())));
+  std::unique_ptr<UploadLane> own_lane;
+  if (params.lane == nullptr) {
+    NIBBLE_ASSIGN(own_lane, LaneFor(parts, device));
   }
-  NIBBLE_ASSIGN(Stage stage, Stage::Create(device, stage_bytes));
+  UploadLane& lane = own_lane != nullptr ? *own_lane : *params.lane;
+  lane.Clear(base, static_cast<size_t>(tile_bytes + row_scale_bytes));
+  Stage stage(lane, tiles, base, row_scales);
   int64_t tile_row = 0;
-  for (const QuantView& part : parts) {
-    PackPart(part, tile_row, tiles, base, row_scales, stage, device);
-    tile_row += part.n;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (Status status = stage.Add(parts[i], tile_row); !status) {
+      // Of what is on its way into this weight.
+      NIBBLE_TRY(lane.Finish());
+      if (parts.size() == 1) return tl::unexpected<Error>(status.error());
+      return tl::unexpected<Error>(status.error().Context(fmt::format("part {}", i)));
+    }
+    tile_row += parts[i].n;
   }
-  device.Synchronize();  // the stage goes; kernels read weights before they wait for predecessors
+  stage.Flush();
+  if (own_lane == nullptr) return weight;
+  NIBBLE_TRY(lane.Finish());
+  device.Synchronize();  // kernels read weights before they wait for predecessors
   if (const std::string failure = device.failure(); !failure.empty())
     return Fail(Code::kInternal, "packing a weight of {} x {}: {}", n, first.k, failure);
   return weight;

@@ -12,8 +12,8 @@ namespace nibble::kernels::cuda {
 
 class CudaWeight final : public PackedWeight {
  public:
-  // Complete when this returns. Activations are BF16, whatever is asked for. Errors: those of
-  // CheckWeight and CheckBlockScales; kResourceExhausted without memory.
+  // Activations are BF16, whatever is asked for. Errors: those of CheckWeight and CheckBlockScales;
+  // kResourceExhausted without memory.
   static Result<std::unique_ptr<CudaWeight>> Pack(const PackParams& params, Device& device);
 
   WeightFormat format() const override { return format_; }
