@@ -29,6 +29,8 @@ class FileDescriptor {
     if (fd_ >= 0) ::close(fd_);
   }
   int get() const { return fd_; }
+  // The caller closes it.
+  int Take() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
@@ -55,16 +57,19 @@ Result<MappedFile> MappedFile::Open(const std::string& path) {
   if (data == MAP_FAILED) return FailErrno("map", path);
   file.data_ = static_cast<const std::byte*>(data);
   file.size_ = size;
+  file.fd_ = fd.Take();
   return file;
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
+  std::swap(fd_, other.fd_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;
@@ -72,6 +77,13 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void MappedFile::Drop() const {
+  if (data_ == nullptr) return;
+  Release(0, size_);
+  ::posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);  // to the end
 }
 
 void MappedFile::Release(size_t offset, size_t size) const {

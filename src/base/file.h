@@ -33,8 +33,13 @@ class MappedFile {
   // and are read again if touched.
   void Release(size_t offset, size_t size) const;
 
+  // The whole file leaves the process and, where nobody else maps it, the system's page cache: what
+  // has been copied out of it should not be kept twice. May be called while others read.
+  void Drop() const;
+
  private:
   std::string path_;
+  int fd_ = -1;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
 };

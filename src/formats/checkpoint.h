@@ -100,6 +100,11 @@ class Checkpoint {
   // again.
   virtual void Release(const TensorEntry&) const {}
 
+  // A hint that whatever has been read so far is kept elsewhere by now: nothing of the files needs
+  // to stay in memory, neither this process's nor the system's page cache. May be called while
+  // others read.
+  virtual void DropBehind() const {}
+
   // A float tensor of one element, [] or [1]. Its value is not judged.
   Result<float> ReadScalar(const TensorEntry& entry) const;
 

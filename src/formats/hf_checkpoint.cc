@@ -89,6 +89,10 @@ class HfCheckpoint : public Checkpoint {
                                           static_cast<size_t>(known->stored_bytes));
   }
 
+  void DropBehind() const override {
+    for (const Shard& shard : shards_) shard->mapping.Drop();
+  }
+
  private:
   struct Place {
     size_t shard;

@@ -2,13 +2,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <unordered_set>
 #include <utility>
 
 #include "base/log.h"
+#include "models/load_jobs.h"
 #include "models/registry.h"
 #include "numerics/bf16.h"
 #include "numerics/f16.h"
@@ -120,28 +123,31 @@ class TableWalk : public WeightVisitor {
   void UseLinear(const std::string& prefix) {
     for (std::string& name : checkpoint_.LinearTensors(prefix)) used_.insert(std::move(name));
   }
+  void UseStored(std::vector<std::string> names) {
+    for (std::string& name : names) used_.insert(std::move(name));
+  }
   void UseExpert(const ExpertsSpec& spec, int64_t expert, std::string_view projection) {
     for (std::string& name : checkpoint_.ExpertTensors(spec.prefix, expert, projection))
       used_.insert(std::move(name));
   }
   // share: the part of it that one token uses. tensors: 0 for more of one that was counted.
-  void Count(WeightFormat format, int64_t elements, int64_t resident, double share,
+  void Count(Section section, WeightFormat format, int64_t elements, int64_t resident, double share,
              int64_t tensors = 1) {
     formats_[format] += tensors;
     parameters_ += elements;
-    if (section() != Section::kDraft) active_parameters_ += static_cast<double>(elements) * share;
+    if (section != Section::kDraft) active_parameters_ += static_cast<double>(elements) * share;
     weight_bytes_ += resident;
-    sections_[section()] += std::llround(static_cast<double>(resident) * share);
+    sections_[section] += std::llround(static_cast<double>(resident) * share);
   }
   // One of those counted as BF16 is stored in another format.
   void CountDequantised(WeightFormat stored) {
     if (stored != WeightFormat::kBf16) ++dequantised_[stored];
   }
-  void CountVector(int64_t n, double share = 1.0) {
+  void CountVector(Section section, int64_t n, double share = 1.0) {
     weight_bytes_ += n * 4;
     parameters_ += n;
-    if (section() != Section::kDraft) active_parameters_ += static_cast<double>(n) * share;
-    sections_[section()] += std::llround(static_cast<double>(n * kVectorBytes) * share);
+    if (section != Section::kDraft) active_parameters_ += static_cast<double>(n) * share;
+    sections_[section] += std::llround(static_cast<double>(n * kVectorBytes) * share);
   }
   static double ExpertShare(const ExpertsSpec& spec) {
     return static_cast<double>(spec.top_k) / static_cast<double>(spec.experts);
@@ -208,7 +214,7 @@ class Describer : public TableWalk {
     auto stored = checkpoint_.LinearFormat(heads.prefix);
     if (!stored) return Fail(stored.error());
     CountDequantised(*stored);
-    Count(WeightFormat::kBf16, rows * heads.k, rows * heads.k * 2, 1.0);
+    Count(section(), WeightFormat::kBf16, rows * heads.k, rows * heads.k * 2, 1.0);
   }
 
   void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>*) override {
@@ -231,7 +237,7 @@ class Describer : public TableWalk {
       return Fail(Error(Code::kNotFound,
                         fmt::format("{}: tensor {} is missing", checkpoint_.path(), name)));
     }
-    CountVector(rows.empty() ? n : RowCount(rows) * width);
+    CountVector(section(), rows.empty() ? n : RowCount(rows) * width);
   }
 
   void VisitScalar(const std::vector<std::string>& names, float*) override {
@@ -254,13 +260,14 @@ class Describer : public TableWalk {
         checkpoint_.DescribeExpert(spec.prefix, expert, p.name, p.n, p.k, spec.layout);
     if (!shape) return Fail(shape.error());
     CountMatrix(*shape, p.n, p.k, share);
-    if (spec.bias) CountVector(p.n, share);
+    if (spec.bias) CountVector(section(), p.n, share);
   }
 
   void CountMatrix(const formats::LinearShape& shape, int64_t n, int64_t k, double share) {
     const double part =
         static_cast<double>(n * k) / static_cast<double>(std::max<int64_t>(shape.n * shape.k, 1));
-    Count(shape.format, n * k, std::llround(static_cast<double>(shape.bytes) * part), share);
+    Count(section(), shape.format, n * k, std::llround(static_cast<double>(shape.bytes) * part),
+          share);
   }
 
   void CountBias(const LinearPart& part, Bias bias) {
@@ -271,49 +278,68 @@ class Describer : public TableWalk {
     if (!stored)
       return Fail(Error(Code::kNotFound,
                         fmt::format("{}: tensor {} is missing", checkpoint_.path(), name)));
-    CountVector(part.rows_taken());
+    CountVector(section(), part.rows_taken());
   }
 };
 
 class Loader : public TableWalk {
  public:
   Loader(const Checkpoint& checkpoint, const kernels::OpTable& ops, const LoadOptions& options)
-      : TableWalk(checkpoint), ops_(ops), options_(options) {}
+      : TableWalk(checkpoint), ops_(ops), options_(options), jobs_(*ops.device, *options.pool) {}
+
+  // Loads what has been visited and is not there yet.
+  void Finish() {
+    if (status_) Check(jobs_.Run());
+  }
 
   void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear* out,
                    ColumnRange columns) override {
-    if (!status_) return;
-    for (const LinearPart& part : parts) LetHear(part.prefix, out);
-    Check(LoadLinear(parts, k, columns, {}, out));
-    if (status_ && bias != Bias::kNone) Check(LoadBias(parts, bias, out));
+    for (const LinearPart& part : parts) {
+      UseLinear(part.prefix);
+      LetHear(part.prefix, out);
+    }
+    AddJob(RowsOf(parts) * k,
+           [=, this, use = LinearUse{.section = section()}](UploadLane* lane) -> Status {
+             NIBBLE_TRY(LoadLinear(parts, k, columns, use, lane, out));
+             return bias == Bias::kNone ? Status() : LoadBias(parts, bias, use.section, out);
+           });
   }
 
   void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>* out) override {
-    if (!status_) return;
-    Check(LoadHeadLinears(heads, out));
+    UseLinear(heads.prefix);
+    AddJob(heads.n * heads.k, [=, this, section = section()](UploadLane* lane) -> Status {
+      return LoadHeadLinears(heads, section, lane, out);
+    });
   }
 
   void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>* out) override {
-    // Other ranks use theirs.
+    out->resize(static_cast<size_t>(spec.count));
     for (int64_t e = 0; e < spec.experts; ++e) {
-      for (const Projection& projection : InputProjections(spec))
-        UseExpert(spec, e, projection.name);
-      UseExpert(spec, e, OutputProjection(spec).name);
-    }
-    for (int64_t e = spec.first; e < spec.first + spec.count; ++e) {
-      if (!status_) return;
-      Expert& expert = out->emplace_back();
-      Check(LoadExpert(spec, e, InputProjections(spec), &expert.gate_up));
-      if (status_) Check(LoadExpert(spec, e, {OutputProjection(spec)}, &expert.down));
+      const int64_t i = e - spec.first;
+      if (i < 0 || i >= spec.count) {  // another rank uses it
+        UseExpertOf(spec, e);
+        continue;
+      }
+      const LinearUse use = {.section = section(), .share = ExpertShare(spec)};
+      Expert* const expert = &(*out)[static_cast<size_t>(i)];
+      AddJob(3 * spec.d * spec.f, [=, this](UploadLane* lane) -> Status {
+        UseExpertOf(spec, e);
+        NIBBLE_TRY(LoadExpert(spec, e, InputProjections(spec), use, lane, &expert->gate_up));
+        return LoadExpert(spec, e, {OutputProjection(spec)}, use, lane, &expert->down);
+      });
     }
   }
 
   void VisitEmbedding(const std::string& name, int64_t v, int64_t d, bool tied_head,
                       Linear* out) override {
-    if (!status_) return;
-    const double share = tied_head ? 1.0 : 1.0 / static_cast<double>(v);
-    Check(LoadLinear({{WithoutWeightSuffix(name), v, {}}}, d, {},
-                     {.share = share, .gather_rows = true}, out));
+    const std::vector<LinearPart> parts = {{WithoutWeightSuffix(name), v, {}}};
+    UseLinear(parts[0].prefix);
+    const LinearUse use = {.section = section(),
+                           .share = tied_head ? 1.0 : 1.0 / static_cast<double>(v),
+                           .gather_rows = true};
+    AddJob(v * d, [=, this](UploadLane* lane) -> Status {
+      return LoadLinear(parts, d, {}, use, lane, out);
+    });
   }
 
   void VisitVector(const std::string& name, int64_t n, Resident<float>* out, int64_t width,
@@ -323,7 +349,7 @@ class Loader : public TableWalk {
     auto values = ReadFloats(checkpoint_, name, n);
     if (!values) return Fail(values.error());
     Check(out->Assign(TakeRows(std::move(*values), width, rows), *ops_.device));
-    CountVector(static_cast<int64_t>(out->size()));
+    CountVector(section(), static_cast<int64_t>(out->size()));
     Advance(name);
   }
 
@@ -346,6 +372,38 @@ class Loader : public TableWalk {
   }
 
  private:
+  struct LinearUse {
+    Section section = Section::kOther;
+    double share = 1.0;        // the part of it that one token uses
+    bool gather_rows = false;  // an embedding
+    int64_t tensors = 1;       // what it adds to the summary
+  };
+
+  // After the walk, jobs write what they were given and, under the mutex, what this class and the
+  // walk hold.
+  void AddJob(int64_t elements, LoadJobs::Job job) {
+    if (status_) Check(jobs_.Add(elements, std::move(job)));
+  }
+
+  static int64_t RowsOf(const std::vector<LinearPart>& parts) {
+    int64_t rows = 0;
+    for (const LinearPart& part : parts) rows += part.n;
+    return rows;
+  }
+
+  // All its projections. Finding their names takes long.
+  void UseExpertOf(const ExpertsSpec& spec, int64_t expert) {
+    std::vector<std::string> names;
+    std::vector<Projection> projections = InputProjections(spec);
+    projections.push_back(OutputProjection(spec));
+    for (const Projection& projection : projections) {
+      for (std::string& name : checkpoint_.ExpertTensors(spec.prefix, expert, projection.name))
+        names.push_back(std::move(name));
+    }
+    const std::lock_guard lock(mutex_);
+    UseStored(std::move(names));
+  }
+
   // Of a calibration, as one of the modules stacked in `out`.
   void LetHear(std::string module, Linear* out) const {
     if (options_.observer == nullptr) return;
@@ -359,8 +417,20 @@ class Loader : public TableWalk {
 
   void Advance(const std::string& name) {
     const TensorEntry* entry = checkpoint_.Find(name);
-    if (options_.progress != nullptr && entry != nullptr)
-      options_.progress->Advance(entry->stored_bytes);
+    if (entry != nullptr) Advance(entry->stored_bytes);
+  }
+  void Advance(int64_t bytes) {
+    if (options_.progress != nullptr) options_.progress->Advance(bytes);
+    if (ops_.device->host_memory() || !ops_.device->shares_host_memory()) return;
+    const int64_t before = read_.fetch_add(bytes);
+    const int64_t step = options_.drop_behind_bytes;
+    if (before / step != (before + bytes) / step) checkpoint_.DropBehind();
+  }
+  static int64_t StoredBytes(std::span<const LinearData> stack) {
+    int64_t bytes = 0;
+    for (const LinearData& data : stack)
+      bytes += data.view.data_bytes() + data.view.scale_bytes() + data.view.zero_bytes();
+    return bytes;
   }
 
   static std::vector<float> TakeRows(std::vector<float> values, int64_t width,
@@ -377,9 +447,7 @@ class Loader : public TableWalk {
   }
 
   Result<LinearData> ReadPart(const LinearPart& part, int64_t k, ColumnRange columns) {
-    UseLinear(part.prefix);
     NIBBLE_ASSIGN(LinearData data, checkpoint_.ReadLinear(part.prefix, part.n, k));
-    for (const std::string& name : checkpoint_.LinearTensors(part.prefix)) Advance(name);
     if (part.rows.empty() && columns.count == 0) return data;
     auto slice = SliceWeight(data.view, part.rows, columns);
     if (!slice) {
@@ -389,41 +457,34 @@ class Loader : public TableWalk {
     return LinearData{slice->view, slice->owner != nullptr ? slice->owner : data.owner};
   }
 
-  struct LinearUse {
-    double share = 1.0;        // the part of it that one token uses
-    bool gather_rows = false;  // an embedding
-    int64_t tensors = 1;       // what it adds to the summary
-  };
-
   Status LoadLinear(const std::vector<LinearPart>& parts, int64_t k, ColumnRange columns,
-                    LinearUse use, Linear* out) {
+                    LinearUse use, UploadLane* lane, Linear* out) {
     std::vector<LinearData> stack;
     for (const LinearPart& part : parts) {
       NIBBLE_ASSIGN(LinearData data, ReadPart(part, k, columns));
       stack.push_back(std::move(data));
     }
-    return PackStack(stack, use, out);
+    return PackStack(stack, use, lane, out);
   }
 
   Status LoadExpert(const ExpertsSpec& spec, int64_t expert,
-                    const std::vector<Projection>& projections, Linear* out) {
+                    const std::vector<Projection>& projections, LinearUse use, UploadLane* lane,
+                    Linear* out) {
     std::vector<LinearData> stack;
     std::vector<float> bias;
     for (const Projection& p : projections) {
       LetHear(checkpoint_.ExpertModule(spec.prefix, expert, p.name), out);
       NIBBLE_ASSIGN(LinearData data,
                     checkpoint_.ReadExpert(spec.prefix, expert, p.name, p.n, p.k, spec.layout));
-      if (options_.progress != nullptr)
-        options_.progress->Advance(data.view.data_bytes() + data.view.scale_bytes());
       stack.push_back(std::move(data));
-      if (spec.bias) NIBBLE_TRY(AppendExpertBias(spec, expert, p, &bias));
+      if (spec.bias) NIBBLE_TRY(AppendExpertBias(spec, expert, p, use, &bias));
     }
     if (spec.bias) NIBBLE_TRY(out->bias.Assign(std::move(bias), *ops_.device));
-    return PackStack(stack, {.share = ExpertShare(spec)}, out);
+    return PackStack(stack, use, lane, out);
   }
 
   Status AppendExpertBias(const ExpertsSpec& spec, int64_t expert, const Projection& p,
-                          std::vector<float>* out) {
+                          LinearUse use, std::vector<float>* out) {
     NIBBLE_ASSIGN(const std::vector<float> bias,
                   checkpoint_.ReadExpertBias(spec.prefix, expert, p.name, p.n, spec.layout));
     if (bias.empty()) {
@@ -431,7 +492,8 @@ class Loader : public TableWalk {
                           checkpoint_.path(), spec.prefix, expert, p.name);
     }
     out->insert(out->end(), bias.begin(), bias.end());
-    CountVector(p.n, ExpertShare(spec));
+    const std::lock_guard lock(mutex_);
+    CountVector(use.section, p.n, use.share);
     return {};
   }
 
@@ -441,40 +503,53 @@ class Loader : public TableWalk {
   }
 
   // Packs runs of neighbours that can be stacked into one segment each.
-  Status PackStack(std::span<const LinearData> stack, LinearUse use, Linear* out) {
+  Status PackStack(std::span<const LinearData> stack, LinearUse use, UploadLane* lane,
+                   Linear* out) {
     out->k = stack[0].view.k;
     out->n = 0;
     std::vector<QuantView> run;
     for (const LinearData& data : stack) {
       if (!run.empty() && !CanStack(run.back(), data.view)) {
-        NIBBLE_TRY(PackSegment(run, use, out));
+        NIBBLE_TRY(PackSegment(run, use, lane, out));
         run.clear();
       }
       run.push_back(data.view);
     }
-    return PackSegment(run, use, out);
+    NIBBLE_TRY(PackSegment(run, use, lane, out));
+    Advance(StoredBytes(stack));
+    return {};
   }
 
-  Status PackSegment(std::span<const QuantView> views, LinearUse use, Linear* out) {
+  Status PackSegment(std::span<const QuantView> views, LinearUse use, UploadLane* lane,
+                     Linear* out) {
     int64_t rows = 0;
     for (const QuantView& view : views) rows += view.n;
     NIBBLE_ASSIGN(auto packed, ops_.pack_weight({.parts = views,
                                                  .activations = options_.activations,
                                                  .gather_rows = use.gather_rows,
-                                                 .pool = options_.pool}));
-    for (const QuantView& view : views)
-      Count(view.format, view.n * view.k, packed->bytes() * view.n / rows, use.share, use.tensors);
+                                                 .pool = jobs_.parallel() ? nullptr : options_.pool,
+                                                 .lane = lane}));
+    {
+      const std::lock_guard lock(mutex_);
+      for (const QuantView& view : views)
+        Count(use.section, view.format, view.n * view.k, packed->bytes() * view.n / rows, use.share,
+              use.tensors);
+    }
     out->segments.push_back({std::move(packed), out->n});
     out->n += rows;
     return {};
   }
 
-  Status LoadHeadLinears(const HeadLinears& heads, std::vector<Linear>* out) {
+  Status LoadHeadLinears(const HeadLinears& heads, Section section, UploadLane* lane,
+                         std::vector<Linear>* out) {
     NIBBLE_ASSIGN(const LinearData data, ReadPart({heads.prefix, heads.n, {}}, heads.k, {}));
-    if (heads.transposed) CountDequantised(data.view.format);
+    if (heads.transposed) {
+      const std::lock_guard lock(mutex_);
+      CountDequantised(data.view.format);
+    }
     for (const RowRange& rows : heads.heads) {
       Linear& linear = out->emplace_back();
-      const LinearUse use = {.tensors = out->size() == 1 ? 1 : 0};
+      const LinearUse use = {.section = section, .tensors = out->size() == 1 ? 1 : 0};
       if (heads.transposed) {
         const std::vector<uint16_t> values = Transposed(data.view, rows);
         linear.k = rows.count;
@@ -482,14 +557,15 @@ class Loader : public TableWalk {
                                 .n = heads.k,
                                 .k = rows.count,
                                 .data = reinterpret_cast<const std::byte*>(values.data())};
-        NIBBLE_TRY(PackSegment({&view, 1}, use, &linear));
+        NIBBLE_TRY(PackSegment({&view, 1}, use, lane, &linear));
         continue;
       }
       linear.k = heads.k;
       if (out->size() == 1) LetHear(heads.prefix, &linear);  // for the stored weight as a whole
       NIBBLE_ASSIGN(const QuantSlice slice, SliceWeight(data.view, {&rows, 1}, {}));
-      NIBBLE_TRY(PackSegment({&slice.view, 1}, use, &linear));
+      NIBBLE_TRY(PackSegment({&slice.view, 1}, use, lane, &linear));
     }
+    Advance(StoredBytes({&data, 1}));
     return {};
   }
 
@@ -508,7 +584,7 @@ class Loader : public TableWalk {
     return out;
   }
 
-  Status LoadBias(const std::vector<LinearPart>& parts, Bias bias, Linear* out) {
+  Status LoadBias(const std::vector<LinearPart>& parts, Bias bias, Section section, Linear* out) {
     std::vector<float> values;
     bool any = false;
     for (const LinearPart& part : parts) {
@@ -517,13 +593,14 @@ class Loader : public TableWalk {
         values.resize(values.size() + part.rows_taken(), 0.0f);
         continue;
       }
-      Use(name);
       NIBBLE_ASSIGN(std::vector<float> piece, ReadFloats(checkpoint_, name, part.n));
       piece = TakeRows(std::move(piece), 1, part.rows);
       values.insert(values.end(), piece.begin(), piece.end());
-      CountVector(part.rows_taken());
       Advance(name);
       any = true;
+      const std::lock_guard lock(mutex_);
+      Use(name);
+      CountVector(section, part.rows_taken());
     }
     if (any) NIBBLE_TRY(out->bias.Assign(std::move(values), *ops_.device));
     return {};
@@ -531,6 +608,9 @@ class Loader : public TableWalk {
 
   const kernels::OpTable& ops_;
   const LoadOptions& options_;
+  LoadJobs jobs_;
+  std::mutex mutex_;  // of what jobs count and use
+  std::atomic<int64_t> read_ = 0;
 };
 
 // Positions of a model that has more, unless the caller asks for them.
@@ -565,6 +645,7 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
   }
   Loader loader(checkpoint, ops, options);
   model->VisitWeights(loader);
+  loader.Finish();
   NIBBLE_TRY(loader.status());
   loader.ReportLeftOver();
   loader.TakeCounts(&model->mutable_info());

@@ -195,6 +195,9 @@ struct LoadOptions {
   bool draft = false;                  // load the MTP module, if the checkpoint has one
   Progress* progress = nullptr;        // advanced by stored bytes
   LinearObserver* observer = nullptr;  // hears every linear's input; outlives the model
+  // Where the device takes its memory from the host's: stored bytes that may be in the page cache
+  // and on the device at once.
+  int64_t drop_behind_bytes = int64_t{512} << 20;
 };
 
 // Picks the implementation by config.json's "architectures"; kUnsupported lists what exists.

@@ -1,0 +1,220 @@
+// Loading side by side, on a device that poses as another machine's and keeps its bytes in the
+// host's memory.
+#include "models/load_jobs.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <numeric>
+#include <string>
+
+#include "models/dummy_checkpoint.h"
+#include "models/registry.h"
+#include "testing/model_runner.h"
+
+namespace nibble::models {
+namespace {
+
+using nibble::testing::ModelRunner;
+using nibble::testing::RunnerSequence;
+
+// Counts lanes, which carry nothing: the host's kernels pack from where the bytes are.
+class PosingDevice final : public Device {
+ public:
+  class Lane final : public UploadLane {
+   public:
+    explicit Lane(PosingDevice& device) : device_(device) {}
+    size_t slot_bytes() const override { return 0; }
+    Slot Next() override { return {}; }
+    void Send(const Slot&, size_t) override {}
+    void Launched(const Slot&) override {}
+    void Clear(void*, size_t) override {}
+    void* stream() const override { return nullptr; }
+    Status Finish() override {
+      ++device_.finished;
+      return {};
+    }
+
+   private:
+    PosingDevice& device_;
+  };
+
+  const std::string& name() const override { return name_; }
+  bool host_memory() const override { return false; }
+  bool shares_host_memory() const override { return true; }
+  void* stream() const override { return nullptr; }
+  Memory memory() const override { return host_.memory(); }
+  Result<std::byte*> Allocate(size_t bytes) override { return host_.Allocate(bytes); }
+  void Free(std::byte* memory, size_t bytes) override { host_.Free(memory, bytes); }
+  Result<std::unique_ptr<UploadLane>> MakeLane(size_t) override {
+    if (no_memory) return Fail(Code::kResourceExhausted, "no memory for a lane");
+    ++lanes;
+    return std::make_unique<Lane>(*this);
+  }
+  void Upload(void* to, const void* from, size_t bytes) override { host_.Copy(to, from, bytes); }
+  void Download(void* to, const void* from, size_t bytes) override { host_.Copy(to, from, bytes); }
+  void Copy(void* to, const void* from, size_t bytes) override { host_.Copy(to, from, bytes); }
+  void Clear(void* memory, size_t bytes) override { host_.Clear(memory, bytes); }
+  void Synchronize() override {}
+  std::unique_ptr<DeviceGraph> Record(const std::function<void()>&) override { return nullptr; }
+  std::unique_ptr<DeviceMark> Mark() override { return host_.Mark(); }
+  double SecondsBetween(const DeviceMark& a, const DeviceMark& b) override {
+    return host_.SecondsBetween(a, b);
+  }
+  std::string failure() const override { return failed; }
+
+  std::atomic<int> lanes = 0;
+  std::atomic<int> finished = 0;
+  std::string failed;
+  bool no_memory = false;
+
+ private:
+  Device& host_ = HostDevice();
+  const std::string name_ = "posing";
+};
+
+TEST(LoadJobs, RunAtOnceOnTheHost) {
+  ThreadPool pool(2);
+  LoadJobs jobs(HostDevice(), pool);
+  int done = 0;
+  EXPECT_TRUE(jobs.Add(1, [&](UploadLane* lane) {
+    EXPECT_EQ(lane, nullptr);
+    ++done;
+    return Status();
+  }));
+  EXPECT_EQ(done, 1);
+  EXPECT_FALSE(jobs.Add(1, [](UploadLane*) -> Status { return Fail(Code::kCorruption, "bad"); }));
+  EXPECT_TRUE(jobs.Run());
+}
+
+TEST(LoadJobs, AllRunOnceAndTheLanesFinish) {
+  ThreadPool pool(3);
+  PosingDevice device;
+  LoadJobs jobs(device, pool);
+  std::vector<std::atomic<int>> done(100);
+  for (size_t i = 0; i < done.size(); ++i) {
+    ASSERT_TRUE(jobs.Add(static_cast<int64_t>(i) << 24, [&done, i](UploadLane* lane) {
+      EXPECT_NE(lane, nullptr);
+      ++done[i];
+      return Status();
+    }));
+  }
+  EXPECT_EQ(done[0], 0);
+  EXPECT_TRUE(jobs.Run());
+  for (const auto& count : done) EXPECT_EQ(count, 1);
+  EXPECT_EQ(device.lanes, 3);
+  EXPECT_EQ(device.finished, 3);
+}
+
+TEST(LoadJobs, TheErrorIsThatOfTheFirstJobThatFails) {
+  for (int round = 0; round < 20; ++round) {
+    ThreadPool pool(4);
+    PosingDevice device;
+    LoadJobs jobs(device, pool);
+    for (int i = 0; i < 200; ++i) {
+      ASSERT_TRUE(jobs.Add(1, [i](UploadLane*) -> Status {
+        if (i == 37 || i == 38 || i == 150) return Fail(Code::kCorruption, "job {}", i);
+        return {};
+      }));
+    }
+    const Status status = jobs.Run();
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().message(), "job 37");
+  }
+}
+
+TEST(LoadJobs, ADeviceThatFailsOrHasNoMemoryIsAnError) {
+  ThreadPool pool(2);
+  PosingDevice device;
+  LoadJobs jobs(device, pool);
+  device.no_memory = true;
+  ASSERT_TRUE(jobs.Add(1, [](UploadLane*) { return Status(); }));
+  EXPECT_EQ(jobs.Run().error().code(), Code::kResourceExhausted);
+  device.no_memory = false;
+  device.failed = "an illegal memory access";
+  ASSERT_TRUE(jobs.Add(1, [](UploadLane*) { return Status(); }));
+  EXPECT_NE(jobs.Run().error().message().find("illegal"), std::string::npos);
+}
+
+// The weights of every tiny model.
+TEST(LoadJobs, SideBySideGivesTheSameModel) {
+  ThreadPool pool(4);
+  PosingDevice device;
+  kernels::OpTable posing = kernels::CpuOps();
+  posing.device = &device;
+  for (const Architecture& architecture : RegisteredArchitectures()) {
+    const auto config = boost::json::parse(architecture.tiny_configs.front()).as_object();
+    std::vector<std::vector<float>> logits[2];
+    std::string summary[2];
+    for (const int side : {0, 1}) {
+      const auto checkpoint =
+          MakeDummyCheckpoint(config, {.linear_format = WeightFormat::kNvfp4}).value();
+      auto model =
+          LoadModel(*checkpoint, {.ops = side == 0 ? &kernels::CpuOps() : &posing, .pool = &pool});
+      ASSERT_TRUE(model) << model.error().message();
+      ASSERT_TRUE((*model)->Prepare({.tokens = 32, .rows = 32}));
+      auto kv = KvPool::Create((*model)->info(), kernels::KvFormat::kBf16, 16, 2, 1,
+                               *(*model)->ops().device);
+      ASSERT_TRUE(kv);
+      RunnerSequence sequence{.tokens = std::vector<int32_t>(20), .pages = {1, 0}};
+      std::iota(sequence.tokens.begin(), sequence.tokens.end(), 3);
+      ModelRunner(**model, *kv).Run(sequence, 32);
+      logits[side] = sequence.logits;
+      const ModelInfo& info = (*model)->info();
+      summary[side] = fmt::format("{}; {} {} {}", info.weight_summary, info.weight_bytes,
+                                  info.bytes_per_token, info.active_parameters);
+    }
+    EXPECT_EQ(logits[0], logits[1]) << architecture.architectures.front();
+    EXPECT_EQ(summary[0], summary[1]);
+  }
+  EXPECT_GT(device.lanes, 0);
+}
+
+// Counts how often it was told to leave the page cache.
+class Counting final : public formats::Checkpoint {
+ public:
+  explicit Counting(const formats::Checkpoint& of) : of_(of) {
+    path_ = of.path();
+    config_ = of.config();
+    SetTensors({of.tensors().begin(), of.tensors().end()});
+  }
+  Result<std::string> ReadText(std::string_view name) const override { return of_.ReadText(name); }
+  using Checkpoint::Read;
+  Result<formats::TensorData> Read(const formats::TensorEntry& entry) const override {
+    return of_.Read(*of_.Find(entry.name));
+  }
+  void DropBehind() const override { ++drops; }
+
+  mutable std::atomic<int> drops = 0;
+
+ private:
+  const formats::Checkpoint& of_;
+};
+
+TEST(LoadJobs, FilesAreDroppedBehindTheCopyWhereTheDeviceSharesTheHostsMemory) {
+  ThreadPool pool(2);
+  PosingDevice device;
+  kernels::OpTable posing = kernels::CpuOps();
+  posing.device = &device;
+  const auto config =
+      boost::json::parse(RegisteredArchitectures().front().tiny_configs.front()).as_object();
+  const auto dummy = MakeDummyCheckpoint(config).value();
+  int64_t stored = 0;
+  for (const formats::TensorEntry& entry : dummy->tensors()) stored += entry.stored_bytes;
+  const kernels::OpTable* const tables[] = {&posing, &kernels::CpuOps()};
+  for (const kernels::OpTable* ops : tables) {
+    const Counting checkpoint(*dummy);
+    const auto model =
+        LoadModel(checkpoint, {.ops = ops, .pool = &pool, .drop_behind_bytes = stored / 10});
+    ASSERT_TRUE(model) << model.error().message();
+    if (ops == &posing) {
+      EXPECT_GE(checkpoint.drops, 5);
+      EXPECT_LE(checkpoint.drops, 10);
+    } else {
+      EXPECT_EQ(checkpoint.drops, 0);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::models
