@@ -34,9 +34,10 @@ void PrintCuda() {
     return;
   }
   const Device::Memory memory = (*ops)->device->memory();
-  fmt::print("CUDA        {}, {} free of {}, reads {:.0f} GB/s\n", (*ops)->device->name(),
-             FormatBytes(static_cast<double>(memory.free_bytes)),
-             FormatBytes(static_cast<double>(memory.total_bytes)), (*ops)->read_bandwidth() / 1e9);
+  fmt::print("CUDA        {}, {} free of {}, reads {:.0f} GB/s, loads {:.1f} GB/s\n",
+             (*ops)->device->name(), FormatBytes(static_cast<double>(memory.free_bytes)),
+             FormatBytes(static_cast<double>(memory.total_bytes)), (*ops)->read_bandwidth() / 1e9,
+             MeasureUploadBandwidth(*(*ops)->device) / 1e9);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "device/cpu.h"
+#include "engine/memory_plan.h"
 #include "formats/hf_checkpoint.h"
 #include "formats/hub.h"
 #include "models/dummy_checkpoint.h"
@@ -203,12 +204,14 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   tell("finding the model", 0);
   NIBBLE_ASSIGN(loaded.path, formats::ResolveModel(options.model));
   loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));
-  NIBBLE_ASSIGN(const std::unique_ptr<formats::Checkpoint> checkpoint,
-                OpenModel(loaded.path, {.load_format = options.load_format,
-                                        .dummy_policy = options.dummy_policy,
-                                        .dummy_seed = options.dummy_seed,
-                                        .quantization = options.quantization,
-                                        .pool = loaded.pool.get()}));
+  NIBBLE_ASSIGN(
+      const std::unique_ptr<formats::Checkpoint> checkpoint,
+      OpenModel(loaded.path, {.load_format = options.load_format,
+                              .dummy_policy = options.dummy_policy,
+                              .dummy_seed = options.dummy_seed,
+                              .quantization = options.quantization,
+                              // Elsewhere weights are loaded side by side on that pool.
+                              .pool = ops->device->host_memory() ? loaded.pool.get() : nullptr}));
   NIBBLE_ASSIGN(const models::ModelInfo described, models::DescribeModel(*checkpoint));
 
   NIBBLE_ASSIGN(std::optional<std::string> tokenizer_config,
@@ -242,7 +245,14 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                               ? ops->read_bandwidth()
                               : MeasureReadBandwidth(*loaded.pool, int64_t{1} << 28);
 
+  NIBBLE_TRY(engine::CheckWeightsFit(
+      {.weight_bytes = described.weight_bytes,
+       .device = ops->device->name(),
+       .available_bytes = ops->device->memory().free_bytes,
+       .host_available_bytes = ops->device->host_memory() ? 0 : HostDevice().memory().free_bytes},
+      options.memory_utilization));
   std::unique_ptr<models::Model> model;
+  const auto start = std::chrono::steady_clock::now();
   {
     tell("loading weights", 0);
     Progress progress("loading weights", StoredBytes(*checkpoint));
@@ -254,6 +264,11 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                                                .progress = &progress,
                                                .observer = observer}));
   }
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  LogInfo("loaded {} in {:.1f} s, {:.2f} GB/s",
+          FormatBytes(static_cast<double>(model->info().weight_bytes)), seconds,
+          static_cast<double>(model->info().weight_bytes) / seconds / 1e9);
   tell("planning memory", 1);
   NIBBLE_ASSIGN(loaded.engine,
                 engine::Engine::Create(std::move(model), std::move(tokenizer),

@@ -92,6 +92,28 @@ Status CheckOptions(const EngineOptions& options, int64_t max_positions) {
   return {};
 }
 
+Status CheckWeightsFit(const WeightsInput& input, double memory_fraction) {
+  const auto usable =
+      static_cast<int64_t>(static_cast<double>(input.available_bytes) * memory_fraction);
+  if (input.weight_bytes <= usable) return {};
+  std::string way_out;
+  if (input.weight_bytes < input.available_bytes) {
+    way_out =
+        fmt::format("a larger --gpu-memory-utilization (now {}) would fit them", memory_fraction);
+  } else if (input.weight_bytes <
+             static_cast<int64_t>(static_cast<double>(input.host_available_bytes) *
+                                  memory_fraction)) {
+    way_out = fmt::format("--device cpu would fit them into {}", Bytes(input.host_available_bytes));
+  } else {
+    way_out = "free memory, or make a smaller checkpoint with nibble quantize";
+  }
+  return Fail(Code::kResourceExhausted,
+              "{} more memory is needed: the weights alone take {}, and {} of {} available on {} "
+              "may be used; {}",
+              Bytes(input.weight_bytes - usable), Bytes(input.weight_bytes), Bytes(usable),
+              Bytes(input.available_bytes), input.device, way_out);
+}
+
 Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions& options) {
   const int64_t page_bytes = std::max<int64_t>(1, input.kv_bytes_per_token) * options.page_size;
   // What there was before the weights were loaded; the fraction leaves the rest to the system.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "base/error.h"
 #include "engine/engine.h"
@@ -19,6 +20,16 @@ struct MemoryPlanInput {
 
 // kInvalidArgument with the flag, the value and the allowed range.
 Status CheckOptions(const EngineOptions& options, int64_t max_positions);
+
+// Before any weight is loaded: whether they fit at all.
+struct WeightsInput {
+  int64_t weight_bytes = 0;
+  std::string_view device;           // its name
+  int64_t available_bytes = 0;       // there
+  int64_t host_available_bytes = 0;  // of the host, where the device is another; else 0
+};
+// kResourceExhausted with the bytes that are missing and the flag or command that would help.
+Status CheckWeightsFit(const WeightsInput& input, double memory_fraction);
 
 // A request and its answer, as most of them are: sizes the default KV cache.
 inline constexpr int64_t kUsualSequenceTokens = 1024;

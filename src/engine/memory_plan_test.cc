@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+
 namespace nibble::engine {
 namespace {
 
@@ -156,6 +158,26 @@ TEST(MemoryPlan, RecurrentStatesComeBeforeTheKvCache) {
   EXPECT_EQ(many.error().code(), Code::kResourceExhausted);
   EXPECT_NE(many.error().message().find("--max-num-seqs 37"), std::string::npos)
       << many.error().message();
+}
+
+TEST(CheckWeightsFit, SaysWhatIsMissingAndWhatWouldHelp) {
+  const WeightsInput input = {
+      .weight_bytes = 920 * kMiB, .device = "cuda:0", .available_bytes = 1000 * kMiB};
+  EXPECT_TRUE(CheckWeightsFit(input, 0.95));
+  const Status fraction = CheckWeightsFit(input, 0.9);
+  ASSERT_FALSE(fraction);
+  EXPECT_EQ(fraction.error().code(), Code::kResourceExhausted);
+  for (const char* part : {"20.0 MiB more", "cuda:0", "--gpu-memory-utilization (now 0.9)"})
+    EXPECT_NE(fraction.error().message().find(part), std::string::npos)
+        << fraction.error().message();
+
+  WeightsInput small = input;
+  small.available_bytes = 500 * kMiB;
+  small.host_available_bytes = 2000 * kMiB;
+  EXPECT_NE(CheckWeightsFit(small, 0.9).error().message().find("--device cpu"), std::string::npos);
+  small.host_available_bytes = 0;
+  EXPECT_NE(CheckWeightsFit(small, 0.9).error().message().find("nibble quantize"),
+            std::string::npos);
 }
 
 }  // namespace
