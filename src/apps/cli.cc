@@ -336,6 +336,7 @@ Examples:
   nibble quantize SRC DST --keep self_attn --keep layers.0. --perplexity
   nibble quantize SRC DST --calibrate --smooth --text notes.txt
   nibble quantize org/name-NVFP4 models/name-smaller --lm-head --also in_proj --perplexity
+  nibble quantize --dummy configs/Qwen3-30B-A3B /dev/shm/Qwen3-30B-A3B
 
 Without calibration data activations keep their precision: the result is W4A16. Embeddings, lm_head, routers and other
 small or sensitive tensors stay as they are; the report says which and why. What is NVFP4 already is copied as it is, so
@@ -379,6 +380,13 @@ that the last example shrinks only what the checkpoint has left in BF16, and say
   command->add_option("--text", o->text,
                       "the text for --calibrate and --perplexity; default: a short built-in one");
   command->add_flag("--force", o->force, "replace an existing destination");
+  command->add_flag("--dummy", o->dummy,
+                    "SRC is a folder with a config.json: write made-up weights in the formats that "
+                    "it names, to measure loading");
+  command->add_option("--dummy-policy", o->dummy_policy, "with --dummy: config or all-4bit")
+      ->capture_default_str();
+  command->add_option("--dummy-seed", o->dummy_seed, "with --dummy: of the weights")
+      ->capture_default_str();
   command->callback([o, status] { *status = Quantize(*o); });
 }
 

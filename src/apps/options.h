@@ -112,6 +112,9 @@ struct QuantizeOptions {
   bool perplexity = false;  // of source and result, over `text`
   std::string text;         // a file; "" for the built-in sample
   bool force = false;       // replace an existing destination
+  bool dummy = false;       // source is a folder with a config: its weights are made up
+  std::string dummy_policy = "config";
+  uint64_t dummy_seed = 2;
 };
 
 struct EvalOptions {

@@ -2,6 +2,7 @@
 // request, what it saves per token and costs in perplexity and KL divergence.
 #include <fmt/format.h>
 
+#include <chrono>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -10,7 +11,9 @@
 #include "apps/load.h"
 #include "apps/signals.h"
 #include "formats/hub.h"
+#include "quantize/copy.h"
 #include "quantize/quantizer.h"
+#include "text/byte_tokenizer.h"
 
 namespace nibble::apps {
 namespace {
@@ -113,7 +116,32 @@ Result<quantize::QuantizeReport> QuantizeUnlessStopped(const formats::Checkpoint
   return quantize::QuantizeCheckpoint(checkpoint, destination, job);
 }
 
+// A checkpoint of made-up weights as files.
+Status WriteDummy(const QuantizeOptions& options) {
+  ThreadPool pool(ThreadCount(options.threads));
+  NIBBLE_ASSIGN(const std::string source, formats::ResolveModel(options.source));
+  NIBBLE_ASSIGN(const auto checkpoint, OpenModel(source, {.load_format = "dummy",
+                                                          .dummy_policy = options.dummy_policy,
+                                                          .dummy_seed = options.dummy_seed}));
+  const SignalFlag stop = SignalFlag::Stops();
+  const auto start = std::chrono::steady_clock::now();
+  NIBBLE_ASSIGN(const int64_t bytes,
+                quantize::CopyCheckpoint(*checkpoint, options.destination,
+                                         {.pool = &pool,
+                                          // So that the folder can be served.
+                                          .tokenizer_json = text::ByteTokenizerJson(),
+                                          .replace = options.force,
+                                          .cancelled = [&stop] { return stop.raised(); }}));
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  fmt::print("{}: {} of made-up weights in {:.1f} s, {:.2f} GB/s\n", options.destination,
+             FormatBytes(static_cast<double>(bytes)), seconds,
+             static_cast<double>(bytes) / seconds / 1e9);
+  return {};
+}
+
 Status RunQuantize(const QuantizeOptions& options) {
+  if (options.dummy) return WriteDummy(options);
   ThreadPool pool(ThreadCount(options.threads));
   NIBBLE_ASSIGN(quantize::QuantizeOptions job, ToQuantizeOptions(options, &pool));
   NIBBLE_ASSIGN(const std::string source, formats::ResolveModel(options.source));

@@ -93,7 +93,7 @@ Result<SafetensorsWriter> SafetensorsWriter::Create(const std::string& path,
       return Fail(Code::kInvalidArgument, "{}: the tensors overflow 64 bits", path);
     }
     if (spec.name == "__metadata__" ||
-        !writer.places_.emplace(spec.name, Place{begin, bytes, false}).second) {
+        !writer.places_.emplace(spec.name, Place{.offset = begin, .bytes = bytes}).second) {
       return Fail(Code::kInvalidArgument, "{}: tensor {} is reserved or listed twice", path,
                   Quoted(spec.name));
     }
@@ -152,20 +152,31 @@ void SafetensorsWriter::Discard() {
 
 Status SafetensorsWriter::Write(std::string_view name, std::span<const std::byte> bytes) {
   const auto at = places_.find(std::string(name));
+  if (at != places_.end() && static_cast<int64_t>(bytes.size()) != at->second.bytes) {
+    return Fail(Code::kInvalidArgument, "{}: tensor {}: {} bytes given, its shape needs {}", path_,
+                Quoted(name), bytes.size(), at->second.bytes);
+  }
+  return Append(name, bytes);
+}
+
+Status SafetensorsWriter::Append(std::string_view name, std::span<const std::byte> bytes) {
+  const auto at = places_.find(std::string(name));
   if (at == places_.end()) {
     return Fail(Code::kInvalidArgument, "{}: tensor {} was not announced", path_, Quoted(name));
   }
   Place& place = at->second;
-  if (place.written) {
+  const auto size = static_cast<int64_t>(bytes.size());
+  if (place.complete) {
     return Fail(Code::kInvalidArgument, "{}: tensor {} is written twice", path_, Quoted(name));
   }
-  if (static_cast<int64_t>(bytes.size()) != place.bytes) {
+  if (size > place.bytes - place.written) {
     return Fail(Code::kInvalidArgument, "{}: tensor {}: {} bytes given, its shape needs {}", path_,
-                Quoted(name), bytes.size(), place.bytes);
+                Quoted(name), place.written + size, place.bytes);
   }
-  NIBBLE_TRY(WriteAt(fd_, bytes, place.offset, temporary_));
-  place.written = true;
-  --unwritten_;
+  NIBBLE_TRY(WriteAt(fd_, bytes, place.offset + place.written, temporary_));
+  place.written += size;
+  place.complete = place.written == place.bytes;
+  if (place.complete) --unwritten_;
   return {};
 }
 
@@ -177,7 +188,7 @@ Status SafetensorsWriter::Sync() {
 Status SafetensorsWriter::Finish() {
   if (unwritten_ != 0) {
     const auto missing = std::find_if(places_.begin(), places_.end(),
-                                      [](const auto& place) { return !place.second.written; });
+                                      [](const auto& place) { return !place.second.complete; });
     return Fail(Code::kInvalidArgument, "{}: {} tensors were not written, {} among them", path_,
                 unwritten_, Quoted(missing->first));
   }
@@ -209,7 +220,6 @@ Result<ShardedWriter> ShardedWriter::Create(const std::string& folder,
                   Quoted(spec.name));
     }
     shard.specs.push_back(spec);
-    ++shard.unwritten;
     shard_bytes += bytes;
     writer.total_bytes_ += bytes;
   }
@@ -222,29 +232,41 @@ Result<ShardedWriter> ShardedWriter::Create(const std::string& folder,
   return writer;
 }
 
-Status ShardedWriter::Write(std::string_view name, std::span<const std::byte> bytes) {
+Result<ShardedWriter::Shard*> ShardedWriter::Open(std::string_view name) {
   const auto at = shard_of_.find(std::string(name));
   if (at == shard_of_.end()) {
     return Fail(Code::kInvalidArgument, "{}: tensor {} was not announced", folder_, Quoted(name));
   }
   Shard& shard = shards_[at->second];
-  if (shard.unwritten == 0) {
+  if (shard.writer && shard.writer->unwritten() == 0) {
     return Fail(Code::kInvalidArgument, "{}: tensor {} is written twice", folder_, Quoted(name));
   }
   if (!shard.writer) {
     NIBBLE_ASSIGN(shard.writer,
                   SafetensorsWriter::Create(folder_ + "/" + shard.name, shard.specs, metadata_));
   }
-  NIBBLE_TRY(shard.writer->Write(name, bytes));
-  return --shard.unwritten > 0 ? Status() : shard.writer->Sync();
+  return &shard;
+}
+
+Status ShardedWriter::Write(std::string_view name, std::span<const std::byte> bytes) {
+  NIBBLE_ASSIGN(Shard* const shard, Open(name));
+  NIBBLE_TRY(shard->writer->Write(name, bytes));
+  return shard->writer->unwritten() == 0 ? shard->writer->Sync() : Status();
+}
+
+Status ShardedWriter::Append(std::string_view name, std::span<const std::byte> bytes) {
+  NIBBLE_ASSIGN(Shard* const shard, Open(name));
+  NIBBLE_TRY(shard->writer->Append(name, bytes));
+  return shard->writer->unwritten() == 0 ? shard->writer->Sync() : Status();
 }
 
 Status ShardedWriter::Finish() {
   json::object weight_map;
   for (Shard& shard : shards_) {
-    if (shard.unwritten != 0) {
+    const size_t unwritten = shard.writer ? shard.writer->unwritten() : shard.specs.size();
+    if (unwritten != 0) {
       return Fail(Code::kInvalidArgument, "{}/{}: {} of {} tensors were not written", folder_,
-                  shard.name, shard.unwritten, shard.specs.size());
+                  shard.name, unwritten, shard.specs.size());
     }
     for (const TensorSpec& spec : shard.specs) weight_map[spec.name] = shard.name;
   }

@@ -46,6 +46,10 @@ class SafetensorsWriter {
 
   // All bytes of one tensor, once.
   Status Write(std::string_view name, std::span<const std::byte> bytes);
+  // The next bytes of one tensor, from its first on.
+  Status Append(std::string_view name, std::span<const std::byte> bytes);
+
+  size_t unwritten() const { return unwritten_; }  // tensors
 
   // Brings what is written to the disk. Finish does so too; early, it spreads the waiting.
   Status Sync();
@@ -57,7 +61,8 @@ class SafetensorsWriter {
   struct Place {
     int64_t offset = 0;  // in the file
     int64_t bytes = 0;
-    bool written = false;
+    int64_t written = 0;  // from its first byte on
+    bool complete = false;
   };
 
   SafetensorsWriter() = default;
@@ -74,7 +79,8 @@ class SafetensorsWriter {
 // The tensors of a checkpoint over as many files as max_shard_bytes asks for: model.safetensors, or
 // model-00001-of-00003.safetensors and so on with model.safetensors.index.json. Tensors are dealt
 // out in the order of `specs`; a tensor larger than the limit gets a file of its own. Files are
-// created when their first tensor comes; all become valid, and get their names, in Finish.
+// created when their first tensor comes; all become valid, and get their names, in Finish. Threads
+// may write at once into different files.
 class ShardedWriter {
  public:
   static Result<ShardedWriter> Create(const std::string& folder, std::span<const TensorSpec> specs,
@@ -82,21 +88,27 @@ class ShardedWriter {
                                       SafetensorsMetadata metadata = {{"format", "pt"}});
 
   Status Write(std::string_view name, std::span<const std::byte> bytes);
+  // The next bytes of one tensor, from its first on.
+  Status Append(std::string_view name, std::span<const std::byte> bytes);
 
   // Completes the files and writes the index; an error if a tensor was not written.
   Status Finish();
 
   // File names below the folder, the index not among them.
   std::vector<std::string> FileNames() const;
+  // What file `i` of them holds.
+  std::span<const TensorSpec> TensorsOf(size_t i) const { return shards_[i].specs; }
   int64_t total_bytes() const { return total_bytes_; }
 
  private:
   struct Shard {
     std::string name;
     std::vector<TensorSpec> specs;
-    size_t unwritten = 0;
     std::optional<SafetensorsWriter> writer;  // from the first tensor to Finish
   };
+
+  // The shard of a tensor that is about to be written, with its file.
+  Result<Shard*> Open(std::string_view name);
 
   std::string folder_;
   SafetensorsMetadata metadata_;

@@ -192,6 +192,8 @@ Status WriteJson(const std::string& folder, std::string_view name, const json::o
   return WriteFileAtomic(fmt::format("{}/{}", folder, name), json::serialize(value) + "\n");
 }
 
+}  // namespace
+
 Status CopyTexts(const formats::Checkpoint& source, const std::string& folder) {
   for (const std::string_view name : kCopied) {
     const auto text = source.ReadText(name);
@@ -206,8 +208,6 @@ Status CopyTexts(const formats::Checkpoint& source, const std::string& folder) {
   }
   return {};
 }
-
-}  // namespace
 
 Status WriteConfigFiles(const formats::Checkpoint& source, const std::string& folder, Layout layout,
                         const std::vector<OutputModule>& modules,

@@ -32,4 +32,7 @@ Status WriteConfigFiles(const formats::Checkpoint& source, const std::string& fo
                         const std::vector<OutputModule>& modules,
                         const std::vector<std::string>& kept);
 
+// The tokenizer's files and the like, as they are.
+Status CopyTexts(const formats::Checkpoint& source, const std::string& folder);
+
 }  // namespace nibble::quantize

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <map>
 #include <set>
@@ -19,6 +18,7 @@
 #include "quantize/encode.h"
 #include "quantize/linear_output.h"
 #include "quantize/output_config.h"
+#include "quantize/output_folder.h"
 #include "quantize/plan.h"
 #include "quantize/smoothing.h"
 #include "quantize/weight_rows.h"
@@ -26,7 +26,6 @@
 namespace nibble::quantize {
 namespace {
 
-namespace fs = std::filesystem;
 using formats::Checkpoint;
 using formats::LinearData;
 using formats::TensorEntry;
@@ -450,32 +449,7 @@ Status CheckOptions(const QuantizeOptions& options, const std::string& destinati
                 "INT4 and FP8 are written in the compressed-tensors layout alone; use --layout "
                 "compressed-tensors");
   }
-  std::error_code failed;
-  if (fs::exists(destination, failed) && !options.replace) {
-    return Fail(Code::kInvalidArgument, "{}: exists already; --force replaces it", destination);
-  }
-  return {};
-}
-
-// Everything goes into a folder beside the destination, which is renamed at the end.
-Status WriteBeside(const std::string& destination,
-                   const std::function<Status(const std::string& folder)>& write) {
-  const std::string folder =
-      fmt::format("{}.partial", fs::path(destination).lexically_normal().string());
-  std::error_code failed;
-  fs::remove_all(folder, failed);
-  fs::create_directories(folder, failed);
-  if (failed)
-    return Fail(Code::kUnavailable, "{}: cannot create the folder: {}", folder, failed.message());
-  Status done = write(folder);
-  if (done) {
-    fs::remove_all(destination, failed);
-    fs::rename(folder, destination, failed);
-    if (failed)
-      done = Fail(Code::kUnavailable, "{}: cannot rename to it: {}", destination, failed.message());
-  }
-  if (!done) fs::remove_all(folder, failed);
-  return done;
+  return CheckDestination(destination, options.replace);
 }
 
 }  // namespace
