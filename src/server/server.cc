@@ -132,12 +132,24 @@ void Server::Stop() {
 
 int Server::Run() {
   impl_->http->OnSignal([this](int) { Stop(); });
+  constexpr milliseconds kHealthPoll(250);
   ThroughputLog throughput;
   const milliseconds interval = impl_->options.stats_interval;
   const bool logs = interval.count() > 0;
-  while (!impl_->WaitForStop(1, steady_clock::now() + (logs ? interval : milliseconds(60'000)))) {
+  auto next_log = steady_clock::now() + interval;
+  while (!impl_->WaitForStop(1, steady_clock::now() + kHealthPoll)) {
     const auto api = impl_->service.api();
-    if (logs && api != nullptr) throughput.Print(api->model().engine->stats());
+    if (api == nullptr) continue;
+    if (const Status health = api->model().engine->Health(); !health) {
+      // Its requests have ended with the error. A supervisor starts anew what cannot go on.
+      LogError("{}: ending", health.error().message());
+      impl_->Drain();
+      return 1;
+    }
+    if (logs && steady_clock::now() >= next_log) {
+      throughput.Print(api->model().engine->stats());
+      next_log += interval;
+    }
   }
   return impl_->Drain();
 }

@@ -167,6 +167,20 @@ TEST(Drain, SecondStopForces) {
   EXPECT_TRUE(server.engine->WaitCancelled(1, seconds(5)));
 }
 
+TEST(Drain, ADeadEngineEndsTheServerWithAnError) {
+  TestServer server([](const engine::Request&, FakeStream& stream) {
+    stream.Prompt();
+    stream.Text("first");
+    stream.Done();
+  });
+  auto exit_code = std::async(std::launch::async, [&] { return server.server->Run(); });
+  TestClient client(server.port());
+  client.Send(PostRequest(kChatPath, kHello));
+  EXPECT_EQ(client.Read().status, 200);
+  server.engine->SetFailed();
+  EXPECT_EQ(exit_code.get(), 1);
+}
+
 TEST(Drain, SigtermDrains) {
   TestServer server;
   const pthread_t runner = pthread_self();

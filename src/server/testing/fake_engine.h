@@ -5,6 +5,7 @@
 // through FakeStream. What was submitted and cancelled is recorded.
 #pragma once
 
+#include <atomic>
 #include <boost/json.hpp>
 #include <condition_variable>
 #include <functional>
@@ -197,6 +198,12 @@ class FakeEngine final : public engine::Engine {
     changed_.notify_all();
   }
   bool Drain(std::chrono::milliseconds) override { return true; }
+  // From then on it is dead.
+  void SetFailed() { failed_ = true; }
+  Status Health() const override {
+    if (failed_) return Fail(Code::kUnavailable, "the engine failed: out of order");
+    return {};
+  }
   engine::EngineStats stats() const override { return stats_; }
   const engine::MemoryPlan& memory_plan() const override { return plan_; }
   const models::ModelInfo& model_info() const override { return info_; }
@@ -204,6 +211,7 @@ class FakeEngine final : public engine::Engine {
   int64_t max_model_len() const override { return max_model_len_; }
 
   engine::EngineStats stats_;  // set before the server runs
+  std::atomic<bool> failed_ = false;
 
  private:
   mutable std::mutex mutex_;
