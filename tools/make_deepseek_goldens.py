@@ -11,6 +11,7 @@ Needs what make_model_goldens.py needs. Run from the repository root:
 import argparse
 import copy
 import functools
+import json
 
 import numpy as np
 import torch
@@ -119,7 +120,10 @@ def write_goldens(folder, config, fields, weights, prompts):
     full, half = build(config, weights, torch.float32), build(config, weights, torch.bfloat16)
     # Its own model: routers disturb what runs through them.
     routers = settled_prompts.Routers(build(config, weights, torch.float32))
-    write_json(folder / "golden.json", with_settled_greedy(golden_of(full, half, prompts, GREEDY), routers))
+    golden = with_settled_greedy(golden_of(full, half, prompts, GREEDY), routers)
+    for prompt in golden["prompts"]:
+        prompt["undecided"] = routers.undecided(prompt["tokens"])  # positions that say nothing
+    write_json(folder / "golden.json", golden)
     if not has_draft(fields) or folder.name == "fp8":
         return
     targets = [functools.partial(target_run, model) for model in (full, half)]
@@ -143,13 +147,19 @@ def make_prompts(config, fields, seed, variants):
     return prompts
 
 
-def make(name):
+def kept_prompts(name):
+    golden = json.loads((GOLDEN / name / STORED[name][0] / "golden.json").read_text())
+    return [prompt["tokens"] for prompt in golden["prompts"]]
+
+
+def make(name, keep_prompts):
     fields = CONFIGS[name]
     model_type = fields["model_type"]
     config = AutoConfig.for_model(model_type, **copy.deepcopy({k: v for k, v in fields.items() if k != "model_type"}))
     seed = SEEDS.get(name, sum(map(ord, name)))
     variants = {stored_format: make_checkpoint(seed, config, fields, stored_format) for stored_format in STORED[name]}
-    prompts = make_prompts(config, fields, seed, [values for _, values in variants.values()])
+    prompts = kept_prompts(name) if keep_prompts else make_prompts(
+        config, fields, seed, [values for _, values in variants.values()])
     for stored_format, (checkpoint, values) in variants.items():
         folder = GOLDEN / name / stored_format
         checkpoint.write(folder)
@@ -162,7 +172,8 @@ def make(name):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="one model by name")
+    parser.add_argument("--keep-prompts", action="store_true", help="those of the goldens that are there: the search takes long")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     for golden_name in [arguments.only] if arguments.only else CONFIGS:
-        make(golden_name)
+        make(golden_name, arguments.keep_prompts)
