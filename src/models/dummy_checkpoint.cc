@@ -1,7 +1,10 @@
 #include "models/dummy_checkpoint.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
+#include <mutex>
 #include <numeric>
 #include <unordered_set>
 #include <utility>
@@ -62,6 +65,35 @@ DummyValues PowerScales(double rms) {
 double Deviation(int64_t k) {
   return 1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(k, 1)));
 }
+
+// Memory that tensors are made in, used again when they are gone: fresh pages from the system cost
+// more than the values. From any thread.
+class TensorMemory : public std::enable_shared_from_this<TensorMemory> {
+ public:
+  std::shared_ptr<std::byte[]> Take(size_t bytes) {
+    const size_t kind = std::bit_width(std::max<size_t>(bytes, 1) - 1);
+    if (kind >= kKinds) return std::make_shared_for_overwrite<std::byte[]>(bytes);
+    std::unique_ptr<std::byte[]> memory;
+    {
+      const std::lock_guard lock(mutex_);
+      if (!free_[kind].empty()) {
+        memory = std::move(free_[kind].back());
+        free_[kind].pop_back();
+      }
+    }
+    if (memory == nullptr) memory = std::make_unique_for_overwrite<std::byte[]>(size_t{1} << kind);
+    return {memory.release(), [kind, owner = shared_from_this()](std::byte* used) {
+              const std::lock_guard lock(owner->mutex_);
+              owner->free_[kind].emplace_back(used);
+            }};
+  }
+
+ private:
+  static constexpr size_t kKinds = 25;  // powers of two below 32 MiB
+
+  std::mutex mutex_;
+  std::array<std::vector<std::unique_ptr<std::byte[]>>, kKinds> free_;
+};
 
 class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
  public:
@@ -186,7 +218,7 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
     const int64_t bits = DTypeBits(entry.dtype);
     // Not zeroed: every byte is written below.
     const auto size = static_cast<size_t>(shape.elements() * bits / 8);
-    const std::shared_ptr<std::byte[]> bytes = std::make_shared_for_overwrite<std::byte[]>(size);
+    const std::shared_ptr<std::byte[]> bytes = memory_->Take(size);
     FillDummy(values_[static_cast<size_t>(own - tensors_.data())], first_element * bits / 8,
               {bytes.get(), size}, options_.pool);
     return formats::TensorData{{bytes.get(), entry.dtype, shape}, bytes};
@@ -363,6 +395,7 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
   }
 
   const DummyOptions options_;
+  const std::shared_ptr<TensorMemory> memory_ = std::make_shared<TensorMemory>();
   const WeightSchemes schemes_;
   bool scaled_cache_ = false;
   std::string folder_;
