@@ -4,7 +4,8 @@
 
 namespace nibble::engine {
 
-BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size) : page_size_(page_size) {
+BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk)
+    : page_size_(page_size), prompt_chunk_(prompt_chunk) {
   tokens_.reserve(limits.max_tokens);
   positions_.reserve(limits.max_tokens);
   slots_.reserve(limits.max_tokens);
@@ -13,6 +14,7 @@ BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size) : page_s
   page_table_.reserve(limits.max_sequences * limits.max_pages);
   logits_rows_.reserve(limits.max_rows());
   state_slots_.reserve(limits.max_sequences);
+  chunked_.reserve(limits.max_sequences);
   rope_sets_.reserve(limits.max_sequences);
   sequences_.reserve(limits.max_sequences);
   rows_.reserve(limits.max_rows());
@@ -28,6 +30,7 @@ void BatchBuilder::Clear() {
   page_table_.clear();
   logits_rows_.clear();
   state_slots_.clear();
+  chunked_.clear();
   rope_sets_.clear();
   sequences_.clear();
   rows_.clear();
@@ -53,6 +56,7 @@ void BatchBuilder::Add(Sequence& sequence, int64_t tokens) {
   q_start_.push_back(static_cast<int32_t>(tokens_.size()));
   kv_len_.push_back(static_cast<int32_t>(end));
   state_slots_.push_back(sequence.state_slot);
+  chunked_.push_back(static_cast<int32_t>(sequence.ChunkedTokens(tokens, prompt_chunk_)));
   rope_sets_.push_back(sequence.long_rope ? 1 : 0);
   sequences_.push_back(&sequence);
 }
@@ -70,16 +74,22 @@ models::Batch BatchBuilder::Finish() {
   for (size_t b = 0; b < sequences_.size(); ++b)
     std::ranges::copy(sequences_[b]->pages,
                       page_table_.begin() + static_cast<int64_t>(b) * max_pages);
-  return {.tokens = tokens_,
-          .positions = positions_,
-          .slots = slots_,
-          .q_start = q_start_,
-          .kv_len = kv_len_,
-          .page_table = page_table_,
-          .max_pages = max_pages,
-          .logits_rows = logits_rows_,
-          .state_slots = state_slots_,
-          .rope_sets = rope_sets_};
+  models::Batch batch = {.tokens = tokens_,
+                         .positions = positions_,
+                         .slots = slots_,
+                         .q_start = q_start_,
+                         .kv_len = kv_len_,
+                         .page_table = page_table_,
+                         .max_pages = max_pages,
+                         .logits_rows = logits_rows_,
+                         .state_slots = state_slots_,
+                         .rope_sets = rope_sets_};
+  for (const int32_t tokens : chunked_) {
+    batch.chunked_sequences += tokens > 0 ? 1 : 0;
+    batch.chunked_tokens += tokens;
+  }
+  if (batch.chunked_tokens > 0) batch.chunked = chunked_;
+  return batch;
 }
 
 }  // namespace nibble::engine

@@ -35,7 +35,8 @@ struct LogitsRow {
 
 class BatchBuilder {
  public:
-  BatchBuilder(const StepLimits& limits, int32_t page_size);
+  // prompt_chunk: models::PromptChunk.
+  BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk);
 
   void Clear();
   // The next `tokens` tokens of the sequence after its computed ones; it holds their pages.
@@ -50,6 +51,7 @@ class BatchBuilder {
   void AddRow(Sequence& sequence, int64_t position, bool sample);
 
   const int32_t page_size_;
+  const int64_t prompt_chunk_;
   std::vector<int32_t> tokens_;
   std::vector<int32_t> positions_;
   std::vector<int64_t> slots_;
@@ -58,6 +60,7 @@ class BatchBuilder {
   std::vector<int32_t> page_table_;
   std::vector<int32_t> logits_rows_;
   std::vector<int32_t> state_slots_;
+  std::vector<int32_t> chunked_;
   std::vector<uint8_t> rope_sets_;
   std::vector<Sequence*> sequences_;
   std::vector<LogitsRow> rows_;

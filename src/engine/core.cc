@@ -36,6 +36,13 @@ int64_t TokenizerVocab(const text::Tokenizer* tokenizer, int64_t model_vocab) {
 Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
   const models::ModelInfo& info = setup.model->info();
   const EngineOptions& options = setup.options;
+  if (const int64_t chunk = models::PromptChunk(info, setup.model->ops());
+      chunk > 1 && setup.limits.max_tokens <= chunk)
+    return nibble::Fail(
+        Code::kInvalidArgument,
+        "--max-num-batched-tokens {}: this model computes prompts in chunks of {} tokens, "
+        "beside which a token of an answer must fit; give at least {}",
+        setup.limits.max_tokens, chunk, chunk + 1);
   NIBBLE_ASSIGN(auto sampler,
                 Sampler::Create(setup.model->ops(), {.vocab = info.vocab_size,
                                                      .tokenizer_vocab = TokenizerVocab(
@@ -52,11 +59,12 @@ Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
 
 Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sampler)
     : setup_(std::move(setup)),
+      prompt_chunk_(models::PromptChunk(setup_.model->info(), setup_.model->ops())),
       pool_(std::move(pool)),
       sampler_(std::move(sampler)),
       cache_(pool_.pages(), pool_.page_size(), setup_.options.prefix_cache, RandomHashSeed()),
       states_(setup_.plan.live_states, setup_.plan.snapshots, pool_.pages()),
-      batch_(setup_.limits, pool_.page_size()),
+      batch_(setup_.limits, pool_.page_size(), prompt_chunk_),
       stats_(setup_.plan.max_model_len) {
   stats_.kv_pages = pool_.pages();
   const auto sequences = static_cast<size_t>(setup_.options.max_sequences);

@@ -12,6 +12,9 @@
 //               counter-based.
 //   OWN-STATE   where the model has recurrent layers, a running sequence has a live state slot that
 //               nobody else has; it holds the state after its computed tokens.
+//   ONE-FORM    where prompts are computed in chunks, a position's form follows from its sequence's
+//               prompt alone (Sequence::ChunkBorder); other sequences see the pages and states of
+//               whole chunks alone, as a longer prompt computes the rest in another form.
 //   ONE-ROPE    all cached tokens of a sequence were rotated with the frequencies that its length
 //               asks for (LongRoPE): a sequence that crosses the border computes its cache anew.
 //   ENDS-ONCE   each choice gets one Done, or the request one Error, and nothing after it.
@@ -90,6 +93,7 @@ class Core {
   void ChooseRope(Sequence& sequence);
   void RecomputeBeyondRopeBorder();
   bool KeepsSnapshots() const;
+  int64_t LastStateBorder(const Sequence& sequence) const;
   std::array<int64_t, 2> SnapshotBorders(const Sequence& sequence) const;
   int64_t ChunkEnd(const Sequence& sequence, int64_t tokens) const;
   void TakeSnapshot(Sequence& sequence);
@@ -114,6 +118,7 @@ class Core {
   void Sweep();
 
   const CoreSetup setup_;
+  const int64_t prompt_chunk_;  // models::PromptChunk
   models::KvPool pool_;
   std::unique_ptr<Sampler> sampler_;
   KvCache cache_;

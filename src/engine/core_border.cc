@@ -7,15 +7,6 @@
 #include "engine/core.h"
 
 namespace nibble::engine {
-namespace {
-
-// Before the last known token, which is always computed: its logits are wanted.
-int64_t LastPageBorder(const Sequence& sequence, int32_t page_size) {
-  return (sequence.length() - 1) / page_size * page_size;
-}
-
-}  // namespace
-
 void Core::EndEarly(Clock::time_point now) {
   for (const auto& request : requests_) {
     if (request->cancelled.load(std::memory_order_acquire)) {
@@ -75,16 +66,20 @@ void Core::FillView() {
   view_.Clear();
   view_.preempted = preempted;
   view_.max_step_tokens = setup_.limits.max_tokens;
+  view_.prompt_chunk = prompt_chunk_;
   view_.max_running = setup_.options.max_sequences;
   view_.max_prompt_rows = setup_.limits.max_prompt_rows;
   view_.available_pages = cache_.available();
   for (const Sequence* sequence : running_) {
     const auto room = static_cast<int64_t>(sequence->pages.size()) * cache_.page_size();
-    view_.running.push_back({.order = sequence->order,
-                             .last_step = sequence->last_step,
-                             .remaining = sequence->remaining(),
-                             .needs_page = sequence->length() > room,
-                             .wants_rows = sequence->collects_prompt_logprobs()});
+    view_.running.push_back(
+        {.order = sequence->order,
+         .last_step = sequence->last_step,
+         .remaining = sequence->remaining(),
+         .in_chunks =
+             prompt_chunk_ == 1 ? 0 : sequence->ChunkBorder(prompt_chunk_) - sequence->computed,
+         .needs_page = sequence->length() > room,
+         .wants_rows = sequence->collects_prompt_logprobs()});
   }
   if (!waiting_.empty()) {
     FindSharedPages(*waiting_.front());
@@ -105,11 +100,11 @@ void Core::EnsureHashes(Sequence& sequence, int64_t pages) {
 
 // Fills shared_ with the pages of a leading part of the sequence that are computed already. At
 // least one token is left to compute, since its logits are wanted; and the index is not used for
-// positions whose logits are.
+// positions whose logits are. ONE-FORM
 void Core::FindSharedPages(Sequence& sequence) {
   shared_.clear();
   const int32_t page_size = cache_.page_size();
-  int64_t limit = sequence.length() - 1;
+  int64_t limit = std::min(sequence.length() - 1, sequence.ChunkBorder(prompt_chunk_));
   if (sequence.collects_prompt_logprobs())
     limit = std::min(limit, sequence.request.prompt_rows_done);
   const int64_t pages = limit / page_size;
@@ -219,10 +214,18 @@ void Core::ChooseRope(Sequence& sequence) {
 
 bool Core::KeepsSnapshots() const { return states_.enabled() && cache_.indexes(); }
 
+// The last border of pages, and of chunks, before the last known token, which is always computed:
+// its logits are wanted. ONE-FORM
+int64_t Core::LastStateBorder(const Sequence& sequence) const {
+  const int64_t last = std::min(sequence.length() - 1, sequence.ChunkBorder(prompt_chunk_));
+  return last - last % std::max<int64_t>(cache_.page_size(), prompt_chunk_);
+}
+
 // Where the state is worth a snapshot before a prompt's end: where the prefix that others know
-// ends, and at the last page border.
+// ends, and at the last border.
 std::array<int64_t, 2> Core::SnapshotBorders(const Sequence& sequence) const {
-  return {sequence.known_prefix, LastPageBorder(sequence, cache_.page_size())};
+  const int64_t known = sequence.known_prefix;
+  return {known - known % prompt_chunk_, LastStateBorder(sequence)};
 }
 
 // Where a chunk ends, given how many tokens it may have. With recurrent layers a prompt's chunk
@@ -237,10 +240,11 @@ int64_t Core::ChunkEnd(const Sequence& sequence, int64_t tokens) const {
 }
 
 // After a step that ended on a page border worth keeping. Behind the prompt only the latest is
-// kept.
+// kept, and none where prompts are computed in another form (ONE-FORM).
 void Core::TakeSnapshot(Sequence& sequence) {
   const int32_t page_size = cache_.page_size();
   if (!KeepsSnapshots() || sequence.computed % page_size != 0) return;
+  if (sequence.computed > sequence.ChunkBorder(prompt_chunk_)) return;
   const bool in_prompt = sequence.computed < sequence.prompt_length;
   const auto borders = SnapshotBorders(sequence);
   if (in_prompt && std::ranges::find(borders, sequence.computed) == borders.end()) return;

@@ -32,10 +32,11 @@ void Core::UseRow(size_t row, Clock::time_point now) {
     request.request.on_prompt_logits(use.position, HostLogits(row));
 }
 
+// ONE-FORM
 void Core::IndexFullPages(Sequence& sequence) {
   if (!cache_.indexes()) return;
   const int32_t page_size = cache_.page_size();
-  const int64_t full = sequence.computed / page_size;
+  const int64_t full = std::min(sequence.computed, sequence.ChunkBorder(prompt_chunk_)) / page_size;
   EnsureHashes(sequence, full);
   for (int64_t& i = sequence.indexed_pages; i < full; ++i) {
     const std::span<const int32_t> content(sequence.tokens.data() + i * page_size,

@@ -163,6 +163,57 @@ TEST(CoreProperty, AloneEqualsAmongOthersBitForBit) {
   }
 }
 
+// ONE-FORM: the same of a model that computes prompts in chunks, whose logits show the form of
+// every token before.
+TEST(CoreProperty, FormsOfTokensDoNotDependOnOthers) {
+  constexpr FakeModel::Options kChunks{
+      .favourite = kEos, .favour = 1.5f, .recurrent = true, .chunks = true};
+  Random random(7);
+  std::vector<Request> requests;
+  for (int i = 0; i < 64; ++i)
+    requests.push_back(RandomRequest(random, {.max_prompt = 230, .max_output = 90}));
+  constexpr int64_t kLength = 330;
+
+  std::vector<Generation> want;
+  for (const Request& given : requests) {
+    FakeModel model(kChunks);
+    CoreRunner alone(model, Bytes(),
+                     {.page_size = 64,
+                      .max_model_len = kLength,
+                      .max_step_tokens = 300,
+                      .prefix_cache = false,
+                      .eos = {kEos}});
+    Request request = given;
+    const auto sink = std::make_shared<CheckingSink>(request.sampling.n);
+    request.sink = sink;
+    alone.Add(std::move(request));
+    RunToEnd(alone);
+    want.push_back(*sink->Wait());
+  }
+  const CoreRunner::Config configs[] = {
+      {.page_size = 16, .pages = 30, .max_sequences = 64, .max_step_tokens = 90, .snapshots = 8},
+      {.page_size = 32, .pages = 14, .max_sequences = 8, .max_step_tokens = 65, .snapshots = 3},
+      {.page_size = 128, .pages = 4, .max_sequences = 5, .max_step_tokens = 200, .snapshots = 5},
+      {.page_size = 16, .pages = 24, .max_step_tokens = 70, .prefix_cache = false},
+  };
+  for (CoreRunner::Config config : configs) {
+    SCOPED_TRACE(fmt::format("pages of {}", config.page_size));
+    config.max_model_len = kLength;
+    config.eos = {kEos};
+    FakeModel model(kChunks);
+    CoreRunner crowded(model, Bytes(), config);
+    std::vector<std::shared_ptr<CheckingSink>> sinks;
+    for (Request request : requests) {
+      request.sink = sinks.emplace_back(std::make_shared<CheckingSink>(request.sampling.n));
+      crowded.Add(std::move(request));
+    }
+    RunToEnd(crowded);
+    EXPECT_GT(crowded.core->stats().preemptions, 0) << "the test should exercise pre-emption";
+    if (config.prefix_cache) EXPECT_GT(crowded.core->stats().prefix_hits, 0);
+    for (size_t i = 0; i < requests.size(); ++i) ExpectSame(*sinks[i]->Wait(), want[i], true);
+  }
+}
+
 std::shared_ptr<CheckingSink> AddGreedy(CoreRunner& runner, std::vector<int32_t> tokens,
                                         int64_t max_tokens, int32_t n = 1) {
   Request request;
@@ -220,6 +271,35 @@ TEST(Core, RecurrentStatesAreReusedAtPageBorders) {
   second_turn.insert(second_turn.end(), answer.begin(), answer.end());
   second_turn.push_back(7);
   EXPECT_EQ(cached(second_turn).first, 80) << "the last page border of 94 tokens";
+}
+
+// Where prompts are computed in chunks, only whole chunks of prompts are reused.
+TEST(Core, ChunkedStatesAreReusedAtChunkBorders) {
+  FakeModel model({.recurrent = true, .chunks = true});
+  CoreRunner runner(model, Bytes(), {.max_step_tokens = 80, .snapshots = 8});
+  const auto cached = [&](std::vector<int32_t> prompt) {
+    const auto sink = AddGreedy(runner, std::move(prompt), 30);
+    RunToEnd(runner);
+    return sink->Wait()->prompt.cached_tokens;
+  };
+  EXPECT_EQ(cached(Prompt(90)), 0);
+  EXPECT_EQ(cached(Prompt(90)), 64) << "the last chunk border";
+  EXPECT_EQ(cached(Prompt(150)), 64) << "its tail was computed in another form";
+  EXPECT_EQ(cached(Prompt(150)), 128);
+  EXPECT_EQ(cached(Prompt(128)), 64) << "a token is left to compute";
+  EXPECT_EQ(cached(Prompt(63)), 0) << "it has no whole chunk";
+}
+
+TEST(Core, AChunkMustFitAStep) {
+  FakeModel model({.recurrent = true, .chunks = true});
+  EngineOptions options;
+  options.max_step_tokens = 64;
+  const auto core = Core::Create({.model = &model,
+                                  .options = options,
+                                  .limits = MakeStepLimits(options, 200),
+                                  .plan = {.max_model_len = 200}});
+  ASSERT_FALSE(core);
+  EXPECT_NE(core.error().message().find("at least 65"), std::string::npos);
 }
 
 TEST(Core, ASequenceThatCrossesTheRopeBorderIsComputedAnew) {

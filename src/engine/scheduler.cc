@@ -10,6 +10,13 @@ namespace {
 // short prompts to pass a long one, few enough that they do not all hold pages for nothing.
 constexpr size_t kPromptsUnderWay = 4;
 
+// How many of `tokens` tokens may run so that the sequence stops where it may.
+int64_t Cut(const RunningView& sequence, int64_t chunk, int64_t tokens) {
+  const int64_t left = sequence.in_chunks - tokens;
+  if (left <= 0) return tokens;
+  return std::max<int64_t>(0, sequence.in_chunks - (left + chunk - 1) / chunk * chunk);
+}
+
 }  // namespace
 
 const StepPlan& Scheduler::Plan(const SchedulerView& view) {
@@ -20,7 +27,8 @@ const StepPlan& Scheduler::Plan(const SchedulerView& view) {
 
   // DECODE-FIRST
   const bool prompts_wait = !prompts_.empty() || view.head.has_value();
-  const int64_t prompt_share = prompts_wait ? std::max<int64_t>(1, view.max_step_tokens / 8) : 0;
+  const int64_t prompt_share =
+      prompts_wait ? std::max(view.prompt_chunk, view.max_step_tokens / 8) : 0;
   const int64_t decode_budget = std::max<int64_t>(1, view.max_step_tokens - prompt_share);
   const auto decodes = std::min<int64_t>(decode_budget, static_cast<int64_t>(decodes_.size()));
   int64_t decode_pages = 0;
@@ -74,15 +82,19 @@ void Scheduler::PlanPrompts(const SchedulerView& view, int64_t budget) {
   const auto take = [&](int32_t i, int64_t wish) -> int64_t {
     int64_t tokens = std::min({wish, budget, view.running[i].remaining});
     if (view.running[i].wants_rows) {
-      tokens = std::min(tokens, rows);
+      tokens = Cut(view.running[i], view.prompt_chunk, std::min(tokens, rows));
       rows -= tokens;
+    } else {
+      tokens = Cut(view.running[i], view.prompt_chunk, tokens);
     }
     budget -= tokens;
     return tokens;
   };
   const int32_t oldest =
       *std::ranges::min_element(prompts_, {}, [&](int32_t i) { return view.running[i].order; });
-  int64_t oldest_tokens = take(oldest, (budget + 1) / 2);  // OLDEST-HALF
+  const int64_t half_in_chunks = (budget + 1) / 2 + view.prompt_chunk - 1;
+  int64_t oldest_tokens =
+      take(oldest, half_in_chunks - half_in_chunks % view.prompt_chunk);  // OLDEST-HALF
   for (const int32_t i : prompts_) {
     if (i == oldest) continue;
     const int64_t tokens = take(i, budget);
@@ -90,7 +102,9 @@ void Scheduler::PlanPrompts(const SchedulerView& view, int64_t budget) {
   }
   // What the others left over.
   const int64_t more = std::min(budget, view.running[oldest].remaining - oldest_tokens);
-  oldest_tokens += view.running[oldest].wants_rows ? std::min(more, rows) : more;
+  oldest_tokens =
+      Cut(view.running[oldest], view.prompt_chunk,
+          oldest_tokens + (view.running[oldest].wants_rows ? std::min(more, rows) : more));
   if (oldest_tokens > 0) plan_.chunks.push_back({oldest, static_cast<int32_t>(oldest_tokens)});
 }
 

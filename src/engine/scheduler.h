@@ -16,6 +16,7 @@
 //   RESERVE          a sequence is admitted only if its whole known length fits, with one page to
 //                    spare per running sequence.
 //   LATEST-YIELDS    when a token needs a page and none is left, the latest arrival is pre-empted.
+//   WHOLE-CHUNKS     a prompt stops between chunks of prompt_chunk positions alone, or in its tail.
 //   PROGRESS         if anything runs or waits, the plan is not empty.
 // Source: continuous batching (Orca), chunked prefill (Sarathi), as serving systems combine them.
 #pragma once
@@ -31,6 +32,7 @@ struct RunningView {
   uint64_t order = 0;      // arrival; smaller = earlier; unique
   uint64_t last_step = 0;  // when it last ran
   int64_t remaining = 0;   // known tokens whose k and v are missing: 1 = decoding
+  int64_t in_chunks = 0;   // of these: up to the end of the prompt's last whole chunk
   bool needs_page = false;
   bool wants_rows = false;  // prompt log-probabilities: every token needs a row of logits
 };
@@ -40,7 +42,8 @@ struct HeadView {
 };
 
 struct SchedulerView {
-  int64_t max_step_tokens = 0;
+  int64_t max_step_tokens = 0;  // more than prompt_chunk
+  int64_t prompt_chunk = 1;
   int64_t max_running = 0;
   int64_t max_prompt_rows = 0;  // rows of logits for prompt log-probabilities
   int64_t available_pages = 0;

@@ -90,6 +90,7 @@ TEST(Scheduler, RulesHoldOnRandomStates) {
   Scheduler scheduler;
   for (int round = 0; round < 20'000; ++round) {
     SchedulerView view = View(2 + pick(100), pick(40));
+    view.prompt_chunk = std::min(int64_t{1} << pick(7), view.max_step_tokens - 1);
     view.max_running = 1 + pick(40);
     view.max_prompt_rows = 1 + pick(20);
     for (int64_t i = pick(static_cast<uint32_t>(view.max_running) + 1); i > 0; --i) {
@@ -97,8 +98,14 @@ TEST(Scheduler, RulesHoldOnRandomStates) {
       view.running.push_back({.order = static_cast<uint64_t>(1000 * pick(1000) + i),
                               .last_step = static_cast<uint64_t>(pick(5)),
                               .remaining = decodes ? 1 : 2 + pick(200),
+                              .in_chunks = 0,
                               .needs_page = decodes && pick(4) == 0,
                               .wants_rows = pick(4) == 0});
+      RunningView& added = view.running.back();
+      if (!decodes && view.prompt_chunk > 1)
+        added.in_chunks = added.remaining / view.prompt_chunk * view.prompt_chunk;
+      // Rows may hold a chunk back for good: the engine has enough of them.
+      if (added.in_chunks > 0) added.wants_rows = false;
     }
     if (pick(2) == 0) view.head = HeadView{.pages = 1 + pick(20)};
     const StepPlan plan = scheduler.Plan(view);
@@ -123,6 +130,8 @@ TEST(Scheduler, RulesHoldOnRandomStates) {
       planned[chunk.index] = true;
       ASSERT_GE(chunk.tokens, 1);
       ASSERT_LE(chunk.tokens, running.remaining);
+      if (running.remaining > 1 && chunk.tokens < running.in_chunks)
+        ASSERT_EQ(chunk.tokens % view.prompt_chunk, 0) << "WHOLE-CHUNKS";
       tokens += chunk.tokens;
       pages += running.needs_page;
       if (running.remaining > 1) prompt_tokens += chunk.tokens;

@@ -1,6 +1,8 @@
 #include "engine/sequence.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace nibble::engine {
 namespace {
@@ -132,6 +134,17 @@ Sequence::Sequence(ActiveRequest& owner, int32_t choice_index, uint64_t arrival_
   cache_key = owner.request.cache_salt;
   if (UsesPenalties(owner.request.sampling)) counts.AddPrompt(tokens);
   pending.choice = choice;
+}
+
+int64_t Sequence::ChunkBorder(int64_t prompt_chunk) const {
+  return prompt_chunk == 1 ? std::numeric_limits<int64_t>::max()
+                           : prompt_length / prompt_chunk * prompt_chunk;
+}
+
+int64_t Sequence::ChunkedTokens(int64_t tokens, int64_t prompt_chunk) const {
+  if (prompt_chunk == 1 || computed % prompt_chunk != 0) return 0;
+  const int64_t end = std::min(computed + tokens, ChunkBorder(prompt_chunk));
+  return std::max<int64_t>(0, end / prompt_chunk * prompt_chunk - computed);
 }
 
 bool Sequence::collects_prompt_logprobs() const {

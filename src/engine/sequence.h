@@ -48,6 +48,12 @@ struct Sequence {
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
   int64_t generated() const { return length() - prompt_length; }
   int64_t remaining() const { return length() - computed; }
+  // Where the prompt's last whole chunk ends: tokens before it are computed in chunks, later ones
+  // one by one, whenever they are computed. Without chunks (1) no token is computed otherwise than
+  // another, however long the prompt is: then there is no such border.
+  int64_t ChunkBorder(int64_t prompt_chunk) const;
+  // Of the next `tokens` tokens, those that are computed in chunks.
+  int64_t ChunkedTokens(int64_t tokens, int64_t prompt_chunk) const;
   // Positions whose rows of logits are wanted for prompt log-probabilities and not yet done.
   bool collects_prompt_logprobs() const;
 

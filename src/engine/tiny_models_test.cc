@@ -33,10 +33,10 @@ class TinyModelsTest : public ::testing::TestWithParam<Case> {
  protected:
   // Runs all requests together, or one after the other.
   std::vector<Generation> Run(const std::vector<Request>& requests, CoreRunner::Config config,
-                              bool together) {
+                              bool together, const kernels::OpTable* ops = nullptr) {
     auto checkpoint = models::MakeDummyCheckpoint(GetParam().config);
     EXPECT_TRUE(checkpoint) << checkpoint.error().message();
-    auto model = models::LoadModel(**checkpoint, {.pool = &pool_});
+    auto model = models::LoadModel(**checkpoint, {.ops = ops, .pool = &pool_});
     EXPECT_TRUE(model) << model.error().message();
     config.pool = &pool_;
     CoreRunner runner(**model, nullptr, config);
@@ -103,7 +103,50 @@ TEST_P(TinyModelsTest, AnswersDoNotDependOnBatchPagesChunksOrCache) {
   }
 }
 
+// Of models that compute prompts in chunks on the reference's ops.
+std::vector<Case> CasesWithChunks() {
+  std::vector<Case> cases = AllCases();
+  std::erase_if(cases, [](const Case& one) {
+    auto checkpoint = models::MakeDummyCheckpoint(one.config);
+    const auto info = models::DescribeModel(**checkpoint);
+    return models::PromptChunk(*info, kernels::RefOps()) == 1;
+  });
+  return cases;
+}
+
+class ChunkedModelsTest : public TinyModelsTest {};
+
+TEST_P(ChunkedModelsTest, AnswersDoNotDependOnBatchPagesStepsOrCache) {
+  const kernels::OpTable& ops = kernels::RefOps();
+  Random random(6);
+  RequestShape shape{.max_prompt = 200, .max_output = 6, .text = false};
+  shape.vocab = static_cast<int32_t>(GetParam().config.at("vocab_size").as_int64());
+  std::vector<Request> requests;
+  for (int i = 0; i < 4; ++i) {
+    Request request = RandomRequest(random, shape);
+    request.sampling.max_tokens = random.In(1, shape.max_output);
+    request.sampling.min_tokens = 0;
+    request.sampling.logprobs = 3;
+    request.sampling.n = 1;
+    std::erase_if(request.sampling.stop_token_ids, [&](int32_t t) { return t >= shape.vocab; });
+    requests.push_back(std::move(request));
+  }
+  const std::vector<Generation> want = Run(requests,
+                                           {.page_size = 64,
+                                            .max_model_len = 210,
+                                            .max_sequences = 1,
+                                            .max_step_tokens = 256,
+                                            .prefix_cache = false},
+                                           false, &ops);
+  const std::vector<Generation> got =
+      Run(requests, {.pages = 16, .max_model_len = 210, .max_sequences = 4, .max_step_tokens = 70},
+          true, &ops);
+  for (size_t i = 0; i < requests.size(); ++i) ExpectSame(got[i], want[i], true);
+}
+
 INSTANTIATE_TEST_SUITE_P(Registered, TinyModelsTest, ::testing::ValuesIn(AllCases()),
+                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Registered, ChunkedModelsTest, ::testing::ValuesIn(CasesWithChunks()),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

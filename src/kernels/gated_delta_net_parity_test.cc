@@ -35,6 +35,14 @@ struct DeltaSequence {
   std::vector<uint16_t> window;  // (W - 1, C)
   std::vector<float> state;      // (Hv, Dv, Dk)
   std::vector<uint16_t> out;     // of all tokens so far
+  int64_t prompt = 0;            // tokens whose whole chunks are taken as such
+
+  // Of the next `count` tokens.
+  int64_t Chunked(int64_t count) const {
+    const int64_t end = std::min(prompt, done + count) / kDeltaChunk * kDeltaChunk;
+    EXPECT_TRUE(done >= prompt / kDeltaChunk * kDeltaChunk || done % kDeltaChunk == 0);
+    return std::max<int64_t>(0, end - done);
+  }
 
   // As if `done` tokens had been there.
   static DeltaSequence At(const DeltaShape& shape, uint64_t id, int64_t done) {
@@ -52,7 +60,8 @@ void Step(const OpTable& ops, const DeltaShape& shape, const std::vector<DeltaSe
   const int64_t ba_stride = 2 * shape.v_heads + shape.pad;
   std::vector<uint16_t> qkv, z;
   std::vector<float> ba;
-  std::vector<int32_t> q_start = {0}, kv_len, slots;
+  std::vector<int32_t> q_start = {0}, kv_len, slots, chunked;
+  DeltaChunks chunks;
   const auto batch = static_cast<int64_t>(sequences.size());
   for (int64_t b = 0; b < batch; ++b) {
     const DeltaSequence& s = *sequences[b];
@@ -67,7 +76,11 @@ void Step(const OpTable& ops, const DeltaShape& shape, const std::vector<DeltaSe
     q_start.push_back(q_start.back() + static_cast<int32_t>(counts[b]));
     kv_len.push_back(static_cast<int32_t>(s.done + counts[b]));
     slots.push_back(static_cast<int32_t>(batch - 1 - b));
+    chunked.push_back(static_cast<int32_t>(s.Chunked(counts[b])));
+    chunks.sequences += chunked.back() > 0 ? 1 : 0;
+    chunks.total += chunked.back();
   }
+  if (chunks.total > 0) chunks.tokens = chunked.data();
   const int64_t window_bytes = (shape.window() * 2 + 63) / 64 * 64;
   const int64_t state_bytes = shape.state() * 4;
   std::vector<std::byte> windows(batch * window_bytes, std::byte{0xFF});  // NaN unless written
@@ -108,6 +121,7 @@ void Step(const OpTable& ops, const DeltaShape& shape, const std::vector<DeltaSe
                     .q_start = q_start.data(),
                     .kv_len = kv_len.data(),
                     .slots = slots.data()},
+      .chunks = chunks,
       .conv_state = {.base = windows.data(), .stride = window_bytes},
       .recurrent_state = {.base = states.data(), .stride = state_bytes},
       .out = out.data()};
@@ -229,6 +243,61 @@ TEST_P(DeltaNetParity, ALargeBatchDoesNotMatter) {
     Step(ops(), shape, {&alone[i]}, {1});
     ExpectSame(alone[i], batch[i]);
   }
+}
+
+// Prompts by chunks, tails and generated tokens one by one.
+TEST_P(DeltaNetParity, ChunksMatchTheReference) {
+  for (const DeltaShape& shape : kShapes) {
+    SCOPED_TRACE(testing::Message() << "Dk " << shape.k_dim << ", Dv " << shape.v_dim);
+    DeltaSequence fresh = {.id = 1, .prompt = 150}, late = DeltaSequence::At(shape, 2, 64);
+    late.prompt = 192;
+    DeltaSequence other = DeltaSequence::At(shape, 3, 5);
+    std::vector<DeltaSequence> expected = {fresh, late, other};
+    for (const std::vector<int64_t>& counts :
+         std::vector<std::vector<int64_t>>{{64, 128, 1}, {86, 1, 3}, {1, 1, 1}}) {
+      Step(ops(), shape, {&other, &fresh, &late}, {counts[2], counts[0], counts[1]});
+      Step(RefOps(), shape, {&expected[0], &expected[1], &expected[2]}, counts);
+    }
+    const DeltaSequence* got[] = {&fresh, &late, &other};
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_EQ(got[i]->window, expected[i].window);
+      ExpectNear(got[i]->out, expected[i].out, shape.v_dim, kGatedDeltaNetTolerance);
+      ExpectNear(got[i]->state, expected[i].state, shape.k_dim * shape.v_dim,
+                 kGatedDeltaNetTolerance);
+    }
+  }
+}
+
+// Wherever a prompt is cut between chunks, and whatever runs beside it.
+TEST_P(DeltaNetParity, CutsBetweenChunksDoNotMatter) {
+  const DeltaShape shapes[] = {{.k_heads = 1, .v_heads = 2, .k_dim = 32, .v_dim = 48},
+                               {.k_heads = 1, .v_heads = 3, .k_dim = 128, .v_dim = 128}};
+  for (const DeltaShape& shape : shapes) {
+    SCOPED_TRACE(testing::Message() << "Dk " << shape.k_dim);
+    DeltaSequence whole = {.id = 3, .prompt = 400}, pieces = whole, beside = whole;
+    Step(ops(), shape, {&whole}, {400});
+    for (const int64_t count : {64, 192, 128, 9, 7}) Step(ops(), shape, {&pieces}, {count});
+    DeltaSequence first = {.id = 4, .prompt = 70}, last = DeltaSequence::At(shape, 5, 3);
+    Step(ops(), shape, {&first, &beside, &last}, {64, 128, 1}, 2);
+    Step(ops(), shape, {&last, &beside, &first}, {0, 270, 6}, 3);
+    Step(ops(), shape, {&last, &beside}, {1, 2}, 3);
+    for (int i = 0; i < 3; ++i) Step(ops(), shape, {&whole}, {1});
+    for (const int64_t count : {1, 2}) Step(ops(), shape, {&pieces}, {count});
+    Step(ops(), shape, {&first, &beside}, {1, 3});
+    ExpectSame(whole, pieces);
+    ExpectSame(whole, beside);
+  }
+}
+
+// Longer than what a backend may take through its workspace at once.
+TEST_P(DeltaNetParity, CutsOfLongChunkedPromptsDoNotMatter) {
+  const DeltaShape shape = {.k_heads = 1, .v_heads = 2, .k_dim = 16, .v_dim = 16};
+  DeltaSequence whole = {.id = 3, .prompt = 4500}, pieces = whole, other = {.id = 4};
+  Step(ops(), shape, {&whole}, {4500});
+  Step(ops(), shape, {&other, &pieces}, {1023, 1024});
+  Step(ops(), shape, {&pieces, &other}, {2048, 2});
+  Step(ops(), shape, {&pieces}, {1428});
+  ExpectSame(whole, pieces);
 }
 
 // A sequence without tokens in the step keeps its state.

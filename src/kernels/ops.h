@@ -421,6 +421,20 @@ struct StateSequences {
 // Largest Dk of gated_delta_net.
 inline constexpr int32_t kMaxDeltaKeyDim = 256;
 
+// Positions of a chunk of gated_delta_net.
+inline constexpr int32_t kDeltaChunk = 64;
+
+// Which tokens of a step gated_delta_net takes by whole chunks (OpTable.delta_chunk): of sequence
+// b's tokens the first tokens[b], a multiple of kDeltaChunk, the first of them at a multiple of
+// kDeltaChunk. The rest are taken one by one. The two forms of the recurrence are equal but for
+// rounding, so whoever wants the same bits again fixes the form by a token's position and the
+// length of its prompt (docs/kernels.md), never by how a step was cut.
+struct DeltaChunks {
+  const int32_t* tokens = nullptr;  // (B); null: no chunks
+  int64_t sequences = 0;            // that have chunks in this step
+  int64_t total = 0;                // the sum of tokens
+};
+
 // Gated DeltaNet between its projections (Qwen3-Next, Qwen3.5). Per token: a depthwise causal
 // convolution of width W over q, k and v, then silu (FP32 sum, rounded to BF16); q and k divided by
 // sqrt(Σ² + 1e-6), q times 1/√Dk; β = σ(b), g = -exp(a_log) * softplus(a + dt_bias); then per value
@@ -451,6 +465,7 @@ struct GatedDeltaNetParams {
   bool sigmoid_gate = false;  // σ(z) in place of silu(z)
   int64_t t = 0;
   StateSequences sequences;
+  DeltaChunks chunks;
   StateView conv_state;       // (W - 1, C) BF16 inputs, oldest first
   StateView recurrent_state;  // (Hv, Dv, Dk) FP32
   uint16_t* out = nullptr;    // (T, Hv * Dv)
@@ -564,6 +579,10 @@ struct OpTable {
       variant;  // "avx512", "avx2", "neon", "generic": which kernels were chosen, for `doctor`
 
   bool recordable = true;  // launches may be recorded and replayed (Device::Record)
+
+  // kDeltaChunk where gated_delta_net gains from DeltaChunks; 1: it takes all tokens one by one,
+  // and callers need not care how prompts are cut.
+  int32_t delta_chunk = 1;
 
   // Measured, in bytes per second: what decoding cannot outrun. Null: of the host's memory
   // (MeasureReadBandwidth).

@@ -24,6 +24,11 @@ int64_t StateBytes(const ModelInfo& info) {
   return bytes;
 }
 
+int64_t PromptChunk(const ModelInfo& info, const kernels::OpTable& ops) {
+  const bool chunks = std::ranges::any_of(info.state, &StateSpec::chunks);
+  return chunks ? ops.delta_chunk : 1;
+}
+
 int64_t SectionBytes::total() const {
   return std::accumulate(bytes, bytes + kSections, int64_t{0}) -
          bytes[static_cast<int>(Section::kDraft)];

@@ -42,6 +42,7 @@ struct KvSpec {
 struct StateSpec {
   int64_t conv = 0;
   int64_t recurrent = 0;
+  bool chunks = false;  // prompts may be taken in chunks (kernels::DeltaChunks)
 };
 
 // Bytes of weights read for one decoded token at batch 1, by what they belong to; experts count
@@ -77,6 +78,8 @@ struct ModelInfo {
 int64_t KvBytesPerToken(const ModelInfo& info, kernels::KvFormat format);
 // Of all recurrent layers, per sequence.
 int64_t StateBytes(const ModelInfo& info);
+// Prompts advance by whole chunks of so many positions, from 0 on; 1: by any number.
+int64_t PromptChunk(const ModelInfo& info, const kernels::OpTable& ops);
 
 // One recurrent layer's states, over all slots.
 struct StateLayer {
@@ -142,6 +145,11 @@ struct Batch {
   std::span<const int32_t> logits_rows;  // (R): indices into tokens whose logits are wanted
   // (B): a slot of the pool per sequence; empty for models without recurrent layers.
   std::span<const int32_t> state_slots;
+  // (B) or empty: leading tokens of each sequence that are taken in chunks, as
+  // kernels::DeltaChunks has it, and its totals.
+  std::span<const int32_t> chunked;
+  int64_t chunked_sequences = 0;
+  int64_t chunked_tokens = 0;
   // (B): which frequencies a LongRoPE model uses, 0 up to ModelInfo.rope_border, 1 beyond; empty:
   // 0.
   std::span<const uint8_t> rope_sets;

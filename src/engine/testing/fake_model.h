@@ -26,6 +26,8 @@ class FakeModel : public models::Model {
     float favour = 0.0f;
     // A recurrent layer, whose state is checked against the history.
     bool recurrent = false;
+    // It computes prompts in chunks, and its logits and state show which tokens were.
+    bool chunks = false;
     int64_t rope_border = 0;
   };
 
@@ -35,7 +37,8 @@ class FakeModel : public models::Model {
     info_.hidden_size = 8;
     info_.max_positions = options.max_positions;
     info_.kv = {{.kv_heads = 1, .head_dim = 8}, {.kv_heads = 2, .head_dim = 8}};
-    if (options.recurrent) info_.state = {{.conv = 8, .recurrent = sizeof(State)}};
+    if (options.recurrent)
+      info_.state = {{.conv = 8, .recurrent = sizeof(State), .chunks = options.chunks}};
     info_.rope_border = options.rope_border;
     info_.weight_bytes = 1 << 20;
     info_.bytes_per_token = 1 << 20;
@@ -63,7 +66,8 @@ class FakeModel : public models::Model {
                  batch.kv_len[b] <= options_.rope_border,
              "a long sequence with frequencies for short ones");
       for (int32_t i = batch.q_start[b]; i < batch.q_start[b + 1]; ++i)
-        Write(kv, batch.slots[i], batch.tokens[i], Mark(batch, b, batch.positions[i]));
+        Write(kv, batch.slots[i], batch.tokens[i] | Form(batch, b, i),
+              Mark(batch, b, batch.positions[i]));
     }
     size_t row = 0;
     for (int64_t b = 0; b < sequences; ++b) {
@@ -116,6 +120,17 @@ class FakeModel : public models::Model {
            "a state slot holds another history");
     state = StateAfter(history);
     std::memcpy(cell, &state, sizeof(state));
+  }
+
+  // A bit beside the token.
+  static int32_t Form(const models::Batch& batch, int64_t b, int32_t row) {
+    if (batch.chunked.empty()) return 0;
+    const int32_t first = batch.q_start[b], chunked = batch.chunked[b];
+    Expect(chunked % kernels::kDeltaChunk == 0 &&
+               (chunked == 0 || batch.positions[first] % kernels::kDeltaChunk == 0) &&
+               first + chunked <= batch.q_start[b + 1],
+           "chunks of other borders");
+    return row < first + chunked ? 1 << 30 : 0;
   }
 
   // Position and frequencies, as they go into the cache.

@@ -19,6 +19,7 @@ Result<const OpTable*> CudaOps(int index) {
   static OpTable table = {
       .backend = "cuda",
       .variant = "cuda",
+      .delta_chunk = cuda::GatedDeltaNetChunk(),
       .read_bandwidth = cuda::ReadBandwidth,
       .pack_weight = cuda::PackWeight,
       .linear_workspace = cuda::LinearWorkspace,

@@ -1,7 +1,7 @@
-// The recurrence of Gated DeltaNet against two derivations of its own: worked numbers, and the
-// chunked (WY) form of the same rule.
+// The recurrence of Gated DeltaNet against worked numbers, and its two forms against each other.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -66,67 +66,33 @@ Tokens RandomTokens(int64_t n, int64_t k_dim, int64_t v_dim) {
   return tokens;
 }
 
-// Tokens [begin, begin + n) at once: their deltas from a triangular system, then outputs and state
-// (Dv, Dk) from products. Yang et al. 2024, section 3.3.
-Matrix RunChunk(const Tokens& x, int64_t begin, int64_t n, Matrix* state) {
-  const auto v_dim = static_cast<int64_t>(state->size());
-  std::vector<double> sum(n);  // of g within the chunk
-  for (int64_t i = 0; i < n; ++i) sum[i] = x.g[begin + i] + (i > 0 ? sum[i - 1] : 0);
-  const auto decay = [&](int64_t i, int64_t j) { return std::exp(sum[i] - sum[j]); };
-  // (I + A) delta = β (V - e^G K Sᵀ) by forward substitution.
-  Matrix delta(n, std::vector<double>(v_dim)), out = delta;
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t c = 0; c < v_dim; ++c) {
-      double value = x.v[begin + i][c] - std::exp(sum[i]) * Dot((*state)[c], x.k[begin + i]);
-      for (int64_t j = 0; j < i; ++j)
-        value -= decay(i, j) * Dot(x.k[begin + i], x.k[begin + j]) * delta[j][c];
-      delta[i][c] = x.beta[begin + i] * value;
-    }
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t c = 0; c < v_dim; ++c) {
-      out[i][c] = std::exp(sum[i]) * Dot((*state)[c], x.q[begin + i]);
-      for (int64_t j = 0; j <= i; ++j)
-        out[i][c] += decay(i, j) * Dot(x.q[begin + i], x.k[begin + j]) * delta[j][c];
-    }
-  }
-  for (int64_t c = 0; c < v_dim; ++c) {
-    for (size_t d = 0; d < (*state)[c].size(); ++d) {
-      (*state)[c][d] *= std::exp(sum[n - 1]);
-      for (int64_t j = 0; j < n; ++j)
-        (*state)[c][d] += decay(n - 1, j) * delta[j][c] * x.k[begin + j][d];
-    }
-  }
-  return out;
-}
-
-// The state of the step form is FP32: one rounding of 2^-24 per token and element, which decays
-// with the state.
-TEST(GatedDeltaStep, EqualsTheChunkedForm) {
-  constexpr int64_t kDim = 12, kValueDim = 10, kCount = 150, kChunk = 64;  // the last chunk: 22
-  const Tokens tokens = RandomTokens(kCount, kDim, kValueDim);
-  Matrix chunked(kValueDim, std::vector<double>(kDim));
+// The state is FP32: the step form rounds it after each token, the chunked form after each chunk.
+TEST(GatedDeltaChunk, EqualsTheSteps) {
+  constexpr int64_t kDim = 12, kValueDim = 10, kCount = 150;  // the last chunk: 22
+  const Tokens x = RandomTokens(kCount, kDim, kValueDim);
   std::vector<float> state;
-  for (int64_t c = 0; c < kValueDim; ++c) {
-    for (int64_t d = 0; d < kDim; ++d) {
-      state.push_back(static_cast<float>(Noise(6, c * kDim + d) - 0.5));
-      chunked[c][d] = state.back();
+  for (int64_t i = 0; i < kValueDim * kDim; ++i)
+    state.push_back(static_cast<float>(Noise(6, i) - 0.5));
+  std::vector<float> chunked = state;
+  for (int64_t begin = 0; begin < kCount; begin += kDeltaChunk) {
+    const int64_t count = std::min<int64_t>(kDeltaChunk, kCount - begin);
+    std::vector<double> q, k, v, decay, o(count * kValueDim);
+    for (int64_t t = begin; t < begin + count; ++t) {
+      q.insert(q.end(), x.q[t].begin(), x.q[t].end());
+      k.insert(k.end(), x.k[t].begin(), x.k[t].end());
+      v.insert(v.end(), x.v[t].begin(), x.v[t].end());
+      decay.push_back(std::exp(x.g[t]));
     }
-  }
-  for (int64_t begin = 0; begin < kCount; begin += kChunk) {
-    const int64_t n = std::min(kChunk, kCount - begin);
-    const Matrix expected = RunChunk(tokens, begin, n, &chunked);
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t t = begin + i;
-      std::vector<double> o(kValueDim);
-      GatedDeltaStep(tokens.q[t].data(), tokens.k[t].data(), tokens.v[t].data(),
-                     std::exp(tokens.g[t]), tokens.beta[t], kValueDim, kDim, state.data(),
-                     o.data());
+    GatedDeltaChunk(q.data(), k.data(), v.data(), decay.data(), &x.beta[begin], count, kValueDim,
+                    kDim, chunked.data(), o.data());
+    for (int64_t t = begin; t < begin + count; ++t) {
+      std::vector<double> expected(kValueDim);
+      GatedDeltaStep(x.q[t].data(), x.k[t].data(), x.v[t].data(), std::exp(x.g[t]), x.beta[t],
+                     kValueDim, kDim, state.data(), expected.data());
       for (int64_t c = 0; c < kValueDim; ++c)
-        EXPECT_NEAR(o[c], expected[i][c], 1e-6) << "token " << t;
+        EXPECT_NEAR(o[(t - begin) * kValueDim + c], expected[c], 1e-6) << "token " << t;
     }
-    for (int64_t c = 0; c < kValueDim; ++c)
-      for (int64_t d = 0; d < kDim; ++d) EXPECT_NEAR(state[c * kDim + d], chunked[c][d], 1e-6);
+    for (size_t i = 0; i < state.size(); ++i) EXPECT_NEAR(state[i], chunked[i], 1e-6);
   }
 }
 

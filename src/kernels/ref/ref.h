@@ -36,6 +36,12 @@ void Sample(const OpContext&, const SampleParams& params);
 void GatedDeltaStep(const double* q, const double* k, const double* v, double decay, double beta,
                     int64_t v_dim, int64_t k_dim, float* state, double* o);
 
+// `count` tokens of one head at once: q, k (count, Dk), v, o (count, Dv), decay, beta (count). The
+// same as so many steps, but for rounding. Source: Yang et al. 2024, section 3.3.
+void GatedDeltaChunk(const double* q, const double* k, const double* v, const double* decay,
+                     const double* beta, int64_t count, int64_t v_dim, int64_t k_dim, float* state,
+                     double* o);
+
 // x (Dh or D) normalised and scaled as `style` says; shared by the residual norm and the q/k norm.
 void NormalizeRow(const uint16_t* x, const float* weight, int64_t d, float eps, NormStyle style,
                   uint16_t* out);

@@ -19,6 +19,7 @@ const OpTable& RefOps() {
       .device = &HostDevice(),
       .backend = "ref",
       .variant = "scalar",
+      .delta_chunk = kDeltaChunk,
       .pack_weight = ref::PackWeight,
       .linear_workspace = NoLinearWorkspace,
       .linear = ref::Linear,

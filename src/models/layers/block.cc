@@ -24,6 +24,13 @@ kernels::StateSequences StepContext::StateSequences() const {
           .slots = batch.state_slots.data()};
 }
 
+kernels::DeltaChunks StepContext::DeltaChunks() const {
+  if (batch.chunked_tokens == 0) return {};
+  return {.tokens = batch.chunked.data(),
+          .sequences = batch.chunked_sequences,
+          .total = batch.chunked_tokens};
+}
+
 kernels::AttentionParams StepContext::Attention(const kernels::KvLayerView& cache) const {
   return {.t = t,
           .sequences = static_cast<int64_t>(batch.kv_len.size()),

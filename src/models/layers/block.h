@@ -40,6 +40,7 @@ struct StepContext {
   void Reduce(float* partial, int64_t n, uint16_t* y) const;
 
   kernels::StateSequences StateSequences() const;
+  kernels::DeltaChunks DeltaChunks() const;
   // Parameters of attention over a cache, with the step's sequences; heads and the rest are the
   // block's to set.
   kernels::AttentionParams Attention(const kernels::KvLayerView& cache) const;

@@ -18,7 +18,8 @@ void GatedDeltaNet::DescribeCaches(ModelInfo* info) {
   state_ = static_cast<int64_t>(info->state.size());
   info->state.push_back(
       {.conv = (config_.conv_width - 1) * Channels() * static_cast<int64_t>(sizeof(uint16_t)),
-       .recurrent = ValueWidth() * config_.k_dim * static_cast<int64_t>(sizeof(float))});
+       .recurrent = ValueWidth() * config_.k_dim * static_cast<int64_t>(sizeof(float)),
+       .chunks = true});
 }
 
 // Rows in the order q, k, v, z, heads ascending in each.
@@ -126,6 +127,7 @@ void GatedDeltaNet::Forward(const StepContext& step, const LayerInput& in, const
   params.eps = config_.norm_eps;
   params.sigmoid_gate = config_.sigmoid_gate;
   params.sequences = step.StateSequences();
+  params.chunks = step.DeltaChunks();
   params.conv_state = state.conv;
   params.recurrent_state = state.recurrent;
   params.out = mixed_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/gated_delta_net/chunks.h"
 #include "kernels/cuda/gated_delta_net/delta_token.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx/async_copy.cuh"
@@ -38,9 +39,10 @@ __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
   const int cta_row = thread / kRowLanes * kLaneRows;             // the first of this lane's
   const int row = first_row + cta_row;
 
-  // Everything but the step's activations, before the wait.
+  // Everything but the step's activations, before the wait; unless this step wrote states already.
+  if (p.chunks.tokens != nullptr) ptx::WaitForPredecessor();
   if (thread < 2) outputs_came[thread].Init();
-  const StepSequence s = StepSequence::At(p.sequences, blockIdx.z);
+  const StepSequence s = StepSequence::AfterChunks(p.sequences, p.chunks, blockIdx.z);
   float* state = StateAt<float>(p.recurrent_state, s) + (int64_t{head} * p.v_dim + row) * p.k_dim;
   Columns<kPieces> rows[kLaneRows];
 #pragma unroll
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
     const auto run = [&](auto& q, auto& k) {
       const int heads_per_key = p.v_heads / p.k_heads;
       ForEachToken(
-          p.sequences, first, end,
+          p.sequences, p.chunks, first, end,
           [&](const StepSequence& s, int64_t offset) {
 #pragma unroll
             for (int part = 0; part < kParts; ++part) {
@@ -269,7 +271,8 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
   ConvChannels<kConvWidth> v(conv, 2 * key_channels + int64_t{head} * p.v_dim + row,
                              max(0, min(4, p.v_dim - row)));
   ForEachToken(
-      p.sequences, first, end, [&](const StepSequence& s, int64_t offset) { v.Rewind(s, offset); },
+      p.sequences, p.chunks, first, end,
+      [&](const StepSequence& s, int64_t offset) { v.Rewind(s, offset); },
       [&](int64_t t) {
         float out[4];
         v.Next(out);
@@ -345,7 +348,7 @@ __global__ void __launch_bounds__(kPromptThreads)
 
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
-  const StepSequence s = StepSequence::At(p.sequences, blockIdx.y);
+  const StepSequence s = StepSequence::AfterChunks(p.sequences, p.chunks, blockIdx.y);
   const int64_t begin = max(s.first, span.first);
   const int64_t end = min(s.first + s.count, span.first + span.count);
   if (begin >= end) return;
@@ -459,6 +462,10 @@ __global__ void __launch_bounds__(32 * kNormWarps)
   if (item >= span.count * p.v_heads) return;
   const int64_t token = span.first + item / p.v_heads;
   const int head = static_cast<int>(item % p.v_heads);
+  if (p.chunks.tokens != nullptr) {
+    const int64_t b = SequenceOfRow(p.sequences, token);
+    if (token < StepSequence::AfterChunks(p.sequences, p.chunks, b).first) return;
+  }
   const float* o = span.o + item * span.value_width;
   const uint16_t* z = p.z + token * p.z_stride + int64_t{head} * p.v_dim;
   uint16_t* out = p.out + (token * p.v_heads + head) * p.v_dim;
@@ -478,7 +485,8 @@ int Slices(const GatedDeltaNetParams& p, int lane_rows) {
 // work that CTAs repeat is less then. 0 where the kernel does not serve.
 int StepLaneRows(const GatedDeltaNetParams& p, const CausalConv& conv, int most) {
   const bool serves = conv.pairs && StateRowsAreVectors(p.recurrent_state, p.k_dim);
-  if (p.t > 4 * p.sequences.count || !serves || CurrentDevice().major < 9) return 0;
+  if (p.t - p.chunks.total > 4 * p.sequences.count || !serves || CurrentDevice().major < 9)
+    return 0;
   const int64_t enough = CurrentDevice().multiprocessors * 3 / 4;
   int fewest = 0;
   for (int rows = most; rows > 0; rows /= 2) {
@@ -522,6 +530,7 @@ void LaunchPrompt(const GatedDeltaNetParams& p, const CausalConv& conv, const Pr
             dim3(32 * kNormWarps), 0, stream, p, span);
 }
 
+// All tokens that are not in chunks.
 template <int kPieces>
 void Run(const OpContext& context, const GatedDeltaNetParams& p, const CausalConv& conv) {
   constexpr int kMostRows = kPieces <= 4 ? 4 : 2;  // whose state fits in registers
@@ -535,11 +544,15 @@ void Run(const OpContext& context, const GatedDeltaNetParams& p, const CausalCon
 
 }  // namespace
 
+int32_t GatedDeltaNetChunk() { return HasDeltaChunks() ? kDeltaChunk : 1; }
+
 size_t GatedDeltaNetWorkspace(int, const GatedDeltaNetParams& sizes) {
-  return SpanOf(sizes, 0, nullptr).Bytes(sizes);
+  return std::max(SpanOf(sizes, 0, nullptr).Bytes(sizes), DeltaChunksWorkspace(sizes));
 }
 
-void GatedDeltaNet(const OpContext& context, const GatedDeltaNetParams& params) {
+void GatedDeltaNet(const OpContext& context, const GatedDeltaNetParams& given) {
+  GatedDeltaNetParams params = given;
+  if (!TakesDeltaChunks(params)) params.chunks = {};
   CausalConv conv = {.x = params.qkv,
                      .stride = params.qkv_stride,
                      .channels = 2 * params.k_heads * params.k_dim + params.v_heads * params.v_dim,
@@ -547,6 +560,8 @@ void GatedDeltaNet(const OpContext& context, const GatedDeltaNetParams& params) 
                      .weight = params.conv_weight,
                      .window = params.conv_state};
   conv.SetAlignment(params.k_dim | params.v_dim);
+  if (params.chunks.total > 0) RunDeltaChunks(context, params, conv);
+  if (params.chunks.total == params.t) return;
   switch (PiecesOf(params.k_dim)) {
     case 1:
       return Run<1>(context, params, conv);

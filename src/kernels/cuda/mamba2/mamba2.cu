@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
         conv, groups.width + (which * p.groups + group) * int64_t{p.state_dim} + column,
         max(0, min(4, p.state_dim - column)));
     ForEachToken(
-        p.sequences, first, end,
+        p.sequences, {}, first, end,
         [&](const StepSequence& s, int64_t offset) { channels.Rewind(s, offset); },
         [&](int64_t t) {
           float out[4];
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
   ConvChannels<kConvWidth> channels(conv, int64_t{group} * groups.rows + row,
                                     max(0, min(4, groups.rows - row)));
   ForEachToken(
-      p.sequences, first, end,
+      p.sequences, {}, first, end,
       [&](const StepSequence& s, int64_t offset) { channels.Rewind(s, offset); },
       [&](int64_t t) {
         float out[4];

@@ -217,20 +217,20 @@ inline int PrepareRun(int64_t tokens, int64_t jobs) {
   return run;
 }
 
-// The tokens of a warp's run one after the other, with the sequence that each belongs to.
+// The tokens of a warp's run one after the other, with the sequence that each belongs to, but for
+// those that have been taken in chunks.
 template <typename Rewind, typename Token>
-__device__ void ForEachToken(const StateSequences& sequences, int64_t first, int64_t end,
-                             const Rewind& rewind, const Token& token) {
+__device__ void ForEachToken(const StateSequences& sequences, const DeltaChunks& chunks,
+                             int64_t first, int64_t end, const Rewind& rewind, const Token& token) {
   int64_t b = SequenceOfRow(sequences, first);
-  StepSequence s;
-  for (int64_t t = first; t < end; ++t) {
-    if (t == first || t >= s.first + s.count) {
-      while (b < sequences.count && sequences.q_start[b + 1] <= t) ++b;
-      if (b == sequences.count) return;
-      s = StepSequence::At(sequences, b);
-      rewind(s, t - s.first);
-    }
-    token(t);
+  for (int64_t t = first; t < end;) {
+    while (b < sequences.count && sequences.q_start[b + 1] <= t) ++b;
+    if (b == sequences.count) return;
+    const StepSequence s = StepSequence::AfterChunks(sequences, chunks, b);
+    t = max(t, s.first);
+    const int64_t stop = min(end, s.first + s.count);
+    if (t < stop) rewind(s, t - s.first);
+    for (; t < stop; ++t) token(t);
   }
 }
 

@@ -21,6 +21,17 @@ struct StepSequence {
     s.starts = sequences.kv_len[b] == s.count;
     return s;
   }
+
+  // Without the tokens that have been taken in chunks.
+  __device__ static StepSequence AfterChunks(const StateSequences& sequences,
+                                             const DeltaChunks& chunks, int64_t b) {
+    StepSequence s = At(sequences, b);
+    const int64_t taken = chunks.tokens != nullptr ? chunks.tokens[b] : 0;
+    s.first += taken;
+    s.count -= taken;
+    s.starts = s.starts && taken == 0;
+    return s;
+  }
 };
 
 template <typename T>
