@@ -46,7 +46,7 @@ __device__ __forceinline__ uint4 Vector(const uint32_t (&x)[4]) {
 
 // ---- Convolutions, unit scales, gates ----
 
-constexpr int kPrepareTokens = 16;  // of a warp
+constexpr int kPrepareTokens = 8;  // of a warp
 static_assert(kDeltaChunk % kPrepareTokens == 0);
 
 // A warp takes kPrepareTokens tokens of one key head, or of up to 128 channels of a value head.
@@ -74,10 +74,15 @@ __global__ void __launch_bounds__(kThreads)
     const int heads_per_key = p.v_heads / p.k_heads;
     uint16_t* keys =
         span.keys + (slot * p.k_heads + job) * 2 * kDeltaChunk * span.key_width + column;
-    for (int i = begin; i < begin + kPrepareTokens; ++i) {
+    uint2 q_in[kPrepareTokens], k_in[kPrepareTokens];
+    q.LoadInputs(q_in);
+    k.LoadInputs(k_in);
+#pragma unroll
+    for (int t = 0; t < kPrepareTokens; ++t) {
+      const int i = begin + t;
       float q_out[4], k_out[4];
-      q.Next(q_out);
-      k.Next(k_out);
+      q.Next(q_in[t], q_out);
+      k.Next(k_in[t], k_out);
       const KeySums sums = {.qq = SumOverWarp(PieceDot(q_out, q_out)),
                             .kk = SumOverWarp(PieceDot(k_out, k_out)),
                             .qk = 0.0f};
@@ -106,10 +111,13 @@ __global__ void __launch_bounds__(kThreads)
                              max(0, min(4, p.v_dim - row)));
   v.Rewind(chunk.sequence, chunk.offset + begin);
   uint16_t* values = span.values + (slot * p.v_heads + head) * kDeltaChunk * span.value_width + row;
-  for (int i = begin; i < begin + kPrepareTokens; ++i) {
+  uint2 in[kPrepareTokens];
+  v.LoadInputs(in);
+#pragma unroll
+  for (int t = 0; t < kPrepareTokens; ++t) {
     float out[4];
-    v.Next(out);
-    StoreBf16x4(values + i * span.value_width, out);
+    v.Next(in[t], out);
+    StoreBf16x4(values + (begin + t) * span.value_width, out);
   }
 }
 
@@ -378,20 +386,30 @@ __device__ __forceinline__ void MultiplyBlocks(float (&products)[2 * kChunkBlock
     ptx::MmaBf16(products[n], lo, blocks[n / 2][n % 2 * 2], blocks[n / 2][n % 2 * 2 + 1]);
 }
 
-// products (16, 64) += x (16, 16 of block j) times the columns of block j of the transposed matrix.
-__device__ __forceinline__ void MultiplyLower(float (&products)[2 * kChunkBlocks][4], int j,
-                                              const uint32_t (&hi)[4], const uint32_t (&lo)[4],
+// products (16, 64) += x (16, 64) times the transposed lower triangular matrix. By diagonals of
+// blocks, so that neighbouring instructions add to different sums.
+__device__ __forceinline__ void MultiplyLower(float (&products)[2 * kChunkBlocks][4],
+                                              const uint32_t (&hi)[kChunkBlocks][4],
+                                              const uint32_t (&lo)[kChunkBlocks][4],
                                               const ChunkMatrix& matrix, int lane) {
 #pragma unroll
-  for (int i = j; i < kChunkBlocks; ++i) {
-    const uint4 high = matrix.blocks[LowerBlock(i, j)][0][lane];
-    const uint4 low = matrix.blocks[LowerBlock(i, j)][1][lane];
-    ptx::MmaBf16(products[2 * i], hi, high.x, high.y);
-    ptx::MmaBf16(products[2 * i + 1], hi, high.z, high.w);
-    ptx::MmaBf16(products[2 * i], lo, high.x, high.y);
-    ptx::MmaBf16(products[2 * i + 1], lo, high.z, high.w);
-    ptx::MmaBf16(products[2 * i], hi, low.x, low.y);
-    ptx::MmaBf16(products[2 * i + 1], hi, low.z, low.w);
+  for (int below = 0; below < kChunkBlocks; ++below) {
+    uint4 high[kChunkBlocks], low[kChunkBlocks];
+#pragma unroll
+    for (int i = below; i < kChunkBlocks; ++i) {
+      high[i] = matrix.blocks[LowerBlock(i, i - below)][0][lane];
+      low[i] = matrix.blocks[LowerBlock(i, i - below)][1][lane];
+    }
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+#pragma unroll
+      for (int i = below; i < kChunkBlocks; ++i) {
+        const auto& x = part == 1 ? lo[i - below] : hi[i - below];
+        const uint4& b = part == 2 ? low[i] : high[i];
+        ptx::MmaBf16(products[2 * i], x, b.x, b.y);
+        ptx::MmaBf16(products[2 * i + 1], x, b.z, b.w);
+      }
+    }
   }
 }
 
@@ -421,7 +439,6 @@ class StateRows {
       for (int i = 0; i < kChunkBlocks; ++i) ptx::LoadMatrices(keys[i], x.keys.Block(i, d, lane));
       MultiplyBlocks(products, s.hi, s.lo, keys);
     }
-    float deltas[2 * kChunkBlocks][4] = {};  // (16, 64)
 #pragma unroll
     for (int j = 0; j < kChunkBlocks; ++j) {
       uint32_t values[4];
@@ -436,9 +453,16 @@ class StateRows {
         r[2] = left.beta * fmaf(-left.recall, r[2], ptx::FirstBf16(values[2 * n + 1]));
         r[3] = right.beta * fmaf(-right.recall, r[3], ptx::SecondBf16(values[2 * n + 1]));
       }
-      const SplitFragment r(products[2 * j], products[2 * j + 1]);
-      MultiplyLower(deltas, j, r.hi, r.lo, x.inverse, lane);
     }
+    uint32_t hi[kChunkBlocks][4], lo[kChunkBlocks][4];
+#pragma unroll
+    for (int j = 0; j < kChunkBlocks; ++j) {
+      const SplitFragment r(products[2 * j], products[2 * j + 1]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) hi[j][i] = r.hi[i], lo[j][i] = r.lo[i];
+    }
+    float deltas[2 * kChunkBlocks][4] = {};  // (16, 64)
+    MultiplyLower(deltas, hi, lo, x.inverse, lane);
     const float total = x.factors[0].total;
 #pragma unroll
     for (int n = 0; n < kWidth / 8; ++n) {
@@ -525,13 +549,13 @@ __device__ __forceinline__ void ReadState(const OutputOperands<kWidth>& x, const
     products[n][0] *= left, products[n][1] *= right;
     products[n][2] *= left, products[n][3] *= right;
   }
+  uint32_t hi[kChunkBlocks][4], lo[kChunkBlocks][4];
 #pragma unroll
   for (int j = 0; j < kChunkBlocks; ++j) {
-    uint32_t hi[4], lo[4];
-    fragment(told.deltas[j][0][lane], hi);
-    fragment(told.deltas[j][1][lane], lo);
-    MultiplyLower(products, j, hi, lo, x.scores, lane);
+    fragment(told.deltas[j][0][lane], hi[j]);
+    fragment(told.deltas[j][1][lane], lo[j]);
   }
+  MultiplyLower(products, hi, lo, x.scores, lane);
 #pragma unroll
   for (int n = 0; n < 2 * kChunkBlocks; ++n) {
 #pragma unroll
@@ -644,7 +668,7 @@ constexpr int kNormTokens = 8;  // of a CTA, a warp each
 // CTA x: tokens of a chunk; y: a value head; z: a slot.
 __global__ void __launch_bounds__(32 * kNormTokens)
     NormKernel(const __grid_constant__ GatedDeltaNetParams p,
-               const __grid_constant__ ChunkSpan span) {
+               const __grid_constant__ ChunkSpan span, bool vectors) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int i = static_cast<int>(blockIdx.x) * kNormTokens + static_cast<int>(threadIdx.x) / 32;
   const int head = static_cast<int>(blockIdx.y);
@@ -657,14 +681,39 @@ __global__ void __launch_bounds__(32 * kNormTokens)
       span.o + ((int64_t{blockIdx.z} * p.v_heads + head) * kDeltaChunk + i) * span.value_width;
   const uint16_t* z = p.z + token * p.z_stride + int64_t{head} * p.v_dim;
   uint16_t* out = p.out + (token * p.v_heads + head) * p.v_dim;
+  if (vectors) {  // v_dim is 128
+    const int c = 4 * lane;
+    const float4 x = *reinterpret_cast<const float4*>(o + c);
+    const uint2 gates = *reinterpret_cast<const uint2*>(z + c);
+    const float4 weight = *reinterpret_cast<const float4*>(p.norm_weight + c);
+    const float squares = SumOverWarp(fmaf(x.w, x.w, fmaf(x.z, x.z, fmaf(x.y, x.y, x.x * x.x))));
+    const float inverse = rsqrtf(squares * (1.0f / 128) + p.eps);
+    const auto gated = [&](float value, float of_norm, float gate) {
+      return GatedOutput(value, inverse, of_norm, gate, p.sigmoid_gate);
+    };
+    *reinterpret_cast<uint2*>(out + c) =
+        make_uint2(ptx::PackBf16(gated(x.x, weight.x, ptx::FirstBf16(gates.x)),
+                                 gated(x.y, weight.y, ptx::SecondBf16(gates.x))),
+                   ptx::PackBf16(gated(x.z, weight.z, ptx::FirstBf16(gates.y)),
+                                 gated(x.w, weight.w, ptx::SecondBf16(gates.y))));
+    return;
+  }
   const float inverse = InverseRms(p.v_dim, p.eps, [&](int c) { return o[c]; });
   for (int c = lane; c < p.v_dim; c += 32)
-    out[c] = GatedOutput(o[c], inverse, p.norm_weight[c], Bf16ToFloat(z[c]), p.sigmoid_gate);
+    out[c] = Bf16FromFloat(
+        GatedOutput(o[c], inverse, p.norm_weight[c], Bf16ToFloat(z[c]), p.sigmoid_gate));
 }
 
 // ---- Launches ----
 
 constexpr int kMostPieces = 4;  // of keys
+
+bool NormVectors(const GatedDeltaNetParams& p) {
+  const auto all = reinterpret_cast<uintptr_t>(p.z) | reinterpret_cast<uintptr_t>(p.out) |
+                   reinterpret_cast<uintptr_t>(p.norm_weight) / 2 |
+                   static_cast<uintptr_t>(2 * p.z_stride);
+  return p.v_dim == 128 && all % 8 == 0;
+}
 
 template <int kWidth>
 void Launch(const GatedDeltaNetParams& p, const CausalConv& conv, const ChunkSpan& span,
@@ -682,7 +731,7 @@ void Launch(const GatedDeltaNetParams& p, const CausalConv& conv, const ChunkSpa
                  static_cast<unsigned>(p.chunks.sequences)),
             dim3(kThreads), sizeof(RecurrenceShared<kWidth>), stream, p, conv, span);
   LaunchPdl(NormKernel, dim3(kDeltaChunk / kNormTokens, static_cast<unsigned>(p.v_heads), slots),
-            dim3(32 * kNormTokens), 0, stream, p, span);
+            dim3(32 * kNormTokens), 0, stream, p, span, NormVectors(p));
 }
 
 int32_t KeyWidth(const GatedDeltaNetParams& p) { return kRowWidth<1> * PiecesOf(p.k_dim); }

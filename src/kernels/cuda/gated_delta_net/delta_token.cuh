@@ -96,10 +96,10 @@ __device__ __forceinline__ float OutputOf(float read, float decay, float d, floa
 }
 
 // norm_weight * o / rms(o), gated by z.
-__device__ __forceinline__ uint16_t GatedOutput(float o, float inverse_rms, float norm_weight,
-                                                float z, bool sigmoid_gate) {
+__device__ __forceinline__ float GatedOutput(float o, float inverse_rms, float norm_weight, float z,
+                                             bool sigmoid_gate) {
   const float gate = sigmoid_gate ? Sigmoid(z) : z * Sigmoid(z);
-  return Bf16FromFloat(norm_weight * o * inverse_rms * gate);
+  return norm_weight * o * inverse_rms * gate;
 }
 
 }  // namespace nibble::kernels::cuda

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
       const float inverse = InverseRms(p.v_dim, p.eps, [&](int i) { return head_o[i]; });
       if (writes)
         p.out[(token * p.v_heads + head) * p.v_dim + out_row] =
-            GatedOutput(head_o[out_row], inverse, norm_weight, z, p.sigmoid_gate);
+            Bf16FromFloat(GatedOutput(head_o[out_row], inverse, norm_weight, z, p.sigmoid_gate));
     }
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) {
@@ -471,7 +471,8 @@ __global__ void __launch_bounds__(32 * kNormWarps)
   uint16_t* out = p.out + (token * p.v_heads + head) * p.v_dim;
   const float inverse = InverseRms(p.v_dim, p.eps, [&](int i) { return o[i]; });
   for (int i = lane; i < p.v_dim; i += 32)
-    out[i] = GatedOutput(o[i], inverse, p.norm_weight[i], Bf16ToFloat(z[i]), p.sigmoid_gate);
+    out[i] = Bf16FromFloat(
+        GatedOutput(o[i], inverse, p.norm_weight[i], Bf16ToFloat(z[i]), p.sigmoid_gate));
 }
 
 // ---- Launches ----

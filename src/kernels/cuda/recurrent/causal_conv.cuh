@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/recurrent/step_sequence.cuh"
 #include "numerics/bf16.h"
 
@@ -41,7 +42,7 @@ __device__ __forceinline__ float Sigmoid(float x) { return __fdividef(1.0f, 1.0f
 
 // Rounded to BF16, as the convolution's outputs are.
 __device__ __forceinline__ float SiluBf16(float sum) {
-  return RoundToBf16(__fdividef(sum, 1.0f + __expf(-sum)));
+  return ptx::RoundBf16(__fdividef(sum, 1.0f + __expf(-sum)));
 }
 
 __device__ __forceinline__ float Softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
@@ -155,20 +156,34 @@ class ConvChannels {
   __device__ void Rewind(const StepSequence& s, int64_t offset) {
     s_ = s;
     at_ = offset;
+    const uint16_t* window = StateAt<uint16_t>(conv_.window, s) + channel_;
 #pragma unroll
     for (int j = 0; j < kTaps - 1; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        history_[j][e] =
-            e < valid_ && Used(j)
-                ? Bf16ToFloat(ConvInput(conv_, s, offset - (kTaps - 1) + j, channel_ + e))
-                : 0.0f;
+      const int64_t at = offset - (kTaps - 1) + j;
+      uint2 bits = {};
+      if (Used(j) && at >= 0) {
+        bits = Load(Row(at));
+      } else if (Used(j) && !s.starts) {
+        bits = Load(window + (at + conv_.width - 1) * conv_.channels);
+      }
+      Unpack(bits, history_[j]);
     }
   }
 
-  __device__ void Next(float (&out)[4]) {
+  // The inputs of the next kCount tokens, all requested at once.
+  template <int kCount>
+  __device__ void LoadInputs(uint2 (&inputs)[kCount]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) inputs[i] = Load(Row(at_ + i));
+  }
+
+  __device__ void Next(float (&out)[4]) { Next(Load(Row(at_)), out); }
+
+  // With the token's input.
+  __device__ void Next(uint2 bits, float (&out)[4]) {
     float input[4];
-    Load(conv_.x + (s_.first + at_++) * conv_.stride + channel_, input);
+    Unpack(bits, input);
+    ++at_;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       float sum = bias_[e];
@@ -188,15 +203,22 @@ class ConvChannels {
   // Narrower convolutions use the last taps.
   __device__ bool Used(int j) const { return kWidth > 0 || j >= kTaps - conv_.width; }
 
-  __device__ void Load(const uint16_t* from, float (&input)[4]) const {
-    if (conv_.vectors && valid_ == 4) {
-      const uint2 bits = *reinterpret_cast<const uint2*>(from);
-      input[0] = __uint_as_float(bits.x << 16), input[1] = __uint_as_float(bits.x & 0xFFFF0000u);
-      input[2] = __uint_as_float(bits.y << 16), input[3] = __uint_as_float(bits.y & 0xFFFF0000u);
-    } else {
+  __device__ const uint16_t* Row(int64_t offset) const {
+    return conv_.x + (s_.first + offset) * conv_.stride + channel_;
+  }
+
+  // Four BF16, those beyond the valid ones zero.
+  __device__ uint2 Load(const uint16_t* from) const {
+    if (conv_.vectors && valid_ == 4) return *reinterpret_cast<const uint2*>(from);
+    uint32_t x[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) input[e] = e < valid_ ? Bf16ToFloat(from[e]) : 0.0f;
-    }
+    for (int e = 0; e < 4; ++e) x[e] = e < valid_ ? from[e] : 0;
+    return make_uint2(x[0] | x[1] << 16, x[2] | x[3] << 16);
+  }
+
+  __device__ static void Unpack(uint2 bits, float (&x)[4]) {
+    x[0] = ptx::FirstBf16(bits.x), x[1] = ptx::SecondBf16(bits.x);
+    x[2] = ptx::FirstBf16(bits.y), x[3] = ptx::SecondBf16(bits.y);
   }
 
   const CausalConv& conv_;
@@ -235,8 +257,7 @@ __device__ void ForEachToken(const StateSequences& sequences, const DeltaChunks&
 }
 
 __device__ __forceinline__ void StoreBf16x4(uint16_t* to, const float (&x)[4]) {
-  *reinterpret_cast<ushort4*>(to) = make_ushort4(Bf16FromFloat(x[0]), Bf16FromFloat(x[1]),
-                                                 Bf16FromFloat(x[2]), Bf16FromFloat(x[3]));
+  *reinterpret_cast<uint2*>(to) = make_uint2(ptx::PackBf16(x[0], x[1]), ptx::PackBf16(x[2], x[3]));
 }
 
 }  // namespace nibble::kernels::cuda
