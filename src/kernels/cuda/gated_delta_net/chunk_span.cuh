@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/recurrent/step_sequence.cuh"
 #include "kernels/ops.h"
 
@@ -21,6 +23,19 @@ struct ChunkMatrix {
   uint4 blocks[kLowerBlocks][2][32];
 };
 
+// (64, kColumns) BF16 in blocks of 16 x 16, each four matrices of 8 x 8 in a row, as ldmatrix reads
+// them: rows 0..7, columns 0..7; columns 8..15; then rows 8..15.
+template <int kColumns>
+struct ChunkTile {
+  uint16_t elements[kDeltaChunk * kColumns];
+};
+
+// Of a row's 8 columns from a multiple of 8 on.
+__device__ __forceinline__ int TileOffset(int columns, int row, int column) {
+  const int block = row / 16 * (columns / 16) + column / 16;
+  return ((block * 4 + row / 8 % 2 * 2 + column / 8 % 2) * 8 + row % 8) * 8;
+}
+
 // Of a token of a chunk, one value head.
 struct ChunkFactors {
   float beta;
@@ -29,14 +44,24 @@ struct ChunkFactors {
   float total;   // e^(G_last), the same for all tokens
 };
 
+// Two BF16 each whose sum is nearly a, nearly b.
+struct SplitPair {
+  uint32_t hi, lo;
+
+  __device__ __forceinline__ SplitPair(float a, float b) {
+    hi = ptx::PackBf16(a, b);
+    lo = ptx::PackBf16(a - ptx::FirstBf16(hi), b - ptx::SecondBf16(hi));
+  }
+};
+
 // A slot is 64 rows of the step; the chunk that begins in it is its own, and contains its last row.
 struct ChunkSpan {
   int64_t first = 0;  // slots
   int64_t count = 0;
   int32_t key_width = 0;            // Dk, padded
   int32_t value_width = 0;          // Dv, padded to slices
-  uint16_t* keys = nullptr;         // (count, Hk, 2, 64, key_width): k and q, raw
-  uint16_t* values = nullptr;       // (count, Hv, 64, value_width)
+  uint16_t* keys = nullptr;         // (count, Hk, 2): tiles of k and q, raw
+  uint16_t* values = nullptr;       // (count, Hv, value_width / kSliceRows): tiles
   ChunkMatrix* inverses = nullptr;  // (count, Hv): M
   ChunkMatrix* scores = nullptr;    // (count, Hv): P
   ChunkFactors* factors = nullptr;  // (count, Hv, 64)

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/ptx/async_copy.cuh"
+#include "kernels/cuda/ptx/named_barrier.cuh"
 
 #if __CUDA_ARCH__ >= 900
 
@@ -74,11 +75,6 @@ __device__ __forceinline__ void BulkCopy(void* shared, const void* global, uint3
 // wrote to shared memory.
 __device__ __forceinline__ void FenceAsyncProxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-// `threads` threads of the CTA that name the same barrier, 1..15.
-__device__ __forceinline__ void SyncThreads(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // Four 8 x 8 matrices of 16-bit elements, each transposed: lane l = 8 m + r names where row r of

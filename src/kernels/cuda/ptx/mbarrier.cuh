@@ -15,11 +15,6 @@ __device__ __forceinline__ void BarrierArriveAfterCopies(uint64_t* barrier) {
                : "memory");
 }
 
-// Counts as one of SyncThreads' threads without waiting.
-__device__ __forceinline__ void ArriveThreads(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
 }  // namespace nibble::kernels::cuda::ptx
 
 #endif

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/ptx/approximate.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/recurrent/step_sequence.cuh"
 #include "numerics/bf16.h"
@@ -38,11 +39,13 @@ struct CausalConv {
   }
 };
 
-__device__ __forceinline__ float Sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ __forceinline__ float Sigmoid(float x) {
+  return ptx::FastReciprocal(1.0f + ptx::FastExp(-x));
+}
 
 // Rounded to BF16, as the convolution's outputs are.
 __device__ __forceinline__ float SiluBf16(float sum) {
-  return ptx::RoundBf16(__fdividef(sum, 1.0f + __expf(-sum)));
+  return ptx::RoundBf16(sum * Sigmoid(sum));
 }
 
 __device__ __forceinline__ float Softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
