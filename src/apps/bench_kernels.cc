@@ -43,12 +43,13 @@ int BenchKernels(const BenchKernelsOptions& options) {
                                             {"variant", report->variant},
                                             {"threads", report->threads},
                                             {"int8_ops_per_second", report->int8_ops_per_second},
+                                            {"int16_ops_per_second", report->int16_ops_per_second},
                                             {"bf16_ops_per_second", report->bf16_ops_per_second},
                                             {"measurements", std::move(measurements)}}));
   } else {
-    fmt::print("probes: int8 {:.0f} GOP/s, bf16 {:.0f} GOP/s ({})\n",
-               report->int8_ops_per_second / 1e9, report->bf16_ops_per_second / 1e9,
-               report->variant);
+    fmt::print("probes: int8 {:.0f} GOP/s, int16 {:.0f} GOP/s, bf16 {:.0f} GOP/s ({})\n",
+               report->int8_ops_per_second / 1e9, report->int16_ops_per_second / 1e9,
+               report->bf16_ops_per_second / 1e9, report->variant);
   }
   return 0;
 }

@@ -26,7 +26,7 @@ struct LoadedModel {
   std::string chat_template;      // "" if the checkpoint has none
   std::string tool_use_template;  // of requests with tools; "" where it is the same
   double read_bandwidth = 0;      // bytes per second, measured at start
-  std::string activations;        // "int8" or "bf16": what was chosen
+  std::string activations;        // "int16", "int8" or "bf16": what was chosen
   std::string device;             // "cpu", "cuda:0 (NVIDIA H200)"
 
   ~LoadedModel() { engine.reset(); }

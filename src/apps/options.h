@@ -16,7 +16,7 @@ struct ModelOptions {
   uint64_t dummy_seed = 2;              // of --load-format dummy
   std::string device = "auto";          // auto, cpu, cuda, cuda:N
   int threads = 0;                      // 0: what affinity and cgroup limits allow
-  std::string activations = "auto";     // auto, bf16, int8
+  std::string activations = "auto";     // auto, bf16, int16, int8
   std::string kv_cache_dtype = "auto";  // auto, bf16, fp8
   std::string quantization;             // a cross-check, "" for none
   int64_t max_model_len = 0;            // 0: what the model allows and the memory fits

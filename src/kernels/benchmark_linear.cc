@@ -27,8 +27,8 @@ bool IsInteger(WeightFormat format) {
 std::string KernelName(const PackedWeight& weight) {
   const std::string group =
       IsInteger(weight.format()) ? fmt::format(" g{}", kIntGroup) : std::string();
-  const bool int8 = weight.activations() == ActivationFormat::kInt8;
-  return fmt::format("{}{} x {}", WeightFormatName(weight.format()), group, int8 ? "int8" : "bf16");
+  return fmt::format("{}{} x {}", WeightFormatName(weight.format()), group,
+                     ActivationFormatName(weight.activations()));
 }
 
 double Now(bool thread_time) {
@@ -143,7 +143,6 @@ class LinearBench {
                                  .y_stride = n,
                                  .m = m};
     LinearMeasurement result = {.n = n, .k = k, .m = m};
-    const bool int8 = weight_.activations() == ActivationFormat::kInt8;
     result.kernel = KernelName(weight_);
     ops_.linear(context, params);  // first touch of the output
     result.seconds = BestSeconds(pool_.threads() == 1, [&] { ops_.linear(context, params); });
@@ -151,12 +150,23 @@ class LinearBench {
     result.ops_per_second =
         2.0 * static_cast<double>(m * n) * static_cast<double>(k) / result.seconds;
     result.read_share = result.bytes_per_second / read_;
-    const double peak = int8 ? report_.int8_ops_per_second : report_.bf16_ops_per_second;
+    const double peak = Peak();
     if (peak > 0) result.compute_share = result.ops_per_second / peak;
     return result;
   }
 
  private:
+  double Peak() const {
+    switch (weight_.activations()) {
+      case ActivationFormat::kInt8:
+        return report_.int8_ops_per_second;
+      case ActivationFormat::kInt16:
+        return report_.int16_ops_per_second;
+      default:
+        return report_.bf16_ops_per_second;
+    }
+  }
+
   const OpTable& ops_;
   ThreadPool& pool_;
   const PackedWeight& weight_;
@@ -178,8 +188,10 @@ Result<LinearBenchReport> BenchLinear(
     ActivationFormat activations;
   };
   constexpr Case kCases[] = {{WeightFormat::kNvfp4, ActivationFormat::kInt8},
+                             {WeightFormat::kNvfp4, ActivationFormat::kInt16},
                              {WeightFormat::kNvfp4, ActivationFormat::kBf16},
                              {WeightFormat::kMxfp4, ActivationFormat::kInt8},
+                             {WeightFormat::kMxfp4, ActivationFormat::kInt16},
                              {WeightFormat::kInt4, ActivationFormat::kInt8},
                              {WeightFormat::kInt4, ActivationFormat::kBf16},
                              {WeightFormat::kInt8, ActivationFormat::kInt8},
@@ -193,6 +205,7 @@ Result<LinearBenchReport> BenchLinear(
       if (report.int8_ops_per_second == 0) {
         const auto& kernels = static_cast<const cpu::CpuPackedWeight&>(*weight).kernels();
         report.int8_ops_per_second = ProbeOps(pool, kernels.int8_probe);
+        report.int16_ops_per_second = ProbeOps(pool, kernels.int16_probe);
         report.bf16_ops_per_second = ProbeOps(pool, kernels.bf16_probe);
       }
       LinearBench bench(*ops, pool, *weight, report);

@@ -34,13 +34,14 @@ struct LinearMeasurement {
   double bytes_per_second = 0;  // of weights
   double ops_per_second = 0;    // a multiplication and an addition are two
   double read_share = 0;        // of the read probe over this weight's buffer
-  double compute_share = 0;     // of the int8 or bf16 probe; 0 where there is none
+  double compute_share = 0;     // of the activation format's probe; 0 where there is none
 };
 
 struct LinearBenchReport {
   std::string variant;
   int threads = 1;
   double int8_ops_per_second = 0;  // probes; 0 where the processor has no such kernel
+  double int16_ops_per_second = 0;
   double bf16_ops_per_second = 0;
   std::vector<LinearMeasurement> measurements;
 };

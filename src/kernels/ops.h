@@ -45,8 +45,12 @@ struct OpContext {
 // ---- Linear ----
 
 // How a linear sees its activations: fixed when the weight is packed and the same for every M, so
-// that tokens do not depend on the batch. kInt8: one scale per 32 values along K.
-enum class ActivationFormat : uint8_t { kBf16, kInt8 };
+// that tokens do not depend on the batch. The integers share a scale per 32 values along K: of
+// kInt8 it is the largest / 127. Of kInt16 it is 2^-13 of the largest's power of two, so that
+// values down to 2^-6 of that one keep all their BF16 bits and smaller ones their leading ones.
+enum class ActivationFormat : uint8_t { kBf16, kInt8, kInt16 };
+
+std::string_view ActivationFormatName(ActivationFormat format);  // "bf16", "int8", "int16"
 
 // A weight in the layout that a backend's kernels read. Rows of several stored weights may be
 // stacked (q, k and v; gate and up), each with its own tensor scale. Immutable after packing.

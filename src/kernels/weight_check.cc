@@ -200,9 +200,22 @@ Status CheckWeight(const PackParams& params) {
   return {};
 }
 
+std::string_view ActivationFormatName(ActivationFormat format) {
+  switch (format) {
+    case ActivationFormat::kBf16:
+      return "bf16";
+    case ActivationFormat::kInt8:
+      return "int8";
+    case ActivationFormat::kInt16:
+      return "int16";
+  }
+  return "";
+}
+
 ActivationFormat EffectiveActivations(WeightFormat format, ActivationFormat wanted) {
   const bool has_codes = format == WeightFormat::kNvfp4 || format == WeightFormat::kMxfp4;
-  return has_codes || IsInteger(format) ? wanted : ActivationFormat::kBf16;
+  if (has_codes || (IsInteger(format) && wanted == ActivationFormat::kInt8)) return wanted;
+  return ActivationFormat::kBf16;
 }
 
 }  // namespace nibble::kernels

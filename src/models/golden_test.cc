@@ -46,8 +46,8 @@ fs::path GoldenRoot() {
   return fs::path(NIBBLE_SOURCE_DIR) / "tests" / "golden";
 }
 
-// With the golden of that name in their folders. int8: with int8 activations, too.
-std::vector<Case> TinyCases(const char* golden, bool int8) {
+// With the golden of that name in their folders. integers: with int8 and int16 activations, too.
+std::vector<Case> TinyCases(const char* golden, bool integers) {
   std::vector<Case> cases;
   for (const fs::directory_entry& model : fs::directory_iterator(GoldenRoot())) {
     for (const char* format : {"bf16", "nvfp4", "fp8", "mxfp4"}) {
@@ -57,8 +57,10 @@ std::vector<Case> TinyCases(const char* golden, bool int8) {
       for (const Backend& backend : TestedBackends())
         cases.push_back({name + "_a16" + backend.suffix, folder, folder / golden,
                          ActivationFormat::kBf16, backend.ops});
-      if (int8 && (format == std::string_view("nvfp4") || format == std::string_view("mxfp4"))) {
+      if (integers &&
+          (format == std::string_view("nvfp4") || format == std::string_view("mxfp4"))) {
         cases.push_back({name + "_a8", folder, folder / golden, ActivationFormat::kInt8});
+        cases.push_back({name + "_int16", folder, folder / golden, ActivationFormat::kInt16});
       }
     }
   }
@@ -170,8 +172,8 @@ void CheckAgainstGolden(const Case& test) {
   EXPECT_LE(ours.max, 2 * yardstick.max)
       << "log-probability " << ours.farthest << " of " << ours.count << ", in order of positions";
   // int8 activations keep the distances but may flip a greedy token with a clear lead, which is why
-  // bf16 is the default.
-  if (test.activations == ActivationFormat::kBf16) {
+  // int16 is the default.
+  if (test.activations != ActivationFormat::kInt8) {
     for (const GreedyMiss& miss : misses) EXPECT_LE(miss.lead, yardstick.max) << miss.what;
   }
   std::printf("%s (%s): mean %.5f (original in BF16: %.5f), max %.4f (%.4f)\n", test.name.c_str(),

@@ -9,7 +9,7 @@
 namespace nibble::kernels::ref {
 namespace {
 
-constexpr int64_t kInt8Block = 32;
+constexpr int64_t kIntegerBlock = 32;
 
 // A copy of the stored weight, as it was stored.
 class RefWeight final : public PackedWeight {
@@ -81,20 +81,28 @@ class RefWeight final : public PackedWeight {
   int64_t bytes_ = 0;
 };
 
+// Below it a block counts as zero.
+constexpr float kSmallestBlock = 0x1p-100f;
+
+// Infinity if one of the values is not finite.
+float LargestMagnitude(const uint16_t* x, int64_t count) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    const float magnitude = std::fabs(Bf16ToFloat(x[i]));
+    if (!std::isfinite(magnitude)) return std::numeric_limits<float>::infinity();
+    largest = std::max(largest, magnitude);
+  }
+  return largest;
+}
+
 // 32 values as int8 and back: the scale is amax / 127, values round to nearest, ties to even.
 // Blocks below 2^-100 count as zero; one that holds infinity or NaN becomes NaN.
 void RoundToInt8(const uint16_t* x, int64_t count, double* out) {
-  float amax = 0.0f;
-  bool finite = true;
+  const float amax = LargestMagnitude(x, count);
   for (int64_t i = 0; i < count; ++i) {
-    const float magnitude = std::fabs(Bf16ToFloat(x[i]));
-    if (!std::isfinite(magnitude)) finite = false;
-    if (magnitude > amax) amax = magnitude;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    if (!finite) {
+    if (!std::isfinite(amax)) {
       out[i] = std::numeric_limits<double>::quiet_NaN();
-    } else if (amax < 0x1p-100f) {
+    } else if (amax < kSmallestBlock) {
       out[i] = 0.0;
     } else {
       const float inverse = 127.0f / amax;
@@ -105,13 +113,30 @@ void RoundToInt8(const uint16_t* x, int64_t count, double* out) {
   }
 }
 
+// 32 values as multiples of 2^-13 of the largest's power of two, nearest, ties to even; else as
+// above.
+void RoundToInt16(const uint16_t* x, int64_t count, double* out) {
+  const float amax = LargestMagnitude(x, count);
+  for (int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(amax)) {
+      out[i] = std::numeric_limits<double>::quiet_NaN();
+    } else if (amax < kSmallestBlock) {
+      out[i] = 0.0;
+    } else {
+      const double unit = std::ldexp(1.0, std::ilogb(amax) - 13);
+      out[i] = std::nearbyint(static_cast<double>(Bf16ToFloat(x[i])) / unit) * unit;
+    }
+  }
+}
+
 void PrepareToken(const uint16_t* x, int64_t k, ActivationFormat format, double* out) {
   if (format == ActivationFormat::kBf16) {
     for (int64_t i = 0; i < k; ++i) out[i] = static_cast<double>(Bf16ToFloat(x[i]));
     return;
   }
-  for (int64_t i = 0; i < k; i += kInt8Block) {
-    RoundToInt8(x + i, std::min(kInt8Block, k - i), out + i);
+  const auto round = format == ActivationFormat::kInt8 ? RoundToInt8 : RoundToInt16;
+  for (int64_t i = 0; i < k; i += kIntegerBlock) {
+    round(x + i, std::min(kIntegerBlock, k - i), out + i);
   }
 }
 

@@ -84,8 +84,8 @@ struct CodeLayout<CodeFormat::kMxfp4> {
 inline constexpr int kCodeOffset = 12;
 
 // Integer sums start at the bits of 1.5 * 2^23, too: the sum d is then the FP32 number
-// 1.5 * 2^23 + d, and fma(sum, s, -1.5 * 2^23 * s) is d * s without a conversion. Exact for
-// |d| < 2^22; a block's |d| is at most 32 * 12 * 127.
+// 1.5 * 2^23 + d, and fma(sum, s, -1.5 * 2^23 * s) is d * s without a conversion, rounded once.
+// Exact for |d| < 2^22; a block's |d| is at most 32 * 12 * 127 in int8, 16 * 12 * 2^14 in int16.
 inline constexpr int32_t kFloatMagicBits = 0x4B400000;
 inline constexpr float kFloatMagic = 12582912.0f;
 
@@ -109,6 +109,23 @@ struct Int8SumBlock {
   float scale;
 };
 static_assert(sizeof(Int8SumBlock) == 40);
+
+// Fixed point: x * 2^60 = q * scale with a power of two as scale, in pair order. |q| < 2^14, so
+// that a sum of 16 products with doubled E2M1 stays below 2^22.
+struct Int16Block {
+  int16_t q[kBlockK];
+  float scale;
+};
+static_assert(sizeof(Int16Block) == 68);
+
+// Int16Block's numbers as q = 256 * high + low, in order of k; the starts are Int8Block's, of q.
+struct DigitBlock {
+  int8_t high[kBlockK];
+  int8_t low[kBlockK];
+  int32_t half_start[2];
+  float scale;
+};
+static_assert(sizeof(DigitBlock) == 76);
 
 // As pairs for BF16 products: in pair order, times 2^60, in BF16 or, where a pair is two FP32
 // multiply-adds, widened to FP32.

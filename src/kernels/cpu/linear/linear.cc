@@ -34,14 +34,21 @@ struct Plan {
   int64_t block_bytes;
 };
 
-Plan PlanFor(const CpuPackedWeight& weight) {
+// Of m tokens.
+Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
   const LinearKernels& kernels = weight.kernels();
   const bool int8 = weight.activations() == ActivationFormat::kInt8;
+  const bool int16 = weight.activations() == ActivationFormat::kInt16;
   const auto with_int8 = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_int8, sizeof(Int8Block)};
   };
   const auto with_int8_sum = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_int8_sum, sizeof(Int8SumBlock)};
+  };
+  const auto with_int16 = [&](const PanelKernel& kernel, const PanelKernel& digits) {
+    if (m <= *std::max_element(digits.sizes, digits.sizes + kMaxTileSizes))
+      return Plan{digits, kernels.prepare_digits, sizeof(DigitBlock)};
+    return Plan{kernel, kernels.prepare_int16, sizeof(Int16Block)};
   };
   const auto with_bf16 = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_bf16, kernels.bf16_block_bytes};
@@ -51,9 +58,13 @@ Plan PlanFor(const CpuPackedWeight& weight) {
   };
   switch (weight.format()) {
     case WeightFormat::kNvfp4:
-      return int8 ? with_int8(kernels.nvfp4_int8) : with_bf16(kernels.nvfp4_bf16);
+      if (int8) return with_int8(kernels.nvfp4_int8);
+      if (int16) return with_int16(kernels.nvfp4_int16, kernels.nvfp4_digits);
+      return with_bf16(kernels.nvfp4_bf16);
     case WeightFormat::kMxfp4:
-      return int8 ? with_int8(kernels.mxfp4_int8) : with_bf16(kernels.mxfp4_bf16);
+      if (int8) return with_int8(kernels.mxfp4_int8);
+      if (int16) return with_int16(kernels.mxfp4_int16, kernels.mxfp4_digits);
+      return with_bf16(kernels.mxfp4_bf16);
     case WeightFormat::kBf16:
       return with_bf16(kernels.bf16);
     case WeightFormat::kFp8:
@@ -71,8 +82,8 @@ Plan PlanFor(const CpuPackedWeight& weight) {
   return {};
 }
 
-// One pass of m tokens as full tiles and a smaller last one. Decoding costs the same per tile, so
-// only the number of tiles counts, not how even they are.
+// One pass of m tokens as full tiles and a smaller last one: the fewest tiles that hold them, even
+// where the kernel has that size.
 struct Tiling {
   int64_t tile = 1;
   int64_t last_tile = 1;  // slots of the last tile if m is no multiple of tile
@@ -81,7 +92,10 @@ struct Tiling {
 Tiling TilingFor(const PanelKernel& kernel, int64_t m) {
   const auto* end = std::find(kernel.sizes, kernel.sizes + kMaxTileSizes, 0);
   const auto fitting = [&](int64_t tokens) { return std::lower_bound(kernel.sizes, end, tokens); };
-  const int64_t tile = fitting(m) == end ? *(end - 1) : *fitting(m);
+  const int64_t largest = *(end - 1);
+  const int64_t even = CeilDiv(m, CeilDiv(m, largest));
+  const bool exact = *fitting(even) == even;
+  const int64_t tile = exact ? even : m < largest ? *fitting(m) : largest;
   return {.tile = tile, .last_tile = *fitting(m % tile)};
 }
 
@@ -143,9 +157,15 @@ PanelJob FromPanel(PanelJob job, int64_t begin) {
   return job;
 }
 
-void LinearPass(const OpContext& context, const LinearParams& params, const Plan& plan,
-                int64_t first_token, int64_t m) {
+void RunPanels(const PanelKernel& kernel, const PanelJob& job, int64_t begin, int64_t end) {
+  const bool one_tile = kernel.run_one_tile != nullptr && job.m <= job.tile;
+  (one_tile ? kernel.run_one_tile : kernel.run)(job, begin, end);
+}
+
+void LinearPass(const OpContext& context, const LinearParams& params, int64_t first_token,
+                int64_t m) {
   const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
+  const Plan plan = PlanFor(weight, m);
   const int64_t blocks = weight.padded_k() / kBlockK;
   const Tiling tiling = TilingFor(plan.kernel, m);
   auto prepare = [&](int64_t begin, int64_t end) {
@@ -159,7 +179,7 @@ void LinearPass(const OpContext& context, const LinearParams& params, const Plan
   }
   const PanelJob job = JobOf(params, plan, tiling, first_token, m, context.workspace);
   ForEachRange(context, weight.panels(), 1,
-               [&](int64_t begin, int64_t end) { plan.kernel.run(job, begin, end); });
+               [&](int64_t begin, int64_t end) { RunPanels(plan.kernel, job, begin, end); });
 }
 
 size_t PreparedBytes(int64_t max_m, int64_t max_k) {
@@ -189,9 +209,8 @@ size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
 
 void Linear(const OpContext& context, const LinearParams& params) {
   CheckWorkspace(context, params);
-  const Plan plan = PlanFor(static_cast<const CpuPackedWeight&>(*params.weight));
   for (int64_t token = 0; token < params.m; token += kPassTokens) {
-    LinearPass(context, params, plan, token, std::min(kPassTokens, params.m - token));
+    LinearPass(context, params, token, std::min(kPassTokens, params.m - token));
   }
 }
 
@@ -200,7 +219,6 @@ void NormedLinear(const VectorKernels& kernels, const OpContext& context,
   if (params.norm.weight == nullptr) return Linear(context, params);
   CheckWorkspace(context, params);
   const int64_t k = params.weight->k();
-  const Plan plan = PlanFor(static_cast<const CpuPackedWeight&>(*params.weight));
   auto* const normed = reinterpret_cast<uint16_t*>(context.workspace + PreparedBytes(params.m, k));
   for (int64_t token = 0; token < params.m; token += kPassTokens) {
     const int64_t m = std::min(kPassTokens, params.m - token);
@@ -212,7 +230,7 @@ void NormedLinear(const VectorKernels& kernels, const OpContext& context,
     pass.m = m;
     if (pass.y != nullptr) pass.y += token * params.y_stride;
     if (pass.y_f32 != nullptr) pass.y_f32 += token * params.y_stride;
-    LinearPass(context, pass, plan, 0, m);
+    LinearPass(context, pass, 0, m);
   }
 }
 
@@ -224,14 +242,14 @@ void LinearOfPanels(const OpContext& context, const LinearParams& params, int64_
                     int64_t end) {
   CheckWorkspace(context, params);
   const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
-  const Plan plan = PlanFor(weight);
   for (int64_t token = 0; token < params.m; token += kPassTokens) {
     const int64_t m = std::min(kPassTokens, params.m - token);
+    const Plan plan = PlanFor(weight, m);
     const Tiling tiling = TilingFor(plan.kernel, m);
     PrepareTokens(params, weight, plan, tiling, weight.padded_k() / kBlockK, m, token, 0, m,
                   context.workspace);
     const PanelJob job = JobOf(params, plan, tiling, token, m, context.workspace);
-    plan.kernel.run(FromPanel(job, begin), 0, end - begin);
+    RunPanels(plan.kernel, FromPanel(job, begin), 0, end - begin);
   }
 }
 

@@ -12,10 +12,6 @@
 
 namespace nibble::kernels::cpu {
 
-// Tokens per pass over the weights: their prepared activations stay in the second-level cache while
-// panels stream by. Weights are read once per pass, which 192 tokens of arithmetic hide.
-inline constexpr int64_t kPassTokens = 192;
-
 Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params,
                                                  const LinearKernels& kernels);
 size_t LinearWorkspace(int64_t max_m, int64_t max_k);

@@ -156,17 +156,44 @@ NIBBLE_INLINE Row MulRows(Row a, Row b) {
   return {_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)};
 }
 
-template <CodeFormat F>
-NIBBLE_INLINE Row BlockSum(const Codes& codes, const Scales& scales, const Int8Block& x) {
-  const IntRow first = Dot16<0>(codes, x.q);
-  const IntRow second = Dot16<4>(codes, x.q);
+template <CodeFormat F, int I>
+NIBBLE_INLINE Row ScaledDot(const Codes& codes, const Scales& scales, const Int8Block& x) {
   if constexpr (F == CodeFormat::kNvfp4) {
-    return FmaRows(FloatDot(second, x.half_start[1]), scales.second,
-                   MulRows(FloatDot(first, x.half_start[0]), scales.first));
+    return MulRows(FloatDot(Dot16<4 * I>(codes, x.q), x.half_start[I]),
+                   I == 0 ? scales.first : scales.second);
   } else {
+    const IntRow first = Dot16<0>(codes, x.q);
+    const IntRow second = Dot16<4>(codes, x.q);
     const IntRow both = {_mm256_add_epi32(first.a, second.a), _mm256_add_epi32(first.b, second.b)};
     return MulRows(FloatDot(both, x.start), scales.first);
   }
+}
+
+// ---- Products of words
+
+using Words = IntRow;
+using WordSum = IntRow;
+
+// Pair P of 8 k sits at bit 4 * (P % 4) of each half of a row's dword.
+template <int P>
+NIBBLE_INLINE __m256i WordsOf(__m256i bytes) {
+  const __m256i doubled = LookUp < P % 2 == 1 > (bytes, DoubledTable());
+  const bool high_byte = P % 4 / 2 == 1;
+  return _mm256_srai_epi16(high_byte ? doubled : _mm256_slli_epi16(doubled, 8), 8);
+}
+template <int P>
+NIBBLE_INLINE Words CodeWords(const std::byte* p) {
+  return {WordsOf<P>(Load256(p + P / 4 * 64)), WordsOf<P>(Load256(p + P / 4 * 64 + 32))};
+}
+
+NIBBLE_INLINE WordSum StartWords() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+NIBBLE_INLINE WordSum WordDot(Words w, const int16_t* x, WordSum c) {
+  const __m256i activations = SplatDword(x);
+  return {_mm256_add_epi32(c.a, _mm256_madd_epi16(w.a, activations)),
+          _mm256_add_epi32(c.b, _mm256_madd_epi16(w.b, activations))};
+}
+NIBBLE_INLINE Row ScaleWords(WordSum sum, Row scale) {
+  return MulRows({_mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b)}, scale);
 }
 
 // ---- BF16 products
@@ -349,7 +376,13 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
   }
 }
 
+#include "kernels/cpu/linear/panel_output.inc"
+//
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/code_loops.inc"
+//
+#include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
 
@@ -391,12 +424,15 @@ constexpr LinearKernels kKernels = {
     .bf16_probe = ProbeBf16,
     .prepare_int8 = PrepareInt8<Int8Block>,
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
+    .prepare_int16 = PrepareInt16<Int16Block>,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
     .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1, 2, 4>(),
+    .nvfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kNvfp4>, 1, 4>(),
     .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 4>(),
     .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1, 4>(),
+    .mxfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kMxfp4>, 1, 4>(),
     .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4>(),
     .bf16 = MakeKernel<DenseBf16, 1, 4>(),
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/linear/code_kernels_avx512.h"
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/linear_kernels.h"
 
@@ -29,7 +30,7 @@ NIBBLE_INLINE Pairs WidenWords(__m512i words) {
 }
 template <int P>
 NIBBLE_INLINE Pairs CodePair(const std::byte* p) {
-  return WidenWords(CodeWords<P>(p));
+  return WidenWords(CodeBf16s<P>(p));
 }
 template <int P>
 NIBBLE_INLINE Pairs Bf16Pair(const std::byte* p) {
@@ -91,9 +92,23 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
   }
 }
 
+#include "kernels/cpu/linear/panel_output.inc"
+//
 #include "kernels/cpu/linear/panel_loops.inc"
 //
+#include "kernels/cpu/linear/prepare_loops.inc"
+//
 #include "kernels/cpu/linear/int_loops.inc"
+
+int64_t ProbeInt8(int64_t iterations) {
+  return ProbeInts(iterations, 64,
+                   [](__m512i sum, __m512i a) { return _mm512_dpbusd_epi32(sum, a, a); });
+}
+
+int64_t ProbeInt16(int64_t iterations) {
+  return ProbeInts(iterations, 32,
+                   [](__m512i sum, __m512i a) { return _mm512_dpwssd_epi32(sum, a, a); });
+}
 
 int64_t ProbeBf16(int64_t iterations) {
   __m512 sums[kProbeSums] = {};
@@ -108,33 +123,52 @@ int64_t ProbeBf16(int64_t iterations) {
   return iterations * kProbeSums * 16 * 2;
 }
 
-constexpr LinearKernels kKernels = {
-    .name = "avx512",
-    .int8_probe = ProbeInt8,
-    .bf16_probe = ProbeBf16,
-    .prepare_int8 = PrepareInt8<Int8Block>,
-    .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
-    .prepare_bf16 = PrepareBf16,
-    .bf16_block_bytes = sizeof(PairBlock),
-    .prepare_f32 = PrepareF32,
-    // 14 accumulators beside 8 registers of codes, 4 of scales and what the next dot needs.
-    .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1, 2, 3, 4, 6, 8, 10, 12, 14>(),
-    .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 2, 4, 8, 12>(),
-    .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1, 2, 4, 8, 14>(),
-    .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4, 12>(),
-    .bf16 = MakeKernel<DenseBf16, 1, 2, 4, 8, 12>(),
-    .fp8 = MakeKernel<DenseFp8, 1, 4, 12>(),
-    .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
-    .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
-    .int4_int8 = MakeKernel<IntsInt8<4>, 1, 2, 4, 8, 12>(),
-    .int4_bf16 = MakeKernel<IntsBf16<4>, 1, 2, 4, 8, 12>(),
-    .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4, 12>(),
-    .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4, 12>(),
-};
+PanelKernel CodeKernel(PanelRun stream, PanelRun batch) {
+  return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}, .run_one_tile = stream};
+}
+PanelKernel DigitKernel(PanelRun stream) { return {.run = stream, .sizes = {1, 2, 3}}; }
+
+LinearKernels MakeTable() {
+  LinearKernels kernels = {
+      .name = "avx512",
+      .int8_probe = ProbeInt8,
+      .int16_probe = ProbeInt16,
+      .bf16_probe = ProbeBf16,
+      .prepare_int8 = PrepareInt8<Int8Block>,
+      .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
+      .prepare_int16 = PrepareInt16<Int16Block>,
+      .prepare_digits = PrepareInt16<DigitBlock>,
+      .prepare_bf16 = PrepareBf16,
+      .bf16_block_bytes = sizeof(PairBlock),
+      .prepare_f32 = PrepareF32,
+      .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 2, 4, 8, 12>(),
+      .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4, 12>(),
+      .bf16 = MakeKernel<DenseBf16, 1, 2, 4, 8, 12>(),
+      .fp8 = MakeKernel<DenseFp8, 1, 4, 12>(),
+      .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
+      .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
+      .int4_int8 = MakeKernel<IntsInt8<4>, 1, 2, 4, 8, 12>(),
+      .int4_bf16 = MakeKernel<IntsBf16<4>, 1, 2, 4, 8, 12>(),
+      .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4, 12>(),
+      .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4, 12>(),
+  };
+  const CodeRuns stream = Avx512StreamRuns();
+  const CodeRuns batch = Avx512BatchRuns();
+  kernels.nvfp4_int8 = CodeKernel(stream.nvfp4_int8, batch.nvfp4_int8);
+  kernels.nvfp4_int16 = CodeKernel(stream.nvfp4_int16, batch.nvfp4_int16);
+  kernels.nvfp4_digits = DigitKernel(stream.nvfp4_digits);
+  kernels.mxfp4_int8 = CodeKernel(stream.mxfp4_int8, batch.mxfp4_int8);
+  kernels.mxfp4_int16 = CodeKernel(stream.mxfp4_int16, batch.mxfp4_int16);
+  kernels.mxfp4_digits = DigitKernel(stream.mxfp4_digits);
+  return kernels;
+}
 
 }  // namespace
 }  // namespace avx512
 
-const LinearKernels& Avx512Linear() { return avx512::kKernels; }
+const LinearKernels& Avx512Linear() {
+  static const LinearKernels kernels = avx512::MakeTable();
+  return kernels;
+}
 
 }  // namespace nibble::kernels::cpu

@@ -22,7 +22,7 @@ NIBBLE_INLINE Row PairDot(Pairs w, const uint16_t* x, Row c) {
 }
 template <int P>
 NIBBLE_INLINE Pairs CodePair(const std::byte* p) {
-  return CodeWords<P>(p);
+  return CodeBf16s<P>(p);
 }
 template <int P>
 NIBBLE_INLINE Pairs Bf16Pair(const std::byte* p) {
@@ -75,7 +75,11 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
   }
 }
 
+#include "kernels/cpu/linear/panel_output.inc"
+//
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
 

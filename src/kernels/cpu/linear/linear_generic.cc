@@ -191,16 +191,47 @@ inline Row Dot(const Codes& codes, const Int8Block& x, int begin, int end) {
   return dot;
 }
 
-// d * s has at most 20 significant bits: exact, so a fused product and sum rounds as this does.
-template <CodeFormat F>
-Row BlockSum(const Codes& codes, const Scales& scales, const Int8Block& x) {
-  if constexpr (F == CodeFormat::kNvfp4) {
-    return FmaRows(Dot(codes, x, 16, 32), scales.second,
-                   FmaRows(Dot(codes, x, 0, 16), scales.first, ZeroRow()));
-  } else {
-    return FmaRows(Dot(codes, x, 0, 32), scales.first, ZeroRow());
-  }
+template <CodeFormat F, int I>
+Row ScaledDot(const Codes& codes, const Scales& scales, const Int8Block& x) {
+  constexpr int kLength = kBlockK / CodeLayout<F>::kScalesPerBlock;
+  return MulRows(Dot(codes, x, I * kLength, (I + 1) * kLength),
+                 I == 0 ? scales.first : scales.second);
 }
+
+struct Words {
+  int16_t low[kPanelRows];
+  int16_t high[kPanelRows];
+};
+template <int P>
+Words CodeWords(const std::byte* p) {
+  constexpr int kLow = P / 4 * 8 + kPairLow[P % 4];
+  Words words;
+  for (int row = 0; row < kPanelRows; ++row) {
+    words.low[row] = kDoubled[CodeAt(p, kLow, row)];
+    words.high[row] = kDoubled[CodeAt(p, kLow + 2, row)];
+  }
+  return words;
+}
+
+struct WordSum {
+  int32_t v[kPanelRows];
+};
+inline WordSum StartWords() { return {}; }
+inline WordSum WordDot(const Words& w, const int16_t* x, const WordSum& c) {
+  WordSum sum;
+  for (int row = 0; row < kPanelRows; ++row) {
+    sum.v[row] = c.v[row] + w.low[row] * x[0] + w.high[row] * x[1];
+  }
+  return sum;
+}
+inline Row ScaleWords(const WordSum& sum, const Row& scale) {
+  Row product;
+  for (int row = 0; row < kPanelRows; ++row) {
+    product.v[row] = static_cast<float>(sum.v[row]) * scale.v[row];
+  }
+  return product;
+}
+
 // ---- Integer weights
 
 inline uint32_t DwordAt(const std::byte* p, int row) {
@@ -276,7 +307,13 @@ Pairs IntPair(const std::byte* p, const Zeros& zeros) {
   return pairs;
 }
 
+#include "kernels/cpu/linear/panel_output.inc"
+//
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/code_loops.inc"
+//
+#include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
 
@@ -284,12 +321,15 @@ constexpr LinearKernels kKernels = {
     .name = "generic",
     .prepare_int8 = PrepareInt8<Int8Block>,
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
+    .prepare_int16 = PrepareInt16<Int16Block>,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
     .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1>(),
+    .nvfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kNvfp4>, 1>(),
     .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1>(),
     .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1>(),
+    .mxfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kMxfp4>, 1>(),
     .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1>(),
     .bf16 = MakeKernel<DenseBf16, 1>(),
     .fp8 = MakeKernel<DenseFp8, 1>(),

@@ -49,13 +49,21 @@ struct PrepareJob {
   int64_t block_stride = 0;
 };
 
+// Tokens per pass over the weights, PanelJob::m at most: their prepared activations stay in the
+// second-level cache while panels stream by. Weights are read once per pass, which 192 tokens of
+// arithmetic hide.
+inline constexpr int64_t kPassTokens = 192;
+
 inline constexpr int kMaxTileSizes = 10;
+
+using PanelRun = void (*)(const PanelJob& job, int64_t panel_begin, int64_t panel_end);
 
 // A kernel exists for some numbers of tokens that share one decoding of the weights: a full set
 // would take minutes to compile. Other numbers run the next larger one with idle slots.
 struct PanelKernel {
-  void (*run)(const PanelJob& job, int64_t panel_begin, int64_t panel_end) = nullptr;
-  int sizes[kMaxTileSizes] = {};  // ascending, 0 after the last
+  PanelRun run = nullptr;
+  int sizes[kMaxTileSizes] = {};    // ascending, 0 after the last
+  PanelRun run_one_tile = nullptr;  // instead of run for a single tile, where that is faster
 };
 
 // Runs `iterations` of nothing but multiply-adds in registers and returns the operations done
@@ -65,15 +73,22 @@ using ComputeProbe = int64_t (*)(int64_t iterations);
 struct LinearKernels {
   const char* name = "";
   ComputeProbe int8_probe = nullptr;
+  ComputeProbe int16_probe = nullptr;
   ComputeProbe bf16_probe = nullptr;
   void (*prepare_int8)(const PrepareJob&) = nullptr;
   void (*prepare_int8_sum)(const PrepareJob&) = nullptr;
+  void (*prepare_int16)(const PrepareJob&) = nullptr;
+  void (*prepare_digits)(const PrepareJob&) = nullptr;
   void (*prepare_bf16)(const PrepareJob&) = nullptr;
   int64_t bf16_block_bytes = 0;  // what prepare_bf16 makes of 32 activations
   void (*prepare_f32)(const PrepareJob&) = nullptr;
   PanelKernel nvfp4_int8;
+  PanelKernel nvfp4_int16;
+  PanelKernel nvfp4_digits;  // int16 of so few tokens that it is faster; the same bits
   PanelKernel nvfp4_bf16;
   PanelKernel mxfp4_int8;
+  PanelKernel mxfp4_int16;
+  PanelKernel mxfp4_digits;
   PanelKernel mxfp4_bf16;
   PanelKernel bf16;
   PanelKernel fp8;

@@ -157,17 +157,63 @@ NIBBLE_INLINE Row FloatDot(const IntRow& sum) {
   return row;
 }
 
-template <CodeFormat F>
-NIBBLE_INLINE Row BlockSum(const Codes& codes, const Scales& scales, const Int8Block& x) {
+NIBBLE_INLINE IntRow ZeroInts() {
   const int32x4_t zero = vdupq_n_s32(0);
-  const IntRow zeros = {{zero, zero, zero, zero}};
-  const IntRow first = Dot16<0>(codes, vld1q_s8(x.q), zeros);
+  return {{zero, zero, zero, zero}};
+}
+
+template <CodeFormat F, int I>
+NIBBLE_INLINE Row ScaledDot(const Codes& codes, const Scales& scales, const Int8Block& x) {
+  const IntRow dot = Dot16<4 * I>(codes, vld1q_s8(x.q + 16 * I), ZeroInts());
   if constexpr (F == CodeFormat::kNvfp4) {
-    const IntRow second = Dot16<4>(codes, vld1q_s8(x.q + 16), zeros);
-    return FmaRows(FloatDot(second), scales.second, MulRows(FloatDot(first), scales.first));
+    return MulRows(FloatDot(dot), I == 0 ? scales.first : scales.second);
   } else {
-    return MulRows(FloatDot(Dot16<4>(codes, vld1q_s8(x.q + 16), first)), scales.first);
+    return MulRows(FloatDot(Dot16<4>(codes, vld1q_s8(x.q + 16), dot)), scales.first);
   }
+}
+
+// ---- Products of words
+
+struct Words {
+  int16x4_t low[kQuads];
+  int16x4_t high[kQuads];
+};
+using WordSum = IntRow;
+
+// Byte `kByte` of every dword, signed.
+template <int kByte>
+NIBBLE_INLINE int32x4_t SignedByte(int8x16_t bytes) {
+  int32x4_t dwords = vreinterpretq_s32_s8(bytes);
+  if constexpr (kByte < 3) dwords = vshlq_n_s32(dwords, 24 - 8 * kByte);
+  return vshrq_n_s32(dwords, 24);
+}
+
+// Pair P of 8 k sits at bit 4 * (P % 4) of each half of a row's dword.
+template <int P>
+NIBBLE_INLINE Words CodeWords(const std::byte* p) {
+  constexpr int kByte = P % 4 / 2;
+  Words words;
+#pragma GCC unroll 4
+  for (int quad = 0; quad < kQuads; ++quad) {
+    const uint8x16_t bytes = Load128(p + P / 4 * 64 + 16 * quad);
+    const int8x16_t doubled = P % 2 == 0 ? LookUpLow(bytes) : LookUpHigh(bytes);
+    words.low[quad] = vmovn_s32(SignedByte<kByte>(doubled));
+    words.high[quad] = vmovn_s32(SignedByte<kByte + 2>(doubled));
+  }
+  return words;
+}
+
+NIBBLE_INLINE WordSum StartWords() { return ZeroInts(); }
+NIBBLE_INLINE WordSum WordDot(const Words& w, const int16_t* x, WordSum sum) {
+#pragma GCC unroll 4
+  for (int quad = 0; quad < kQuads; ++quad) {
+    sum.v[quad] = vmlal_n_s16(sum.v[quad], w.low[quad], x[0]);
+    sum.v[quad] = vmlal_n_s16(sum.v[quad], w.high[quad], x[1]);
+  }
+  return sum;
+}
+NIBBLE_INLINE Row ScaleWords(const WordSum& sum, const Row& scale) {
+  return MulRows(FloatDot(sum), scale);
 }
 
 // ---- BF16 products
@@ -182,15 +228,11 @@ NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, const Row& c) {
   return FmaSplat(w.low, x[0], FmaSplat(w.high, x[1], c));
 }
 
-// Byte `kByte` of every dword, signed, as a float.
 template <int kByte>
 NIBBLE_INLINE float32x4_t FloatOfByte(int8x16_t bytes) {
-  int32x4_t dwords = vreinterpretq_s32_s8(bytes);
-  if constexpr (kByte < 3) dwords = vshlq_n_s32(dwords, 24 - 8 * kByte);
-  return vcvtq_f32_s32(vshrq_n_s32(dwords, 24));
+  return vcvtq_f32_s32(SignedByte<kByte>(bytes));
 }
 
-// Pair P of 8 k sits at bit 4 * (P % 4) of each half of a row's dword.
 template <int P>
 NIBBLE_INLINE Pairs CodePair(const std::byte* p) {
   constexpr int kByte = P % 4 / 2;
@@ -352,7 +394,13 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
   return pairs;
 }
 
+#include "kernels/cpu/linear/panel_output.inc"
+//
 #include "kernels/cpu/linear/panel_loops.inc"
+//
+#include "kernels/cpu/linear/code_loops.inc"
+//
+#include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
 
@@ -393,12 +441,15 @@ constexpr LinearKernels kKernels = {
     .bf16_probe = ProbeBf16,
     .prepare_int8 = PrepareInt8<Int8Block>,
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
+    .prepare_int16 = PrepareInt16<Int16Block>,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
     .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1, 2, 4>(),
+    .nvfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kNvfp4>, 1, 4>(),
     .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 4>(),
     .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1, 4>(),
+    .mxfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kMxfp4>, 1, 4>(),
     .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4>(),
     .bf16 = MakeKernel<DenseBf16, 1, 4>(),
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),

@@ -13,7 +13,8 @@ namespace {
 constexpr WeightFormat kFormats[] = {
     WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kBf16, WeightFormat::kFp8,
     WeightFormat::kF16,   WeightFormat::kF32,   WeightFormat::kInt4, WeightFormat::kInt8};
-constexpr ActivationFormat kActivations[] = {ActivationFormat::kInt8, ActivationFormat::kBf16};
+constexpr ActivationFormat kActivations[] = {ActivationFormat::kInt8, ActivationFormat::kInt16,
+                                             ActivationFormat::kBf16};
 
 int64_t BlockOf(WeightFormat format) {
   if (format == WeightFormat::kNvfp4) return 16;
@@ -36,7 +37,7 @@ TEST_P(LinearVariant, MatchesRefOverAwkwardShapes) {
         for (const int64_t k : {16, 32, 64, 80, 100, 576, 1536}) {
           if (k % BlockOf(format) != 0) continue;
           SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " N=" << n << " K=" << k
-                                          << " int8=" << (activations == ActivationFormat::kInt8));
+                                          << " x " << ActivationFormatName(activations));
           const Stored stored = MakeWeight(format, n, k, ++seed, 0.003f);
           const auto x = MakeActivations(3 * k, ++seed);
           std::vector<float> bias(n);
@@ -149,8 +150,8 @@ TEST_P(LinearVariant, BitsEqualTheGenericVariant) {
   Runner generic(**CpuOpsVariant("generic"));
   for (const WeightFormat format : kFormats) {
     for (const ActivationFormat activations : kActivations) {
-      SCOPED_TRACE(testing::Message() << WeightFormatName(format)
-                                      << " int8=" << (activations == ActivationFormat::kInt8));
+      SCOPED_TRACE(testing::Message()
+                   << WeightFormatName(format) << " x " << ActivationFormatName(activations));
       for (const int64_t k : {64, 352, 576}) {
         const Stored stored = MakeWeight(format, 33, k, 21, 0.7f);
         auto x = MakeActivations(5 * k, 22);

@@ -1,0 +1,21 @@
+// What the two files of 4-bit codes times integers on AVX-512 hand to linear_avx512.cc, which makes
+// LinearKernels of it.
+#pragma once
+
+#include "kernels/cpu/linear/linear_kernels.h"
+
+namespace nibble::kernels::cpu {
+
+struct CodeRuns {
+  PanelRun nvfp4_int8 = nullptr;
+  PanelRun nvfp4_int16 = nullptr;
+  PanelRun nvfp4_digits = nullptr;
+  PanelRun mxfp4_int8 = nullptr;
+  PanelRun mxfp4_int16 = nullptr;
+  PanelRun mxfp4_digits = nullptr;
+};
+
+CodeRuns Avx512StreamRuns();  // of one tile: up to 7 tokens, 3 as digits
+CodeRuns Avx512BatchRuns();   // of tiles up to 7, without digits
+
+}  // namespace nibble::kernels::cpu

@@ -1,0 +1,136 @@
+// 4-bit codes times integer activations on AVX-512 with VNNI and VBMI, one tile of few tokens: two
+// panels stream by and are decoded in registers.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/linear/code_kernels_avx512.h"
+#include "kernels/cpu/linear/layout.h"
+#include "kernels/cpu/linear/linear_kernels.h"
+
+namespace nibble::kernels::cpu {
+namespace avx512_stream {
+namespace {
+
+#include "kernels/cpu/linear/rows_avx512.inc"
+//
+#include "kernels/cpu/linear/panel_output.inc"
+//
+#include "kernels/cpu/linear/pairs_avx512.inc"
+
+// Two steps: memory to the second-level cache while there is time, from there to the first.
+constexpr int64_t kFarBytes = 4608;
+constexpr int64_t kNearBytes = 3456;
+
+template <int64_t kBytes>
+NIBBLE_INLINE void PrefetchStream(const std::byte* p) {
+#pragma GCC unroll 32
+  for (int64_t at = 0; at < kBytes; at += kCacheLine) {
+    __builtin_prefetch(p + kFarBytes + at, 0, 2);
+    __builtin_prefetch(p + kNearBytes + at, 0, 3);
+  }
+}
+
+// Vector i of codes of both panels meets T tokens.
+template <typename Products, int i, int T>
+NIBBLE_INLINE void AddCodes(const __m512i (&bytes)[2], const typename Products::Activations* x,
+                            int d, typename Products::Sum (&sum)[2 * T]) {
+  const __m512i codes[2] = {Products::template Decode<i>(bytes[0]),
+                            Products::template Decode<i>(bytes[1])};
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+    const auto splat = Products::Splat(x[t], d + i);
+    sum[2 * t] = Products::Add(sum[2 * t], codes[0], splat);
+    sum[2 * t + 1] = Products::Add(sum[2 * t + 1], codes[1], splat);
+  }
+}
+
+template <CodeFormat F, typename Products, int kPart, int T>
+NIBBLE_INLINE void AddPart(const std::byte* const (&codes)[2], const ScaleBytes (&scales)[2],
+                           const typename Products::Activations* x, Row (&acc)[2 * T]) {
+  constexpr int kVectors = 4 / Products::kParts;
+  typename Products::Sum sum[2 * T];
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) sum[2 * t] = sum[2 * t + 1] = Products::Start(x[t], kPart);
+#pragma GCC unroll 4
+  for (int v = kPart * kVectors; v < (kPart + 1) * kVectors; ++v) {
+    const __m512i bytes[2] = {_mm512_load_si512(codes[0] + 64 * v),
+                              _mm512_load_si512(codes[1] + 64 * v)};
+    const int d = v * Products::kCodes;
+    AddCodes<Products, 0, T>(bytes, x, d, sum);
+    AddCodes<Products, 1, T>(bytes, x, d, sum);
+    if constexpr (Products::kCodes == 4) {
+      AddCodes<Products, 2, T>(bytes, x, d, sum);
+      AddCodes<Products, 3, T>(bytes, x, d, sum);
+    }
+  }
+#pragma GCC unroll 2
+  for (int panel = 0; panel < 2; ++panel) {
+    const PartScale scale = ScaleOfPart<F, kPart>(scales[panel]);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const int i = 2 * t + panel;
+      const Row product = FmaRows(Products::Finish(sum[i]), scale.scale, scale.magic);
+      acc[i] = FmaSplat(product, x[t].scale, acc[i]);
+    }
+  }
+}
+
+// T slots of tokens and the panels at w[0] and w[1].
+template <CodeFormat F, typename Products, int T>
+void RunPair(const PanelJob& job, int64_t panel, int panels) {
+  const auto* x = reinterpret_cast<const typename Products::Activations*>(job.activations);
+  const std::byte* w = job.weights + panel * job.panel_bytes;
+  // A last single panel is its own neighbour.
+  const int64_t second = panels == 2 ? job.panel_bytes : 0;
+  Row acc[2 * T];
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * T; ++i) acc[i] = ZeroRow();
+  for (int64_t group = 0; group < job.groups; ++group, w += kGroupBytes<F>) {
+    PrefetchStream<kGroupBytes<F>>(w);
+    PrefetchStream<kGroupBytes<F>>(w + second);
+    ScaleBytes scales[2] = {LoadScaleBytes(w), LoadScaleBytes(w + second)};
+    for (int block = 0; block < CodeLayout<F>::kBlocks; ++block, x += T) {
+      const std::byte* first = w + kScaleBytes + block * kCodeBytes;
+      const std::byte* const codes[2] = {first, first + second};
+      AddPart<F, Products, 0, T>(codes, scales, x, acc);
+      if constexpr (Products::kParts == 2) AddPart<F, Products, 1, T>(codes, scales, x, acc);
+      scales[0] = NextScales<F>(scales[0]);
+      scales[1] = NextScales<F>(scales[1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * T; ++i) {
+    if (i / 2 < job.m && i % 2 < panels) StoreOutput(job, panel + i % 2, i / 2, acc[i]);
+  }
+}
+
+template <CodeFormat F, typename Products, int... kSizes>
+void RunStream(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
+  const int64_t slots = job.m < job.tile ? job.last_tile : job.tile;
+  for (int64_t panel = panel_begin; panel < panel_end; panel += 2) {
+    const int panels = panel + 1 < panel_end ? 2 : 1;
+    ((slots == kSizes && (RunPair<F, Products, kSizes>(job, panel, panels), true)) || ...);
+  }
+}
+
+template <CodeFormat F, typename Products>
+constexpr PanelRun kStream = RunStream<F, Products, 1, 2, 3, 4, 5, 6, 7>;
+template <CodeFormat F>
+constexpr PanelRun kDigitStream = RunStream<F, Digits, 1, 2, 3>;
+
+}  // namespace
+}  // namespace avx512_stream
+
+CodeRuns Avx512StreamRuns() {
+  using namespace avx512_stream;
+  return {.nvfp4_int8 = kStream<CodeFormat::kNvfp4, Nvfp4Int8>,
+          .nvfp4_int16 = kStream<CodeFormat::kNvfp4, Words>,
+          .nvfp4_digits = kDigitStream<CodeFormat::kNvfp4>,
+          .mxfp4_int8 = kStream<CodeFormat::kMxfp4, Mxfp4Int8>,
+          .mxfp4_int16 = kStream<CodeFormat::kMxfp4, Words>,
+          .mxfp4_digits = kDigitStream<CodeFormat::kMxfp4>};
+}
+
+}  // namespace nibble::kernels::cpu
