@@ -62,6 +62,8 @@ class PackedWeight {
   virtual int64_t n() const = 0;
   virtual int64_t k() const = 0;
   virtual int64_t bytes() const = 0;  // resident
+  // The largest activation scale of the stacked parts: what linear_w4a4 needs. 0: it has none.
+  virtual float input_scale() const { return 0.0f; }
 };
 
 struct PackParams {
@@ -595,6 +597,11 @@ struct OpTable {
   Result<std::unique_ptr<PackedWeight>> (*pack_weight)(const PackParams&) = nullptr;
   size_t (*linear_workspace)(int64_t max_m, int64_t max_k) = nullptr;
   void (*linear)(const OpContext&, const LinearParams&) = nullptr;
+  // The same with x in NVFP4, too: quantised by the rule of numerics/nvfp4.h after column order and
+  // multiplier, with the weight's input_scale. For tokens of prompts. Null where the device does
+  // not multiply FP4; takes NVFP4 weights with input_scale() > 0.
+  size_t (*linear_w4a4_workspace)(int64_t max_m, int64_t max_k) = nullptr;
+  void (*linear_w4a4)(const OpContext&, const LinearParams&) = nullptr;
   void (*embed)(const OpContext&, const EmbedParams&) = nullptr;
   void (*rms_norm)(const OpContext&, const RmsNormParams&) = nullptr;
   void (*add)(const OpContext&, const AddParams&) = nullptr;

@@ -218,4 +218,13 @@ ActivationFormat EffectiveActivations(WeightFormat format, ActivationFormat want
   return ActivationFormat::kBf16;
 }
 
+float StackedInputScale(std::span<const QuantView> parts) {
+  float largest = 0.0f;
+  for (const QuantView& part : parts) {
+    if (part.format != WeightFormat::kNvfp4 || !(part.input_scale > 0.0f)) return 0.0f;
+    largest = std::max(largest, part.input_scale);
+  }
+  return largest;
+}
+
 }  // namespace nibble::kernels

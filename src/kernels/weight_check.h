@@ -26,4 +26,7 @@ Status CheckBlockScales(const QuantView& view, int64_t row_begin, int64_t row_en
 // 4-bit and integer codes.
 ActivationFormat EffectiveActivations(WeightFormat format, ActivationFormat wanted);
 
+// The largest input_scale of stacked NVFP4 parts; 0 where one has none.
+float StackedInputScale(std::span<const QuantView> parts);
+
 }  // namespace nibble::kernels

@@ -103,4 +103,21 @@ NIBBLE_HD constexpr uint8_t Nvfp4QuantizeBlockMse(const float* values, float ten
   return scale;
 }
 
+// ---- Activations (W4A4). The tensor scale is calibrated and stored, `input_scale`; blocks get
+// theirs as the value comes by. The rule of the published runtimes, with IEEE divisions instead of
+// their approximate reciprocals, so that every device has the same bits: theirs may differ by one
+// code where a value lies on a border.
+
+// Of a block whose largest magnitude is amax; `inverse`: 1 / input_scale. 0: the block counts as
+// zero.
+NIBBLE_HD constexpr uint8_t Nvfp4ActivationScale(float amax, float inverse) {
+  constexpr float kSixth = 1.0f / 6.0f;
+  return E4M3FromFloat(inverse * (amax * kSixth));
+}
+
+// Code of x: E2M1FromFloat(x * multiplier).
+NIBBLE_HD constexpr float Nvfp4ActivationMultiplier(uint8_t block_scale, float inverse) {
+  return block_scale == 0 ? 0.0f : inverse / E4M3ToFloat(block_scale);
+}
+
 }  // namespace nibble

@@ -10,6 +10,7 @@
 #include "kernels/cuda/read_bandwidth/read_bandwidth.h"
 #include "kernels/cuda/rope/rope.h"
 #include "kernels/cuda/sample/sample.h"
+#include "kernels/cuda/w4a4/w4a4.h"
 #include "kernels/ops.h"
 
 namespace nibble::kernels {
@@ -48,6 +49,10 @@ Result<const OpTable*> CudaOps(int index) {
       .sample_workspace = cuda::SampleWorkspace,
       .sample = cuda::Sample,
   };
+  if (cuda::HasW4a4()) {
+    table.linear_w4a4_workspace = cuda::LinearW4a4Workspace;
+    table.linear_w4a4 = cuda::LinearW4a4;
+  }
   table.device = device;
   return &table;
 }

@@ -5,6 +5,7 @@
 #include "kernels/ref/ref.h"
 #include "kernels/weight_check.h"
 #include "numerics/bf16.h"
+#include "numerics/nvfp4.h"
 
 namespace nibble::kernels::ref {
 namespace {
@@ -39,6 +40,7 @@ class RefWeight final : public PackedWeight {
       n_ += parts[i].n;
       bytes_ += static_cast<int64_t>(part.data.size() + part.scales.size() + part.zeros.size());
     }
+    input_scale_ = StackedInputScale(parts);
     // Of all parts: they are equal.
     if (const int32_t* order = parts[0].column_order; order != nullptr) {
       column_order_.assign(order, order + parts[0].k);
@@ -53,6 +55,7 @@ class RefWeight final : public PackedWeight {
   int64_t n() const override { return n_; }
   int64_t k() const override { return parts_[0].view.k; }
   int64_t bytes() const override { return bytes_; }
+  float input_scale() const override { return input_scale_; }
 
   // What meets the weight's columns in place of x, (K) both.
   std::vector<uint16_t> TransformedActivations(const uint16_t* x) const {
@@ -77,6 +80,7 @@ class RefWeight final : public PackedWeight {
   std::vector<int32_t> column_order_;    // (K) or empty: as stored
   std::vector<float> input_multiplier_;  // (K) or empty: 1
   ActivationFormat activations_;
+  float input_scale_ = 0.0f;
   int64_t n_ = 0;
   int64_t bytes_ = 0;
 };
@@ -140,16 +144,25 @@ void PrepareToken(const uint16_t* x, int64_t k, ActivationFormat format, double*
   }
 }
 
-}  // namespace
-
-Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params) {
-  NIBBLE_TRY(CheckWeight(params));
-  for (const QuantView& part : params.parts) NIBBLE_TRY(CheckBlockScales(part, 0, part.n));
-  return std::make_unique<RefWeight>(
-      params.parts, EffectiveActivations(params.parts[0].format, params.activations));
+// NVFP4 and back.
+void RoundToNvfp4(const uint16_t* x, int64_t k, float input_scale, double* out) {
+  const float inverse = 1.0f / input_scale;
+  for (int64_t block = 0; block < k; block += kNvfp4Block) {
+    float values[kNvfp4Block];
+    for (int i = 0; i < kNvfp4Block; ++i) values[i] = Bf16ToFloat(x[block + i]);
+    const uint8_t scale = Nvfp4ActivationScale(MaxMagnitude(values, kNvfp4Block), inverse);
+    const float multiplier = Nvfp4ActivationMultiplier(scale, inverse);
+    for (int i = 0; i < kNvfp4Block; ++i) {
+      out[block + i] = static_cast<double>(E2M1ToFloat(E2M1FromFloat(values[i] * multiplier))) *
+                       static_cast<double>(E4M3ToFloat(scale)) * static_cast<double>(input_scale);
+    }
+  }
 }
 
-void Linear(const OpContext&, const LinearParams& params) {
+// What a token's k columns count as in a product.
+using PrepareRow = void (*)(const RefWeight& weight, const uint16_t* x, double* out);
+
+void Multiply(const LinearParams& params, PrepareRow prepare) {
   const auto& weight = static_cast<const RefWeight&>(*params.weight);
   const int64_t n = weight.n();
   const int64_t k = weight.k();
@@ -158,7 +171,7 @@ void Linear(const OpContext&, const LinearParams& params) {
     const std::vector<uint16_t> normed =
         NormedRow(params.norm, params.x + token * params.x_stride, k);
     const std::vector<uint16_t> transformed = weight.TransformedActivations(normed.data());
-    PrepareToken(transformed.data(), k, weight.activations(), &x[token * k]);
+    prepare(weight, transformed.data(), &x[token * k]);
   }
   std::vector<float> w(k);
   for (int64_t row = 0; row < n; ++row) {
@@ -175,6 +188,27 @@ void Linear(const OpContext&, const LinearParams& params) {
       }
     }
   }
+}
+
+}  // namespace
+
+Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params) {
+  NIBBLE_TRY(CheckWeight(params));
+  for (const QuantView& part : params.parts) NIBBLE_TRY(CheckBlockScales(part, 0, part.n));
+  return std::make_unique<RefWeight>(
+      params.parts, EffectiveActivations(params.parts[0].format, params.activations));
+}
+
+void Linear(const OpContext&, const LinearParams& params) {
+  Multiply(params, [](const RefWeight& weight, const uint16_t* x, double* out) {
+    PrepareToken(x, weight.k(), weight.activations(), out);
+  });
+}
+
+void LinearW4a4(const OpContext&, const LinearParams& params) {
+  Multiply(params, [](const RefWeight& weight, const uint16_t* x, double* out) {
+    RoundToNvfp4(x, weight.k(), weight.input_scale(), out);
+  });
 }
 
 void HeadLinear(const OpContext& context, const HeadLinearParams& p) {

@@ -23,6 +23,8 @@ const OpTable& RefOps() {
       .pack_weight = ref::PackWeight,
       .linear_workspace = NoLinearWorkspace,
       .linear = ref::Linear,
+      .linear_w4a4_workspace = NoLinearWorkspace,
+      .linear_w4a4 = ref::LinearW4a4,
       .embed = ref::Embed,
       .rms_norm = ref::RmsNorm,
       .add = ref::Add,

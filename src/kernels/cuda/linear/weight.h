@@ -21,6 +21,7 @@ class CudaWeight final : public PackedWeight {
   int64_t n() const override { return tiles_.n; }
   int64_t k() const override { return tiles_.k; }
   int64_t bytes() const override { return static_cast<int64_t>(buffer_.size()); }
+  float input_scale() const override { return input_scale_; }
 
   // Of device memory that lives as long as this.
   const WeightTiles& tiles() const { return tiles_; }
@@ -33,6 +34,7 @@ class CudaWeight final : public PackedWeight {
   CudaWeight() = default;
 
   WeightFormat format_ = WeightFormat::kBf16;
+  float input_scale_ = 0.0f;
   WeightTiles tiles_;
   const int32_t* column_order_ = nullptr;
   const float* input_multiplier_ = nullptr;

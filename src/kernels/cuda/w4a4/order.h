@@ -1,0 +1,81 @@
+// From packed NVFP4 weights (weight_tiles.h, fragments.cuh) to the A fragments of the block-scaled
+// FP4 MMA, and the order in which activations meet them: pure functions for host and GPUs.
+//
+// There is no second copy of the weights. Lane 4 g + q of a k-tile owns block q of rows g and g +
+// 8, but a scale group of the MMA is half a register of two lanes. So neighbouring lanes of a quad
+// exchange a word per row: the even one gives its second half block for the odd one's first. Then
+// lane q holds half q mod 2 of blocks 2 ⌊q / 2⌋ (registers a0, a1) and 2 ⌊q / 2⌋ + 1 (a2, a3): MMA
+// group j is block GroupBlock(j). Inside a word codes stay where the decoder for BF16 wants them,
+// column NibbleColumn(i) in nibble i; the activations follow.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/linear/weight_tiles.h"
+#include "numerics/host_device.h"
+
+namespace nibble::kernels::cuda::w4a4 {
+
+// The block of 16 columns of a k-tile that is group j of its MMA, and back.
+NIBBLE_HD constexpr int GroupBlock(int j) { return 2 * (j % 2) + j / 2; }
+NIBBLE_HD constexpr int BlockGroup(int block) { return 2 * (block % 2) + block / 2; }
+
+// The column of a word of eight that nibble i holds.
+NIBBLE_HD constexpr int NibbleColumn(int i) {
+  constexpr int kPairs[4] = {2, 1, 0, 3};
+  return 2 * kPairs[i % 4] + i / 4;
+}
+
+// The column of a k-tile that the MMA's column kk (0..63) holds.
+NIBBLE_HD constexpr int TileColumn(int kk) {
+  const int lane = kk % 32 / 8;
+  const int block = lane / 2 * 2 + kk / 32;
+  return 16 * block + lane % 2 * 8 + NibbleColumn(kk % 8);
+}
+
+// Eight codes of a word of weights (E2M1 of fragments.cuh), a nibble each.
+NIBBLE_HD constexpr uint32_t Nibbles(uint32_t word) {
+  // Bits that are in their place after a shift; the masks keep what the steps before have placed.
+  uint32_t out = (word & 0x00070007u) | (word >> 6 & ~0x00070007u);
+  out = (out & 0x000F000Fu) | (word << 1 & ~0x000F000Fu);
+  out = (out & 0xC07FC07Fu) | (word >> 5 & ~0xC07FC07Fu);
+  out = (out & 0xC0FFC0FFu) | (word << 2 & ~0xC0FFC0FFu);
+  return (out & 0xF7FFF7FFu) | (word >> 4 & ~0xF7FFF7FFu);
+}
+
+// Four scales as packed (e << 3 | m of fragments.cuh) -> UE4M3. Those below 2^-6 are subnormal
+// there.
+NIBBLE_HD constexpr uint32_t Ue4m3Scales(uint32_t packed) {
+  const uint32_t top = packed & 0xE0E0E0E0u;
+  const uint32_t normal = (top | top << 1 | top << 2) & 0x80808080u;
+  if (normal == 0x80808080u) return packed - 0x18181818u;
+  uint32_t scales = 0;
+  for (int i = 0; i < 32; i += 8) {
+    const uint32_t byte = packed >> i & 255u;
+    const uint32_t exponent = byte >> 3;
+    const uint32_t small = exponent == 0 ? 0 : ((byte & 7u) | 8u) << exponent >> 4;
+    scales |= (exponent >= 4 ? byte - 24u : small) << i;
+  }
+  return scales;
+}
+
+// ---- Activations in memory: groups of 8 tokens by slices of 256 columns, slice-major, so that the
+// groups of a tile of tokens are contiguous. A piece (slice, group) is
+//   codes    vector p (0, 1) of 32 lanes, 16 bytes each: b0, b1 of k-tile 2 p, then of 2 p + 1
+//   scales   16 bytes per token: a word of MMA groups per k-tile
+// Tokens past M and columns past K are zero.
+inline constexpr int kGroupTokens = 8;
+inline constexpr int kPieceCodes = 1024;
+inline constexpr int kPieceBytes = kPieceCodes + kGroupTokens * 16;
+
+// Byte of a piece where the word of lane 4 g + q, register r (b0, b1) of k-tile u lies.
+NIBBLE_HD constexpr int CodeOffset(int u, int lane, int r) {
+  return u / 2 * 512 + lane * 16 + u % 2 * 8 + r * 4;
+}
+NIBBLE_HD constexpr int ScaleOffset(int u, int token) { return kPieceCodes + token * 16 + u * 4; }
+
+constexpr int64_t Groups(int64_t m) { return (m + kGroupTokens - 1) / kGroupTokens; }
+constexpr int64_t Slices(int64_t k) { return (k + kSliceColumns - 1) / kSliceColumns; }
+constexpr int64_t TokenBytes(int64_t m, int64_t k) { return Groups(m) * Slices(k) * kPieceBytes; }
+
+}  // namespace nibble::kernels::cuda::w4a4
