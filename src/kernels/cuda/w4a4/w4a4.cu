@@ -248,8 +248,9 @@ __device__ __forceinline__ void Store(const Args& p, int warp, int lane, const S
     uint16_t* const to = p.y + (first_token + token) * p.y_stride + row;
     uint4 values = *reinterpret_cast<const uint4*>(from);
     const int64_t count = p.weight.n - row;
-    if (p.add) values = AddBf16x8(LoadBf16x8(to, count, aligned), values);
-    StoreBf16x8(to, values, count, aligned);
+    const bool whole = aligned && count >= 8;
+    if (p.add) values = AddBf16x8(LoadBf16x8(to, count, whole), values);
+    StoreBf16x8(to, values, count, whole);
   }
 }
 
