@@ -34,6 +34,10 @@ if(NIBBLE_CUDA)
     endif()
     list(APPEND NIBBLE_CUDA_FLAGS -gencode=arch=compute_${target},code=sm_${target})
   endforeach()
+  # What the binary says that it holds.
+  list(JOIN NIBBLE_CUDA_TARGETS "\",\"" NIBBLE_CUDA_TARGET_LIST)
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernels/cuda_routes.cc PROPERTIES
+    COMPILE_DEFINITIONS "NIBBLE_CUDA_TARGET_LIST=\"${NIBBLE_CUDA_TARGET_LIST}\"")
   if(NIBBLE_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
     set(CMAKE_CUDA_COMPILER_LAUNCHER ${NIBBLE_CCACHE})
   endif()

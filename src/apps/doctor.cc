@@ -1,5 +1,6 @@
 // nibble doctor: what this machine is, which kernels it gets and why.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <string>
 #include <string_view>
@@ -7,6 +8,7 @@
 
 #include "apps/load.h"
 #include "device/cpu.h"
+#include "kernels/cuda_routes.h"
 #include "kernels/ops.h"
 
 namespace nibble::apps {
@@ -27,6 +29,12 @@ std::string FeatureList(const CpuFeatures& features) {
   return list.empty() ? "none that has kernels" : list;
 }
 
+// Which kernel serves which op.
+void PrintRoutes(kernels::ComputeCapability capability) {
+  for (const kernels::KernelRoute& route : kernels::RoutesOf(capability))
+    fmt::print("  {:<25} {:<38} {:<25} {}\n", route.op, route.formats, route.when, route.kernel);
+}
+
 void PrintCuda() {
   const auto ops = kernels::CudaOps();
   if (!ops) {
@@ -38,6 +46,8 @@ void PrintCuda() {
              (*ops)->device->name(), FormatBytes(static_cast<double>(memory.free_bytes)),
              FormatBytes(static_cast<double>(memory.total_bytes)), (*ops)->read_bandwidth() / 1e9,
              MeasureUploadBandwidth(*(*ops)->device) / 1e9);
+  fmt::print("  code      {}, of {}\n", (*ops)->variant, fmt::join(kernels::BuildTargets(), ", "));
+  PrintRoutes(kernels::CapabilityOf((*ops)->variant.substr(3)));
 }
 
 }  // namespace

@@ -1,4 +1,10 @@
 // The OpTable of the CUDA backend.
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <string>
+
 #include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/gated_delta_net/gated_delta_net.h"
@@ -11,15 +17,36 @@
 #include "kernels/cuda/rope/rope.h"
 #include "kernels/cuda/sample/sample.h"
 #include "kernels/cuda/w4a4/w4a4.h"
+#include "kernels/cuda_routes.h"
 #include "kernels/ops.h"
 
 namespace nibble::kernels {
+namespace {
+
+// "sm_90a": the cubin that GPU `index` runs.
+Result<std::string> CubinOf(int index) {
+  ComputeCapability capability;
+  cudaDeviceGetAttribute(&capability.major, cudaDevAttrComputeCapabilityMajor, index);
+  cudaDeviceGetAttribute(&capability.minor, cudaDevAttrComputeCapabilityMinor, index);
+  const std::string_view cubin = CubinFor(capability, BuildTargets());
+  if (cubin.empty()) {
+    return Fail(Code::kUnsupported,
+                "GPU {} has compute capability {}.{}; this build has code for {} alone: build with "
+                "-DNIBBLE_CUDA_TARGETS",
+                index, capability.major, capability.minor, fmt::join(BuildTargets(), ", "));
+  }
+  return fmt::format("sm_{}", cubin);
+}
+
+}  // namespace
 
 Result<const OpTable*> CudaOps(int index) {
   NIBBLE_ASSIGN(Device * device, CudaDevice(index));
+  NIBBLE_ASSIGN(std::string cubin, CubinOf(index));
+  static const std::string variant = std::move(cubin);
   static OpTable table = {
       .backend = "cuda",
-      .variant = "cuda",
+      .variant = variant,
       .delta_chunk = cuda::GatedDeltaNetChunk(),
       .read_bandwidth = cuda::ReadBandwidth,
       .pack_weight = cuda::PackWeight,

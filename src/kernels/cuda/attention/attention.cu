@@ -8,6 +8,7 @@
 #include "kernels/cuda/attention/merge_partials.cuh"
 #include "kernels/cuda/attention/prefill_attention.cuh"
 #include "kernels/cuda/attention/split_attention.cuh"
+#include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rope/rope.h"
 
@@ -155,7 +156,8 @@ void LaunchPrefillOf(const OpContext& context, const AttentionProblem& p, int64_
 
 // Whether this GPU has a prefill kernel for the head dimension.
 bool HasPrefill(const AttentionProblem& p) {
-  return CurrentDevice().major == 9 && (p.head_dim == 64 || p.head_dim == 128 || p.head_dim == 256);
+  return HasWgmma(CurrentCapability()) &&
+         (p.head_dim == 64 || p.head_dim == 128 || p.head_dim == 256);
 }
 
 template <bool kFp8>

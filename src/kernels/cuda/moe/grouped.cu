@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "kernels/cuda/activation/activate.cuh"
+#include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/prefill/tile_product.cuh"
@@ -405,7 +406,7 @@ bool GroupedTakes(const GroupedParams& p) {
 }
 
 int64_t GroupedWorkspace(const GroupedSizes& s) {
-  if (CurrentDevice().major != 9 || !EnoughRows(s.t, s.top_k, s.experts)) return 0;
+  if (!HasWgmma(CurrentCapability()) || !EnoughRows(s.t, s.top_k, s.experts)) return 0;
   Scratch ignored;
   return Carve(nullptr, s, &ignored);
 }

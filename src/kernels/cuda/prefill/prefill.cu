@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "base/check.h"
+#include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/prefill/tile_product.cuh"
@@ -97,7 +98,7 @@ void LaunchFormat(const PrefillParams& p, void* stream, int shape) {
 
 }  // namespace
 
-bool HasPrefill(TileFormat format) { return CurrentDevice().major == 9 && !HasGroups(format); }
+bool HasPrefill(TileFormat format) { return HasWgmma(CurrentCapability()) && !HasGroups(format); }
 
 double PrefillMicroseconds(const WeightTiles& weight, int64_t m) {
   constexpr double kLaunches = 4.0;
@@ -105,7 +106,7 @@ double PrefillMicroseconds(const WeightTiles& weight, int64_t m) {
 }
 
 size_t PrefillWorkspace(int64_t max_m, int64_t max_k) {
-  if (CurrentDevice().major != 9) return 0;
+  if (!HasWgmma(CurrentCapability())) return 0;
   return static_cast<size_t>(PreparedBytes(std::min(max_m, kTokensAtOnce), max_k)) + kPieceBytes;
 }
 

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "kernels/cuda/bf16_vector.cuh"
+#include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/norm/norm.h"
@@ -300,7 +301,7 @@ unsigned Blocks(int64_t items, int per_block) {
 }  // namespace
 }  // namespace w4a4
 
-bool HasW4a4() { return CurrentDevice().major == 12; }
+bool HasW4a4() { return HasBlockScaledMma(CurrentCapability()); }
 bool HasEmulatedW4a4() { return CurrentDevice().major == 9; }
 
 size_t LinearW4a4Workspace(int64_t max_m, int64_t max_k) {
