@@ -12,6 +12,14 @@ if(NIBBLE_CUDA)
   # Targets are given below: this version of CMake does not know 120f.
   set(CMAKE_CUDA_ARCHITECTURES OFF)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  if(CMAKE_CROSSCOMPILING)
+    # nvcc compiles for the host compiler's processor; the runtime to link comes from NVIDIA's wheel for it. CMake's own
+    # test would link that of this machine.
+    execute_process(COMMAND ${CMAKE_SOURCE_DIR}/packaging/cuda-runtime-aarch64.sh ${CMAKE_SOURCE_DIR}/build/cuda-aarch64
+      OUTPUT_VARIABLE NIBBLE_CUDART OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+    set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
+    set(CMAKE_CUDA_COMPILER_WORKS ON)
+  endif()
   enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 20)
   # This version of CMake may not know that nvcc speaks C++20 either.
@@ -19,7 +27,7 @@ if(NIBBLE_CUDA)
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   endif()
-  find_path(NIBBLE_CUDA_RUNTIME_INCLUDE cuda_runtime_api.h
+  find_path(NIBBLE_CUDA_RUNTIME_INCLUDE cuda_runtime_api.h NO_CMAKE_FIND_ROOT_PATH
     HINTS ${NIBBLE_CUDA_ROOT}/include ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES} REQUIRED)
   find_library(NIBBLE_CUDART libcudart_static.a
     HINTS ${NIBBLE_CUDA_ROOT}/lib64 ${NIBBLE_CUDA_ROOT}/lib REQUIRED)

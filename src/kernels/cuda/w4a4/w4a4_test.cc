@@ -290,8 +290,8 @@ TEST_F(CudaW4a4, NormsItsInputAndAddsToItsOutput) {
        .weight = weight.get(),
        .y = y.data(),
        .y_stride = kN,
-       .m = kM,
-       .add = true});
+       .add = true,
+       .m = kM});
   device.Synchronize();
 
   std::vector<uint16_t> normed = x, scratch = x;

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Checks the GPU code of a binary: no kernel uses more stack (spilled registers, local arrays) than
+tools/cubin_stacks.txt allows, and kernels hold the instructions that they were written for.
+
+    tools/check_cubins.py BINARY [--cuobjdump PATH] [--update]
+
+--update rewrites the list from what the binary has. Stacks are of a kernel's largest instance, by architecture; kernels
+that are not listed have none. Instructions are found by the low 12 bits of their 16 bytes, so that no disassembler needs
+to know them. cuobjdump: packaging/cuda-binary-tools.sh prints where one is.
+"""
+import argparse
+import collections
+import pathlib
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+
+LIST = pathlib.Path(__file__).with_name("cubin_stacks.txt")
+
+OPCODES = {
+    "HMMA": 0x23C,  # tensor cores, mma.sync of 16-bit types
+    "HGMMA": 0xDF0,  # wgmma
+    "OMMA": 0x47F,  # block-scaled FP4 MMA
+    "F2FP": 0x23E,  # conversions of pairs
+    "LDGSTS": 0xFAE,  # cp.async
+}
+
+# Kernel, architectures (None: all), what at least one instance must hold.
+NEEDED = [
+    ("decode::DecodeKernel", None, ["HMMA", "LDGSTS"]),
+    ("TilesKernel", ["90a"], ["HGMMA", "LDGSTS"]),
+    ("PrefillKernel", ["90a"], ["HGMMA"]),
+    ("w4a4::LinearKernel", ["120"], ["OMMA", "LDGSTS"]),
+    ("w4a4::QuantizeKernel", ["120"], ["F2FP"]),
+]
+
+
+def plain_names(mangled):
+    """Demangled, without parameters, template arguments and anonymous namespaces: kernels::cuda::DecodeKernel."""
+    names = list(mangled)
+    done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return {name: plain_name(demangled) for name, demangled in zip(names, done.stdout.splitlines())}
+
+
+def plain_name(demangled):
+    text = demangled.replace("(anonymous namespace)::", "").replace("operator()", "call")
+    out, depth = "", 0
+    for character in text:
+        if character in "<(":
+            if character == "(" and depth == 0:
+                break
+            depth += 1
+        elif character in ">)":
+            depth -= 1
+        elif depth == 0:
+            out += character
+    return out.split()[-1].removeprefix("nibble::kernels::cuda::")
+
+
+def stacks_of(resource_usage):
+    """(architecture, mangled kernel) -> bytes, from what cuobjdump --dump-resource-usage prints."""
+    stacks, arch = {}, None
+    kernel = None
+    for line in resource_usage.splitlines():
+        if match := re.search(r"arch = sm_(\w+)", line):
+            arch = match.group(1)
+        elif match := re.search(r"Function (\S+):", line):
+            kernel = match.group(1)
+        elif match := re.search(r"STACK:(\d+)", line):
+            stacks[arch, kernel] = int(match.group(1))
+    return stacks
+
+
+def text_sections(elf):
+    """Mangled kernel -> code, of a 64-bit little-endian ELF."""
+    if elf[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("not a 64-bit little-endian ELF")
+    (table,) = struct.unpack_from("<Q", elf, 0x28)
+    size, count, names_at = struct.unpack_from("<HHH", elf, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", elf, table + i * size) for i in range(count)]
+    names = headers[names_at]
+    code = {}
+    for name, _, _, _, offset, length in headers:
+        start = names[4] + name
+        text = elf[start : elf.index(b"\0", start)].decode()
+        if text.startswith(".text."):
+            code[text.removeprefix(".text.")] = elf[offset : offset + length]
+    return code
+
+
+def opcodes_in(code):
+    return {low | (high & 15) << 8 for low, high in set(zip(code[0::16], code[1::16]))}
+
+
+def read_list(path):
+    allowed = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line and not line.startswith("#"):
+            arch, kernel, size = line.split()
+            allowed[arch, kernel] = int(size)
+    return allowed
+
+
+def write_list(path, stacks):
+    lines = ["# Largest stack of a kernel's instances in bytes, by architecture: tools/check_cubins.py --update."]
+    lines += [f"{arch} {kernel} {size}" for (arch, kernel), size in sorted(stacks.items()) if size > 0]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def largest_stacks(stacks):
+    names = plain_names({kernel for _, kernel in stacks})
+    largest = collections.defaultdict(int)
+    for (arch, kernel), size in stacks.items():
+        key = arch, names[kernel]
+        largest[key] = max(largest[key], size)
+    return largest
+
+
+def stack_errors(largest, allowed):
+    return [
+        f"{kernel} on sm_{arch}: {size} bytes of stack, allowed {allowed.get((arch, kernel), 0)}"
+        for (arch, kernel), size in sorted(largest.items())
+        if size > allowed.get((arch, kernel), 0)
+    ]
+
+
+def instruction_errors(opcodes, needed=None):
+    """opcodes: (architecture, plain kernel) -> those of all its instances."""
+    errors = []
+    for kernel, archs, wanted in NEEDED if needed is None else needed:
+        for arch in sorted({a for a, _ in opcodes}):
+            if archs is not None and arch not in archs:
+                continue
+            found = [codes for (a, name), codes in opcodes.items() if a == arch and name.endswith(kernel)]
+            if not found:
+                errors.append(f"{kernel} on sm_{arch}: no such kernel")
+            for instruction in wanted:
+                if found and not any(OPCODES[instruction] in codes for codes in found):
+                    errors.append(f"{kernel} on sm_{arch}: no {instruction}")
+    return errors
+
+
+def extract(cuobjdump, binary):
+    """(architecture, mangled kernel) -> opcodes."""
+    opcodes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([cuobjdump, "-xelf", "all", binary.resolve()], cwd=folder, check=True, capture_output=True)
+        for path in pathlib.Path(folder).glob("*.cubin"):
+            arch = re.search(r"sm_(\w+)\.cubin$", path.name).group(1)
+            for kernel, code in text_sections(path.read_bytes()).items():
+                opcodes[arch, kernel] = opcodes_in(code)
+    return opcodes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary", type=pathlib.Path)
+    parser.add_argument("--cuobjdump", default="cuobjdump")
+    parser.add_argument("--update", action="store_true")
+    options = parser.parse_args()
+
+    usage = subprocess.run([options.cuobjdump, "--dump-resource-usage", options.binary], capture_output=True, text=True,
+                           check=True).stdout
+    largest = largest_stacks(stacks_of(usage))
+    if not largest:
+        print(f"{options.binary} holds no GPU code")
+        return 1
+    if options.update:
+        write_list(LIST, largest)
+    extracted = extract(options.cuobjdump, options.binary)
+    names = plain_names({kernel for _, kernel in extracted})
+    opcodes = collections.defaultdict(set)
+    for (arch, kernel), codes in extracted.items():
+        opcodes[arch, names[kernel]] |= codes
+    errors = stack_errors(largest, read_list(LIST)) + instruction_errors(opcodes)
+    for error in errors:
+        print(error)
+    archs = ", ".join(sorted({arch for arch, _ in largest}))
+    print(f"{len(extracted)} kernels for {archs}: {len(errors)} errors")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
