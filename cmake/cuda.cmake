@@ -13,12 +13,12 @@ if(NIBBLE_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES OFF)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   if(CMAKE_CROSSCOMPILING)
-    # nvcc compiles for the host compiler's processor; the runtime to link comes from NVIDIA's wheel for it. CMake's own
-    # test would link that of this machine.
+    # nvcc compiles for the host compiler's processor; the runtime to link comes from NVIDIA's wheel for it.
     execute_process(COMMAND ${CMAKE_SOURCE_DIR}/packaging/cuda-runtime-aarch64.sh ${CMAKE_SOURCE_DIR}/build/cuda-aarch64
       OUTPUT_VARIABLE NIBBLE_CUDART OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+    cmake_path(GET NIBBLE_CUDART PARENT_PATH runtime_folder)
     set(CMAKE_CUDA_HOST_COMPILER ${CMAKE_CXX_COMPILER})
-    set(CMAKE_CUDA_COMPILER_WORKS ON)
+    set(CMAKE_CUDA_FLAGS_INIT "-I${NIBBLE_CUDA_ROOT}/include -L${runtime_folder}")
   endif()
   enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 20)

@@ -27,13 +27,16 @@ OPCODES = {
     "LDGSTS": 0xFAE,  # cp.async
 }
 
+# Names of extracted files leave the family out.
+FAMILIES = {"120": "120f"}
+
 # Kernel, architectures (None: all), what at least one instance must hold.
 NEEDED = [
     ("decode::DecodeKernel", None, ["HMMA", "LDGSTS"]),
     ("TilesKernel", ["90a"], ["HGMMA", "LDGSTS"]),
-    ("PrefillKernel", ["90a"], ["HGMMA"]),
-    ("w4a4::LinearKernel", ["120"], ["OMMA", "LDGSTS"]),
-    ("w4a4::QuantizeKernel", ["120"], ["F2FP"]),
+    ("PrefillAttentionKernel", ["90a"], ["HGMMA"]),
+    ("w4a4::LinearKernel", ["120f"], ["OMMA", "LDGSTS"]),
+    ("w4a4::QuantizeKernel", ["120f"], ["F2FP"]),
 ]
 
 
@@ -149,6 +152,7 @@ def extract(cuobjdump, binary):
         subprocess.run([cuobjdump, "-xelf", "all", binary.resolve()], cwd=folder, check=True, capture_output=True)
         for path in pathlib.Path(folder).glob("*.cubin"):
             arch = re.search(r"sm_(\w+)\.cubin$", path.name).group(1)
+            arch = FAMILIES.get(arch, arch)
             for kernel, code in text_sections(path.read_bytes()).items():
                 opcodes[arch, kernel] = opcodes_in(code)
     return opcodes

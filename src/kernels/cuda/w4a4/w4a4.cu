@@ -32,9 +32,6 @@ constexpr int kRowTiles = 8;
 constexpr int kRows = kRowTiles * kTileRows;
 constexpr int kTokens = 128;
 constexpr int kTokenGroups = kTokens / kGroupTokens;
-constexpr int kWarpRowTiles = 2;
-constexpr int kWarpGroups = 8;  // of 8 tokens
-constexpr int kRowWarps = kRowTiles / kWarpRowTiles;
 
 constexpr int kCodeBytes = kSliceTiles * CodeBytes(TileFormat::kNvfp4);
 constexpr int kScaleBytes = ScaleBytes(TileFormat::kNvfp4, 0);
@@ -61,6 +58,11 @@ struct Args {
 };
 
 #ifdef NIBBLE_COMPILE_W4A4
+
+// Of a warp.
+constexpr int kWarpRowTiles = 2;
+constexpr int kWarpGroups = 8;  // of 8 tokens
+constexpr int kRowWarps = kRowTiles / kWarpRowTiles;
 
 // ---- Copies, 16 bytes per thread and turn
 
