@@ -32,6 +32,17 @@ def ask(url, body=None):
         return json.load(answer) if body else answer.status
 
 
+def stage_of(url):
+    """What the server is doing; None when it is ready."""
+    try:
+        ask(url + "/health")
+        return None
+    except urllib.error.HTTPError as error:
+        return json.load(error).get("stage", "")
+    except (urllib.error.URLError, OSError):
+        return "starting"
+
+
 def memcpy_rate(size=1 << 28):
     source, target = bytearray(size), bytearray(size)
     view = memoryview(target)
@@ -48,6 +59,7 @@ def stored_bytes(model):
 def measure(nibble, model, options):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
+    stages = {}  # by the second at which each was first seen
     begin = time.perf_counter()
     server = subprocess.Popen([nibble, "serve", model, "--host", "127.0.0.1", "--port", str(port), *options],
                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -55,11 +67,10 @@ def measure(nibble, model, options):
         while True:
             if server.poll() is not None:
                 sys.exit(f"serve ended with {server.returncode}:\n{server.stderr.read()}")
-            try:
-                if ask(url + "/health") == 200:
-                    break
-            except (urllib.error.URLError, OSError):
-                pass
+            stage = stage_of(url)
+            if stage is None:
+                break
+            stages.setdefault(stage, time.perf_counter() - begin)
             time.sleep(0.01)
         ready = time.perf_counter() - begin
         name = json.load(urllib.request.urlopen(url + "/v1/models"))["data"][0]["id"]
@@ -70,7 +81,8 @@ def measure(nibble, model, options):
         log = server.stderr.read()
         server.wait()
     loaded = re.search(r"loaded (.*)", log)
-    return {"ready_seconds": ready, "first_token_seconds": first, "loading": loaded.group(1) if loaded else ""}
+    return {"ready_seconds": ready, "first_token_seconds": first, "stages": stages,
+            "loading": loaded.group(1) if loaded else ""}
 
 
 def main():
@@ -87,6 +99,7 @@ def main():
     figures |= measure(arguments.nibble, arguments.model, arguments.options)
     print(f"{figures['stored_bytes'] / 1e9:.1f} GB: ready after {figures['ready_seconds']:.2f} s, first token after "
           f"{figures['first_token_seconds']:.2f} s; loaded {figures['loading']}\n"
+          f"stages: {', '.join(f'{stage} from {second:.2f} s' for stage, second in figures['stages'].items())}\n"
           f"memcpy of one thread {figures['memcpy_bytes_per_second'] / 1e9:.1f} GB/s; {figures['gpu']}")
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "base/check.h"
-#include "numerics/bf16.h"
 #include "numerics/e2m1.h"
 #include "numerics/e4m3.h"
 #include "numerics/f16.h"
@@ -50,26 +50,34 @@ void ReplaceNans(uint8_t* codes) {
     codes[i] = static_cast<uint8_t>(codes[i] - ((codes[i] & 0x7F) == 0x7F ? 1 : 0));
 }
 
-// Elements [element, element + count), a multiple of four: a word gives four of them.
+// Elements from `element` on, a multiple of four: a word gives four of them, of 16 bits each.
 template <typename T, typename Convert>
 void FillFloats(const DummyValues& values, int64_t element, const Convert& convert, T* out) {
   constexpr int64_t kCount = kChunk / static_cast<int64_t>(sizeof(T));
+  alignas(64) std::array<uint64_t, kCount / 4> words;
+  for (size_t i = 0; i < words.size(); ++i)
+    words[i] = Word(values.stream, static_cast<uint64_t>(element / 4) + i);
+  alignas(64) std::array<int16_t, kCount> noise;
+  static_assert(sizeof(noise) == sizeof(words));
+  std::memcpy(noise.data(), words.data(), sizeof(noise));  // little-endian, as all targets are
   const float step = values.spread / 32768.0f;
   const float centre = values.centre + 0.5f * step;
-  for (int64_t i = 0; i < kCount; i += 4) {
-    const uint64_t word = Word(values.stream, static_cast<uint64_t>((element + i) / 4));
-    for (int j = 0; j < 4; ++j) {
-      const auto noise = static_cast<int16_t>(word >> (16 * j));
-      out[i + j] = convert(centre + step * static_cast<float>(noise));
-    }
-  }
+  // Of plain steps, for compilers that make vectors of them.
+  for (int64_t i = 0; i < kCount; ++i)
+    out[i] = convert(centre + step * static_cast<float>(noise[i]));
+}
+
+// Bf16FromFloat of a finite number.
+uint16_t FiniteBf16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
 }
 
 void FillFloatChunk(const DummyValues& values, int64_t byte, std::byte* out) {
   switch (values.dtype) {
     case DType::kBF16:
       return FillFloats(
-          values, byte / 2, [](float v) { return Bf16FromFloat(v); },
+          values, byte / 2, [](float v) { return FiniteBf16(v); },
           reinterpret_cast<uint16_t*>(out));
     case DType::kF16:
       return FillFloats(
