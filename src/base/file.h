@@ -30,11 +30,10 @@ class MappedFile {
   const std::string& path() const { return path_; }
 
   // A hint that bytes [offset, offset + size) are not needed soon: their pages leave the process
-  // and are read again if touched.
+  // and are read again if touched. May be called while others read.
   void Release(size_t offset, size_t size) const;
-
-  // The whole file leaves the process and, where nobody else maps it, the system's page cache: what
-  // has been copied out of it should not be kept twice. May be called while others read.
+  // The same of the whole file, and of the system's page cache where nobody else maps it: what has
+  // been copied out should not be kept twice.
   void Drop() const;
 
  private:

@@ -101,9 +101,9 @@ class Checkpoint {
   virtual void Release(const TensorEntry&) const {}
 
   // A hint that whatever has been read so far is kept elsewhere by now: nothing of the files needs
-  // to stay in memory, neither this process's nor the system's page cache. May be called while
+  // to stay in the process's memory nor, with page_cache, in the system's. May be called while
   // others read.
-  virtual void DropBehind() const {}
+  virtual void DropBehind([[maybe_unused]] bool page_cache) const {}
 
   // A float tensor of one element, [] or [1]. Its value is not judged.
   Result<float> ReadScalar(const TensorEntry& entry) const;

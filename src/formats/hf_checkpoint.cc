@@ -89,8 +89,14 @@ class HfCheckpoint : public Checkpoint {
                                           static_cast<size_t>(known->stored_bytes));
   }
 
-  void DropBehind() const override {
-    for (const Shard& shard : shards_) shard->mapping.Drop();
+  void DropBehind(bool page_cache) const override {
+    for (const Shard& shard : shards_) {
+      if (page_cache) {
+        shard->mapping.Drop();
+      } else {
+        shard->mapping.Release(0, shard->mapping.bytes().size());
+      }
+    }
   }
 
  private:

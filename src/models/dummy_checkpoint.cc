@@ -6,11 +6,13 @@
 #include <cmath>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "base/file.h"
+#include "device/cpu.h"
 #include "formats/hf_checkpoint.h"
 #include "formats/json_file.h"
 #include "formats/stored_formats.h"
@@ -30,6 +32,8 @@ using formats::WeightSchemes;
 using Kind = DummyValues::Kind;
 
 constexpr int64_t kMaxTextBytes = int64_t{256} << 20;
+constexpr size_t kLargeBytes = size_t{256} << 20;
+constexpr int kHelpers = 8;
 
 // E4M3 block scales from 1 to 3.75, 16 codes: blocks differ by no more than those of real weights
 // do, so that eight-bit activations lose no more either.
@@ -219,8 +223,13 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
     // Not zeroed: every byte is written below.
     const auto size = static_cast<size_t>(shape.elements() * bits / 8);
     const std::shared_ptr<std::byte[]> bytes = memory_->Take(size);
+    // Where tensors are made side by side the few large ones would be the last to be ready.
+    std::optional<ThreadPool> helpers;
+    ThreadPool* pool = options_.pool;
+    if (pool == nullptr && size >= kLargeBytes)
+      pool = &helpers.emplace(std::min(kHelpers, GetCpuInfo().usable_cores));
     FillDummy(values_[static_cast<size_t>(own - tensors_.data())], first_element * bits / 8,
-              {bytes.get(), size}, options_.pool);
+              {bytes.get(), size}, pool);
     return formats::TensorData{{bytes.get(), entry.dtype, shape}, bytes};
   }
 

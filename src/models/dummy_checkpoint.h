@@ -36,8 +36,9 @@ struct DummyOptions {
   // (blocks of 128×128), kInt4 (groups of 128) or kBf16.
   std::optional<WeightFormat> linear_format;
   uint64_t seed = 2;
-  bool draft = false;          // with the MTP module, if the architecture has one
-  ThreadPool* pool = nullptr;  // makes large tensors; null: the calling thread
+  bool draft = false;  // with the MTP module, if the architecture has one
+  // Makes tensors that are not small; null: the calling thread does, with helpers for huge ones.
+  ThreadPool* pool = nullptr;
 };
 
 // hf_quant: hf_quant_config.json, null where there is none.

@@ -183,7 +183,10 @@ class Counting final : public formats::Checkpoint {
   Result<formats::TensorData> Read(const formats::TensorEntry& entry) const override {
     return of_.Read(*of_.Find(entry.name));
   }
-  void DropBehind() const override { ++drops; }
+  void DropBehind(bool page_cache) const override {
+    EXPECT_TRUE(page_cache);
+    ++drops;
+  }
 
   mutable std::atomic<int> drops = 0;
 

@@ -421,10 +421,13 @@ class Loader : public TableWalk {
   }
   void Advance(int64_t bytes) {
     if (options_.progress != nullptr) options_.progress->Advance(bytes);
-    if (ops_.device->host_memory() || !ops_.device->shares_host_memory()) return;
+    if (ops_.device->host_memory()) return;
     const int64_t before = read_.fetch_add(bytes);
     const int64_t step = options_.drop_behind_bytes;
-    if (before / step != (before + bytes) / step) checkpoint_.DropBehind();
+    if (before / step != (before + bytes) / step) {
+      // Also where memory abounds: to unmap all of a large file at the end takes a second.
+      checkpoint_.DropBehind(ops_.device->shares_host_memory());
+    }
   }
   static int64_t StoredBytes(std::span<const LinearData> stack) {
     int64_t bytes = 0;

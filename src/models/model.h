@@ -203,8 +203,8 @@ struct LoadOptions {
   bool draft = false;                  // load the MTP module, if the checkpoint has one
   Progress* progress = nullptr;        // advanced by stored bytes
   LinearObserver* observer = nullptr;  // hears every linear's input; outlives the model
-  // Where the device takes its memory from the host's: stored bytes that may be in the page cache
-  // and on the device at once.
+  // Where the device is not the host: stored bytes that may be there and in the process's memory at
+  // once; in the page cache, too, where the device takes its memory from the host's.
   int64_t drop_behind_bytes = int64_t{512} << 20;
 };
 
