@@ -104,53 +104,60 @@ struct HalfOfTokens {
   __device__ int second() const { return kChunkBlocks - 1 - half; }
 };
 
-// (16, tokens) += x (16, 64) times the transposed lower triangular matrix, for a half's two blocks
-// of tokens. The five products have sums of their own, which are added in the end.
-__device__ __forceinline__ void MultiplyLower(const SplitFragment (&x)[kChunkBlocks],
-                                              const ChunkMatrix& matrix, HalfOfTokens tokens,
-                                              int lane, float (&first)[2][4],
-                                              float (&second)[2][4]) {
-  // Blocks (first, 0), (second, 0), (second, 1), (second, 2), and (first, 1) or (second, 3).
-  constexpr int kProducts = 5;
-  const bool of_first = tokens.half == 1;
-  const int blocks[kProducts] = {
-      LowerBlock(tokens.first(), 0), LowerBlock(tokens.second(), 0), LowerBlock(tokens.second(), 1),
-      LowerBlock(tokens.second(), 2),
-      of_first ? LowerBlock(tokens.first(), 1) : LowerBlock(tokens.second(), 3)};
-  SplitFragment last;
+// The five blocks of a half's tokens: (first, 0), (second, 0), (second, 1), (second, 2), and
+// (first, 1) or (second, 3).
+struct LowerBlocks {
+  static constexpr int kCount = 5;
+  uint4 high[kCount], low[kCount];
+
+  __device__ __forceinline__ LowerBlocks(const ChunkMatrix& matrix, HalfOfTokens tokens, int lane) {
+    const int blocks[kCount] = {
+        LowerBlock(tokens.first(), 0), LowerBlock(tokens.second(), 0),
+        LowerBlock(tokens.second(), 1), LowerBlock(tokens.second(), 2),
+        tokens.half == 1 ? LowerBlock(tokens.first(), 1) : LowerBlock(tokens.second(), 3)};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    last.hi[i] = of_first ? x[1].hi[i] : x[3].hi[i];
-    last.lo[i] = of_first ? x[1].lo[i] : x[3].lo[i];
-  }
-  const SplitFragment* const left[kProducts] = {&x[0], &x[0], &x[1], &x[2], &last};
-  uint4 high[kProducts], low[kProducts];
-#pragma unroll
-  for (int i = 0; i < kProducts; ++i) {
-    high[i] = matrix.blocks[blocks[i]][0][lane];
-    low[i] = matrix.blocks[blocks[i]][1][lane];
-  }
-  float sums[kProducts][2][4] = {};
-#pragma unroll
-  for (int part = 0; part < 3; ++part) {
-#pragma unroll
-    for (int i = 0; i < kProducts; ++i) {
-      const auto& a = part == 1 ? left[i]->lo : left[i]->hi;
-      const uint4& b = part == 2 ? low[i] : high[i];
-      ptx::MmaBf16(sums[i][0], a, b.x, b.y);
-      ptx::MmaBf16(sums[i][1], a, b.z, b.w);
+    for (int i = 0; i < kCount; ++i) {
+      high[i] = matrix.blocks[blocks[i]][0][lane];
+      low[i] = matrix.blocks[blocks[i]][1][lane];
     }
   }
+
+  // (16, tokens) += x (16, 64) times the transposed matrix. The five products have sums of their
+  // own, which are added in the end.
+  __device__ __forceinline__ void Multiply(const SplitFragment (&x)[kChunkBlocks],
+                                           HalfOfTokens tokens, float (&first)[2][4],
+                                           float (&second)[2][4]) const {
+    const bool of_first = tokens.half == 1;
+    SplitFragment last;
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
+    for (int i = 0; i < 4; ++i) {
+      last.hi[i] = of_first ? x[1].hi[i] : x[3].hi[i];
+      last.lo[i] = of_first ? x[1].lo[i] : x[3].lo[i];
+    }
+    const SplitFragment* const left[kCount] = {&x[0], &x[0], &x[1], &x[2], &last};
+    float sums[kCount][2][4] = {};
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float more = sums[4][n][e];
-      first[n][e] += sums[0][n][e] + (of_first ? more : 0.0f);
-      second[n][e] += (sums[1][n][e] + sums[2][n][e]) + (sums[3][n][e] + (of_first ? 0.0f : more));
+    for (int part = 0; part < 3; ++part) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const auto& a = part == 1 ? left[i]->lo : left[i]->hi;
+        const uint4& b = part == 2 ? low[i] : high[i];
+        ptx::MmaBf16(sums[i][0], a, b.x, b.y);
+        ptx::MmaBf16(sums[i][1], a, b.z, b.w);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float more = sums[4][n][e];
+        first[n][e] += sums[0][n][e] + (of_first ? more : 0.0f);
+        second[n][e] +=
+            (sums[1][n][e] + sums[2][n][e]) + (sums[3][n][e] + (of_first ? 0.0f : more));
+      }
     }
   }
-}
+};
 
 // Half of the columns of 16 rows of a state, by a warp: tile n holds columns 8 n .. 8 n + 7 of the
 // half.
@@ -173,49 +180,69 @@ class StateRows {
                                           Exchange (&exchange)[kHalves]) {
     float recalled[2 * kChunkBlocks][4] = {};  // S Kᵀ, (16, 64)
     Recall(x.keys, told, recalled);
-    AddOtherHalf(exchange, recalled);
+    StoreSums(exchange[half_], recalled);
+    // What does not depend on the other half is loaded while its sums come.
+    const HalfOfTokens mine = {half_}, others = {1 - half_};
+    uint32_t values[kChunkBlocks][4];
+#pragma unroll
+    for (int j = 0; j < kChunkBlocks; ++j)
+      ptx::LoadMatricesTransposed(values[j], BlockOf(x.values, j, row_block_, lane_));
+    float beta[2 * kChunkBlocks][2], recall[2 * kChunkBlocks][2];
+#pragma unroll
+    for (int n = 0; n < 2 * kChunkBlocks; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float2 factors =
+            *reinterpret_cast<const float2*>(&x.factors[TokenOf(n / 2, n % 2) + e]);
+        beta[n][e] = factors.x, recall[n][e] = factors.y;
+      }
+    }
+    const LowerBlocks inverse(x.inverse, mine, lane_);
+    SyncHalves();
+    AddSums(exchange[1 - half_], recalled);
     SplitFragment surprise[kChunkBlocks];  // R
 #pragma unroll
     for (int j = 0; j < kChunkBlocks; ++j) {
-      uint32_t values[4];
-      ptx::LoadMatricesTransposed(values, BlockOf(x.values, j, row_block_, lane_));
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const int token = TokenOf(j, n);
-        const ChunkFactors left = x.factors[token], right = x.factors[token + 1];
-        float(&r)[4] = recalled[2 * j + n];
-        r[0] = left.beta * fmaf(-left.recall, r[0], ptx::FirstBf16(values[2 * n]));
-        r[1] = right.beta * fmaf(-right.recall, r[1], ptx::SecondBf16(values[2 * n]));
-        r[2] = left.beta * fmaf(-left.recall, r[2], ptx::FirstBf16(values[2 * n + 1]));
-        r[3] = right.beta * fmaf(-right.recall, r[3], ptx::SecondBf16(values[2 * n + 1]));
+      for (int n = 2 * j; n < 2 * j + 2; ++n) {
+        float(&r)[4] = recalled[n];
+        const uint32_t(&v)[4] = values[j];
+        r[0] = beta[n][0] * fmaf(-recall[n][0], r[0], ptx::FirstBf16(v[n % 2 * 2]));
+        r[1] = beta[n][1] * fmaf(-recall[n][1], r[1], ptx::SecondBf16(v[n % 2 * 2]));
+        r[2] = beta[n][0] * fmaf(-recall[n][0], r[2], ptx::FirstBf16(v[n % 2 * 2 + 1]));
+        r[3] = beta[n][1] * fmaf(-recall[n][1], r[3], ptx::SecondBf16(v[n % 2 * 2 + 1]));
       }
       surprise[j] = SplitFragment(recalled[2 * j], recalled[2 * j + 1]);
     }
-    const HalfOfTokens mine = {half_}, others = {1 - half_};
     float first[2][4] = {}, second[2][4] = {};
-    MultiplyLower(surprise, x.inverse, mine, lane_, first, second);
-    SplitFragment(first[0], first[1]).Store(told->deltas[mine.first()], lane_);
-    SplitFragment(second[0], second[1]).Store(told->deltas[mine.second()], lane_);
-    Keep(x.factors, mine.first(), first);
-    Keep(x.factors, mine.second(), second);
-    const SplitFragment kept[2] = {{first[0], first[1]}, {second[0], second[1]}};
-    // What the other warp read there is read: its sums are part of these.
-#pragma unroll
-    for (int i = 0; i < 2; ++i) kept[i].Store(exchange[1 - half_].kept[i], lane_);
+    inverse.Multiply(surprise, mine, first, second);
+    uint32_t keys[2][kBlocks][4];
+    LoadKeys(x.keys, mine.first(), keys[0]);
+    LoadKeys(x.keys, mine.second(), keys[1]);
     const float total = x.factors[0].total;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) s_[n][e] *= total;
     }
-    Learn(x.keys, mine.first(), kept[0]);
-    Learn(x.keys, mine.second(), kept[1]);
+    SplitFragment(first[0], first[1]).Store(told->deltas[mine.first()], lane_);
+    SplitFragment(second[0], second[1]).Store(told->deltas[mine.second()], lane_);
+    Keep(x.factors, mine.first(), first);
+    Keep(x.factors, mine.second(), second);
+    const SplitFragment kept[2] = {{first[0], first[1]}, {second[0], second[1]}};
+    // What the other warp told there is read: its sums are part of these.
+#pragma unroll
+    for (int i = 0; i < 2; ++i) kept[i].Store(exchange[1 - half_].kept[i], lane_);
+    Learn(keys[0], kept[0]);
+    Learn(keys[1], kept[1]);
+    LoadKeys(x.keys, others.first(), keys[0]);
+    LoadKeys(x.keys, others.second(), keys[1]);
     SyncHalves();
     SplitFragment from_other[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) from_other[i].Load(exchange[half_].kept[i], lane_);
-    Learn(x.keys, others.first(), from_other[0]);
-    Learn(x.keys, others.second(), from_other[1]);
+    Learn(keys[0], from_other[0]);
+    Learn(keys[1], from_other[1]);
   }
 
  private:
@@ -254,15 +281,18 @@ class StateRows {
     }
   }
 
-  __device__ __forceinline__ void AddOtherHalf(Exchange (&exchange)[kHalves],
-                                               float (&sums)[2 * kChunkBlocks][4]) const {
+  __device__ __forceinline__ void StoreSums(Exchange& to,
+                                            const float (&sums)[2 * kChunkBlocks][4]) const {
 #pragma unroll
     for (int n = 0; n < 2 * kChunkBlocks; ++n)
-      exchange[half_].sums[n][lane_] = make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
-    SyncHalves();
+      to.sums[n][lane_] = make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+  }
+
+  __device__ __forceinline__ void AddSums(const Exchange& from,
+                                          float (&sums)[2 * kChunkBlocks][4]) const {
 #pragma unroll
     for (int n = 0; n < 2 * kChunkBlocks; ++n) {
-      const float4 other = exchange[1 - half_].sums[n][lane_];
+      const float4 other = from.sums[n][lane_];
       sums[n][0] += other.x, sums[n][1] += other.y, sums[n][2] += other.z, sums[n][3] += other.w;
     }
   }
@@ -277,19 +307,23 @@ class StateRows {
     }
   }
 
-  // += 16 tokens' deltas times their keys.
-  __device__ __forceinline__ void Learn(const ChunkTile<kWidth>& keys, int block,
-                                        const SplitFragment& kept) {
-    uint32_t blocks[kBlocks][4];
+  // Of 16 tokens, this half of the columns.
+  __device__ __forceinline__ void LoadKeys(const ChunkTile<kWidth>& keys, int block,
+                                           uint32_t (&blocks)[kBlocks][4]) const {
 #pragma unroll
     for (int d = 0; d < kBlocks; ++d)
       ptx::LoadMatricesTransposed(blocks[d], BlockOf(keys, block, half_ * kBlocks + d, lane_));
+  }
+
+  // += the deltas of 16 tokens times their keys.
+  __device__ __forceinline__ void Learn(const uint32_t (&keys)[kBlocks][4],
+                                        const SplitFragment& kept) {
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
-        ptx::MmaBf16(s_[n], part == 0 ? kept.hi : kept.lo, blocks[n / 2][n % 2],
-                     blocks[n / 2][2 + n % 2]);
+        ptx::MmaBf16(s_[n], part == 0 ? kept.hi : kept.lo, keys[n / 2][n % 2],
+                     keys[n / 2][2 + n % 2]);
     }
   }
 
@@ -318,22 +352,30 @@ __device__ __forceinline__ void ReadState(const OutputOperands<kWidth>& x,
                                           int lane, float* o, int stride) {
   float products[2][2][4] = {};  // by block
   const int token_blocks[2] = {tokens.first(), tokens.second()};
-#pragma unroll
-  for (int d = 0; d < kWidth / 16; ++d) {
-    SplitFragment s;
-    s.Load(told.state[d], lane);
-    uint32_t queries[2][4];
+  SplitFragment s[2];
+  uint32_t queries[2][2][4];
+  const auto load = [&](int d) {
+    s[d % 2].Load(told.state[d], lane);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      ptx::LoadMatrices(queries[i], BlockOf(x.queries, token_blocks[i], d, lane));
+      ptx::LoadMatrices(queries[d % 2][i], BlockOf(x.queries, token_blocks[i], d, lane));
+  };
+  load(0);
+#pragma unroll
+  for (int d = 0; d < kWidth / 16; ++d) {
+    if (d + 1 < kWidth / 16) load(d + 1);
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        ptx::MmaBf16(products[n / 2][n % 2], part == 0 ? s.hi : s.lo, queries[n / 2][n % 2 * 2],
-                     queries[n / 2][n % 2 * 2 + 1]);
+        ptx::MmaBf16(products[n / 2][n % 2], part == 0 ? s[d % 2].hi : s[d % 2].lo,
+                     queries[d % 2][n / 2][n % 2 * 2], queries[d % 2][n / 2][n % 2 * 2 + 1]);
     }
   }
+  const LowerBlocks scores(x.scores, tokens, lane);
+  SplitFragment deltas[kChunkBlocks];
+#pragma unroll
+  for (int j = 0; j < kChunkBlocks; ++j) deltas[j].Load(told.deltas[j], lane);
   const auto token_of = [&](int i, int n) { return 16 * token_blocks[i] + 8 * n + 2 * (lane % 4); };
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -344,10 +386,7 @@ __device__ __forceinline__ void ReadState(const OutputOperands<kWidth>& x,
       product[0] *= left, product[1] *= right, product[2] *= left, product[3] *= right;
     }
   }
-  SplitFragment deltas[kChunkBlocks];
-#pragma unroll
-  for (int j = 0; j < kChunkBlocks; ++j) deltas[j].Load(told.deltas[j], lane);
-  MultiplyLower(deltas, x.scores, tokens, lane, products[0], products[1]);
+  scores.Multiply(deltas, tokens, products[0], products[1]);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll

@@ -41,9 +41,27 @@ __device__ __forceinline__ uint2 PackBf16x4(const float (&x)[4]) {
   return make_uint2(ptx::PackBf16(x[0], x[1]), ptx::PackBf16(x[2], x[3]));
 }
 
+// x[i] summed over the warp, in lanes 2 i and 2 i + 1: halves of the lanes swap halves of the sums.
+template <int kCount>
+__device__ __forceinline__ float SumOfLane(const float (&x)[kCount]) {
+  if constexpr (kCount == 1) {
+    return x[0] + __shfl_xor_sync(0xFFFFFFFFu, x[0], 1);
+  } else {
+    const bool upper = (threadIdx.x & kCount) != 0;
+    float half[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      const float give = upper ? x[i] : x[i + kCount / 2];
+      const float keep = upper ? x[i + kCount / 2] : x[i];
+      half[i] = keep + __shfl_xor_sync(0xFFFFFFFFu, give, kCount);
+    }
+    return SumOfLane(half);
+  }
+}
+
 // A warp takes kPrepareTokens tokens of one key head, or of up to 128 channels of a value head.
 template <int kConvWidth>
-__global__ void __launch_bounds__(32 * kPrepareWarps)
+__global__ void __launch_bounds__(32 * kPrepareWarps, kConvWidth > 0 ? 4 : 2)
     ChunkPrepareKernel(const __grid_constant__ GatedDeltaNetParams p,
                        const __grid_constant__ CausalConv conv,
                        const __grid_constant__ ChunkSpan span, int value_parts) {
@@ -66,27 +84,28 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
     uint2 q_row[kPrepareTokens], k_row[kPrepareTokens];  // inputs, then outputs
     q.LoadInputs(q_row);
     k.LoadInputs(k_row);
-    KeySums sums = {};  // lane t: of token t
+    float squares[2 * kPrepareTokens];  // of q and k, by token
 #pragma unroll
     for (int t = 0; t < kPrepareTokens; ++t) {
       float q_out[4], k_out[4];
       q.Next(q_row[t], q_out);
       k.Next(k_row[t], k_out);
-      const float qq = SumOverWarp(PieceDot(q_out, q_out));
-      const float kk = SumOverWarp(PieceDot(k_out, k_out));
-      if (lane == t) sums.qq = qq, sums.kk = kk;
+      squares[2 * t] = PieceDot(q_out, q_out);
+      squares[2 * t + 1] = PieceDot(k_out, k_out);
       q_row[t] = PackBf16x4(q_out);
       k_row[t] = PackBf16x4(k_out);
     }
+    const float sum = SumOfLane(squares);
+    const KeySums sums = {.qq = sum, .kk = __shfl_down_sync(0xFFFFFFFFu, sum, 2), .qk = 0.0f};
     const int64_t key = slot * p.k_heads + job;
     uint16_t* tiles = span.keys + key * 2 * kDeltaChunk * span.key_width;
     const bool exists = column < span.key_width;
     StoreColumns(tiles, span.key_width, begin, column, k_row, exists);
     StoreColumns(tiles + kDeltaChunk * span.key_width, span.key_width, begin, column, q_row,
                  exists);
-    if (lane < kPrepareTokens) {
+    if (lane % 4 == 0) {
       const UnitScales scales = UnitScalesOf(sums, p.k_dim);
-      span.scales[key * kDeltaChunk + begin + lane] = make_float2(scales.k, scales.q);
+      span.scales[key * kDeltaChunk + begin + lane / 4] = make_float2(scales.k, scales.q);
     }
     const int heads_per_key = p.v_heads / p.k_heads;
     for (int item = lane; item < kPrepareTokens * heads_per_key; item += 32) {

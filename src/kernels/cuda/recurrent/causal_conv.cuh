@@ -44,9 +44,7 @@ __device__ __forceinline__ float Sigmoid(float x) {
 }
 
 // Rounded to BF16, as the convolution's outputs are.
-__device__ __forceinline__ float SiluBf16(float sum) {
-  return ptx::RoundBf16(sum * Sigmoid(sum));
-}
+__device__ __forceinline__ float SiluBf16(float sum) { return ptx::RoundBf16(sum * Sigmoid(sum)); }
 
 __device__ __forceinline__ float Softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
@@ -147,6 +145,14 @@ class ConvChannels {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       bias_[e] = e < valid && conv.bias != nullptr ? conv.bias[channel + e] : 0.0f;
+      if (kWidth == kPairWidth && conv.pairs) {
+        float4 taps = {};
+        if (e < valid) taps = *reinterpret_cast<const float4*>(conv.weight + (channel + e) * 4);
+        const float of_channel[4] = {taps.x, taps.y, taps.z, taps.w};
+#pragma unroll
+        for (int j = 0; j < kTaps && j < 4; ++j) taps_[j][e] = of_channel[j];
+        continue;
+      }
 #pragma unroll
       for (int j = 0; j < kTaps; ++j)
         taps_[j][e] = e < valid && Used(j)
