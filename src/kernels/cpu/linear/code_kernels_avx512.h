@@ -15,6 +15,14 @@ struct CodeRuns {
   PanelRun mxfp4_digits = nullptr;
 };
 
+struct FloatRuns {
+  PanelRun nvfp4 = nullptr;
+  PanelRun mxfp4 = nullptr;
+  PanelRun bf16 = nullptr;
+};
+
+FloatRuns Avx512FloatBatchRuns();  // of tiles up to 7
+
 CodeRuns Avx512StreamRuns();  // of one tile: up to 7 tokens, 3 as digits
 CodeRuns Avx512BatchRuns();   // of tiles up to 7, without digits
 

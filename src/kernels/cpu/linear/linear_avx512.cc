@@ -123,6 +123,15 @@ int64_t ProbeBf16(int64_t iterations) {
   return iterations * kProbeSums * 16 * 2;
 }
 
+// A single tile keeps to the loops of panel_loops.inc.
+template <typename Kernel>
+PanelKernel FloatKernel(PanelRun batch) {
+  PanelKernel kernel = MakeKernel<Kernel, 1, 2, 3, 4, 5, 6, 7>();
+  kernel.run_one_tile = kernel.run;
+  kernel.run = batch;
+  return kernel;
+}
+
 PanelKernel CodeKernel(PanelRun stream, PanelRun batch) {
   return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}, .run_one_tile = stream};
 }
@@ -141,9 +150,6 @@ LinearKernels MakeTable() {
       .prepare_bf16 = PrepareBf16,
       .bf16_block_bytes = sizeof(PairBlock),
       .prepare_f32 = PrepareF32,
-      .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 2, 4, 8, 12>(),
-      .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4, 12>(),
-      .bf16 = MakeKernel<DenseBf16, 1, 2, 4, 8, 12>(),
       .fp8 = MakeKernel<DenseFp8, 1, 4, 12>(),
       .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
       .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
@@ -152,6 +158,10 @@ LinearKernels MakeTable() {
       .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4, 12>(),
       .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4, 12>(),
   };
+  const FloatRuns floats = Avx512FloatBatchRuns();
+  kernels.nvfp4_bf16 = FloatKernel<CodesBf16<CodeFormat::kNvfp4>>(floats.nvfp4);
+  kernels.mxfp4_bf16 = FloatKernel<CodesBf16<CodeFormat::kMxfp4>>(floats.mxfp4);
+  kernels.bf16 = FloatKernel<DenseBf16>(floats.bf16);
   const CodeRuns stream = Avx512StreamRuns();
   const CodeRuns batch = Avx512BatchRuns();
   kernels.nvfp4_int8 = CodeKernel(stream.nvfp4_int8, batch.nvfp4_int8);

@@ -87,9 +87,9 @@ void RunPair(const PanelJob& job, int64_t panel, int panels) {
   Row acc[2 * T];
 #pragma GCC unroll 16
   for (int i = 0; i < 2 * T; ++i) acc[i] = ZeroRow();
-  for (int64_t group = 0; group < job.groups; ++group, w += kGroupBytes<F>) {
-    PrefetchStream<kGroupBytes<F>>(w);
-    PrefetchStream<kGroupBytes<F>>(w + second);
+  for (int64_t group = 0; group < job.groups; ++group, w += kCodeGroupBytes<F>) {
+    PrefetchStream<kCodeGroupBytes<F>>(w);
+    PrefetchStream<kCodeGroupBytes<F>>(w + second);
     ScaleBytes scales[2] = {LoadScaleBytes(w), LoadScaleBytes(w + second)};
     for (int block = 0; block < CodeLayout<F>::kBlocks; ++block, x += T) {
       const std::byte* first = w + kScaleBytes + block * kCodeBytes;
