@@ -1,18 +1,16 @@
-// LoadModel and DescribeModel: the two walks over a model's weight table.
+// LoadModel: the walk over a model's weight table that reads, packs and places it.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
-#include <map>
 #include <mutex>
-#include <unordered_set>
 #include <utility>
 
 #include "base/log.h"
 #include "models/load_jobs.h"
 #include "models/registry.h"
+#include "models/table_walk.h"
 #include "numerics/bf16.h"
 #include "numerics/f16.h"
 
@@ -53,234 +51,6 @@ Result<std::vector<float>> ReadFloats(const Checkpoint& checkpoint, const std::s
                   checkpoint.path(), name, DTypeName(data.view.dtype));
   }
 }
-
-// Vectors are kept in FP32 and count in the bytes per token as the 16 bits that they are published
-// in.
-constexpr int64_t kVectorBytes = 2;
-
-// Shared by both walks: which tensors were used, what is left over, how many bytes and formats
-// there are.
-class TableWalk : public WeightVisitor {
- public:
-  explicit TableWalk(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
-
-  void Ignore(std::string_view suffix) override { ignored_.emplace_back(suffix); }
-  void IgnorePrefix(std::string_view prefix) override { ignored_prefixes_.emplace_back(prefix); }
-
-  const Status& status() const { return status_; }
-
-  void TakeCounts(ModelInfo* info) const {
-    info->weight_bytes = weight_bytes_;
-    info->sections = sections_;
-    info->bytes_per_token = sections_.total();
-    info->parameters = parameters_;
-    info->active_parameters = static_cast<int64_t>(std::llround(active_parameters_));
-    info->weight_summary = Summary();
-  }
-
-  // "210 nvfp4, 61 bf16"; "210 nvfp4, 88 bf16 (27 of them dequantised from nvfp4)"
-  std::string Summary() const {
-    std::vector<std::string> from;
-    for (const auto& [format, count] : dequantised_)
-      from.push_back(
-          fmt::format("{} of them dequantised from {}", count, WeightFormatName(format)));
-    std::vector<std::string> parts;
-    for (const auto& [format, count] : formats_) {
-      std::string part = fmt::format("{} {}", count, WeightFormatName(format));
-      if (format == WeightFormat::kBf16 && !from.empty())
-        part += fmt::format(" ({})", fmt::join(from, ", "));
-      parts.push_back(std::move(part));
-    }
-    return fmt::format("{}", fmt::join(parts, ", "));
-  }
-
-  // Tensors that nobody asked for and that the model does not know either.
-  std::vector<std::string> LeftOver() const {
-    std::vector<std::string> names;
-    for (const TensorEntry& entry : checkpoint_.tensors()) {
-      if (used_.contains(entry.name)) continue;
-      if (!IsIgnored(entry.name)) names.push_back(entry.name);
-    }
-    return names;
-  }
-
-  // One line about them; they do no harm.
-  void ReportLeftOver() const {
-    const std::vector<std::string> names = LeftOver();
-    if (names.empty()) return;
-    LogWarning("{}: {} tensors are not used by this model, the first is {}", checkpoint_.path(),
-               names.size(), names.front());
-  }
-
- protected:
-  void Fail(Error error) {
-    if (status_) status_ = tl::unexpected(std::move(error));
-  }
-  void Use(const std::string& name) {
-    const TensorEntry* entry = checkpoint_.Find(name);  // stored under a wrapper's name, perhaps
-    used_.insert(entry != nullptr ? entry->name : name);
-  }
-  void UseLinear(const std::string& prefix) {
-    for (std::string& name : checkpoint_.LinearTensors(prefix)) used_.insert(std::move(name));
-  }
-  void UseStored(std::vector<std::string> names) {
-    for (std::string& name : names) used_.insert(std::move(name));
-  }
-  void UseExpert(const ExpertsSpec& spec, int64_t expert, std::string_view projection) {
-    for (std::string& name : checkpoint_.ExpertTensors(spec.prefix, expert, projection))
-      used_.insert(std::move(name));
-  }
-  // share: the part of it that one token uses. tensors: 0 for more of one that was counted.
-  void Count(Section section, WeightFormat format, int64_t elements, int64_t resident, double share,
-             int64_t tensors = 1) {
-    formats_[format] += tensors;
-    parameters_ += elements;
-    if (section != Section::kDraft) active_parameters_ += static_cast<double>(elements) * share;
-    weight_bytes_ += resident;
-    sections_[section] += std::llround(static_cast<double>(resident) * share);
-  }
-  // One of those counted as BF16 is stored in another format.
-  void CountDequantised(WeightFormat stored) {
-    if (stored != WeightFormat::kBf16) ++dequantised_[stored];
-  }
-  void CountVector(Section section, int64_t n, double share = 1.0) {
-    weight_bytes_ += n * 4;
-    parameters_ += n;
-    if (section != Section::kDraft) active_parameters_ += static_cast<double>(n) * share;
-    sections_[section] += std::llround(static_cast<double>(n * kVectorBytes) * share);
-  }
-  static double ExpertShare(const ExpertsSpec& spec) {
-    return static_cast<double>(spec.top_k) / static_cast<double>(spec.experts);
-  }
-
-  const Checkpoint& checkpoint_;
-  Status status_;
-
- private:
-  bool IsIgnored(const std::string& name) const {
-    const std::string plain = formats::PlainName(name);
-    return std::ranges::any_of(ignored_, [&](const auto& s) { return name.ends_with(s); }) ||
-           std::ranges::any_of(ignored_prefixes_,
-                               [&](const auto& s) { return plain.starts_with(s); });
-  }
-
-  std::unordered_set<std::string> used_;
-  std::vector<std::string> ignored_;
-  std::vector<std::string> ignored_prefixes_;
-  std::map<WeightFormat, int64_t> formats_;
-  std::map<WeightFormat, int64_t> dequantised_;  // by stored format
-  int64_t weight_bytes_ = 0;
-  SectionBytes sections_;
-  int64_t parameters_ = 0;
-  double active_parameters_ = 0;
-};
-
-// The projections of an expert, in the order of its weights.
-struct Projection {
-  std::string_view name;
-  int64_t n = 0;
-  int64_t k = 0;
-};
-
-std::vector<Projection> InputProjections(const ExpertsSpec& spec) {
-  const Projection up = {"up_proj", spec.f, spec.d};
-  if (!spec.gated) return {up};
-  return {{"gate_proj", spec.f, spec.d}, up};
-}
-
-Projection OutputProjection(const ExpertsSpec& spec) { return {"down_proj", spec.d, spec.f}; }
-
-std::string WithoutWeightSuffix(std::string name) {
-  if (name.ends_with(".weight")) name.resize(name.size() - 7);
-  return name;
-}
-
-class Describer : public TableWalk {
- public:
-  using TableWalk::TableWalk;
-
-  void VisitLinear(const std::vector<LinearPart>& parts, int64_t k, Bias bias, Linear*,
-                   ColumnRange columns) override {
-    for (const LinearPart& part : parts) {
-      CountLinear(part.prefix, part.rows_taken(), columns.count > 0 ? columns.count : k, 1.0);
-      CountBias(part, bias);
-    }
-  }
-
-  void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>*) override {
-    const int64_t rows = RowCount(heads.heads);
-    if (!heads.transposed) return CountLinear(heads.prefix, rows, heads.k, 1.0);
-    UseLinear(heads.prefix);
-    auto stored = checkpoint_.LinearFormat(heads.prefix);
-    if (!stored) return Fail(stored.error());
-    CountDequantised(*stored);
-    Count(section(), WeightFormat::kBf16, rows * heads.k, rows * heads.k * 2, 1.0);
-  }
-
-  void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>*) override {
-    for (int64_t e = spec.first; e < spec.first + spec.count; ++e) {
-      for (const Projection& projection : InputProjections(spec)) CountExpert(spec, e, projection);
-      CountExpert(spec, e, OutputProjection(spec));
-    }
-  }
-
-  void VisitEmbedding(const std::string& name, int64_t v, int64_t d, bool tied_head,
-                      Linear*) override {
-    CountLinear(WithoutWeightSuffix(name), v, d, tied_head ? 1.0 : 1.0 / static_cast<double>(v));
-  }
-
-  void VisitVector(const std::string& name, int64_t n, Resident<float>*, int64_t width,
-                   const std::vector<RowRange>& rows) override {
-    Use(name);
-    const TensorEntry* entry = checkpoint_.Find(name);
-    if (entry == nullptr) {
-      return Fail(Error(Code::kNotFound,
-                        fmt::format("{}: tensor {} is missing", checkpoint_.path(), name)));
-    }
-    CountVector(section(), rows.empty() ? n : RowCount(rows) * width);
-  }
-
-  void VisitScalar(const std::vector<std::string>& names, float*) override {
-    for (const std::string& name : names) Use(name);
-  }
-
- private:
-  // (n, k): the part of it that is taken.
-  void CountLinear(const std::string& prefix, int64_t n, int64_t k, double share) {
-    UseLinear(prefix);
-    const auto shape = checkpoint_.DescribeLinear(prefix);
-    if (!shape) return Fail(shape.error());
-    CountMatrix(*shape, n, k, share);
-  }
-
-  void CountExpert(const ExpertsSpec& spec, int64_t expert, const Projection& p) {
-    const double share = ExpertShare(spec);
-    UseExpert(spec, expert, p.name);
-    const auto shape =
-        checkpoint_.DescribeExpert(spec.prefix, expert, p.name, p.n, p.k, spec.layout);
-    if (!shape) return Fail(shape.error());
-    CountMatrix(*shape, p.n, p.k, share);
-    if (spec.bias) CountVector(section(), p.n, share);
-  }
-
-  void CountMatrix(const formats::LinearShape& shape, int64_t n, int64_t k, double share) {
-    const double part =
-        static_cast<double>(n * k) / static_cast<double>(std::max<int64_t>(shape.n * shape.k, 1));
-    Count(section(), shape.format, n * k, std::llround(static_cast<double>(shape.bytes) * part),
-          share);
-  }
-
-  void CountBias(const LinearPart& part, Bias bias) {
-    const std::string name = part.prefix + ".bias";
-    const bool stored = checkpoint_.Find(name) != nullptr;
-    if (bias == Bias::kNone || (bias == Bias::kIfStored && !stored)) return;
-    Use(name);
-    if (!stored)
-      return Fail(Error(Code::kNotFound,
-                        fmt::format("{}: tensor {} is missing", checkpoint_.path(), name)));
-    CountVector(section(), part.rows_taken());
-  }
-};
 
 class Loader : public TableWalk {
  public:
@@ -664,17 +434,6 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
       options.max_positions > 0 ? std::min(options.max_positions, limit) : limit;
   NIBBLE_TRY(model->FinishLoad(ops, options.pool, positions));
   return model;
-}
-
-Result<ModelInfo> DescribeModel(const Checkpoint& checkpoint) {
-  NIBBLE_ASSIGN(std::unique_ptr<LoadableModel> model, BuildModel(checkpoint.config()));
-  Describer describer(checkpoint);
-  model->VisitWeights(describer);
-  NIBBLE_TRY(describer.status());
-  ModelInfo info = model->info();
-  describer.TakeCounts(&info);
-  info.left_over = describer.LeftOver();
-  return info;
 }
 
 }  // namespace nibble::models
