@@ -93,7 +93,7 @@ class TensorMemory : public std::enable_shared_from_this<TensorMemory> {
   }
 
  private:
-  static constexpr size_t kKinds = 25;  // powers of two below 32 MiB
+  static constexpr size_t kKinds = 28;  // powers of two up to 128 MiB
 
   std::mutex mutex_;
   std::array<std::vector<std::unique_ptr<std::byte[]>>, kKinds> free_;
