@@ -63,6 +63,11 @@ def test_the_list_survives_a_round_trip(tmp_path):
     assert check.read_list(path) == {("90a", "b"): 24, ("120f", "a"): 8}
 
 
+def test_an_update_keeps_architectures_that_the_binary_lacks():
+    allowed = {("90a", "a"): 24, ("90a", "gone"): 8, ("80", "a"): 16}
+    assert check.updated(allowed, {("90a", "a"): 32}) == {("90a", "a"): 32, ("80", "a"): 16}
+
+
 def test_names_lose_parameters_and_template_arguments():
     name = "void nibble::kernels::cuda::decode::(anonymous namespace)::Kernel<(nibble::X)1, 2>(nibble::Args<int>)"
     assert check.plain_name(name) == "decode::Kernel"

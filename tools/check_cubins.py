@@ -4,7 +4,7 @@ tools/cubin_stacks.txt allows, and kernels hold the instructions that they were 
 
     tools/check_cubins.py BINARY [--cuobjdump PATH] [--update]
 
---update rewrites the list from what the binary has. Stacks are of a kernel's largest instance, by architecture; kernels
+--update rewrites the list from what the binary has, for its architectures. Stacks are of a kernel's largest instance, by architecture; kernels
 that are not listed have none. Instructions are found by the low 12 bits of their 16 bytes, so that no disassembler needs
 to know them. cuobjdump: packaging/cuda-binary-tools.sh prints where one is.
 """
@@ -112,6 +112,12 @@ def write_list(path, stacks):
     path.write_text("\n".join(lines) + "\n")
 
 
+def updated(allowed, largest):
+    """What the binary has, and what the list says of architectures that it lacks."""
+    there = {arch for arch, _ in largest}
+    return {key: size for key, size in allowed.items() if key[0] not in there} | largest
+
+
 def largest_stacks(stacks):
     names = plain_names({kernel for _, kernel in stacks})
     largest = collections.defaultdict(int)
@@ -172,7 +178,7 @@ def main():
         print(f"{options.binary} holds no GPU code")
         return 1
     if options.update:
-        write_list(LIST, largest)
+        write_list(LIST, updated(read_list(LIST), largest))
     extracted = extract(options.cuobjdump, options.binary)
     names = plain_names({kernel for _, kernel in extracted})
     opcodes = collections.defaultdict(set)
