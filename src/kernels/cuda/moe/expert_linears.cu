@@ -108,10 +108,16 @@ __device__ __forceinline__ const Source& SourceOf(const Group& group, int part) 
   return part == 0 ? group.expert.gate : group.expert.up;
 }
 
-// The third part is the row tile after the second.
+// Whether rows of up of an item lie in the row tile after its first, too.
+__device__ __forceinline__ bool Straddles(const Group& group, int tile) {
+  return group.expert.up_offset + min(kTileRows, group.f - tile * kTileRows) > kTileRows;
+}
+
+// The third part is the row tile after the second, where there is one.
 template <Formats kFormats>
-__device__ __forceinline__ Slice SliceOf(const Source& source, const Cursor& cursor, int part,
-                                         const Plan& plan) {
+__device__ __forceinline__ Slice SliceOf(const Group& group, const Source& source,
+                                         const Cursor& cursor, int part, const Plan& plan) {
+  if (part == 2 && !Straddles(group, cursor.item.tile)) return {nullptr, 0, 0};
   return SliceOf<kFormats>(source, cursor.item.tile + (part == 2),
                            cursor.of_item - part * plan.slices);
 }
@@ -175,8 +181,8 @@ __device__ __forceinline__ void FinishGateUp(const PhaseParams& p, const Plan& p
   }
 }
 
-template <Phase kPhase, int kTiles, Formats kFormats, bool kWide>
-__global__ void __launch_bounds__(kThreads, kWide ? 1 : 2)
+template <Phase kPhase, int kTiles, Formats kFormats>
+__global__ void __launch_bounds__(kThreads)
     PhaseKernel(const __grid_constant__ PhaseParams p, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) std::byte memory[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -212,8 +218,9 @@ __global__ void __launch_bounds__(kThreads, kWide ? 1 : 2)
   const auto fill = [&] {
     if (ahead.unit >= units) return ring.Skip();
     const int part = ahead.part(plan);
-    const Source& source = SourceOf<kPhase>(groups[ahead.item.group], part);
-    ring.template Fill<kFormats>(SliceOf<kFormats>(source, ahead, part, plan), source, lane);
+    const Group& group = groups[ahead.item.group];
+    const Source& source = SourceOf<kPhase>(group, part);
+    ring.template Fill<kFormats>(SliceOf<kFormats>(group, source, ahead, part, plan), source, lane);
     ahead.Step(items, plan, units_of_item);
   };
   fill();
@@ -262,8 +269,8 @@ __global__ void __launch_bounds__(kThreads, kWide ? 1 : 2)
       const Source& source = SourceOf<kPhase>(group, part);
       // One stage ahead, not more: the first slices are summed while others are on their way.
       if (several_stages) fill();
-      SumSlice<kFormats, kTiles, kWide>(ring, SliceOf<kFormats>(source, now, part, plan), source,
-                                        rows, lane, sum);
+      SumSlice<kFormats, kTiles, true>(ring, SliceOf<kFormats>(group, source, now, part, plan),
+                                       source, rows, lane, sum);
       if (!several_stages) fill();
       StoreSums(to, group.rows, lane, sum);
       now.Step(items, plan, units_of_item);
@@ -342,11 +349,10 @@ bool MakePlan(const PhaseParams& p, Plan* plan) {
   plan->block_groups = static_cast<int32_t>(std::min(p.max_groups, block_items / smallest + 2));
   plan->ring.stage_bytes = all.slice_bytes;
 
-  // Two blocks, of this and the next kernel, share an SM where stages are small.
+  // What is left serves as L1, for x.
   const bool lean = FormatsOf(all) != Formats::kAny;
   const auto most = static_cast<size_t>(CurrentDevice().shared_memory_per_block);
-  const size_t budget =
-      lean ? std::min<size_t>(most, p.t <= kLeanTokens ? kLeanShared : 160 * 1024) : most;
+  const size_t budget = lean ? std::min<size_t>(most, 160 * 1024) : most;
   const int most_stages = lean ? kLeanStages : 2, fewest_stages = lean ? kLeanStages : 1;
   for (const size_t limit : {budget, most}) {
     for (plan->buffers = 2; plan->buffers >= 1; --plan->buffers) {
@@ -362,24 +368,23 @@ bool MakePlan(const PhaseParams& p, Plan* plan) {
   return false;
 }
 
-template <Phase kPhase, int kTiles, bool kWide>
+template <Phase kPhase, int kTiles>
 auto KernelOf(Formats formats) {
   switch (formats) {
     case Formats::kNvfp4:
-      return PhaseKernel<kPhase, kTiles, Formats::kNvfp4, kWide>;
+      return PhaseKernel<kPhase, kTiles, Formats::kNvfp4>;
     case Formats::kMxfp4:
-      return PhaseKernel<kPhase, kTiles, Formats::kMxfp4, kWide>;
+      return PhaseKernel<kPhase, kTiles, Formats::kMxfp4>;
     default:
-      return PhaseKernel<kPhase, kTiles, Formats::kAny, true>;
+      return PhaseKernel<kPhase, kTiles, Formats::kAny>;
   }
 }
 
 template <Phase kPhase>
 auto KernelOf(const PhaseParams& p, Formats formats) {
-  if (p.t <= kLeanTokens && kPhase == Phase::kGateUp) return KernelOf<kPhase, 1, false>(formats);
-  if (p.group_rows <= 8) return KernelOf<kPhase, 1, true>(formats);
-  if (p.group_rows <= 16) return KernelOf<kPhase, 2, true>(formats);
-  return KernelOf<kPhase, 4, true>(formats);
+  if (p.group_rows <= 8) return KernelOf<kPhase, 1>(formats);
+  if (p.group_rows <= 16) return KernelOf<kPhase, 2>(formats);
+  return KernelOf<kPhase, 4>(formats);
 }
 
 }  // namespace

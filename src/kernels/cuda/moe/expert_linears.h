@@ -12,13 +12,6 @@ namespace nibble::kernels::cuda::moe {
 inline constexpr int kMaxGateUpSlices = 44;
 inline constexpr int kMaxDownSlices = 112;
 
-// Up to so many tokens, this kernel and the next share a multiprocessor: few registers.
-inline constexpr int kLeanTokens = 2;
-
-// Shared memory at most of the lean kernels, so that a block of each shares a multiprocessor.
-inline constexpr int kLeanShared = 116 * 1024;
-inline constexpr int kDownSumShared = 106 * 1024;
-
 // What the host knows about the weights of a phase, for the choice of kernel and shared memory.
 struct WeightSet {
   bool all_nvfp4 = true;
@@ -76,27 +69,9 @@ struct SumRowsParams {
   int64_t d = 0;
   uint16_t* out = nullptr;
   float* out_f32 = nullptr;
+  bool add = false;  // to out
 };
 
 void SumRows(const OpContext& context, const SumRowsParams& params);
-
-// kDown and SumRows in one, for so few tokens that a launch counts: a block owns 16 columns of out
-// and goes through all groups.
-struct DownSumParams {
-  Lists lists;
-  const uint16_t* h = nullptr;  // (rows), rows h_stride apart, with zeros up to a multiple of 64
-  int64_t h_stride = 0;
-  int32_t top_k = 0;
-  int64_t t = 0;  // up to kDownSumTokens
-  int64_t d = 0;
-  int64_t max_groups = 0;
-  WeightSet routed, shared;
-  uint16_t* out = nullptr;
-  float* out_f32 = nullptr;
-};
-
-inline constexpr int kDownSumTokens = 2;
-
-void DownSum(const OpContext& context, const DownSumParams& params);
 
 }  // namespace nibble::kernels::cuda::moe

@@ -8,6 +8,7 @@
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/moe/expert_linears.h"
+#include "kernels/cuda/moe/few_tokens.h"
 #include "kernels/cuda/moe/gather.h"
 #include "kernels/cuda/moe/grouped.h"
 #include "kernels/cuda/moe/listen.h"
@@ -38,6 +39,8 @@ int64_t GatheredTokens(int64_t t, int32_t top_k) {
 }
 
 struct Scratch {
+  uint16_t* normed = nullptr;      // (T, D or the router's K)
+  uint16_t* delta = nullptr;       // (T, D)
   float* logits = nullptr;         // (T, E)
   float* shared_logits = nullptr;  // (T)
   Lists lists;
@@ -69,6 +72,8 @@ int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
   const int64_t rows = s.t * (s.top_k + 1), routed_rows = s.t * s.top_k;
   const int64_t gathered = GatheredTokens(s.t, s.top_k) * (s.top_k + 1);
   const int64_t x_stride = RoundUp(s.d, kTileColumns), h_stride = RoundUp(s.f, kTileColumns);
+  take(&out->normed, s.t * std::max(s.d, s.router_d));
+  take(&out->delta, s.t * s.d);
   take(&out->logits, s.t * s.experts);
   take(&out->shared_logits, s.t);
   take(&out->lists.counts, 1);
@@ -83,7 +88,7 @@ int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
   take(&out->chosen_weight, routed_rows);
   take(&out->h, rows * h_stride);
   const int64_t streamed = std::min(s.t, kMaxStreamedTokens) * (s.top_k + 1);
-  take(&out->y, s.t > kDownSumTokens ? streamed * s.d : 0);
+  take(&out->y, streamed * s.d);
   take(&out->gathered_x, gathered * x_stride);
   take(&out->gathered_x_up, gathered * x_stride);
   take(&out->gathered_h, gathered * h_stride);
@@ -106,7 +111,8 @@ class MoeRun {
   }
 
   void Run() {
-    const bool aligned = p_.d % kTileColumns == 0 && reinterpret_cast<uintptr_t>(p_.x) % 16 == 0;
+    const bool aligned =
+        p_.d % kTileColumns == 0 && (norms_x() || reinterpret_cast<uintptr_t>(p_.x) % 16 == 0);
     gathers_x_ = transforms_x_ || p_.weight_on_input || !aligned;
     for (int64_t first = 0; first < p_.t; first += t_) RunTokens(first, TokensFrom(first));
   }
@@ -123,6 +129,11 @@ class MoeRun {
     return !gathers_x_ && !transforms_h_ && p_.listener == nullptr && GroupedTakes(GroupedOf(t));
   }
 
+  bool RunsFew() const {
+    return !gathers_x_ && !transforms_h_ && p_.listener == nullptr && t_ <= kFewTokens &&
+           FewTakes(FewOf(), FewSetsOf());
+  }
+
   void RunTokens(int64_t first, int64_t t) {
     first_ = first, t_ = t;
     const MoeSizes sizes = {.t = t,
@@ -137,13 +148,22 @@ class MoeRun {
     h_stride_ = RoundUp(sizes.f, kTileColumns);
     ChooseGroups();
     if (phases_.router) RunRouter(sizes);
+    if (RunsFew()) {
+      const FewParams few = FewOf();
+      const FewSets sets = FewSetsOf();
+      if (phases_.gate_up) FewGateUp(context_, few, sets);
+      if (phases_.down) FewDown(context_, few, sets);
+      return;
+    }
     if (phases_.route) Route(context_, RouteOf());
     if (RunsGrouped(t)) {
       GroupedParams grouped = GroupedOf(t);
       grouped.workspace = scratch_.grouped;
+      if (p_.add) grouped.out = scratch_.delta;
       grouped.workspace_bytes = GroupedBytes(sizes);
       if (phases_.gate_up) GroupedHidden(context_, grouped);
       if (phases_.down) GroupedOutput(context_, grouped);
+      if (p_.add) Add(context_, {.x = out(), .delta = grouped.out, .t = t_, .d = p_.d});
       return;
     }
     if (phases_.gate_up) RunGateUp();
@@ -165,7 +185,10 @@ class MoeRun {
   }
 
   bool has_shared() const { return p_.shared.gate_up != nullptr; }
-  const uint16_t* x() const { return p_.x + first_ * p_.d; }
+  bool norms_x() const { return p_.norm.weight != nullptr && p_.router_x == nullptr; }
+  const uint16_t* given_x() const { return p_.x + first_ * p_.d; }
+  // What experts see.
+  const uint16_t* x() const { return norms_x() ? scratch_.normed : given_x(); }
 
   void RunLinear(const MoeSizes& sizes, const uint16_t* x, const PackedWeight* weight,
                  const float* bias, float* y) const {
@@ -183,23 +206,31 @@ class MoeRun {
 
   void RunRouter(const MoeSizes& sizes) const {
     const int64_t router_k = p_.router->k();
-    const uint16_t* router_x = p_.router_x != nullptr ? p_.router_x + first_ * router_k : x();
+    const uint16_t* router_x = p_.router_x != nullptr ? p_.router_x + first_ * router_k : given_x();
     const bool gated = has_shared() && p_.shared_gate != nullptr;
-    const RouterParams params = {
-        .router_x = router_x,
-        .router_stride = router_k,
-        .router = AsCuda(*p_.router).tiles(),
-        .bias = p_.router_bias,
-        .logits = scratch_.logits,
-        .x = x(),
-        .x_stride = p_.d,
-        .gate = gated ? AsCuda(*p_.shared_gate).tiles() : WeightTiles{},
-        .gate_logits = scratch_.shared_logits,
-        .t = t_,
-    };
+    RouterParams params = {.router_x = router_x,
+                           .router_stride = router_k,
+                           .router = AsCuda(*p_.router).tiles(),
+                           .bias = p_.router_bias,
+                           .logits = scratch_.logits,
+                           .x = given_x(),
+                           .x_stride = p_.d,
+                           .gate = gated ? AsCuda(*p_.shared_gate).tiles() : WeightTiles{},
+                           .gate_logits = scratch_.shared_logits,
+                           .norm = p_.norm,
+                           .normed = scratch_.normed,
+                           .t = t_,
+                           .before_few = RunsFew()};
     const bool transformed =
         AsCuda(*p_.router).transforms_x() || (gated && AsCuda(*p_.shared_gate).transforms_x());
     if (!transformed && RouterTakes(params)) return Router(context_, params);
+    if (p_.norm.weight != nullptr) {
+      NormRows(context_, p_.norm, router_x, router_k, t_, router_k, scratch_.normed);
+      router_x = params.router_x = scratch_.normed;
+      params.x = x();
+      params.norm = {};
+      if (!transformed && RouterTakes(params)) return Router(context_, params);
+    }
     if (gated) RunLinear(sizes, x(), p_.shared_gate, nullptr, scratch_.shared_logits);
     RunLinear(sizes, router_x, p_.router, p_.router_bias, scratch_.logits);
   }
@@ -216,7 +247,7 @@ class MoeRun {
             .f = static_cast<int32_t>(p_.f),
             .shared_f = static_cast<int32_t>(p_.shared_f),
             .gate_up = SplitOf(gate_up_),
-            .down = sums_at_once() ? Split{} : SplitOf(down_),
+            .down = SplitOf(down_),
             .group_rows = group_rows_,
             .lists = scratch_.lists,
             .chosen = scratch_.chosen,
@@ -236,7 +267,6 @@ class MoeRun {
     if (transforms_h_)
       GatherInput(Input::kDown, scratch_.h, h_stride_, p_.f, p_.shared_f, scratch_.gathered_h,
                   h_stride_);
-    if (sums_at_once()) return DownSum(context_, DownSumOf());
     RunPhase(context_, down_);
     SumRows(context_, {.lists = scratch_.lists,
                        .y = scratch_.y,
@@ -244,10 +274,10 @@ class MoeRun {
                        .t = t_,
                        .d = p_.d,
                        .out = out(),
-                       .out_f32 = out_f32()});
+                       .out_f32 = out_f32(),
+                       .add = p_.add});
   }
 
-  bool sums_at_once() const { return t_ <= kDownSumTokens; }
   uint16_t* out() const { return p_.out == nullptr ? nullptr : p_.out + first_ * p_.d; }
   float* out_f32() const { return p_.out_f32 == nullptr ? nullptr : p_.out_f32 + first_ * p_.d; }
 
@@ -318,18 +348,33 @@ class MoeRun {
             .shared = shared_down_};
   }
 
-  DownSumParams DownSumOf() const {
-    return {.lists = scratch_.lists,
-            .h = down_input(),
+  FewSets FewSetsOf() const {
+    return {.gate_up = prepared_.gate_up(),
+            .down = prepared_.down(),
+            .shared_gate_up = shared_gate_up_,
+            .shared_down = shared_down_,
+            .stacked = prepared_.stacked() && p_.shared.up == nullptr};
+  }
+
+  FewParams FewOf() const {
+    return {.logits = scratch_.logits,
+            .shared_logits = p_.shared_gate != nullptr ? scratch_.shared_logits : nullptr,
+            .routing = p_.routing,
+            .t = static_cast<int32_t>(t_),
+            .d = static_cast<int32_t>(p_.d),
+            .f = static_cast<int32_t>(p_.f),
+            .shared_f = has_shared() ? static_cast<int32_t>(p_.shared_f) : 0,
+            .gate_up = prepared_.gate_up_data(),
+            .down = prepared_.down_data(),
+            .experts = prepared_.experts(),
+            .x = x(),
+            .h = scratch_.h,
             .h_stride = h_stride_,
-            .top_k = p_.routing.top_k,
-            .t = t_,
-            .d = p_.d,
-            .max_groups = max_groups_,
-            .routed = prepared_.down(),
-            .shared = shared_down_,
             .out = out(),
-            .out_f32 = out_f32()};
+            .out_f32 = out_f32(),
+            .add = p_.add,
+            .activation = p_.activation,
+            .shared = shared_.expert};
   }
 
   // But for the workspace.
@@ -390,32 +435,6 @@ class MoeRun {
   PhaseParams down_;
 };
 
-int64_t NormedBytes(int64_t t, int64_t d) {
-  return RoundUp(t * d * static_cast<int64_t>(sizeof(uint16_t)), 256);
-}
-
-// Up to kMaxTokens tokens: the norm and the addition are launches of their own.
-void NormAndAdd(const OpContext& context, const MoeParams& params) {
-  MoeParams p = params;
-  OpContext rest = context;
-  const auto take = [&](int64_t d) {
-    auto* const rows = reinterpret_cast<uint16_t*>(rest.workspace);
-    rest.workspace += NormedBytes(p.t, d);
-    rest.workspace_bytes -= static_cast<size_t>(NormedBytes(p.t, d));
-    return rows;
-  };
-  if (p.norm.weight != nullptr) {
-    const int64_t k = p.router->k();
-    uint16_t* const normed = take(k);
-    const uint16_t*& seen = p.router_x != nullptr ? p.router_x : p.x;
-    NormRows(context, p.norm, seen, k, p.t, k, normed);
-    seen = normed;
-  }
-  if (p.add) p.out = take(p.d);
-  RunMoePhases(rest, p, {});
-  if (p.add) Add(context, {.x = params.out, .delta = p.out, .t = p.t, .d = p.d});
-}
-
 }  // namespace
 
 Result<std::unique_ptr<PreparedWeights>> PrepareExperts(std::span<const ExpertWeights> experts) {
@@ -431,23 +450,10 @@ size_t MoeWorkspace(int /*threads*/, const MoeSizes& sizes) {
   MoeSizes chunk = sizes;
   chunk.t = std::min(sizes.t, kMaxTokens);
   Scratch ignored;
-  return static_cast<size_t>(Carve(nullptr, chunk, &ignored) +
-                             NormedBytes(chunk.t, chunk.router_d) +
-                             2 * NormedBytes(chunk.t, chunk.d));
+  return static_cast<size_t>(Carve(nullptr, chunk, &ignored));
 }
 
-void Moe(const OpContext& context, const MoeParams& params) {
-  for (int64_t first = 0; first < params.t; first += kMaxTokens) {
-    const int64_t router_k = params.router->k();
-    MoeParams part = params;
-    part.t = std::min(kMaxTokens, params.t - first);
-    part.x += first * params.d;
-    if (part.router_x != nullptr) part.router_x += first * router_k;
-    if (part.out != nullptr) part.out += first * params.d;
-    if (part.out_f32 != nullptr) part.out_f32 += first * params.d;
-    NormAndAdd(context, part);
-  }
-}
+void Moe(const OpContext& context, const MoeParams& params) { RunMoePhases(context, params, {}); }
 
 void RunMoePhases(const OpContext& context, const MoeParams& params, const MoePhases& phases) {
   NIBBLE_CHECK(params.prepared != nullptr, "experts without their prepared table");

@@ -93,11 +93,16 @@ Result<std::unique_ptr<PreparedExperts>> PreparedExperts::Create(
   std::vector<Expert> table;
   std::vector<ExpertTransforms> transforms;
   std::vector<uint8_t> held;
+  prepared->experts_ = static_cast<int64_t>(experts.size());
+  std::vector<const std::byte*> data(2 * experts.size());
   for (const ExpertWeights& weights : experts) {
     const ExpertFacts facts = FactsOf(weights);
     AddTo(weights, &prepared->gate_up_, &prepared->down_);
     prepared->transforms_x_ = prepared->transforms_x_ || facts.transforms_x;
     prepared->transforms_h_ = prepared->transforms_h_ || facts.transforms_h;
+    prepared->stacked_ = prepared->stacked_ && weights.up == nullptr;
+    data[table.size()] = facts.expert.gate.data;
+    data[experts.size() + table.size()] = facts.expert.down.data;
     table.push_back(facts.expert);
     held.push_back(weights.gate_up != nullptr);
     transforms.push_back(facts.transforms);
@@ -105,6 +110,7 @@ Result<std::unique_ptr<PreparedExperts>> PreparedExperts::Create(
   NIBBLE_TRY(CheckSlices("gate and up", prepared->gate_up_.slices, kMaxGateUpSlices));
   NIBBLE_TRY(CheckSlices("down", prepared->down_.slices, kMaxDownSlices));
   NIBBLE_ASSIGN(prepared->table_, ToDevice(table, device));
+  NIBBLE_ASSIGN(prepared->data_, ToDevice(data, device));
   NIBBLE_ASSIGN(prepared->held_, ToDevice(held, device));
   if (prepared->transforms_x_ || prepared->transforms_h_) {
     NIBBLE_ASSIGN(prepared->transforms_, ToDevice(transforms, device));

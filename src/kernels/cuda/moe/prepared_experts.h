@@ -42,6 +42,11 @@ class PreparedExperts final : public PreparedWeights {
 
   const Expert* experts() const { return table_.as<Expert>(); }  // (E), on the device
   const uint8_t* held() const { return held_.as<uint8_t>(); }    // (E), on the device: 0 or 1
+  // (E), on the device: row tile 0 of the weights; null where not held.
+  const std::byte* const* gate_up_data() const { return data_.as<const std::byte*>(); }
+  const std::byte* const* down_data() const { return gate_up_data() + experts_; }
+  // Gate and up are one weight, in all experts.
+  bool stacked() const { return stacked_; }
   // (E), on the device; null where no input is transformed.
   const ExpertTransforms* transforms() const {
     return transforms_x_ || transforms_h_ ? transforms_.as<ExpertTransforms>() : nullptr;
@@ -55,6 +60,9 @@ class PreparedExperts final : public PreparedWeights {
   PreparedExperts() = default;
 
   Buffer table_;
+  Buffer data_;  // of gate and up, then of down
+  int64_t experts_ = 0;
+  bool stacked_ = true;
   Buffer held_;
   Buffer transforms_;
   bool transforms_x_ = false;

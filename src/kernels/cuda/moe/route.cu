@@ -9,11 +9,12 @@
 namespace nibble::kernels::cuda::moe {
 namespace {
 
-constexpr int kChooseWarps = 8;
+constexpr int kChooseWarps = 4;
 constexpr int kPlaceThreads = 1024;
+// Of shared memory: more would be taken from the L1 of the kernel that starts beside the block.
+constexpr size_t kOneBlockBytes = 48 * 1024;
 
-template <int kPerLane>
-__global__ void __launch_bounds__(32 * kOneBlockWarps)
+__global__ void __launch_bounds__(32 * kOneBlockTokens)
     RouteKernel(const __grid_constant__ RouteParams p) {
   extern __shared__ __align__(16) std::byte memory[];
   ptx::LaunchSuccessor();
@@ -22,23 +23,22 @@ __global__ void __launch_bounds__(32 * kOneBlockWarps)
   Prepare(p, block);
   __syncthreads();
   ptx::WaitForPredecessor();
-  RouteInOneBlock<kPerLane>(p, block);
+  RouteInOneBlock(p, block);
 }
 
-template <int kPerLane>
 __global__ void __launch_bounds__(32 * kChooseWarps)
     ChooseKernel(const __grid_constant__ RouteParams p) {
   extern __shared__ __align__(16) std::byte memory[];
   ptx::LaunchSuccessor();
   const int warp = threadIdx.x / 32, experts = p.routing.experts, top_k = p.routing.top_k;
-  auto* const picked = reinterpret_cast<Picked*>(memory);
-  auto* const scratch = reinterpret_cast<float*>(picked + kChooseWarps * top_k);
+  auto* const scratch = reinterpret_cast<float*>(memory);
+  auto* const picked = reinterpret_cast<Picked*>(scratch + kChooseWarps * ScratchFloats(p.routing));
   ptx::WaitForPredecessor();
   const int64_t token = int64_t{blockIdx.x} * kChooseWarps + warp;
   if (token >= p.t) return;
-  ChooseExperts<kPerLane>(p.routing, p.logits + token * experts, scratch + 3 * experts * warp,
-                          picked + top_k * warp, p.chosen + token * top_k,
-                          p.chosen_weight + token * top_k);
+  ChooseExperts<true>(p.routing, p.logits + token * experts,
+                      scratch + ScratchFloats(p.routing) * warp, picked + top_k * warp,
+                      p.chosen + token * top_k, p.chosen_weight + token * top_k);
 }
 
 __global__ void __launch_bounds__(kPlaceThreads)
@@ -82,22 +82,14 @@ int64_t MaxGroups(int64_t t, int32_t experts, int32_t top_k, bool shared, int32_
 
 void Route(const OpContext& context, const RouteParams& params) {
   const Routing& routing = params.routing;
-  const int warps_of_experts = (routing.experts + 31) / 32;
   Block ignored;
-  if (params.t <= kOneBlockTokens) {
-    const int warps = std::clamp(warps_of_experts, kOneBlockTokens, kOneBlockWarps);
-    const auto kernel = routing.experts <= 128   ? RouteKernel<4>
-                        : routing.experts <= 512 ? RouteKernel<16>
-                                                 : RouteKernel<32>;
-    LaunchPdl(kernel, 1, 32 * warps, Carve(nullptr, params, warps, &ignored), StreamOf(context),
-              params);
+  const size_t one_block = Carve(nullptr, params, kOneBlockTokens, &ignored);
+  if (params.t <= kOneBlockTokens && one_block <= kOneBlockBytes) {
+    LaunchPdl(RouteKernel, 1, 32 * kOneBlockTokens, one_block, StreamOf(context), params);
     return;
   }
-  const auto kernel = routing.experts <= 128   ? ChooseKernel<4>
-                      : routing.experts <= 512 ? ChooseKernel<16>
-                                               : ChooseKernel<32>;
-  const size_t scratch = routing.groups > 1 ? size_t{12} * routing.experts : 0;
-  LaunchPdl(kernel, static_cast<unsigned>((params.t + kChooseWarps - 1) / kChooseWarps),
+  const size_t scratch = sizeof(float) * ScratchFloats(routing);
+  LaunchPdl(ChooseKernel, static_cast<unsigned>((params.t + kChooseWarps - 1) / kChooseWarps),
             32 * kChooseWarps, kChooseWarps * (scratch + sizeof(Picked) * routing.top_k),
             StreamOf(context), params);
   LaunchPdl(PlaceKernel, static_cast<unsigned>((params.t + kTokensOfBlock - 1) / kTokensOfBlock),

@@ -1,176 +1,12 @@
-// The steps of Route, for blocks of any number of warps: a token's choice by a warp, and the lists
-// of all tokens by counting. A block's tokens are bits of one mask per expert, so that a row's
-// place is a population count, whatever the order in which threads run.
+// The lists of Route, for blocks of any number of warps, by counting. A block's tokens are bits of
+// one mask per expert, so that a row's place is a population count, whatever the order in which
+// threads run.
 #pragma once
 
-#include <climits>
-#include <cmath>
-
+#include "kernels/cuda/moe/choose.cuh"
 #include "kernels/cuda/moe/route.h"
-#include "kernels/cuda/reduce.cuh"
 
 namespace nibble::kernels::cuda::moe {
-
-// ---- A token's choice
-
-// Larger floats have larger keys; 0 is below all of them. -0 and 0 are equal.
-__device__ __forceinline__ uint32_t OrderedKey(float value) {
-  const auto bits = static_cast<int32_t>(__float_as_uint(value + 0.0f));
-  return static_cast<uint32_t>(bits ^ ((bits >> 31) | INT_MIN));
-}
-
-__device__ __forceinline__ float ValueOfKey(uint32_t key) {
-  const auto bits = static_cast<int32_t>(key);
-  return __uint_as_float(static_cast<uint32_t>(bits ^ (~(bits >> 31) | INT_MIN)));
-}
-
-struct Best {
-  uint32_t key;
-  int32_t id;
-};
-
-// The warp's largest key, and its id, the smallest one among equals.
-__device__ __forceinline__ Best WarpBest(uint32_t key, int32_t id) {
-  const uint32_t largest = __reduce_max_sync(kAllLanes, key);
-  return {largest, __reduce_min_sync(kAllLanes, key == largest ? id : INT_MAX)};
-}
-
-__device__ __forceinline__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
-// Marks the best top_groups groups in `taken` (groups), by `value` (E). sums: (groups) scratch.
-__device__ inline void ChooseGroups(const Routing& routing, const float* value, float* sums,
-                                    int* taken) {
-  const int lane = threadIdx.x % 32, size = routing.experts / routing.groups;
-  for (int g = lane; g < routing.groups; g += 32) {
-    float best = -INFINITY, second = -INFINITY;
-    for (int i = 0; i < size; ++i) {
-      const float v = value[g * size + i];
-      second = v > best ? best : fmaxf(second, v);
-      best = fmaxf(best, v);
-    }
-    sums[g] = routing.group_score == GroupScore::kMax || size == 1 ? best : best + second;
-    taken[g] = 0;
-  }
-  for (int round = 0; round < routing.top_groups; ++round) {
-    uint32_t key = 0;
-    int id = INT_MAX;
-    for (int g = lane; g < routing.groups; g += 32) {
-      const uint32_t k = taken[g] ? 0 : OrderedKey(sums[g]);
-      if (k > key) key = k, id = g;
-    }
-    const int best = WarpBest(key, id).id;
-    if (best % 32 == lane && best < routing.groups) taken[best] = 1;
-  }
-  __syncwarp();
-}
-
-// A lane's experts are lane, lane + 32, ...
-template <int kPerLane>
-struct Candidates {
-  uint32_t keys[kPerLane];
-  uint32_t best = 0;
-  int32_t best_id = INT_MAX;
-
-  __device__ __forceinline__ void FindBest() {
-    best = 0, best_id = INT_MAX;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      if (keys[i] > best) best = keys[i], best_id = i * 32 + threadIdx.x % 32;
-    }
-  }
-  __device__ __forceinline__ void Remove(int32_t id) {
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      if (id == i * 32 + static_cast<int>(threadIdx.x % 32)) keys[i] = 0;
-    }
-    FindBest();
-  }
-};
-
-struct Picked {
-  float logit;
-  int32_t id;
-};
-
-// The token's experts in ascending order, with their weights. logits: (E); scratch: (3 E) where
-// there are groups; picked: (top_k) scratch.
-template <int kPerLane>
-__device__ void ChooseExperts(const Routing& routing, const float* logits, float* scratch,
-                              Picked* picked, int32_t* chosen, float* weights) {
-  const int lane = threadIdx.x % 32, experts = routing.experts, top_k = routing.top_k;
-  const bool softmax = routing.score == RouterScore::kSoftmax;
-  // Scores grow with the logits: without a bias these choose the same experts, and tell apart what
-  // rounds to equal scores.
-  const bool by_logit = routing.choice_bias == nullptr && routing.groups == 1;
-  float values[kPerLane];
-  Candidates<kPerLane> candidates;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int e = i * 32 + lane;
-    values[i] = e < experts ? __ldcg(logits + e) : -INFINITY;
-    candidates.keys[i] = e < experts ? OrderedKey(values[i]) : 0;
-  }
-  float largest = 0.0f, inverse_sum = 1.0f;
-  if (softmax) {
-    candidates.FindBest();
-    largest = ValueOfKey(__reduce_max_sync(kAllLanes, candidates.best));
-    if (!routing.renormalize || !by_logit) {
-      float sum = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) sum += expf(values[i] - largest);
-      inverse_sum = 1.0f / WarpSum(sum);
-    }
-  }
-  const auto score = [&](float logit) {
-    return softmax ? expf(logit - largest) * inverse_sum : Sigmoid(logit);
-  };
-  if (!by_logit) {
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int e = i * 32 + lane;
-      if (e >= experts) continue;
-      values[i] = score(values[i]) + (routing.choice_bias != nullptr ? routing.choice_bias[e] : 0);
-      candidates.keys[i] = OrderedKey(values[i]);
-      if (routing.groups > 1) scratch[e] = values[i];
-    }
-    if (routing.groups > 1) {
-      __syncwarp();
-      int* const taken = reinterpret_cast<int*>(scratch + 2 * experts);
-      ChooseGroups(routing, scratch, scratch + experts, taken);
-      const int size = experts / routing.groups;
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const int e = i * 32 + lane;
-        if (e < experts && !taken[e / size]) candidates.keys[i] = 0;
-      }
-    }
-  }
-  candidates.FindBest();
-  for (int j = 0; j < top_k; ++j) {
-    const Best best = WarpBest(candidates.best, candidates.best_id);
-    if (candidates.best_id == best.id) candidates.Remove(best.id);
-    if (lane == 0) picked[j] = {ValueOfKey(best.key), min(best.id, experts - 1)};
-  }
-  __syncwarp();
-  if (!by_logit) {
-    for (int j = lane; j < top_k; j += 32) picked[j].logit = __ldcg(logits + picked[j].id);
-    __syncwarp();
-  }
-  float sum = 0.0f;
-  for (int j = lane; j < top_k; j += 32) sum += score(picked[j].logit);
-  sum = WarpSum(sum) + 1e-20f;
-  const float factor = routing.renormalize ? routing.scale / sum : routing.scale;
-  for (int j = lane; j < top_k; j += 32) {
-    const Picked own = picked[j];
-    int rank = 0;
-    for (int i = 0; i < top_k; ++i) rank += picked[i].id < own.id;
-    chosen[rank] = own.id;
-    weights[rank] = score(own.logit) * factor;
-  }
-  __syncwarp();
-}
-
-// ---- Lists
 
 struct Pair {
   int32_t rows;
@@ -216,7 +52,7 @@ struct Block {
   float* weights;             // (kTokensOfBlock, top_k)
   Picked* picked;             // (warps, top_k)
   Pair* warp_sums;            // (32)
-  float* scratch;             // (warps, 3 E), where there are groups
+  float* scratch;             // (warps with a token) of ScratchFloats
 };
 
 __host__ __device__ inline int64_t MaxRoutedGroups(const RouteParams& p) {
@@ -245,7 +81,7 @@ __host__ __device__ inline size_t Carve(std::byte* base, const RouteParams& p, i
   take(&block->weights, tokens * top_k);
   take(&block->picked, warps * top_k);
   take(&block->warp_sums, 32);
-  take(&block->scratch, p.routing.groups > 1 ? 3 * experts * warps : 0);
+  take(&block->scratch, ScratchFloats(p.routing) * (warps < tokens ? warps : tokens));
   return used;
 }
 
@@ -406,15 +242,14 @@ __device__ inline void WriteLists(const RouteParams& p, const Block& block, int 
 }
 
 // Up to kTokensOfBlock tokens by one block, from logits to lists. Prepare and a barrier came first.
-template <int kPerLane>
-__device__ void RouteInOneBlock(const RouteParams& p, const Block& block) {
+__device__ inline void RouteInOneBlock(const RouteParams& p, const Block& block) {
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
   const int experts = p.routing.experts, top_k = p.routing.top_k;
   const int tokens = static_cast<int>(p.t);
   for (int i = warp; i < tokens; i += warps) {
-    ChooseExperts<kPerLane>(p.routing, p.logits + i * experts, block.scratch + 3 * experts * warp,
-                            block.picked + top_k * warp, block.chosen + top_k * i,
-                            block.weights + top_k * i);
+    ChooseExperts<true>(
+        p.routing, p.logits + i * experts, block.scratch + ScratchFloats(p.routing) * warp,
+        block.picked + top_k * warp, block.chosen + top_k * i, block.weights + top_k * i);
   }
   __syncthreads();
   FillMasks(p, block, tokens);

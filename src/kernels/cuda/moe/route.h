@@ -22,14 +22,13 @@ struct RouteParams {
   Split down;              // blocks 0: not a phase of its own
   int32_t group_rows = 8;  // a multiple of 8, at most kColumnsOfGroup
   Lists lists;
-  // Of more than kOneBlockTokens tokens:
+  // Of more tokens than one block routes:
   int32_t* chosen = nullptr;       // (T, top_k)
   float* chosen_weight = nullptr;  // (T, top_k)
 };
 
-// Tokens that one block routes, and its warps at most.
-inline constexpr int kOneBlockTokens = 8;
-inline constexpr int kOneBlockWarps = 16;
+// Tokens that one block routes, a warp for each.
+inline constexpr int kOneBlockTokens = 16;
 
 // The most groups that t tokens can make.
 int64_t MaxGroups(int64_t t, int32_t experts, int32_t top_k, bool shared, int32_t group_rows);

@@ -1,5 +1,5 @@
 // Router logits of few tokens, and the logit of the shared expert's gate, by one launch: whole rows
-// of E outputs are few, so a block sums 16 of them over all of K.
+// of E outputs are few, so a block sums 16 of them over all of K. Every block norms x itself.
 #pragma once
 
 #include "kernels/cuda/linear/weight_tiles.h"
@@ -17,7 +17,11 @@ struct RouterParams {
   int64_t x_stride = 0;
   WeightTiles gate;              // (1, D); data null: none
   float* gate_logits = nullptr;  // (T)
+  // Of x, which router and gate both see: then router_x is x. The weight is 16-byte aligned.
+  InputNorm norm;
+  uint16_t* normed = nullptr;  // (T, D): x, normed, for those who come later
   int64_t t = 0;
+  bool before_few = false;  // FewGateUp follows
 };
 
 // Above it the linear op is faster.

@@ -158,6 +158,27 @@ __device__ __forceinline__ void SumTwoTiles(const std::byte* stage,
   }
 }
 
+// x of one row comes with the weights: behind the scales, 256 columns.
+template <Formats kFormats, typename Ring>
+__device__ __forceinline__ void SumStagedSlice(Ring& ring, int tiles, int row, int lane,
+                                               float (&sum)[1][4]) {
+  constexpr TileFormat kFormat = kOnlyFormat<kFormats>;
+  constexpr int kScales = kSliceTiles * CodeBytes(kFormat);
+  Clear(sum);
+  const std::byte* const stage = ring.Wait();
+  const auto* const x =
+      reinterpret_cast<const uint16_t*>(stage + kScales + ScaleBytes(kFormat, 0)) +
+      row * kSliceColumns + lane % 4 * 16;
+  const LaneScales<kFormat> scales(stage + kScales, 0, lane);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    LaneColumns columns;
+    columns.Load(x, 2 * half, tiles);
+    SumTwoTiles(stage, scales, 2 * half, columns, lane, sum[0]);
+  }
+  ring.Release();
+}
+
 template <int kTiles, typename Rows>
 __device__ __forceinline__ void AddGroup(Rows scale, float (&group)[kTiles][4],
                                          float (&sum)[kTiles][4]) {
@@ -262,19 +283,20 @@ inline constexpr int kColumnStride = 20;
 
 template <int kTiles>
 __device__ __forceinline__ void StoreSums(float* partial, int columns, int lane,
-                                          const float (&sum)[kTiles][4]) {
+                                          const float (&sum)[kTiles][4],
+                                          int stride = kColumnStride) {
   const int row = lane / 4;
 #pragma unroll
   for (int c = 0; c < kTiles; ++c) {
     const int column = c * 8 + lane % 4 * 2;
-    float* const at = partial + column * kColumnStride + row;
+    float* const at = partial + column * stride + row;
     if (column < columns) {
       at[0] = sum[c][0];
       at[8] = sum[c][2];
     }
     if (column + 1 < columns) {
-      at[kColumnStride] = sum[c][1];
-      at[kColumnStride + 8] = sum[c][3];
+      at[stride] = sum[c][1];
+      at[stride + 8] = sum[c][3];
     }
   }
 }
@@ -312,8 +334,8 @@ struct RingShape {
   int32_t stage_bytes = 0;
 };
 
-// Stages of one warp, a slice in each, filled in the order in which they are used. kStages: as many
-// as the shape says, or 0: any number up to 3.
+// Stages of one warp, a slice in each, filled in the order in which they are used. kStages: so
+// many, or 0: as many as the shape says, any number up to 3.
 template <int kStages>
 class WarpRing {
  public:
@@ -328,6 +350,8 @@ class WarpRing {
     CopySlice<kFormats>(base_ + fill_ * stage_bytes_, slice, source, lane);
     Skip();
   }
+  // The stage that the next Fill fills.
+  __device__ __forceinline__ std::byte* Filling() const { return base_ + fill_ * stage_bytes_; }
   __device__ __forceinline__ void Skip() {
     ptx::CommitCopies();
     fill_ = Next(fill_);

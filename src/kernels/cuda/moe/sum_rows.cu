@@ -52,7 +52,9 @@ __global__ void __launch_bounds__(kThreads) SumRowsKernel(const __grid_constant_
     if (p.out_f32 != nullptr) {
       p.out_f32[token * p.d + column + c] = sum[c];
     } else {
-      p.out[token * p.d + column + c] = static_cast<uint16_t>(ptx::PackBf16(sum[c], 0.0f));
+      uint16_t* const out = p.out + token * p.d + column + c;
+      const float y = p.add ? ptx::FirstBf16(*out) + ptx::RoundBf16(sum[c]) : sum[c];
+      *out = static_cast<uint16_t>(ptx::PackBf16(y, 0.0f));
     }
   }
 }

@@ -6,6 +6,7 @@
 #include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/norm/norm.h"
+#include "kernels/cuda/norm/norm_scale.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "kernels/cuda/reduce.cuh"
 
@@ -13,12 +14,6 @@ namespace nibble::kernels::cuda {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-
-__device__ __forceinline__ float Scale(float x, float inverse, float weight, NormStyle style) {
-  const float normalized = x * inverse;
-  if (style == NormStyle::kRoundThenScale) return ptx::RoundBf16(normalized) * weight;
-  return normalized * (style == NormStyle::kScaleOnePlus ? 1.0f + weight : weight);
-}
 
 // Few weights are held from before the wait on; many would not leave room for the row.
 template <int kVectors>
@@ -70,7 +65,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     if constexpr (!kWeightsFirst) LoadF32x8(p.weight + at(v), d - at(v), aligned, late);
     const float(&scale)[kVector] = kWeightsFirst ? weight[kWeightsFirst ? v : 0] : late;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) values[i] = Scale(values[i], inverse, scale[i], p.style);
+    for (int i = 0; i < kVector; ++i) values[i] = NormScale(values[i], inverse, scale[i], p.style);
     StoreBf16x8(out + at(v), Pack(values), d - at(v), aligned);
   }
 }
