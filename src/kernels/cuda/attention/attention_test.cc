@@ -43,7 +43,7 @@ class CudaAttention : public testing::Test {
 TEST_F(CudaAttention, LongContextsAreRefs) {
   for (const NamedShape& model : kModels) {
     SCOPED_TRACE(model.name);
-    const std::vector<AttentionSequence> batch = {{1, 1, 5000}, {2, 2, 4097}};
+    const std::vector<AttentionSequence> batch = {{1, 1, 5000}, {2, 2, 4097}, {3, 1, 2049}};
     ExpectNear(RunAttention(ops(), model.shape, batch, 64),
                RunAttention(RefOps(), model.shape, batch, 64), model.shape.head_dim,
                AttentionTolerance(ops()));
@@ -53,7 +53,7 @@ TEST_F(CudaAttention, LongContextsAreRefs) {
 // The last tokens of a prompt, computed in one piece, in pieces, one by one, and in a batch.
 TEST_F(CudaAttention, BitsDependOnTheOwnHistoryAlone) {
   for (const NamedShape& model : kModels) {
-    for (int32_t length : {64, 129, 1030, 4200}) {
+    for (int32_t length : {64, 129, 1030, 2100, 4200}) {
       SCOPED_TRACE(testing::Message() << model.name << ", " << length << " keys");
       const int32_t tokens = std::min(length, 150);
       const int64_t width = int64_t{model.shape.q_heads} * model.shape.head_dim;
@@ -133,21 +133,26 @@ float TimeOf(cudaStream_t stream, const Record& record, int repeats = 5) {
 }
 
 struct Timing {
-  double microseconds;  // of one op
+  double microseconds;  // of one op in a chain of them
+  double added;         // microseconds that it adds to a chain of another kernel
   double bytes;         // of keys and values that it reads
   double flops;
 };
 
+// What a decode step does in the same op.
+enum class Around { kNothing, kRotation, kRotationAndGate };
+
 // `batch` sequences of kv_len keys, q_len of them queries, over caches of as many layers as keep
 // the second-level cache cold. max_context: what the page table has room for.
 Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, int32_t kv_len,
-                     int32_t max_context) {
+                     int32_t max_context, Around around = Around::kNothing) {
   const OpTable& ops = *cuda::synced::Table();
   const auto stream = static_cast<cudaStream_t>(ops.device->stream());
   const int32_t page_size = 64;
   const int64_t pages_of_one = (kv_len + page_size - 1) / page_size;
   const int64_t max_pages = max_context / page_size;
   const int64_t row = shape.head_dim * KvElementBytes(shape.format);
+  const bool is_latent = shape.head_dim == 576;  // keys are values
   const int64_t layer_bytes = batch * pages_of_one * page_size * shape.kv_heads * row;
   const int64_t layers = std::clamp<int64_t>((400 << 20) / (2 * layer_bytes), 2, 48);
   const int64_t tokens = batch * q_len;
@@ -160,9 +165,10 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
     cudaMemcpy(v.As<char>() + layer * layer_bytes, noise.data(), layer_bytes, cudaMemcpyDefault);
   }
   const int64_t width = int64_t{shape.q_heads} * shape.head_dim;
-  const std::vector<uint16_t> q_host = NoiseBf16(1, tokens * width);
-  DeviceBytes q(tokens * width * 2), out(tokens * width * 2);
-  cudaMemcpy(q.As<char>(), q_host.data(), tokens * width * 2, cudaMemcpyDefault);
+  const int64_t stride = 2 * width + 2 * int64_t{shape.kv_heads} * shape.head_dim;
+  const std::vector<uint16_t> q_host = NoiseBf16(1, tokens * stride);
+  DeviceBytes q(tokens * stride * 2), q_turned(tokens * width * 2), out(tokens * width * 2);
+  cudaMemcpy(q.As<char>(), q_host.data(), tokens * stride * 2, cudaMemcpyDefault);
   std::vector<int32_t> q_start = {0}, kv_lens, table(batch * max_pages);
   for (int64_t b = 0; b < batch; ++b) {
     q_start.push_back(q_start.back() + q_len);
@@ -177,35 +183,81 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
   cudaMemcpy(q_start_device, q_start.data(), q_start.size() * 4, cudaMemcpyDefault);
   cudaMemcpy(kv_len_device, kv_lens.data(), kv_lens.size() * 4, cudaMemcpyDefault);
   cudaMemcpy(table_device, table.data(), table.size() * 4, cudaMemcpyDefault);
+  const int32_t half = shape.head_dim / 2;
+  const std::vector<float> angles = NoiseF32(2, 2 * half);  // and norms
+  const std::vector<int32_t> positions(tokens, 0);
+  std::vector<int64_t> slots;
+  for (int64_t b = 0; b < tokens; ++b)
+    slots.push_back(int64_t{table[b / q_len * max_pages + (kv_len - 1) / page_size]} * page_size +
+                    (kv_len - 1) % page_size);
+  DeviceBytes cos(angles.size() * 4), positions_device(tokens * 4), slots_device(tokens * 8);
+  cudaMemcpy(cos.As<char>(), angles.data(), angles.size() * 4, cudaMemcpyDefault);
+  cudaMemcpy(positions_device.As<char>(), positions.data(), tokens * 4, cudaMemcpyDefault);
+  cudaMemcpy(slots_device.As<char>(), slots.data(), tokens * 8, cudaMemcpyDefault);
   const size_t workspace_bytes = ops.attention_workspace(1, tokens, shape.q_heads, shape.head_dim);
   DeviceBytes workspace(workspace_bytes + 64);
   cudaDeviceSynchronize();
   const OpContext context = {
       .stream = stream, .workspace = workspace.As<std::byte>(), .workspace_bytes = workspace_bytes};
-  const float milliseconds = TimeOf(stream, [&] {
+  constexpr int64_t kSpacerRows = 264, kSpacerWidth = 8192;
+  DeviceBytes spacer(kSpacerRows * kSpacerWidth * 2);
+  const auto space = [&] {
+    ops.sigmoid_gate(context, {.x = spacer.As<uint16_t>(),
+                               .gate = spacer.As<uint16_t>(),
+                               .gate_stride = kSpacerWidth,
+                               .t = kSpacerRows,
+                               .n = kSpacerWidth});
+  };
+  const auto record = [&](bool spaced) {
     for (int64_t layer = 0; layer < layers; ++layer) {
-      ops.attention(context, {.q = q.As<uint16_t>(),
-                              .out = out.As<uint16_t>(),
-                              .t = tokens,
-                              .sequences = batch,
-                              .q_start = q_start_device,
-                              .kv_len = kv_len_device,
-                              .page_table = table_device,
-                              .max_pages = max_pages,
-                              .q_heads = shape.q_heads,
-                              .scale = 0.05f,
-                              .window = shape.window,
-                              .cache = {.k = k.As<std::byte>() + layer * layer_bytes,
-                                        .v = v.As<std::byte>() + layer * layer_bytes,
-                                        .format = shape.format,
-                                        .page_size = page_size,
-                                        .kv_heads = shape.kv_heads,
-                                        .head_dim = shape.head_dim}});
+      if (spaced) space();
+      const KvLayerView cache = {.k = k.As<std::byte>() + layer * layer_bytes,
+                                 .v = (is_latent ? k : v).As<std::byte>() + layer * layer_bytes,
+                                 .format = shape.format,
+                                 .page_size = page_size,
+                                 .kv_heads = shape.kv_heads,
+                                 .head_dim = shape.head_dim};
+      const RopeAndCacheParams rope = {.qkv = q.As<uint16_t>(),
+                                       .qkv_stride = stride,
+                                       .t = tokens,
+                                       .q_heads = shape.q_heads,
+                                       .q_norm = cos.As<float>(),
+                                       .k_norm = cos.As<float>(),
+                                       .cos = cos.As<float>(),
+                                       .sin = cos.As<float>(),
+                                       .rotary_dim = shape.head_dim,
+                                       .positions = positions_device.As<int32_t>(),
+                                       .slots = slots_device.As<int64_t>(),
+                                       .cache = cache,
+                                       .q_out = q_turned.As<uint16_t>()};
+      ops.attention(
+          context,
+          {.rope = around == Around::kNothing ? nullptr : &rope,
+           .gate = around == Around::kRotationAndGate ? q.As<uint16_t>() + stride - width : nullptr,
+           .gate_stride = stride,
+           .q = q.As<uint16_t>(),
+           .out = out.As<uint16_t>(),
+           .t = tokens,
+           .sequences = batch,
+           .q_start = q_start_device,
+           .kv_len = kv_len_device,
+           .page_table = table_device,
+           .max_pages = max_pages,
+           .q_heads = shape.q_heads,
+           .scale = 0.05f,
+           .window = shape.window,
+           .cache = cache});
     }
+  };
+  const float milliseconds = TimeOf(stream, [&] { record(false); });
+  const float spaced = TimeOf(stream, [&] { record(true); });
+  const float spacers = TimeOf(stream, [&] {
+    for (int64_t layer = 0; layer < layers; ++layer) space();
   });
   const double pairs = static_cast<double>(batch) * q_len * (kv_len - (q_len - 1) / 2.0);
   return {milliseconds * 1000.0 / static_cast<double>(layers),
-          2.0 * static_cast<double>(layer_bytes) * kv_len /
+          (spaced - spacers) * 1000.0 / static_cast<double>(layers),
+          (is_latent ? 1.0 : 2.0) * static_cast<double>(layer_bytes) * kv_len /
               static_cast<double>(pages_of_one * page_size),
           4.0 * pairs * shape.q_heads * shape.head_dim};
 }
@@ -213,26 +265,33 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
 void PrintDevice() {
   cudaDeviceProp properties;
   cudaGetDeviceProperties(&properties, 0);
-  std::printf("%s, %d SMs\n", properties.name, properties.multiProcessorCount);
+  const OpTable& ops = *cuda::synced::Table();
+  std::printf("%s, %d SMs, reads %.0f GB/s\n", properties.name, properties.multiProcessorCount,
+              ops.read_bandwidth == nullptr ? 0.0 : ops.read_bandwidth() / 1e9);
 }
 
+// One op per layer: rotation, write, attention and, for Qwen3-Next, the gate.
 TEST_F(CudaAttention, DISABLED_BenchDecode) {
   PrintDevice();
-  for (int i = 0; i < 5; ++i) {
-    const NamedShape& model = kModels[i];
+  for (NamedShape model : kModels) {
+    if (model.shape.head_dim == 576) model.shape.q_heads = 128;
+    const bool is_next = model.shape.head_dim == 256;
+    const Around around = model.shape.head_dim > 256 ? Around::kNothing
+                          : is_next                  ? Around::kRotationAndGate
+                                                     : Around::kRotation;
     for (int64_t batch : {1, 8, 64}) {
       for (int32_t context : {1024, 8192, 32768, 131072}) {
         if (batch * context > 8 * 131072) continue;
         if (batch * context * model.shape.kv_heads > 8 * 8 * 32768) continue;
-        const Timing t = TimeAttention(model.shape, batch, 1, context, context + 1024);
-        std::printf("%-20s batch %2d, %6d keys: %8.2f us %6.0f GB/s\n", model.name,
-                    static_cast<int>(batch), context, t.microseconds,
+        const Timing t = TimeAttention(model.shape, batch, 1, context, context + 1024, around);
+        std::printf("%-20s batch %2d, %6d keys: %8.2f us, adds %8.2f us, %6.0f GB/s\n", model.name,
+                    static_cast<int>(batch), context, t.microseconds, t.added,
                     t.bytes / t.microseconds / 1e3);
       }
     }
-    const Timing t = TimeAttention(model.shape, 1, 1, 1024, 131072);
-    std::printf("%-20s batch  1,   1024 keys of at most 131072: %8.2f us\n", model.name,
-                t.microseconds);
+    const Timing t = TimeAttention(model.shape, 1, 1, 1024, 131072, around);
+    std::printf("%-20s batch  1,   1024 keys of at most 131072: %8.2f us, adds %.2f\n", model.name,
+                t.microseconds, t.added);
   }
 }
 
