@@ -30,15 +30,21 @@ __device__ __forceinline__ void InvertColumn(ChunkSquare& square, int c) {
 #pragma unroll
     for (int r = 0; r < 16; ++r) x[r] = first + r == c ? 1.0f : 0.0f;
     const auto subtract = [&](int j, float x_j, int from) {
-      const float4* column = reinterpret_cast<const float4*>(&square[j][first]);
+      const float* column = &square[j][first];
 #pragma unroll
       for (int r = 0; r < 16; r += 4) {
-        if (r + 3 < from) continue;
-        const float4 part = column[r / 4];
-        if (r >= from) x[r] = fmaf(-part.x, x_j, x[r]);
-        if (r + 1 >= from) x[r + 1] = fmaf(-part.y, x_j, x[r + 1]);
-        if (r + 2 >= from) x[r + 2] = fmaf(-part.z, x_j, x[r + 2]);
-        if (r + 3 >= from) x[r + 3] = fmaf(-part.w, x_j, x[r + 3]);
+        if (r >= from) {
+          const float4 part = *reinterpret_cast<const float4*>(column + r);
+          x[r] = fmaf(-part.x, x_j, x[r]);
+          x[r + 1] = fmaf(-part.y, x_j, x[r + 1]);
+          x[r + 2] = fmaf(-part.z, x_j, x[r + 2]);
+          x[r + 3] = fmaf(-part.w, x_j, x[r + 3]);
+          continue;
+        }
+        // What lies on the other side of the diagonal is others' to write.
+#pragma unroll
+        for (int e = r; e < r + 4; ++e)
+          if (e >= from) x[e] = fmaf(-column[e], x_j, x[e]);
       }
     };
 #pragma unroll 8

@@ -350,7 +350,7 @@ template <int kWidth>
 __device__ __forceinline__ void ReadState(const OutputOperands<kWidth>& x,
                                           const ToldRows<kWidth>& told, HalfOfTokens tokens,
                                           int lane, float* o, int stride) {
-  float products[2][2][4] = {};  // by block
+  float products[2][2][4] = {}, products_of_lo[2][2][4] = {};  // by block; added below
   const int token_blocks[2] = {tokens.first(), tokens.second()};
   SplitFragment s[2];
   uint32_t queries[2][2][4];
@@ -368,8 +368,9 @@ __device__ __forceinline__ void ReadState(const OutputOperands<kWidth>& x,
     for (int part = 0; part < 2; ++part) {
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        ptx::MmaBf16(products[n / 2][n % 2], part == 0 ? s[d % 2].hi : s[d % 2].lo,
-                     queries[d % 2][n / 2][n % 2 * 2], queries[d % 2][n / 2][n % 2 * 2 + 1]);
+        ptx::MmaBf16(part == 0 ? products[n / 2][n % 2] : products_of_lo[n / 2][n % 2],
+                     part == 0 ? s[d % 2].hi : s[d % 2].lo, queries[d % 2][n / 2][n % 2 * 2],
+                     queries[d % 2][n / 2][n % 2 * 2 + 1]);
     }
   }
   const LowerBlocks scores(x.scores, tokens, lane);
@@ -383,6 +384,8 @@ __device__ __forceinline__ void ReadState(const OutputOperands<kWidth>& x,
     for (int n = 0; n < 2; ++n) {
       const float left = x.reads[token_of(i, n)], right = x.reads[token_of(i, n) + 1];
       float(&product)[4] = products[i][n];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) product[e] += products_of_lo[i][n][e];
       product[0] *= left, product[1] *= right, product[2] *= left, product[3] *= right;
     }
   }

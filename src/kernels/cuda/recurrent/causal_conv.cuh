@@ -165,25 +165,32 @@ class ConvChannels {
   __device__ void Rewind(const StepSequence& s, int64_t offset) {
     s_ = s;
     at_ = offset;
-    const uint16_t* window = StateAt<uint16_t>(conv_.window, s) + channel_;
+    uint2 history[kTaps - 1] = {};
+    if (offset >= kTaps - 1) {
+      LoadRows(Row(offset - (kTaps - 1)), history);
+    } else {
+      const uint16_t* window = StateAt<uint16_t>(conv_.window, s) + channel_;
+#pragma unroll
+      for (int j = 0; j < kTaps - 1; ++j) {
+        const int64_t at = offset - (kTaps - 1) + j;
+        if (Used(j) && at >= 0) {
+          history[j] = Load(Row(at));
+        } else if (Used(j) && !s.starts) {
+          history[j] = Load(window + (at + conv_.width - 1) * conv_.channels);
+        }
+      }
+    }
 #pragma unroll
     for (int j = 0; j < kTaps - 1; ++j) {
-      const int64_t at = offset - (kTaps - 1) + j;
-      uint2 bits = {};
-      if (Used(j) && at >= 0) {
-        bits = Load(Row(at));
-      } else if (Used(j) && !s.starts) {
-        bits = Load(window + (at + conv_.width - 1) * conv_.channels);
-      }
-      Unpack(bits, history_[j]);
+      if (!Used(j)) history[j] = {};
+      Unpack(history[j], history_[j]);
     }
   }
 
   // The inputs of the next kCount tokens, all requested at once.
   template <int kCount>
   __device__ void LoadInputs(uint2 (&inputs)[kCount]) const {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) inputs[i] = Load(Row(at_ + i));
+    LoadRows(Row(at_), inputs);
   }
 
   __device__ void Next(float (&out)[4]) { Next(Load(Row(at_)), out); }
@@ -214,6 +221,19 @@ class ConvChannels {
 
   __device__ const uint16_t* Row(int64_t offset) const {
     return conv_.x + (s_.first + offset) * conv_.stride + channel_;
+  }
+
+  // Successive tokens' inputs.
+  template <int kCount>
+  __device__ void LoadRows(const uint16_t* from, uint2 (&inputs)[kCount]) const {
+    if (conv_.vectors && valid_ == 4) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        inputs[i] = *reinterpret_cast<const uint2*>(from + i * conv_.stride);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) inputs[i] = Load(from + i * conv_.stride);
+    }
   }
 
   // Four BF16, those beyond the valid ones zero.
