@@ -71,6 +71,7 @@ template <int kWidth>
 __global__ void __launch_bounds__(kMatricesThreads, 4)
     ChunkMatricesKernel(const __grid_constant__ GatedDeltaNetParams p,
                         const __grid_constant__ ChunkSpan span) {
+#if __CUDA_ARCH__ >= 900  // as the recurrence
   __shared__ __align__(16) MatricesShared<kWidth> shared;
   __shared__ float2 scales[kDeltaChunk];
   __shared__ float2 gates[kHeadsAtOnce][kDeltaChunk];
@@ -197,6 +198,7 @@ __global__ void __launch_bounds__(kMatricesThreads, 4)
       }
     }
   }
+#endif
 }
 
 }  // namespace nibble::kernels::cuda
