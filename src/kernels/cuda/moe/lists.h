@@ -97,8 +97,8 @@ struct Lists {
   int32_t* row_token = nullptr;     // (rows)
   float* row_weight = nullptr;      // (rows): the routing weight, also where it goes to the input
   Share* gate_up_shares = nullptr;  // (blocks of the phase)
-  Share* down_shares = nullptr;     // where it is a phase of its own
-  Place* places = nullptr;          // (T, top_k + 1): ascending experts, the shared one last
+  Share* down_shares = nullptr;
+  Place* places = nullptr;  // (T, top_k + 1): ascending experts, the shared one last
 };
 
 }  // namespace nibble::kernels::cuda::moe

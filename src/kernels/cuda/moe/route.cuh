@@ -141,7 +141,6 @@ __device__ inline void WriteGroups(const RouteParams& p, const Block& block, Pai
 // Which part of a phase's items each of its blocks takes. first_thread: whom to begin with.
 __device__ inline void WriteShares(const Split& split, int routed_groups, int groups,
                                    int first_thread, Share* shares) {
-  if (split.blocks == 0) return;
   const unsigned routed = routed_groups * split.routed_tiles;
   const unsigned routed_cost = routed * split.routed_cost;
   const unsigned cost =

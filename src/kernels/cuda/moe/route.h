@@ -19,7 +19,7 @@ struct RouteParams {
   int32_t f = 0;
   int32_t shared_f = 0;
   Split gate_up;
-  Split down;              // blocks 0: not a phase of its own
+  Split down;
   int32_t group_rows = 8;  // a multiple of 8, at most kColumnsOfGroup
   Lists lists;
   // Of more tokens than one block routes:
