@@ -20,8 +20,8 @@ dim3 RowsGrid(int64_t rows, int64_t width) {
 }
 
 __global__ void __launch_bounds__(kThreads) ActivationKernel(ActivationParams p, bool aligned) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int64_t at = FirstOfThread(), left = p.f - at;
   const bool gated = p.activation.kind != ActivationKind::kSquaredRelu;
   const uint16_t* gate = p.gate_up + blockIdx.x * (gated ? 2 * p.f : p.f) + at;
@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(kThreads) ActivationKernel(ActivationParams p,
 }
 
 __global__ void __launch_bounds__(kThreads) SigmoidGateKernel(SigmoidGateParams p, bool aligned) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int64_t at = FirstOfThread(), left = p.n - at;
   uint16_t* x = p.x + blockIdx.x * p.n + at;
   const uint16_t* gate = p.gate + blockIdx.x * p.gate_stride + at;

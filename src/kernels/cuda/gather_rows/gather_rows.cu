@@ -9,8 +9,8 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) GatherRowsKernel(GatherRowsParams p, bool aligned) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int64_t at = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kVector;
   const uint16_t* from = p.x + p.rows[blockIdx.x] * p.d;
   uint16_t* to = p.out + blockIdx.x * p.d;

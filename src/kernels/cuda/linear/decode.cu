@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/decode_kernels.h"
+#include "kernels/cuda/norm/norm.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -30,6 +31,21 @@ constexpr int kMaxGroupTiles = 16;
 constexpr int kCachedX = 64 * 1024;
 constexpr int kCachedXBesideTwoStages = 10 * 1024;
 
+// Shared memory of a multiprocessor; the rest is L1, which keeps x. For up to 8 tokens it depends
+// on their number alone, so that all linears of a step agree: a multiprocessor changes the split
+// only while it is idle, and a launch that wants another one cannot start beside its predecessor.
+constexpr int kReservedPerCta = 1024;
+int SharedOfMultiprocessor(int m) { return (m == 1 ? 164 : 132) * 1024; }
+// Of a CTA, two of which share a multiprocessor.
+int MostShared(int m) { return SharedOfMultiprocessor(m) / 2 - kReservedPerCta; }
+
+// Of normed x, within MostShared.
+int MostNormedBytes(int m) { return (m == 1 ? 33 : 18) * 1024; }
+
+int NormedBytes(const WeightTiles& weight, int m) {
+  return m * decode::NormedStride(weight.k) * static_cast<int>(sizeof(uint16_t));
+}
+
 // Up to 8 tokens: a unit is one row tile's slice; many rounds between reductions.
 void PlanSmall(const WeightTiles& weight, int m, int tiles, int max_partial_bytes,
                DecodePlan* plan) {
@@ -38,7 +54,7 @@ void PlanSmall(const WeightTiles& weight, int m, int tiles, int max_partial_byte
   const int unit = kTileRows * 4 << plan->slot_shift;
   const int cached = plan->stages == 1 ? kCachedX : kCachedXBesideTwoStages;
   const int x_slices = std::max(kWarps, cached / (kSliceColumns * 2 * m) / kWarps * kWarps);
-  if (x_slices >= slices || tiles == 1) {
+  if (x_slices >= slices || tiles == 1 || plan->x_bytes > 0) {
     plan->chunk_slices = slices;
     plan->group_tiles = tiles;
     plan->run_bytes = 2 * unit;
@@ -74,17 +90,19 @@ int SharedBytes(const WeightTiles& weight, const DecodePlan& plan) {
   const int partials = plan.partial_units *
                        decode::RowTilesOfUnit(weight.format, plan.token_tiles) *
                        (kTileRows * 4 << plan.slot_shift);
-  return ring + plan.run_bytes + plan.scale_bytes + partials;
+  return ring + plan.x_bytes + plan.run_bytes + plan.scale_bytes + partials;
 }
 
 // `stages`: of up to 8 tokens. May need more shared memory than there is.
-DecodePlan PlanFor(const WeightTiles& weight, int m, int stages, int blocks) {
+DecodePlan PlanFor(const WeightTiles& weight, int m, bool norms, int stages, int blocks) {
   const int limit = CurrentDevice().shared_memory_per_block;
   DecodePlan plan;
+  plan.m = m;
   plan.blocks = blocks;
   plan.token_tiles = TokenTiles(m);
   plan.stages = plan.token_tiles > 1 ? 2 : stages;
   plan.prepares_x = decode::PreparesX(plan.token_tiles);
+  plan.x_bytes = norms ? NormedBytes(weight, m) : 0;
   plan.share = weight.row_tiles / blocks;
   plan.larger = weight.row_tiles % blocks;
   const int tiles = plan.share + (plan.larger > 0 ? 1 : 0);
@@ -92,7 +110,7 @@ DecodePlan PlanFor(const WeightTiles& weight, int m, int stages, int blocks) {
   if (plan.token_tiles == 1) {
     for (int partial = kMaxPartialBytes; partial >= 1024; partial /= 2) {
       PlanSmall(weight, m, tiles, partial, &plan);
-      if (SharedBytes(weight, plan) <= limit) break;
+      if (SharedBytes(weight, plan) <= std::min(limit, MostShared(m))) break;
     }
   } else {
     const int rows = decode::RowTilesOfUnit(weight.format, plan.token_tiles);
@@ -105,35 +123,38 @@ DecodePlan PlanFor(const WeightTiles& weight, int m, int stages, int blocks) {
   return plan;
 }
 
-const void* KernelOf(const WeightTiles& weight, const DecodePlan& plan, bool heads = false) {
+const void* KernelOf(const WeightTiles& weight, const DecodePlan& plan, decode::Input input) {
   switch (weight.format) {
     case TileFormat::kNvfp4:
-      return decode::Nvfp4Kernel(plan.token_tiles, plan.stages, heads);
+      return decode::Nvfp4Kernel(plan.token_tiles, plan.stages, input);
     case TileFormat::kMxfp4:
-      return decode::Mxfp4Kernel(plan.token_tiles, plan.stages, heads);
+      return decode::Mxfp4Kernel(plan.token_tiles, plan.stages, input);
     case TileFormat::kBf16:
-      return decode::Bf16Kernel(plan.token_tiles, plan.stages, heads);
+      return decode::Bf16Kernel(plan.token_tiles, plan.stages, input);
     case TileFormat::kFp8:
-      return decode::Fp8Kernel(plan.token_tiles, plan.stages, heads);
+      return decode::Fp8Kernel(plan.token_tiles, plan.stages, input);
     case TileFormat::kMxfp8:
-      return decode::Mxfp8Kernel(plan.token_tiles, plan.stages, heads);
+      return decode::Mxfp8Kernel(plan.token_tiles, plan.stages, input);
     case TileFormat::kFp8Groups:
-      return decode::Fp8GroupsKernel(plan.token_tiles, plan.stages, heads);
+      return decode::Fp8GroupsKernel(plan.token_tiles, plan.stages, input);
     case TileFormat::kInt4:
-      return decode::Int4Kernel(plan.token_tiles, plan.stages, heads);
+      return decode::Int4Kernel(plan.token_tiles, plan.stages, input);
     case TileFormat::kInt8:
-      return decode::Int8Kernel(plan.token_tiles, plan.stages, heads);
+      return decode::Int8Kernel(plan.token_tiles, plan.stages, input);
   }
   return nullptr;
 }
 
-// What the CTAs that share a multiprocessor need; the rest is L1, which keeps x.
+decode::Input InputOf(const DecodePlan& plan) {
+  return plan.x_bytes > 0 ? decode::Input::kNormed : decode::Input::kPlain;
+}
+
 void SetSharedMemory(const void* kernel, const DecodePlan& plan) {
-  const int resident = plan.token_tiles == 1 ? 2 : 1;
-  const int percent = CeilDiv(100 * resident * (plan.shared_bytes + 1024),
-                              CurrentDevice().shared_memory_per_block + 1024);
+  const int most = CurrentDevice().shared_memory_per_block + kReservedPerCta;
+  int wanted = plan.shared_bytes + kReservedPerCta;
+  if (plan.token_tiles == 1) wanted = std::max(SharedOfMultiprocessor(plan.m), 2 * wanted);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       std::min(percent, 100));
+                       std::min(100 * wanted / most, 100));  // the next larger split is taken
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
 }
 
@@ -141,7 +162,8 @@ void SetSharedMemory(const void* kernel, const DecodePlan& plan) {
 
 int DecodeTokensOfLaunch(const WeightTiles& weight) {
   for (const int m : {64, 32, 16})
-    if (PlanDecode(weight, m).shared_bytes <= CurrentDevice().shared_memory_per_block) return m;
+    if (PlanDecode(weight, m, false).shared_bytes <= CurrentDevice().shared_memory_per_block)
+      return m;
   return 8;
 }
 
@@ -152,16 +174,25 @@ bool DecodeTakes(const WeightTiles& weight, const uint16_t* x, int64_t x_stride,
          reinterpret_cast<uintptr_t>(x) % 16 == 0 && x_stride % 8 == 0;
 }
 
-DecodePlan PlanDecode(const WeightTiles& weight, int m, int stages) {
+bool NormsInDecode(const WeightTiles& weight, const InputNorm& norm, int m) {
+  return TokenTiles(m) == 1 && weight.k % kTileColumns == 0 && weight.k <= kMaxFusedNormWidth &&
+         reinterpret_cast<uintptr_t>(norm.weight) % 16 == 0 &&
+         NormedBytes(weight, m) <= MostNormedBytes(m);
+}
+
+DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages) {
+  const int blocks = CurrentDevice().multiprocessors;
+  if (stages > 0) return PlanFor(weight, m, norms, stages, blocks);
   // Two where L1, beside them, still keeps x.
-  if (stages == 0) {
-    stages = kSliceColumns * 2 * m * weight.slices() <= kCachedXBesideTwoStages ? 2 : 1;
+  if (kSliceColumns * 2 * m * weight.slices() <= kCachedXBesideTwoStages) {
+    const DecodePlan two = PlanFor(weight, m, norms, 2, blocks);
+    if (two.shared_bytes <= MostShared(m)) return two;
   }
-  return PlanFor(weight, m, stages, CurrentDevice().multiprocessors);
+  return PlanFor(weight, m, norms, 1, blocks);
 }
 
 int DecodeBlocksPerMultiprocessor(const WeightTiles& weight, const DecodePlan& plan) {
-  const void* const kernel = KernelOf(weight, plan);
+  const void* const kernel = KernelOf(weight, plan, InputOf(plan));
   SetSharedMemory(kernel, plan);
   int blocks = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, decode::kThreads,
@@ -170,7 +201,7 @@ int DecodeBlocksPerMultiprocessor(const WeightTiles& weight, const DecodePlan& p
 }
 
 void LaunchDecode(const DecodeArgs& args, const DecodePlan& plan, void* stream) {
-  const void* const kernel = KernelOf(args.weight, plan);
+  const void* const kernel = KernelOf(args.weight, plan, InputOf(plan));
   SetSharedMemory(kernel, plan);
   const auto launchable =
       reinterpret_cast<void (*)(DecodeArgs, DecodePlan)>(const_cast<void*>(kernel));
@@ -183,10 +214,10 @@ void LaunchHeadDecode(const HeadDecodeArgs& args, void* stream) {
   const int m = std::min(args.each.m, 16);
   const int blocks =
       std::clamp(CurrentDevice().multiprocessors / args.head_count, 1, weight.row_tiles);
-  DecodePlan plan = PlanFor(weight, m, 1, blocks);
+  DecodePlan plan = PlanFor(weight, m, false, 1, blocks);
   if (plan.shared_bytes > CurrentDevice().shared_memory_per_block)
-    plan = PlanFor(weight, 8, 1, blocks);
-  const void* const kernel = KernelOf(weight, plan, true);
+    plan = PlanFor(weight, 8, false, 1, blocks);
+  const void* const kernel = KernelOf(weight, plan, decode::Input::kOfHeads);
   SetSharedMemory(kernel, plan);
   const auto launchable =
       reinterpret_cast<void (*)(HeadDecodeArgs, DecodePlan)>(const_cast<void*>(kernel));

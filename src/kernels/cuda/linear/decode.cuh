@@ -20,12 +20,60 @@
 #include "kernels/cuda/linear/decode.h"
 #include "kernels/cuda/linear/decode_kernels.h"
 #include "kernels/cuda/linear/fragments.cuh"
+#include "kernels/cuda/norm/normalize.cuh"
 #include "kernels/cuda/ptx/async_copy.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "numerics/bf16.h"
 
 namespace nibble::kernels::cuda::decode {
+
+// x, normed, into rows of shared memory, NormedStride apart: by all threads, with the bits of
+// rms_norm. A warp takes runs of 256 values; `sums` has room for one sum per run.
+struct NormX {
+  const DecodeArgs& args;
+  const int warp;
+  const int lane;
+  float weight[kVector];  // of the warp's first run: depends on nobody
+
+  __device__ __forceinline__ NormX(const DecodeArgs& a, int w, int l) : args(a), warp(w), lane(l) {
+    LoadWeight(w % runs());
+  }
+  __device__ __forceinline__ int runs() const {
+    return (args.weight.k + kRunValues - 1) / kRunValues;
+  }
+  __device__ __forceinline__ int column(int run) const { return run * kRunValues + lane * kVector; }
+  __device__ __forceinline__ void LoadWeight(int run) {
+    LoadF32x8(args.norm.weight + column(run), args.weight.k - column(run), true, weight);
+  }
+
+  __device__ __forceinline__ void Run(uint16_t* out, float* sums) {
+    const int row_runs = runs();
+    const int stride = NormedStride(args.weight.k);
+    const int count = args.m * row_runs;
+    // Values wait where their thread will norm them.
+    for (int i = warp; i < count; i += kWarps) {
+      const int token = i / row_runs, at = column(i % row_runs), left = args.weight.k - at;
+      const uint4 vector = LoadBf16x8(args.x + token * args.x_stride + at, left, true);
+      const float sum = WarpSum(AddSquares(vector, 0.0f));
+      if (lane == 0) sums[i] = sum;
+      StoreBf16x8(out + token * stride + at, vector, left, true);
+    }
+    __syncthreads();
+    const float inverse_d = 1.0f / static_cast<float>(args.weight.k);
+    for (int i = warp; i < count; i += kWarps) {
+      const int token = i / row_runs, run = i % row_runs, at = column(run);
+      const float sum = WarpSum(lane < row_runs ? sums[token * row_runs + lane] : 0.0f);
+      const float inverse = InverseRoot(sum, inverse_d, args.norm.eps);
+      if (i != warp) LoadWeight(run);
+      uint16_t* const vector = out + token * stride + at;
+      if (at < args.weight.k)
+        *reinterpret_cast<uint4*>(vector) =
+            NormVector(*reinterpret_cast<const uint4*>(vector), inverse, weight, args.norm.style);
+    }
+    __syncthreads();
+  }
+};
 
 // What a warp visits: the units of a block (row tiles times a chunk of slices), 16 apart, then the
 // next block. Uniform over the warp.
@@ -168,17 +216,17 @@ struct Ring {
   }
 };
 
-// Where a lane reads x: columns 16 q .. 16 q + 15 of a k-tile of token 8 nt + g, in two halves.
+// Where a lane reads x, in global or shared memory: columns 16 q .. 16 q + 15 of a k-tile of token
+// 8 nt + g, in two halves.
 template <int kTokenTiles>
 struct LaneX {
   const uint16_t* base;
   int offsets[kTokenTiles];
 
-  __device__ __forceinline__ LaneX(const DecodeArgs& args, int lane)
-      : base(args.x + lane % 4 * 16) {
+  __device__ __forceinline__ LaneX(const uint16_t* x, int stride, int m, int lane)
+      : base(x + lane % 4 * 16) {
 #pragma unroll
-    for (int nt = 0; nt < kTokenTiles; ++nt)
-      offsets[nt] = min(nt * 8 + lane / 4, args.m - 1) * static_cast<int>(args.x_stride);
+    for (int nt = 0; nt < kTokenTiles; ++nt) offsets[nt] = min(nt * 8 + lane / 4, m - 1) * stride;
   }
   __device__ __forceinline__ uint4 At(int x_tile, int half, int nt) const {
     return reinterpret_cast<const uint4*>(base + offsets[nt] + x_tile * kTileColumns)[half];
@@ -191,8 +239,8 @@ template <int kTokenTiles>
 struct LaneX<kTokenTiles> {
   const uint4* base;
 
-  __device__ __forceinline__ LaneX(const DecodeArgs& args, int lane)
-      : base(reinterpret_cast<const uint4*>(args.x) + lane) {}
+  __device__ __forceinline__ LaneX(const uint16_t* x, int /*stride*/, int /*m*/, int lane)
+      : base(reinterpret_cast<const uint4*>(x) + lane) {}
   __device__ __forceinline__ uint4 At(int x_tile, int half, int nt) const {
     return base[((x_tile * 2 + half) * kTokenTiles + nt) * 32];
   }
@@ -446,7 +494,7 @@ __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan&
   }
 }
 
-template <TileFormat kFormat, int kTokenTiles, int kStages>
+template <TileFormat kFormat, int kTokenTiles, int kStages, bool kNorms>
 __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan& plan) {
   extern __shared__ uint4 memory[];
   constexpr int kRows = RowTilesOfUnit(kFormat, kTokenTiles);
@@ -464,6 +512,8 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
   auto* at = reinterpret_cast<std::byte*>(memory);
   Ring<kFormat, kTokenTiles, kStages> ring = {at + warp * ring_bytes, scale_bytes};
   at += kWarps * ring_bytes;
+  [[maybe_unused]] auto* const normed = reinterpret_cast<uint16_t*>(at);
+  at += plan.x_bytes;
   Shared shared;
   shared.running = reinterpret_cast<float*>(at);
   shared.scales = reinterpret_cast<float*>(at + plan.run_bytes);
@@ -482,9 +532,19 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
     shared.scales[i] = weight.row_scales[row];
     if (args.bias != nullptr) shared.scales[rows + i] = row < weight.n ? args.bias[row] : 0.0f;
   }
-  ptx::WaitForPredecessor();
+  const uint16_t* x_rows = args.x;
+  int x_stride = static_cast<int>(args.x_stride);
+  if constexpr (kNorms) {
+    NormX norm(args, warp, lane);
+    ptx::WaitForPredecessor();
+    norm.Run(normed, shared.partials);
+    x_rows = normed;
+    x_stride = NormedStride(weight.k);
+  } else {
+    ptx::WaitForPredecessor();
+  }
 
-  const LaneX<kTokenTiles> x(args, lane);
+  const LaneX<kTokenTiles> x(x_rows, x_stride, args.m, lane);
   Unit<kFormat, kTokenTiles, kStages> multiply = {weight, x, ring, loads, warp, lane};
   int pass = 0;
   for (; !walk.done(); walk.NextBlock()) {
@@ -530,10 +590,10 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
 
 constexpr int CtasOfMultiprocessor(int token_tiles) { return token_tiles == 1 ? 2 : 1; }
 
-template <TileFormat kFormat, int kTokenTiles, int kStages>
+template <TileFormat kFormat, int kTokenTiles, int kStages, bool kNorms = false>
 __global__ __launch_bounds__(kThreads, CtasOfMultiprocessor(kTokenTiles)) void DecodeKernel(
     const DecodeArgs args, const DecodePlan plan) {
-  Decode<kFormat, kTokenTiles, kStages>(args, plan);
+  Decode<kFormat, kTokenTiles, kStages, kNorms>(args, plan);
 }
 
 // CTAs (of a head, heads, blocks of tokens).
@@ -552,12 +612,18 @@ __global__ __launch_bounds__(kThreads, CtasOfMultiprocessor(kTokenTiles)) void H
     mine = a;
   }
   __syncthreads();
-  Decode<kFormat, kTokenTiles, kStages>(mine, plan);
+  Decode<kFormat, kTokenTiles, kStages, false>(mine, plan);
 }
 
 // Null for what has no instance.
 template <TileFormat kFormat>
-const void* KernelOf(int token_tiles, int stages, bool heads) {
+const void* KernelOf(int token_tiles, int stages, Input input) {
+  const bool heads = input == Input::kOfHeads;
+  if (input == Input::kNormed) {
+    if (token_tiles != 1) return nullptr;
+    return stages == 1 ? reinterpret_cast<const void*>(&DecodeKernel<kFormat, 1, 1, true>)
+                       : reinterpret_cast<const void*>(&DecodeKernel<kFormat, 1, 2, true>);
+  }
   switch (token_tiles * 8 + stages) {
     case 8 + 1:
       return heads ? reinterpret_cast<const void*>(&HeadDecodeKernel<kFormat, 1, 1>)

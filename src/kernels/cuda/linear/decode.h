@@ -18,6 +18,7 @@ struct DecodeArgs {
   WeightTiles weight;
   const uint16_t* x = nullptr;
   int64_t x_stride = 0;  // a multiple of 8
+  InputNorm norm;        // of x, where NormsInDecode says so
   const float* bias = nullptr;
   uint16_t* y = nullptr;
   float* y_f32 = nullptr;
@@ -26,6 +27,9 @@ struct DecodeArgs {
   int m = 0;         // 1..64
 };
 
+// Whether every CTA can norm x of m tokens for itself, in shared memory.
+bool NormsInDecode(const WeightTiles& weight, const InputNorm& norm, int m);
+
 // Whether DecodeArgs can take x of m tokens as it is.
 bool DecodeTakes(const WeightTiles& weight, const uint16_t* x, int64_t x_stride, int m);
 // Tokens rounded up to whole token tiles: those that PrepareX writes.
@@ -33,6 +37,7 @@ int DecodeTokens(int m);
 
 // How a launch is cut and uses its shared memory. Changes the time, never the bits.
 struct DecodePlan {
+  int m = 0;                // tokens
   int blocks = 0;           // CTAs: one per multiprocessor
   int token_tiles = 0;      // of 8 tokens: 1, 2, 4 or 8
   int stages = 0;           // of a warp's ring
@@ -44,6 +49,7 @@ struct DecodePlan {
   int group_tiles = 0;    // row tiles before it goes to the next chunk
   int partial_units = 0;  // slice sums between two reductions, a multiple of the warps
   int slot_shift = 0;     // log2 of the tokens, rounded up, of a reduction
+  int x_bytes = 0;        // of normed x, in shared memory
   int run_bytes = 0;      // of running sums
   int scale_bytes = 0;    // of row scales and bias
   int shared_bytes = 0;
@@ -59,8 +65,9 @@ struct HeadDecodeArgs {
   int64_t y_head_stride = 0;
 };
 
-// The fastest known; `stages` forces that many for up to 8 tokens, for benchmarks.
-DecodePlan PlanDecode(const WeightTiles& weight, int m, int stages = 0);
+// The fastest known. norms: x, in every CTA; `stages` forces that many for up to 8 tokens, for
+// benchmarks.
+DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages = 0);
 
 // CTAs of a plan that fit a multiprocessor together: two for up to 8 tokens, so that a launch loads
 // its first weights while its predecessor finishes.

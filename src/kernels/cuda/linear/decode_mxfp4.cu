@@ -2,8 +2,8 @@
 
 namespace nibble::kernels::cuda::decode {
 
-const void* Mxfp4Kernel(int token_tiles, int stages, bool heads) {
-  return KernelOf<TileFormat::kMxfp4>(token_tiles, stages, heads);
+const void* Mxfp4Kernel(int token_tiles, int stages, Input input) {
+  return KernelOf<TileFormat::kMxfp4>(token_tiles, stages, input);
 }
 
 }  // namespace nibble::kernels::cuda::decode

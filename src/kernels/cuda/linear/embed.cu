@@ -130,8 +130,8 @@ __device__ float ElementAt(const WeightTiles& table, int row, int column) {
 
 __global__ void EmbedKernel(const int32_t* ids, const WeightTiles table, uint16_t* out,
                             float scale) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int column = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (column >= table.k) return;
   const int64_t token = blockIdx.y;

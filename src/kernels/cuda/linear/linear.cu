@@ -11,6 +11,7 @@
 #include "kernels/cuda/linear/prepare_x.h"
 #include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/prefill/prefill.h"
+#include "kernels/cuda/prefill/turns.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -24,12 +25,12 @@ Result<Device*> CurrentCudaDevice() {
 // Whichever kernel computes a product, its bits are the same. Beyond a few tokens decode is bound
 // by its MMAs and its reads of x: µs per million weights on an H100.
 bool PrefillIsFaster(const WeightTiles& weight, int64_t m) {
-  constexpr int64_t kFewTokens = 8;
-  if (m <= kFewTokens || !HasPrefill(weight.format)) return false;
-  if (m > kMaxDecodeTokens) return true;
+  if (m <= 16 || !HasPrefill(weight.format)) return false;
+  if (m > kMaxTurnTokens) return true;
+  constexpr double kLaunches = 4.5;
   const double weights = static_cast<double>(weight.n) * weight.k_tiles * kTileColumns;
-  const double per_million = m <= 16 ? 0.36 : m <= 32 ? 0.6 : 1.0;
-  return PrefillMicroseconds(weight, m) < 1.5 + per_million * 1e-6 * weights;
+  const double per_million = m <= 32 ? 0.6 : 1.0;
+  return TurnMicroseconds(weight, m) < kLaunches + per_million * 1e-6 * weights;
 }
 
 // Of x as Decode reads it.
@@ -39,9 +40,23 @@ size_t TransformedBytes(int64_t max_m, int64_t max_k) {
   return static_cast<size_t>(tokens * columns) * sizeof(uint16_t);
 }
 
+// Rows that are normed at a time, where a launch of its own does it.
+constexpr int64_t kNormedTokens = 256;
+
 // Of normed rows.
 size_t NormedBytes(int64_t max_m, int64_t max_k) {
-  return (static_cast<size_t>(max_m * max_k) * sizeof(uint16_t) + 255) / 256 * 256;
+  const int64_t values = std::min(max_m, kNormedTokens) * max_k;
+  return (static_cast<size_t>(values) * sizeof(uint16_t) + 255) / 256 * 256;
+}
+
+// Tokens [first, first + m).
+LinearParams Part(const LinearParams& params, int64_t first, int64_t m) {
+  LinearParams part = params;
+  part.m = m;
+  part.x += first * params.x_stride;
+  if (part.y != nullptr) part.y += first * params.y_stride;
+  if (part.y_f32 != nullptr) part.y_f32 += first * params.y_stride;
+  return part;
 }
 
 // Up to kMaxDecodeTokens tokens.
@@ -52,13 +67,14 @@ void Decode(const OpContext& context, const LinearParams& p) {
   DecodeArgs args = {.weight = tiles,
                      .x = p.x,
                      .x_stride = p.x_stride,
+                     .norm = p.norm,
                      .bias = p.bias,
                      .y = p.y,
                      .y_f32 = p.y_f32,
                      .y_stride = p.y_stride,
                      .add = p.add,
                      .m = m};
-  const DecodePlan plan = PlanDecode(tiles, m);
+  const DecodePlan plan = PlanDecode(tiles, m, p.norm.weight != nullptr);
   if (weight.transforms_x() || !DecodeTakes(tiles, p.x, p.x_stride, m)) {
     NIBBLE_CHECK(TransformedBytes(p.m, weight.k()) <= context.workspace_bytes,
                  "linear of {} tokens: workspace of {} bytes", p.m, context.workspace_bytes);
@@ -89,7 +105,17 @@ size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
 
 namespace {
 
-// With x as it is.
+// Whether the kernels that read x norm it.
+bool NormsItself(const LinearParams& p) {
+  const CudaWeight& weight = AsCuda(*p.weight);
+  if (weight.transforms_x()) return false;
+  if (PrefillIsFaster(weight.tiles(), p.m))
+    return PreparationNorms({.x = p.x, .x_stride = p.x_stride, .k = weight.k(), .norm = p.norm});
+  return p.m <= 8 && NormsInDecode(weight.tiles(), p.norm, static_cast<int>(p.m)) &&
+         DecodeTakes(weight.tiles(), p.x, p.x_stride, static_cast<int>(p.m));
+}
+
+// Any norm is NormsItself's.
 void LinearOfRows(const OpContext& context, const LinearParams& params) {
   if (PrefillIsFaster(AsCuda(*params.weight).tiles(), params.m)) {
     Prefill(context, params);
@@ -97,33 +123,29 @@ void LinearOfRows(const OpContext& context, const LinearParams& params) {
   }
   const int64_t tokens = params.m <= 8 ? 8 : DecodeTokensOfLaunch(AsCuda(*params.weight).tiles());
   for (int64_t token = 0; token < params.m; token += tokens) {
-    LinearParams part = params;
-    part.m = std::min(tokens, params.m - token);
-    part.x += token * params.x_stride;
-    if (part.y != nullptr) part.y += token * params.y_stride;
-    if (part.y_f32 != nullptr) part.y_f32 += token * params.y_stride;
-    Decode(context, part);
+    Decode(context, Part(params, token, std::min(tokens, params.m - token)));
   }
 }
 
 }  // namespace
 
 void Linear(const OpContext& context, const LinearParams& params) {
-  if (params.norm.weight == nullptr) return LinearOfRows(context, params);
+  if (params.norm.weight == nullptr || NormsItself(params)) return LinearOfRows(context, params);
   const int64_t k = params.weight->k();
   NIBBLE_CHECK(LinearWorkspace(params.m, k) <= context.workspace_bytes,
                "linear of {} tokens: workspace of {} bytes", params.m, context.workspace_bytes);
-  const size_t normed_bytes = NormedBytes(params.m, k);
-  LinearParams normed = params;
-  normed.x = reinterpret_cast<const uint16_t*>(context.workspace);
-  normed.x_stride = k;
-  normed.norm = {};
-  NormRows(context, params.norm, params.x, params.x_stride, params.m, k,
-           reinterpret_cast<uint16_t*>(context.workspace));
+  auto* const normed = reinterpret_cast<uint16_t*>(context.workspace);
   OpContext rest = context;
-  rest.workspace += normed_bytes;
-  rest.workspace_bytes -= normed_bytes;
-  LinearOfRows(rest, normed);
+  rest.workspace += NormedBytes(params.m, k);
+  rest.workspace_bytes -= NormedBytes(params.m, k);
+  for (int64_t token = 0; token < params.m; token += kNormedTokens) {
+    LinearParams part = Part(params, token, std::min(kNormedTokens, params.m - token));
+    NormRows(context, params.norm, part.x, part.x_stride, part.m, k, normed);
+    part.x = normed;
+    part.x_stride = k;
+    part.norm = {};
+    LinearOfRows(rest, part);
+  }
 }
 
 namespace {

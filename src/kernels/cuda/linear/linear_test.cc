@@ -355,7 +355,8 @@ TEST_F(CudaLinear, EveryPlanFits) {
           cuda::WeightTiles tiles = cuda::AsCuda(*weight).tiles();
           tiles.row_tiles = row_tiles;
           if (m > cuda::DecodeTokensOfLaunch(tiles)) continue;
-          EXPECT_GE(cuda::DecodeBlocksPerMultiprocessor(tiles, cuda::PlanDecode(tiles, m)), 1)
+          EXPECT_GE(cuda::DecodeBlocksPerMultiprocessor(tiles, cuda::PlanDecode(tiles, m, false)),
+                    1)
               << WeightFormatName(format) << " " << row_tiles << " row tiles, M=" << m;
         }
     }
@@ -371,10 +372,15 @@ TEST_F(CudaLinear, TwoDecodeLaunchesShareAMultiprocessor) {
         const auto weight = Pack(gpu, MakeWeight(format, 16, k, 1));
         tiles = cuda::AsCuda(*weight).tiles();
         tiles.row_tiles = 1792;  // as if it had them
-        EXPECT_EQ(cuda::DecodeBlocksPerMultiprocessor(tiles,
-                                                      cuda::PlanDecode(tiles, static_cast<int>(m))),
-                  2)
-            << WeightFormatName(format) << " K=" << k << " M=" << m;
+        const std::vector<float> norm_weight(k);
+        for (const bool norms : {false, true}) {
+          const int tokens = static_cast<int>(m);
+          if (norms && !cuda::NormsInDecode(tiles, {.weight = norm_weight.data()}, tokens))
+            continue;
+          EXPECT_EQ(
+              cuda::DecodeBlocksPerMultiprocessor(tiles, cuda::PlanDecode(tiles, tokens, norms)), 2)
+              << WeightFormatName(format) << " K=" << k << " M=" << m << " norms " << norms;
+        }
       }
 }
 

@@ -40,8 +40,8 @@ struct Source {
 };
 
 __global__ void TransformKernel(Source source, int padded_k, uint4* out) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int vector = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (vector * 8 >= padded_k) return;
   const int64_t token = blockIdx.y;
@@ -49,8 +49,8 @@ __global__ void TransformKernel(Source source, int padded_k, uint4* out) {
 }
 
 __global__ void PrepareKernel(Source source, int m, int token_tiles, int vectors, uint4* out) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int index = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (index >= vectors) return;
   const int lane = index % 32;

@@ -3,25 +3,23 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/norm/norm.h"
-#include "kernels/cuda/norm/norm_scale.cuh"
+#include "kernels/cuda/norm/normalize.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
-#include "kernels/cuda/reduce.cuh"
 
 namespace nibble::kernels::cuda {
 namespace {
 
 constexpr int kMaxThreads = 1024;
 
-// Few weights are held from before the wait on; many would not leave room for the row.
+// Few weights are held from before the wait on; many would not leave room for the row. Rows of up
+// to 8192 values leave half of the registers to a CTA of the linear that follows.
 template <int kVectors>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, kVectors == 1 ? 2 : 1)
     RmsNormKernel(RmsNormParams p, int64_t x_stride, float inverse_d, bool aligned) {
   constexpr bool kWeightsFirst = kVectors <= 2;
   __shared__ float sums[kWarp];
-  ptx::LaunchSuccessor();
   const auto at = [](int v) { return static_cast<int>((v * blockDim.x + threadIdx.x) * kVector); };
   const int d = static_cast<int>(p.d);
   float weight[kWeightsFirst ? kVectors : 1][kVector];
@@ -30,6 +28,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     for (int v = 0; v < kVectors; ++v) LoadF32x8(p.weight + at(v), d - at(v), aligned, weight[v]);
   }
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
 
   uint16_t* x = p.x + blockIdx.x * x_stride;
   uint4 row[kVectors];
@@ -48,25 +47,16 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
   float sum = 0.0f;
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-    float values[kVector];
-    Unpack(row[v], values);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) sum = fmaf(values[i], values[i], sum);
-  }
-  const float inverse = rsqrtf(BlockSum(sum, sums) * inverse_d + p.eps);
+  for (int v = 0; v < kVectors; ++v) sum = AddSquares(row[v], sum);
+  const float inverse = InverseRoot(BlockSum(sum, sums), inverse_d, p.eps);
 
   uint16_t* out = p.out + blockIdx.x * p.d;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    float values[kVector];
-    Unpack(row[v], values);
     float late[kVector];
     if constexpr (!kWeightsFirst) LoadF32x8(p.weight + at(v), d - at(v), aligned, late);
     const float(&scale)[kVector] = kWeightsFirst ? weight[kWeightsFirst ? v : 0] : late;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) values[i] = NormScale(values[i], inverse, scale[i], p.style);
-    StoreBf16x8(out + at(v), Pack(values), d - at(v), aligned);
+    StoreBf16x8(out + at(v), NormVector(row[v], inverse, scale, p.style), d - at(v), aligned);
   }
 }
 
@@ -75,8 +65,8 @@ constexpr int kFlatThreads = 128;
 // One vector per thread.
 __global__ void __launch_bounds__(kFlatThreads)
     AddKernel(uint16_t* x, const uint16_t* delta, int64_t n, bool aligned) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int64_t at = (int64_t{blockIdx.x} * kFlatThreads + threadIdx.x) * kVector;
   const uint4 sum =
       AddBf16x8(LoadBf16x8(x + at, n - at, aligned), LoadBf16x8(delta + at, n - at, aligned));
@@ -85,8 +75,8 @@ __global__ void __launch_bounds__(kFlatThreads)
 
 __global__ void __launch_bounds__(kFlatThreads)
     RoundKernel(const float* x, uint16_t* y, int64_t n, bool aligned) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int64_t at = (int64_t{blockIdx.x} * kFlatThreads + threadIdx.x) * kVector;
   float values[kVector];
   LoadF32x8(x + at, n - at, aligned, values);

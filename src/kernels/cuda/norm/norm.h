@@ -7,6 +7,8 @@ namespace nibble::kernels::cuda {
 
 // Widest row that RmsNorm takes.
 inline constexpr int64_t kMaxNormWidth = 32768;
+// Widest row that other kernels norm themselves (normalize.cuh).
+inline constexpr int kMaxFusedNormWidth = 8192;
 
 void RmsNorm(const OpContext& context, const RmsNormParams& params);
 // out (rows, D), dense = x, rows x_stride apart, normed.

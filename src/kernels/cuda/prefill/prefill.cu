@@ -8,6 +8,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/prefill/tile_product.cuh"
+#include "kernels/cuda/prefill/turns.h"
 
 namespace nibble::kernels::cuda {
 
@@ -100,11 +101,6 @@ void LaunchFormat(const PrefillParams& p, void* stream, int shape) {
 
 bool HasPrefill(TileFormat format) { return HasWgmma(CurrentCapability()) && !HasGroups(format); }
 
-double PrefillMicroseconds(const WeightTiles& weight, int64_t m) {
-  constexpr double kLaunches = 4.0;
-  return Microseconds(kShapes[BestShape(weight, m)], weight, m) + kLaunches;
-}
-
 size_t PrefillWorkspace(int64_t max_m, int64_t max_k) {
   if (!HasWgmma(CurrentCapability())) return 0;
   return static_cast<size_t>(PreparedBytes(std::min(max_m, kTokensAtOnce), max_k)) + kPieceBytes;
@@ -142,18 +138,24 @@ void Prefill(const OpContext& context, const LinearParams& params) {
                                             .m = m,
                                             .k = weight.k(),
                                             .column_order = weight.column_order(),
-                                            .input_multiplier = weight.input_multiplier()},
+                                            .input_multiplier = weight.input_multiplier(),
+                                            .norm = params.norm},
                                            aligned, context.stream);
     const int64_t first = token * params.y_stride;
-    LaunchPrefill({.weight = weight.tiles(),
-                   .x = x,
-                   .bias = params.bias,
-                   .y = params.y == nullptr ? nullptr : params.y + first,
-                   .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
-                   .y_stride = params.y_stride,
-                   .add = params.add,
-                   .m = m},
-                  context.stream);
+    const PrefillParams product = {
+        .weight = weight.tiles(),
+        .x = x,
+        .bias = params.bias,
+        .y = params.y == nullptr ? nullptr : params.y + first,
+        .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
+        .y_stride = params.y_stride,
+        .add = params.add,
+        .m = m};
+    if (m <= kMaxTurnTokens) {
+      LaunchTurns(product, context.stream);
+    } else {
+      LaunchPrefill(product, context.stream);
+    }
   }
 }
 

@@ -11,9 +11,6 @@ namespace nibble::kernels::cuda {
 // Whether this GPU has the kernels, and they the format.
 bool HasPrefill(TileFormat format);
 
-// About how long it takes, for the choice between kernels.
-double PrefillMicroseconds(const WeightTiles& weight, int64_t m);
-
 // For any m <= max_m, k <= max_k.
 size_t PrefillWorkspace(int64_t max_m, int64_t max_k);
 

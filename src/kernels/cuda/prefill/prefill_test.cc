@@ -110,12 +110,35 @@ TEST_F(CudaPrefill, HasTheBitsOfFewTokensAtRealSizes) {
                                   {130, 200, 14336},
                                   {200, 20000, 256},
                                   {20, 20000, 512},
+                                  {12, 9000, 1104},
+                                  {64, 4096, 4096},
                                   {40, 20000, 512}}) {
       const Stored stored = MakeWeight(format, n, k, 3, 0.01f);
       const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
       ExpectBitsOfFew<uint16_t>(*weight, m, 0, 0, false);
       if (HasFatalFailure()) return;
     }
+}
+
+// Position 16 j + p of a row is column 16 q + 4 j + p mod 2, plus 2 in the upper half of p.
+TEST_F(CudaPrefill, PermutedRowsAreInTheOrderOfAtoms) {
+  for (const auto& [m, k] : {std::pair<int64_t, int64_t>{1, 64}, {19, 2048}, {9, 328}, {5, 99}}) {
+    SCOPED_TRACE(testing::Message() << "M " << m << ", K " << k);
+    const auto x = MakeActivations(m * k, 3);
+    const int64_t padded = (k + 63) / 64 * 64;
+    std::vector<uint16_t> got(m * padded, 0x1234), expected(m * padded);
+    for (int64_t t = 0; t < m; ++t)
+      for (int64_t i = 0; i < padded; ++i) {
+        const int64_t j = i % 64 / 16, p = i % 16, q = p / 2 % 4;
+        const int64_t column = i / 64 * 64 + 16 * q + 4 * j + p % 2 + p / 8 * 2;
+        expected[t * padded + i] = column < k ? x[t * k + column] : 0;
+      }
+    cuda::PermuteRows({.x = x.data(), .x_stride = k, .m = m, .k = k}, got.data(),
+                      ops().device->stream());
+    ops().device->Synchronize();
+    ASSERT_EQ(ops().device->failure(), "");
+    ASSERT_EQ(got, expected);
+  }
 }
 
 TEST_F(CudaPrefill, MatchesRef) {

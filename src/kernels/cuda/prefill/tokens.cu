@@ -1,21 +1,152 @@
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/prefill/tokens.h"
-#include "kernels/cuda/ptx/convert.cuh"
+
+#include <bit>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/norm/normalize.cuh"
+#include "kernels/cuda/ptx/cluster.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 
 namespace nibble::kernels::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kTilesPerWarp = 2;
+
+// Where the results lie: pieces of a group of 8 tokens, or permuted rows.
+struct Layout {
+  std::byte* out;
+  int tiles;
+  int groups;
+
+  // Of chunk `chunk` of a token's column tile.
+  template <bool kRows>
+  __device__ __forceinline__ uint4* Place(int64_t token, int tile, int chunk) const {
+    if constexpr (kRows)
+      return reinterpret_cast<uint4*>(out + (token * tiles + tile) * 128) + chunk;
+    const int row = static_cast<int>(token % kGroupTokens);
+    const int64_t piece = int64_t{tile} * groups + token / kGroupTokens;
+    return reinterpret_cast<uint4*>(out + piece * kPieceBytes + row * 128) + (chunk ^ row);
+  }
+};
+
+// ---- Rows of aligned vectors, perhaps normed
+
+// Columns per CTA: a warp takes four runs of a token's (normalize.cuh).
+constexpr int kRunsOfWarp = 4;
+constexpr int kBlockColumns = kRunsOfWarp * kRunValues;
+
+// A lane has 8 neighbouring columns, one half h of lane q's 16 (weight_tiles.h); a chunk has two
+// columns of each q. So four lanes of the same half exchange pairs: theirs is chunk 4 h + q then.
+__device__ __forceinline__ uint4 ChunkOf(uint4 columns, int lane) {
+  uint32_t pairs[4] = {columns.x, columns.y, columns.z, columns.w};
+  const int q = lane % 8 / 2;
+#pragma unroll
+  for (int bit = 0; bit < 2; ++bit)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i >> bit & 1) continue;
+      const int j = i | 1 << bit;
+      const bool upper = q >> bit & 1;
+      const uint32_t other = __shfl_xor_sync(kAllLanes, upper ? pairs[i] : pairs[j], 2 << bit);
+      pairs[i] = upper ? other : pairs[i];
+      pairs[j] = upper ? pairs[j] : other;
+    }
+  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+// What the CTAs of a row share: the sum of squares of each run, by row.
+struct RunSums {
+  alignas(16) float values[kGroupTokens][kWarp];
+  ptx::BytesBarrier barrier;
+};
+
+// A CTA has kBlockColumns columns of a group of tokens, a warp each. With a norm the CTAs of a
+// group are a cluster.
+template <bool kNorms, bool kRows>
+__global__ void __launch_bounds__(32 * kWarps)
+    PrepareVectorsKernel(const PrepareTokensParams p, Layout layout) {
+  static_assert(kWarps == kGroupTokens);
+  [[maybe_unused]] __shared__ RunSums sums;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int k = static_cast<int>(p.k);
+  const int64_t token = int64_t{blockIdx.y} * kGroupTokens + warp;
+  const auto column = [&](int r) {
+    return static_cast<int>(blockIdx.x) * kBlockColumns + r * kRunValues + lane * kVector;
+  };
+  [[maybe_unused]] float weight[kNorms ? kRunsOfWarp : 1][kVector];
+  if constexpr (kNorms) {
+#pragma unroll
+    for (int r = 0; r < kRunsOfWarp; ++r)
+      LoadF32x8(p.norm.weight + column(r), k - column(r), true, weight[r]);
+    if (gridDim.x > 1) {
+      if (threadIdx.x == 0) sums.barrier.Init();
+      ptx::SyncCluster();
+    }
+  }
+  ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
+
+  uint4 vectors[kRunsOfWarp];
+#pragma unroll
+  for (int r = 0; r < kRunsOfWarp; ++r)
+    vectors[r] = token < p.m ? LoadBf16x8(p.x + token * p.x_stride + column(r), k - column(r), true)
+                             : uint4{};
+  if constexpr (kNorms) {
+    float mine[kRunsOfWarp];
+#pragma unroll
+    for (int r = 0; r < kRunsOfWarp; ++r) mine[r] = WarpSum(AddSquares(vectors[r], 0.0f));
+    float* const place = &sums.values[warp][blockIdx.x * kRunsOfWarp];
+    if (gridDim.x > 1) {
+      if (threadIdx.x == 0)
+        sums.barrier.Expect(gridDim.x * kWarps * kRunsOfWarp *
+                            static_cast<uint32_t>(sizeof(float)));
+      if (lane < static_cast<int>(gridDim.x)) sums.barrier.Send(place, lane, mine);
+      sums.barrier.Wait(0);
+    } else {
+      if (lane == 0)
+        *reinterpret_cast<float4*>(place) = make_float4(mine[0], mine[1], mine[2], mine[3]);
+      __syncwarp();
+    }
+    const float sum =
+        WarpSum(lane < static_cast<int>(gridDim.x) * kRunsOfWarp ? sums.values[warp][lane] : 0.0f);
+    const float inverse = InverseRoot(sum, 1.0f / static_cast<float>(k), p.norm.eps);
+#pragma unroll
+    for (int r = 0; r < kRunsOfWarp; ++r)
+      if (token < p.m) vectors[r] = NormVector(vectors[r], inverse, weight[r], p.norm.style);
+  }
+#pragma unroll
+  for (int r = 0; r < kRunsOfWarp; ++r) {
+    const uint4 chunk = ChunkOf(vectors[r], lane);
+    const int tile = column(r) / kTileColumns;
+    if (tile < layout.tiles && (!kRows || token < p.m))
+      *layout.Place<kRows>(token, tile, lane % 2 * 4 + lane % 8 / 2) = chunk;
+  }
+}
+
+bool TakesVectors(const PrepareTokensParams& p) {
+  return p.column_order == nullptr && p.input_multiplier == nullptr && p.k % kVector == 0 &&
+         VectorsAligned(p.x_stride, p.x);
+}
+
+template <bool kRows>
+void LaunchVectors(const PrepareTokensParams& p, const Layout& layout, void* stream) {
+  const auto blocks = static_cast<unsigned>((p.k + kBlockColumns - 1) / kBlockColumns);
+  const auto groups = static_cast<unsigned>(layout.groups);
+  const auto s = static_cast<cudaStream_t>(stream);
+  if (p.norm.weight == nullptr) {
+    return LaunchPdl(PrepareVectorsKernel<false, kRows>, dim3(blocks, groups), 32 * kWarps, 0, s, p,
+                     layout);
+  }
+  LaunchPdlCluster(PrepareVectorsKernel<true, kRows>, dim3(std::bit_ceil(blocks), groups),
+                   32 * kWarps, dim3(std::bit_ceil(blocks)), 0, s, p, layout);
+}
+
+// ---- Others
 
 // Two neighbouring columns, in the order of the weight's.
-template <bool kPlain>
 __device__ __forceinline__ uint32_t Pair(const PrepareTokensParams& p, const uint16_t* row,
                                          int column) {
-  if constexpr (kPlain) {
-    if (column + 1 < p.k) return *reinterpret_cast<const uint32_t*>(row + column);
-  }
   uint32_t pair = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -28,71 +159,57 @@ __device__ __forceinline__ uint32_t Pair(const PrepareTokensParams& p, const uin
   return pair;
 }
 
-// A warp lays out kTilesPerWarp neighbouring column tiles of a group. kPlain: x as it is, whole
-// words. kRows: as permuted rows.
-template <bool kPlain, bool kRows>
+// A warp lays out a column tile of a group.
+template <bool kRows>
 __global__ void __launch_bounds__(32 * kWarps)
-    PrepareTokensKernel(const PrepareTokensParams p, int tiles, std::byte* out) {
+    PreparePairsKernel(const PrepareTokensParams p, Layout layout) {
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
-  const int group = blockIdx.y;
-  const int first_tile = (blockIdx.x * kWarps + threadIdx.x / 32) * kTilesPerWarp;
+  const int tile = blockIdx.x * kWarps + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int chunk = lane % 8;
-
-  uint32_t pairs[kTilesPerWarp][2][4] = {};
+  if (tile >= layout.tiles) return;
 #pragma unroll
-  for (int t = 0; t < kTilesPerWarp; ++t)
+  for (int half = 0; half < 2; ++half) {
+    const int64_t token = int64_t{blockIdx.y} * kGroupTokens + 4 * half + lane / 8;
+    if (kRows && token >= p.m) continue;
+    uint32_t v[4] = {};
+    if (token < p.m)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t token = int64_t{group} * kGroupTokens + 4 * half + lane / 8;
-      if (first_tile + t >= tiles || token >= p.m) continue;
-      const uint16_t* row = p.x + token * p.x_stride;
-      const int column = (first_tile + t) * kTileColumns + 2 * chunk;
-#pragma unroll
-      for (int q = 0; q < 4; ++q) pairs[t][half][q] = Pair<kPlain>(p, row, column + 16 * q);
-    }
-#pragma unroll
-  for (int t = 0; t < kTilesPerWarp; ++t)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (first_tile + t >= tiles) continue;
-      const int row = 4 * half + lane / 8;
-      const int64_t token = int64_t{group} * kGroupTokens + row;
-      if (kRows && token >= p.m) continue;
-      const int64_t at = kRows ? (token * tiles + first_tile + t) * 128 + chunk * 16
-                               : (int64_t{first_tile + t} * gridDim.y + group) * kPieceBytes +
-                                     row * 128 + (chunk ^ row) * 16;
-      const uint32_t* v = pairs[t][half];
-      *reinterpret_cast<uint4*>(out + at) = make_uint4(v[0], v[1], v[2], v[3]);
-    }
+      for (int q = 0; q < 4; ++q)
+        v[q] = Pair(p, p.x + token * p.x_stride, tile * kTileColumns + 2 * chunk + 16 * q);
+    *layout.Place<kRows>(token, tile, chunk) = make_uint4(v[0], v[1], v[2], v[3]);
+  }
 }
 
 template <bool kRows>
-void Launch(const PrepareTokensParams& params, int tiles, std::byte* out, void* stream) {
-  const bool plain = params.column_order == nullptr && params.input_multiplier == nullptr &&
-                     params.x_stride % 2 == 0 && reinterpret_cast<uintptr_t>(params.x) % 4 == 0;
-  constexpr int kTilesPerBlock = kWarps * kTilesPerWarp;
-  const auto groups = static_cast<unsigned>((params.m + kGroupTokens - 1) / kGroupTokens);
-  LaunchPdl(plain ? PrepareTokensKernel<true, kRows> : PrepareTokensKernel<false, kRows>,
-            dim3((tiles + kTilesPerBlock - 1) / kTilesPerBlock, groups), 32 * kWarps, 0,
-            static_cast<cudaStream_t>(stream), params, tiles, out);
+void Launch(const PrepareTokensParams& p, const Layout& layout, void* stream) {
+  if (TakesVectors(p)) return LaunchVectors<kRows>(p, layout, stream);
+  LaunchPdl(PreparePairsKernel<kRows>,
+            dim3((layout.tiles + kWarps - 1) / kWarps, static_cast<unsigned>(layout.groups)),
+            32 * kWarps, 0, static_cast<cudaStream_t>(stream), p, layout);
 }
 
 int TilesOf(int64_t k) { return static_cast<int>((k + kTileColumns - 1) / kTileColumns); }
 
+int GroupsOf(int64_t m) { return static_cast<int>((m + kGroupTokens - 1) / kGroupTokens); }
+
 }  // namespace
 
+bool PreparationNorms(const PrepareTokensParams& p) {
+  return TakesVectors(p) && p.k <= kMaxFusedNormWidth &&
+         reinterpret_cast<uintptr_t>(p.norm.weight) % 16 == 0;
+}
+
 void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream) {
-  Launch<true>(params, TilesOf(params.k), reinterpret_cast<std::byte*>(out), stream);
+  Launch<true>(params, {reinterpret_cast<std::byte*>(out), TilesOf(params.k), GroupsOf(params.m)},
+               stream);
 }
 
 PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream) {
-  const int tiles = TilesOf(params.k);
-  Launch<false>(params, tiles, memory, stream);
-  return {.data = memory,
-          .groups = static_cast<int32_t>((params.m + kGroupTokens - 1) / kGroupTokens),
-          .tiles = tiles};
+  const Layout layout = {memory, TilesOf(params.k), GroupsOf(params.m)};
+  Launch<false>(params, layout, stream);
+  return {.data = memory, .groups = layout.groups, .tiles = layout.tiles};
 }
 
 }  // namespace nibble::kernels::cuda

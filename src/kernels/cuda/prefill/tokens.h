@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/linear/weight_tiles.h"
+#include "kernels/ops.h"
 
 namespace nibble::kernels::cuda {
 
@@ -39,7 +40,11 @@ struct PrepareTokensParams {
   // What x goes through first (tensor/quant_view.h), (K) each, or null.
   const int32_t* column_order = nullptr;
   const float* input_multiplier = nullptr;
+  InputNorm norm;  // of x, where PreparationNorms says so
 };
+
+// Whether the norm can be a part of the preparation.
+bool PreparationNorms(const PrepareTokensParams& params);
 
 // out (M, K up to a multiple of 64), dense and 16-byte aligned: permuted rows.
 void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream);
