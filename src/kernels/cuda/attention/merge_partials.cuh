@@ -93,7 +93,6 @@ __global__ void __launch_bounds__(kMergeHalfWarps * 16)
   __shared__ float4 group_o[kMergeHalfWarps][16];
   __shared__ float group_m[kMergeHalfWarps];
   __shared__ float group_l[kMergeHalfWarps];
-  ptx::LaunchSuccessor();
   const int lane = threadIdx.x % 16;
   const int half_warp = threadIdx.x / 16;
   const int my_group = half_warp % groups_at_once;
@@ -120,6 +119,7 @@ __global__ void __launch_bounds__(kMergeHalfWarps * 16)
     plan = PlanOf(p, tile_keys);
   }
   ptx::WaitForPredecessor();  // even with nothing to do: the successor relies on it
+  ptx::LaunchSuccessor();
 
   const int row = (token - tile.first_token) * p.heads_per_kv + head_of_group - tile.first_row;
   const int d = my_slice % slices_of_row * kMergeDims + lane * 4;

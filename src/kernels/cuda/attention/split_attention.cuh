@@ -543,7 +543,6 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
                          const __grid_constant__ SplitShared layout) {
   using Worker = SplitWorker<kFp8, kRows, kWarps, kRoundKeys, kDimAtoms>;
   extern __shared__ __align__(16) uint8_t shared[];
-  ptx::LaunchSuccessor();
 
   // A grid without work waits, too: the successor relies on it. One CTA is enough.
   if (blockIdx.x == 0 && p.prefill_rows != kNoPrefill) ptx::WaitForPredecessor();
@@ -579,6 +578,7 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   if (value_buffer == ValueBuffer::kOwn) w.CopyRows(w.Values(0), p.v, cursor.base, pages);
   ptx::CommitCopies();
   if (are_old) ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   w.LoadQueries();
   __syncthreads();
 

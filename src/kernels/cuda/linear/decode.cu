@@ -39,6 +39,11 @@ int SharedOfMultiprocessor(int m) { return (m == 1 ? 164 : 132) * 1024; }
 // Of a CTA, two of which share a multiprocessor.
 int MostShared(int m) { return SharedOfMultiprocessor(m) / 2 - kReservedPerCta; }
 
+// Weights from here on have a multiprocessor's slots to themselves: behind a small kernel, two CTAs
+// of a launch would share one multiprocessor while others stand idle, and the launch would take as
+// long as those two. What a second launch could load ahead is little beside so many bytes.
+constexpr int64_t kLoneBytes = int64_t{24} << 20;
+
 // Of normed x, within MostShared.
 int MostNormedBytes(int m) { return (m == 1 ? 33 : 18) * 1024; }
 
@@ -120,6 +125,8 @@ DecodePlan PlanFor(const WeightTiles& weight, int m, bool norms, int stages, int
     }
   }
   plan.shared_bytes = SharedBytes(weight, plan);
+  if (plan.token_tiles == 1 && weight.row_tiles * weight.row_tile_bytes >= kLoneBytes)
+    plan.shared_bytes = std::max(plan.shared_bytes, limit / 2 + kReservedPerCta);
   return plan;
 }
 
@@ -152,7 +159,7 @@ decode::Input InputOf(const DecodePlan& plan) {
 void SetSharedMemory(const void* kernel, const DecodePlan& plan) {
   const int most = CurrentDevice().shared_memory_per_block + kReservedPerCta;
   int wanted = plan.shared_bytes + kReservedPerCta;
-  if (plan.token_tiles == 1) wanted = std::max(SharedOfMultiprocessor(plan.m), 2 * wanted);
+  if (plan.token_tiles == 1) wanted = std::max(SharedOfMultiprocessor(plan.m), wanted);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                        std::min(100 * wanted / most, 100));  // the next larger split is taken
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);

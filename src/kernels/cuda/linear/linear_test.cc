@@ -362,8 +362,10 @@ TEST_F(CudaLinear, EveryPlanFits) {
     }
 }
 
-// So that a launch can load its first weights while its predecessor finishes.
-TEST_F(CudaLinear, TwoDecodeLaunchesShareAMultiprocessor) {
+// So that a launch can load its first weights while its predecessor finishes; but large weights
+// have their multiprocessors to themselves.
+TEST_F(CudaLinear, TwoSmallDecodeLaunchesShareAMultiprocessor) {
+  constexpr int64_t kMegabyte = int64_t{1} << 20;
   for (const WeightFormat format : kFormats)
     for (const int64_t k : {2048, 4096, 8192, 28672})
       for (const int64_t m : {1, 2, 4, 8}) {
@@ -371,15 +373,22 @@ TEST_F(CudaLinear, TwoDecodeLaunchesShareAMultiprocessor) {
         Runner gpu(ops());
         const auto weight = Pack(gpu, MakeWeight(format, 16, k, 1));
         tiles = cuda::AsCuda(*weight).tiles();
-        tiles.row_tiles = 1792;  // as if it had them
+        const auto with_bytes = [&](int64_t bytes) {
+          cuda::WeightTiles all = tiles;  // as if it had them
+          all.row_tiles = static_cast<int>(bytes / tiles.row_tile_bytes);
+          return all;
+        };
         const std::vector<float> norm_weight(k);
         for (const bool norms : {false, true}) {
           const int tokens = static_cast<int>(m);
           if (norms && !cuda::NormsInDecode(tiles, {.weight = norm_weight.data()}, tokens))
             continue;
-          EXPECT_EQ(
-              cuda::DecodeBlocksPerMultiprocessor(tiles, cuda::PlanDecode(tiles, tokens, norms)), 2)
-              << WeightFormatName(format) << " K=" << k << " M=" << m << " norms " << norms;
+          for (const auto& [all, blocks] : {std::pair(with_bytes(20 * kMegabyte), 2),
+                                            std::pair(with_bytes(200 * kMegabyte), 1)})
+            EXPECT_EQ(
+                cuda::DecodeBlocksPerMultiprocessor(all, cuda::PlanDecode(all, tokens, norms)),
+                blocks)
+                << WeightFormatName(format) << " K=" << k << " M=" << m << " norms " << norms;
         }
       }
 }

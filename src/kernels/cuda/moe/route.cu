@@ -17,23 +17,23 @@ constexpr size_t kOneBlockBytes = 48 * 1024;
 __global__ void __launch_bounds__(32 * kOneBlockTokens)
     RouteKernel(const __grid_constant__ RouteParams p) {
   extern __shared__ __align__(16) std::byte memory[];
-  ptx::LaunchSuccessor();
   Block block;
   Carve(memory, p, blockDim.x / 32, &block);
   Prepare(p, block);
   __syncthreads();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   RouteInOneBlock(p, block);
 }
 
 __global__ void __launch_bounds__(32 * kChooseWarps)
     ChooseKernel(const __grid_constant__ RouteParams p) {
   extern __shared__ __align__(16) std::byte memory[];
-  ptx::LaunchSuccessor();
   const int warp = threadIdx.x / 32, experts = p.routing.experts, top_k = p.routing.top_k;
   auto* const scratch = reinterpret_cast<float*>(memory);
   auto* const picked = reinterpret_cast<Picked*>(scratch + kChooseWarps * ScratchFloats(p.routing));
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int64_t token = int64_t{blockIdx.x} * kChooseWarps + warp;
   if (token >= p.t) return;
   ChooseExperts<true>(p.routing, p.logits + token * experts,
@@ -44,13 +44,13 @@ __global__ void __launch_bounds__(32 * kChooseWarps)
 __global__ void __launch_bounds__(kPlaceThreads)
     PlaceKernel(const __grid_constant__ RouteParams p) {
   extern __shared__ __align__(16) std::byte memory[];
-  ptx::LaunchSuccessor();
   const int top_k = p.routing.top_k;
   Block block;
   Carve(memory, p, 0, &block);
   Prepare(p, block);
   __syncthreads();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int first_token = blockIdx.x * kTokensOfBlock;
   const int tokens = min(kTokensOfBlock, static_cast<int>(p.t) - first_token);
   const int first = first_token * top_k, end = first + tokens * top_k;

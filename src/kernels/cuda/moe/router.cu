@@ -98,7 +98,6 @@ __device__ __forceinline__ void CopyRow(T* to, const T* from, int count) {
 // Shared memory: slice sums, then with a norm its weight and the block's rows.
 __global__ void __launch_bounds__(kThreads) RouterKernel(const __grid_constant__ RouterParams p) {
   extern __shared__ __align__(16) float partial_sums[];
-  ptx::LaunchSuccessor();
   auto* const partial = reinterpret_cast<float(*)[kTokens * kTokenStride]>(partial_sums);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool is_gate = static_cast<int>(blockIdx.x) == p.router.row_tiles;
@@ -120,6 +119,7 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const __grid_constant__
   auto* const rows = reinterpret_cast<uint16_t*>(norm_weight + d);
   if (norms) CopyRow(norm_weight, p.norm.weight, d);
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
 
   const int first_token = blockIdx.y * kTokens;
   const int tokens = min(kTokens, static_cast<int>(p.t) - first_token);

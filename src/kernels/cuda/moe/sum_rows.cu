@@ -14,8 +14,8 @@ constexpr int kAtOnce = 4;   // places whose rows are read together
 // One column for each thread where D is no multiple of four.
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads) SumRowsKernel(const __grid_constant__ SumRowsParams p) {
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int64_t token = blockIdx.y;
   const int64_t column = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
   if (column >= p.d) return;

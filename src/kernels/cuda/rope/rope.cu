@@ -90,7 +90,6 @@ __global__ void __launch_bounds__(kThreads)
     RopeKernel(RopeAndCacheParams p, CacheSide k, CacheSide v) {
   // Angles before the wait, where there are registers for them.
   constexpr bool kEarlyAngles = kSlots == 1;
-  ptx::LaunchSuccessor();
   const int lane = static_cast<int>(threadIdx.x) % kLanes, dh = p.cache.head_dim;
   const int kv_heads = p.cache.kv_heads;
   const int head =
@@ -129,6 +128,7 @@ __global__ void __launch_bounds__(kThreads)
   if (kEarlyAngles) for_slots(load_angles);
   const float q_scale = is_q && p.q_scale != nullptr ? p.q_scale[position] : 1.0f;
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
 
   const int64_t stride = p.qkv_stride > 0 ? p.qkv_stride : int64_t{p.q_heads + 2 * kv_heads} * dh;
   const uint16_t* in = p.qkv + t * stride + int64_t{head} * dh;

@@ -26,12 +26,12 @@ __device__ __forceinline__ float LogitBefore(const float* logits, int token, int
 
 // The host wrote these bytes before the launch: they cross the bus while the predecessor runs.
 __global__ void __launch_bounds__(kThreads) FetchKernel(Group g) {
-  ptx::LaunchSuccessor();
   const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;  // of 16 bytes
   const bool exists = at * 16 < g.upload_bytes;
   uint4 bytes = {};
   if (exists) bytes = reinterpret_cast<const uint4*>(g.uploads)[at];
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   if (exists) reinterpret_cast<uint4*>(g.w.uploaded)[at] = bytes;
 }
 
@@ -101,8 +101,8 @@ __device__ __forceinline__ void ClearSums(const Group& g) {
 __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
   __shared__ uint64_t keys[kWarp];
   __shared__ float sums[kWarp];
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int chunk = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
   const float* logits = g.logits + r * g.stride;
   float values[kPerThread];
@@ -194,11 +194,11 @@ constexpr int kLowBits = 20;  // of a mass: sums of a chunk's low and high parts
 
 __global__ void __launch_bounds__(kThreads) HistogramKernel(Group g) {
   __shared__ uint32_t counts[kBuckets], low[kBuckets], high[kBuckets];
-  ptx::LaunchSuccessor();
   for (int b = static_cast<int>(threadIdx.x); b < kBuckets; b += kThreads)
     counts[b] = low[b] = high[b] = 0;
   __syncthreads();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int chunk = static_cast<int>(blockIdx.x), s = static_cast<int>(blockIdx.y);
   const Search search = g.search_table[s];
   const bool limits_mass = search.limits_mass();
@@ -318,8 +318,8 @@ __device__ __forceinline__ bool IsListed(const Bounds& bounds, int bucket) {
 
 __global__ void __launch_bounds__(kThreads) CollectKernel(Group g) {
   __shared__ uint64_t keys[kWarp];
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int chunk = static_cast<int>(blockIdx.x), s = static_cast<int>(blockIdx.y);
   const Search search = g.search_table[s];
   const Sight sight(g, search);
@@ -649,8 +649,8 @@ __device__ __forceinline__ void ListBest(const Group& g, int s, ChooseShared& sh
 // CTAs [0, R) choose tokens, the next S list the best ones.
 __global__ void __launch_bounds__(kChooseThreads) ChooseKernel(Group g) {
   __shared__ ChooseShared shared;
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int at = static_cast<int>(blockIdx.x);
   if (at < g.rows) {
     ChooseOfRow(g, at, shared);
@@ -661,8 +661,8 @@ __global__ void __launch_bounds__(kChooseThreads) ChooseKernel(Group g) {
 
 __global__ void __launch_bounds__(kThreads) RankKernel(Group g) {
   __shared__ int counts[kWarp];
-  ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
   const int chunk = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
   const int chosen = g.w.chosen[r];
   if (chosen < 0) return;
