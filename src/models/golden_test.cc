@@ -148,9 +148,9 @@ void CheckAgainstGolden(const Case& test) {
     ModelRunner runner(**model, *kv);
     runner.Run(sequence, kMaxStep);
     const boost::json::array& positions = prompt.at("positions").as_array();
-    const std::vector<int32_t> undecided =
-        prompt.as_object().contains("undecided") ? Ids(prompt.at("undecided"))
-                                                 : std::vector<int32_t>();
+    const std::vector<int32_t> undecided = prompt.as_object().contains("undecided")
+                                               ? Ids(prompt.at("undecided"))
+                                               : std::vector<int32_t>();
     for (size_t i = 0; i < positions.size(); ++i) {
       if (std::ranges::find(undecided, static_cast<int32_t>(i)) != undecided.end()) continue;
       Compare(positions[i], sequence.logits[i], &ours, &yardstick);

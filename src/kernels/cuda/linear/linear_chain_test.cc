@@ -116,11 +116,8 @@ TEST(CudaLinearChain, DISABLED_BenchShapes) {
   if (ops == nullptr) GTEST_SKIP() << "no GPU";
   const double ceiling = ops->read_bandwidth();
   fmt::print("{}: reads {:.0f} GB/s\n", ops->device->name(), ceiling * 1e-9);
-  for (const ShapeNk s : {ShapeNk{2048, 4096},
-                          {4096, 4096},
-                          {12288, 2048},
-                          {8192, 8192},
-                          {28672, 8192}}) {
+  for (const ShapeNk s :
+       {ShapeNk{2048, 4096}, {4096, 4096}, {12288, 2048}, {8192, 8192}, {28672, 8192}}) {
     Chain chain(*ops);
     chain.AddWeights(s.n, s.k);
     const int count = chain.count(s.n, s.k);

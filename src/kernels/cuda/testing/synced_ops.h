@@ -43,6 +43,7 @@ inline const OpTable* SyncedOps() {
   static const OpTable table = [] {
     if (Table() == nullptr) return OpTable{};
     OpTable t = *Table();
+    t.variant = "cuda";  // names the tests, the same on every GPU
     Wrap<LinearParams, &OpTable::linear>(&t);
     Wrap<EmbedParams, &OpTable::embed>(&t);
     Wrap<RmsNormParams, &OpTable::rms_norm>(&t);
