@@ -99,9 +99,10 @@ float LargestMagnitude(const uint16_t* x, int64_t count) {
   return largest;
 }
 
-// 32 values as int8 and back: the scale is amax / 127, values round to nearest, ties to even.
-// Blocks below 2^-100 count as zero; one that holds infinity or NaN becomes NaN.
-void RoundToInt8(const uint16_t* x, int64_t count, double* out) {
+// A block of values, each as `round` (of its largest magnitude and the value) gives it. Blocks
+// below 2^-100 count as zero; one that holds infinity or NaN becomes NaN.
+void RoundBlock(const uint16_t* x, int64_t count, double (*round)(float amax, float value),
+                double* out) {
   const float amax = LargestMagnitude(x, count);
   for (int64_t i = 0; i < count; ++i) {
     if (!std::isfinite(amax)) {
@@ -109,28 +110,22 @@ void RoundToInt8(const uint16_t* x, int64_t count, double* out) {
     } else if (amax < kSmallestBlock) {
       out[i] = 0.0;
     } else {
-      const float inverse = 127.0f / amax;
-      const float scale = amax / 127.0f;
-      const float q = std::nearbyint(Bf16ToFloat(x[i]) * inverse);
-      out[i] = static_cast<double>(q) * static_cast<double>(scale);
+      out[i] = round(amax, Bf16ToFloat(x[i]));
     }
   }
 }
 
-// 32 values as multiples of 2^-13 of the largest's power of two, nearest, ties to even; else as
-// above.
-void RoundToInt16(const uint16_t* x, int64_t count, double* out) {
-  const float amax = LargestMagnitude(x, count);
-  for (int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(amax)) {
-      out[i] = std::numeric_limits<double>::quiet_NaN();
-    } else if (amax < kSmallestBlock) {
-      out[i] = 0.0;
-    } else {
-      const double unit = std::ldexp(1.0, std::ilogb(amax) - 13);
-      out[i] = std::nearbyint(static_cast<double>(Bf16ToFloat(x[i])) / unit) * unit;
-    }
-  }
+// As int8 and back: the scale is amax / 127, values round to nearest, ties to even.
+double RoundToInt8(float amax, float value) {
+  const float inverse = 127.0f / amax;
+  const float scale = amax / 127.0f;
+  return static_cast<double>(std::nearbyint(value * inverse)) * static_cast<double>(scale);
+}
+
+// As multiples of 2^-13 of the largest's power of two, nearest, ties to even.
+double RoundToInt16(float amax, float value) {
+  const double unit = std::ldexp(1.0, std::ilogb(amax) - 13);
+  return std::nearbyint(static_cast<double>(value) / unit) * unit;
 }
 
 void PrepareToken(const uint16_t* x, int64_t k, ActivationFormat format, double* out) {
@@ -140,7 +135,7 @@ void PrepareToken(const uint16_t* x, int64_t k, ActivationFormat format, double*
   }
   const auto round = format == ActivationFormat::kInt8 ? RoundToInt8 : RoundToInt16;
   for (int64_t i = 0; i < k; i += kIntegerBlock) {
-    round(x + i, std::min(kIntegerBlock, k - i), out + i);
+    RoundBlock(x + i, std::min(kIntegerBlock, k - i), round, out + i);
   }
 }
 
