@@ -9,7 +9,7 @@
 #   PCRE2                       libpcre2-dev 10.42                   BSD-3     split patterns without a hand-written matcher
 #   utf8proc                    libutf8proc-dev 2.8.0                MIT       NFC, NFKC
 #   OpenSSL                     libssl-dev 3.0                       Apache-2  SHA-256, constant-time compare
-#   xxHash                      libxxhash-dev 0.8.1                  BSD-2     prefix-cache and logits hashes (header only)
+#   xxHash                      libxxhash-dev 0.8.1                  BSD-2     prefix-cache hashes (header only)
 #   GoogleTest, Benchmark       libgtest-dev 1.12, libbenchmark-dev  BSD-3, Apache-2   tests only
 #   rapidcheck                  librapidcheck-dev                    BSD-2     property tests only
 

@@ -29,8 +29,23 @@ Result<Buffer> Buffer::Allocate(size_t bytes, Device& device) {
   return buffer;
 }
 
+Result<Buffer> Buffer::AllocateShared(size_t bytes, Device& device) {
+  Buffer buffer;
+  if (bytes == 0) return buffer;
+  NIBBLE_ASSIGN(buffer.data_, device.AllocateShared(bytes));
+  buffer.size_ = bytes;
+  buffer.device_ = &device;
+  buffer.shared_ = true;
+  return buffer;
+}
+
 Buffer::~Buffer() {
-  if (data_ != nullptr) device_->Free(data_, size_);
+  if (data_ == nullptr) return;
+  if (shared_) {
+    device_->FreeShared(data_, size_);
+  } else {
+    device_->Free(data_, size_);
+  }
 }
 
 Result<std::byte*> MapMemory(size_t bytes) {

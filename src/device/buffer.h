@@ -18,16 +18,20 @@ class Buffer {
  public:
   // kResourceExhausted, with the number of bytes, when the system has no memory for it.
   static Result<Buffer> Allocate(size_t bytes, Device& device = HostDevice());
+  // Of the host's memory that kernels of the device may use in place (Device::AllocateShared).
+  static Result<Buffer> AllocateShared(size_t bytes, Device& device);
 
   Buffer() = default;
   Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)),
         size_(std::exchange(other.size_, 0)),
-        device_(other.device_) {}
+        device_(other.device_),
+        shared_(other.shared_) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     std::swap(device_, other.device_);
+    std::swap(shared_, other.shared_);
     return *this;
   }
   Buffer(const Buffer&) = delete;
@@ -51,6 +55,7 @@ class Buffer {
   std::byte* data_ = nullptr;
   size_t size_ = 0;
   Device* device_ = nullptr;
+  bool shared_ = false;
 };
 
 // What the host's buffers are made of; zero bytes give null.

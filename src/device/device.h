@@ -23,7 +23,7 @@ class DeviceGraph {
   virtual void Launch() = 0;
 };
 
-// A moment on a device's stream.
+// A moment on a device's stream; of the stream's end when it was made or set.
 class DeviceMark {
  public:
   virtual ~DeviceMark() = default;
@@ -75,6 +75,10 @@ class Device {
   // 256-byte aligned; content undefined on GPUs, zero on the host. From any thread.
   virtual Result<std::byte*> Allocate(size_t bytes) = 0;
   virtual void Free(std::byte* memory, size_t bytes) = 0;
+  // Memory of the host that kernels of this device read and write in place (pinned). For what the
+  // host reads after a mark has been passed, without a copy.
+  virtual Result<std::byte*> AllocateShared(size_t bytes) = 0;
+  virtual void FreeShared(std::byte* memory, size_t bytes) = 0;
 
   // Ordered with the kernels on the stream. Upload has read `from` when it returns, and may be
   // called from any thread; Download waits until the bytes are there.
@@ -88,6 +92,10 @@ class Device {
   virtual std::unique_ptr<DeviceGraph> Record(const std::function<void()>& launch) = 0;
 
   virtual std::unique_ptr<DeviceMark> Mark() = 0;
+  // Moves a mark of this device to the end of the stream; allocates nothing.
+  virtual void Set(DeviceMark& mark) = 0;
+  // Returns when the device has passed the mark.
+  virtual void Wait(const DeviceMark& mark) = 0;
   // Of two marks that the device has passed.
   virtual double SecondsBetween(const DeviceMark& begin, const DeviceMark& end) = 0;
 

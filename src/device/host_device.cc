@@ -28,6 +28,8 @@ class Host final : public Device {
   Result<std::unique_ptr<UploadLane>> MakeLane(size_t) override {
     return std::unique_ptr<UploadLane>();
   }
+  Result<std::byte*> AllocateShared(size_t bytes) override { return MapMemory(bytes); }
+  void FreeShared(std::byte* memory, size_t bytes) override { UnmapMemory(memory, bytes); }
   void Upload(void* to, const void* from, size_t bytes) override { Copy(to, from, bytes); }
   void Download(void* to, const void* from, size_t bytes) override { Copy(to, from, bytes); }
   void Copy(void* to, const void* from, size_t bytes) override {
@@ -39,6 +41,8 @@ class Host final : public Device {
   void Synchronize() override {}
   std::unique_ptr<DeviceGraph> Record(const std::function<void()>&) override { return nullptr; }
   std::unique_ptr<DeviceMark> Mark() override { return std::make_unique<HostMark>(); }
+  void Set(DeviceMark& mark) override { static_cast<HostMark&>(mark) = HostMark(); }
+  void Wait(const DeviceMark&) override {}
   double SecondsBetween(const DeviceMark& begin, const DeviceMark& end) override {
     return std::chrono::duration<double>(static_cast<const HostMark&>(end).time -
                                          static_cast<const HostMark&>(begin).time)

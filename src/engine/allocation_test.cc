@@ -70,10 +70,15 @@ class SilentSink : public EventSink {
   void Post(StreamEvent) noexcept override {}
 };
 
-TEST(Allocation, ADecodeStepAllocatesItsEventsAlone) {
+class Allocation : public ::testing::TestWithParam<bool> {};
+
+INSTANTIATE_TEST_SUITE_P(LaunchedAhead, Allocation, ::testing::Bool());
+
+TEST_P(Allocation, ADecodeStepAllocatesItsEventsAlone) {
   constexpr int kSequences = 8;
   QuietModel model;
-  CoreRunner runner(model, nullptr, {.pages = 400, .max_model_len = 600});
+  CoreRunner runner(model, nullptr,
+                    {.pages = 400, .max_model_len = 600, .launches_ahead = GetParam()});
   for (int i = 0; i < kSequences; ++i) {
     Request request;
     request.tokens.assign(20, i % 8);

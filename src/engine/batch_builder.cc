@@ -66,7 +66,7 @@ void BatchBuilder::AddRow(Sequence& sequence, int64_t position, bool sample) {
   rows_.push_back({&sequence, position, sample});
 }
 
-models::Batch BatchBuilder::Finish() {
+models::Batch BatchBuilder::Finish(const int32_t* drawn) {
   int64_t max_pages = 0;
   for (const Sequence* sequence : sequences_)
     max_pages = std::max(max_pages, static_cast<int64_t>(sequence->pages.size()));
@@ -83,6 +83,7 @@ models::Batch BatchBuilder::Finish() {
                          .max_pages = max_pages,
                          .logits_rows = logits_rows_,
                          .state_slots = state_slots_,
+                         .drawn = drawn,
                          .rope_sets = rope_sets_};
   for (const int32_t tokens : chunked_) {
     batch.chunked_sequences += tokens > 0 ? 1 : 0;

@@ -41,8 +41,8 @@ class BatchBuilder {
   void Clear();
   // The next `tokens` tokens of the sequence after its computed ones; it holds their pages.
   void Add(Sequence& sequence, int64_t tokens);
-  // Completes the page table. Valid until Clear.
-  models::Batch Finish();
+  // Completes the page table. Valid until Clear. drawn: Sampler::drawn.
+  models::Batch Finish(const int32_t* drawn);
 
   std::span<const LogitsRow> rows() const { return rows_; }
   int64_t tokens() const { return static_cast<int64_t>(tokens_.size()); }

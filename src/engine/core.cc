@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 #include <random>
-#include <stdexcept>
 #include <utility>
 
 namespace nibble::engine {
@@ -48,16 +47,26 @@ Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
                                                      .tokenizer_vocab = TokenizerVocab(
                                                          setup.tokenizer, info.vocab_size),
                                                      .max_rows = setup.limits.max_rows(),
+                                                     .max_sequences = options.max_sequences,
                                                      .max_top_logprobs = options.max_logprobs,
                                                      .pool = options.pool}));
   NIBBLE_ASSIGN(auto pool,
                 models::KvPool::Create(info, options.kv_format, options.page_size,
                                        setup.plan.kv_tokens / options.page_size,
                                        setup.plan.state_slots(), *setup.model->ops().device));
-  return std::unique_ptr<Core>(new Core(std::move(setup), std::move(pool), std::move(sampler)));
+  Steps steps;
+  for (LaunchedStep& step : steps) {
+    step.parts.reserve(static_cast<size_t>(setup.limits.max_sequences));
+    step.requests.reserve(static_cast<size_t>(setup.limits.max_sequences));
+    step.rows.reserve(static_cast<size_t>(setup.limits.max_rows()));
+    NIBBLE_ASSIGN(step.results, sampler->MakeResults());
+    step.done = setup.model->ops().device->Mark();
+  }
+  return std::unique_ptr<Core>(
+      new Core(std::move(setup), std::move(pool), std::move(sampler), std::move(steps)));
 }
 
-Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sampler)
+Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sampler, Steps steps)
     : setup_(std::move(setup)),
       prompt_chunk_(models::PromptChunk(setup_.model->info(), setup_.model->ops())),
       pool_(std::move(pool)),
@@ -65,16 +74,20 @@ Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sample
       cache_(pool_.pages(), pool_.page_size(), setup_.options.prefix_cache, RandomHashSeed()),
       states_(setup_.plan.live_states, setup_.plan.snapshots, pool_.pages()),
       batch_(setup_.limits, pool_.page_size(), prompt_chunk_),
-      stats_(setup_.plan.max_model_len) {
+      stats_(setup_.plan.max_model_len),
+      launches_ahead_(setup_.launches_ahead.value_or(!setup_.model->ops().device->host_memory())),
+      steps_(std::move(steps)) {
   stats_.kv_pages = pool_.pages();
   const auto sequences = static_cast<size_t>(setup_.options.max_sequences);
   view_.running.reserve(sequences);
   running_.reserve(sequences);
-  stepped_.reserve(sequences);
-  stepped_to_.reserve(sequences);
+  for (int32_t slot = setup_.options.max_sequences; slot-- > 0;) drawn_slots_.push_back(slot);
   if (states_.enabled()) cache_.set_on_forget([this](int32_t page) { states_.Remove(page); });
   shared_.reserve(static_cast<size_t>(setup_.limits.max_pages));
 }
+
+// What launched steps read and write goes with the core.
+Core::~Core() { setup_.model->ops().device->Synchronize(); }
 
 void Core::Add(std::shared_ptr<ActiveRequest> request) {
   ActiveRequest& added = *request;
@@ -100,34 +113,50 @@ void Core::Add(std::shared_ptr<ActiveRequest> request) {
 void Core::Step() {
   const Clock::time_point start = setup_.now();
   EndEarly(start);
-  PlanStep(start);
-  if (batch_.tokens() > 0) {
-    ++stats_.steps;
-    stats_.iteration_tokens_total.Observe(static_cast<double>(batch_.tokens()));
-    logits_ = setup_.model->Forward(batch_.Finish(), pool_);
-    for (Sequence* sequence : stepped_) {
-      IndexFullPages(*sequence);
-      TakeSnapshot(*sequence);
-    }
-    if (!batch_.rows().empty()) sampler_->Run(logits_, batch_.rows());
-    if (const std::string reason = setup_.model->ops().device->failure(); !reason.empty())
-      throw std::runtime_error(reason);
-    const Clock::time_point now = setup_.now();
-    for (size_t row = 0; row < batch_.rows().size(); ++row) UseRow(row, now);
-    for (Sequence* sequence : stepped_) {
-      // A prompt that is only scored has no row to sample from: it is done when it is computed.
-      if (sequence->state == Sequence::State::kRunning && sequence->remaining() == 0 &&
-          sequence->request.max_new_tokens == 0) {
-        if (sequence->choice == 0) CompletePrompt(*sequence);
-        Finish(*sequence, {.choice = sequence->choice, .reason = FinishReason::kLength}, now);
-      }
-    }
+  LaunchedStep& step = in_flight_ == &steps_[0] ? steps_[1] : steps_[0];
+  PlanStep(step, start);
+  const bool has_work = batch_.tokens() > 0;
+  if (has_work) Launch(step);
+  ReadStep();  // the one before, which has had the time since it was launched
+  if (has_work) {
+    Settle(step);
+    in_flight_ = &step;
+    if (!launches_ahead_ || step.read_at_once()) ReadStep();
   }
   Sweep();
   stats_.running = static_cast<int64_t>(running_.size());
   stats_.waiting = static_cast<int64_t>(waiting_.size());
   stats_.kv_usage = static_cast<double>(cache_.pages() - cache_.available()) /
                     static_cast<double>(cache_.pages());
+}
+
+// From here on sequences count the tokens that the step draws.
+void Core::Launch(LaunchedStep& step) {
+  ++stats_.steps;
+  stats_.iteration_tokens_total.Observe(static_cast<double>(batch_.tokens()));
+  step.rows.assign(batch_.rows().begin(), batch_.rows().end());
+  logits_ = setup_.model->Forward(batch_.Finish(sampler_->drawn()), pool_);
+  if (!step.rows.empty()) sampler_->Run(logits_, step.rows, &step.results);
+  setup_.model->ops().device->Set(*step.done);
+  for (const LogitsRow& row : step.rows) {
+    Sequence& sequence = *row.sequence;
+    if (row.sample) {
+      sequence.tokens.push_back(-1 - sequence.drawn_slot);
+      ++sequence.unseen;
+    } else {
+      sequence.request.prompt_rows_done = row.position + 1;
+    }
+  }
+}
+
+// After a step's launch and before the next one: the step before it has been read, so that all the
+// tokens which this one computes are known. What follows on the device sees their pages and states.
+void Core::Settle(const LaunchedStep& step) {
+  for (const LaunchedStep::Part& part : step.parts) {
+    if (part.sequence->state != Sequence::State::kRunning) continue;
+    IndexFullPages(*part.sequence);
+    TakeSnapshot(*part.sequence);
+  }
 }
 
 std::span<const float> Core::HostLogits(size_t row) {

@@ -2,7 +2,8 @@
 // threads. The engine thread owns it; tests drive it directly.
 //
 // A step border is where requests end early (cancelled, past their deadline) and where the plan is
-// made. Then the batch runs, tokens are drawn, and events are posted. Invariants (asserted by
+// made. Then the batch is launched, the step before it is read (LaunchedStep), and events are
+// posted. Invariants (asserted by
 // core_test.cc through CheckInvariants):
 //   HELD        a running sequence holds the pages of its computed tokens; every reference of the
 //               cache belongs to exactly one running sequence.
@@ -23,6 +24,7 @@
 #include <array>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -31,6 +33,7 @@
 #include "engine/batch_builder.h"
 #include "engine/cache/kv_cache.h"
 #include "engine/cache/state_slots.h"
+#include "engine/launched_step.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -45,6 +48,9 @@ struct CoreSetup {
   StepLimits limits;
   MemoryPlan plan;
   std::function<Clock::time_point()> now = &Clock::now;
+  // Whether a step is launched before the one before it has been read. Absent: where it runs beside
+  // the host.
+  std::optional<bool> launches_ahead;
 };
 
 // Rows of logits that a step spends on prompt log-probabilities: bounds rows * vocabulary.
@@ -54,12 +60,13 @@ int64_t TokenizerVocab(const text::Tokenizer* tokenizer, int64_t model_vocab);
 class Core {
  public:
   static Result<std::unique_ptr<Core>> Create(CoreSetup setup);
+  ~Core();
 
   void Add(std::shared_ptr<ActiveRequest> request);
-  bool idle() const { return requests_.empty(); }
+  bool idle() const { return requests_.empty() && in_flight_ == nullptr; }
 
-  // One step border and, if there is work, one forward pass. Events wait in the outbox, so that
-  // whoever hears of an end finds it in the statistics and its place free.
+  // One step border: launches a step, if there is work, and reads the one before it. Events wait in
+  // the outbox, so that whoever hears of an end finds it in the statistics and its place free.
   void Step();
 
   // Ends every request with this error.
@@ -78,11 +85,12 @@ class Core {
   std::string CheckInvariants() const;
 
  private:
-  Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sampler);
+  using Steps = std::array<LaunchedStep, 2>;
+  Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sampler, Steps steps);
 
   // Step border (core_border.cc).
   void EndEarly(Clock::time_point now);
-  void PlanStep(Clock::time_point now);
+  void PlanStep(LaunchedStep& step, Clock::time_point now);
   void FillView();
   void Admit(Sequence& sequence);
   void Preempt(Sequence& sequence);
@@ -91,7 +99,7 @@ class Core {
   int64_t PagesToAdmit(const Sequence& sequence) const;
   void ReleaseCaches(Sequence& sequence);
   void ChooseRope(Sequence& sequence);
-  void RecomputeBeyondRopeBorder();
+  bool RecomputeBeyondRopeBorder();
   bool KeepsSnapshots() const;
   int64_t LastStateBorder(const Sequence& sequence) const;
   std::array<int64_t, 2> SnapshotBorders(const Sequence& sequence) const;
@@ -101,14 +109,17 @@ class Core {
   void Fail(ActiveRequest& request, const Error& error);
   void Drop(ActiveRequest& request, FinishReason counted_as);
 
-  // (V): of this step's row. Valid until the next call.
+  void Launch(LaunchedStep& step);
+  void Settle(const LaunchedStep& step);
+  // (V): a row of the step launched last. Valid until the next call.
   std::span<const float> HostLogits(size_t row);
 
-  // After the forward pass (core_output.cc).
+  // What launched steps gave (core_output.cc).
+  void ReadStep();
   void IndexFullPages(Sequence& sequence);
-  void UseRow(size_t row, Clock::time_point now);
+  void UseRow(const LaunchedStep& step, size_t row, Clock::time_point now);
   void CompletePrompt(Sequence& sequence);
-  void Append(Sequence& sequence, size_t row, Clock::time_point now);
+  void Append(const LaunchedStep& step, size_t row, Clock::time_point now);
   void Emit(Sequence& sequence, std::string text);
   void Finish(Sequence& sequence, DoneEvent done, Clock::time_point now);
   void ObserveToken(Sequence& sequence, Clock::time_point now);
@@ -133,11 +144,13 @@ class Core {
   std::vector<Sequence*> running_;
   std::vector<RequestId> ended_;
   std::vector<std::pair<std::shared_ptr<ActiveRequest>, StreamEvent>> outbox_;
-  std::vector<Sequence*> stepped_;   // of this step's chunks
-  std::vector<int64_t> stepped_to_;  // their computed tokens after it
-  std::vector<int32_t> shared_;      // pages found by FindSharedPages
-  const float* logits_ = nullptr;    // (R, V) of the step, on the model's device
-  std::vector<float> host_logits_;   // (V)
+  const bool launches_ahead_;
+  Steps steps_;                        // in turn
+  LaunchedStep* in_flight_ = nullptr;  // launched, not read
+  std::vector<int32_t> drawn_slots_;   // free ones, a stack
+  std::vector<int32_t> shared_;        // pages found by FindSharedPages
+  const float* logits_ = nullptr;      // (R, V) of the step launched last, on the model's device
+  std::vector<float> host_logits_;     // (V)
   uint64_t arrivals_ = 0;
   uint64_t step_ = 0;
 };

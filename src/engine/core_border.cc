@@ -22,13 +22,13 @@ void Core::EndEarly(Clock::time_point now) {
   Sweep();
 }
 
-void Core::PlanStep(Clock::time_point now) {
+void Core::PlanStep(LaunchedStep& step, Clock::time_point now) {
   batch_.Clear();
-  stepped_.clear();
-  stepped_to_.clear();
+  step.parts.clear();
+  step.requests.clear();
   ++step_;
-  RecomputeBeyondRopeBorder();
-  view_.preempted = false;
+  // Whoever gives its caches up comes back in a later step, when its tokens have been seen.
+  view_.preempted = RecomputeBeyondRopeBorder();
   for (;;) {
     FillView();
     const StepPlan& plan = scheduler_.Plan(view_);
@@ -51,11 +51,11 @@ void Core::PlanStep(Clock::time_point now) {
         }
         const int64_t end = ChunkEnd(sequence, chunk.tokens);
         batch_.Add(sequence, end - sequence.computed);
-        stepped_.push_back(&sequence);
-        stepped_to_.push_back(end);
+        step.parts.push_back({&sequence, end});
+        step.requests.push_back(sequence.request.shared_from_this());
       }
       // Rows have been noted with their positions, so the sequences may move on already.
-      for (size_t i = 0; i < stepped_.size(); ++i) stepped_[i]->computed = stepped_to_[i];
+      for (const LaunchedStep::Part& part : step.parts) part.sequence->computed = part.end;
       return;
     }
   }
@@ -72,13 +72,14 @@ void Core::FillView() {
   view_.available_pages = cache_.available();
   for (const Sequence* sequence : running_) {
     const auto room = static_cast<int64_t>(sequence->pages.size()) * cache_.page_size();
+    const bool awaits_end = sequence->awaits_end(setup_.plan.max_model_len);
     view_.running.push_back(
         {.order = sequence->order,
          .last_step = sequence->last_step,
-         .remaining = sequence->remaining(),
+         .remaining = awaits_end ? 0 : sequence->remaining(),
          .in_chunks =
              prompt_chunk_ == 1 ? 0 : sequence->ChunkBorder(prompt_chunk_) - sequence->computed,
-         .needs_page = sequence->length() > room,
+         .needs_page = !awaits_end && sequence->length() > room,
          .wants_rows = sequence->collects_prompt_logprobs()});
   }
   if (!waiting_.empty()) {
@@ -163,6 +164,8 @@ void Core::Admit(Sequence& sequence) {
     if (shared > 0) pool_.CopyState(states_.Find(shared_.back()), sequence.state_slot);
   }
   sequence.indexed_pages = cache_.indexes() ? shared : 0;
+  sequence.drawn_slot = drawn_slots_.back();
+  drawn_slots_.pop_back();
   sequence.state = Sequence::State::kRunning;
   running_.push_back(&sequence);
   if (sequence.first_planned) return;  // back after a pre-emption
@@ -184,16 +187,19 @@ void Core::Preempt(Sequence& sequence) {
   Enqueue(sequence);
 }
 
-// A sequence that grew beyond the border queues for a cache of other frequencies.
-void Core::RecomputeBeyondRopeBorder() {
+// A sequence that grew beyond the border queues for a cache of other frequencies. Whether one did.
+bool Core::RecomputeBeyondRopeBorder() {
   const int64_t border = setup_.model->info().rope_border;
-  if (border == 0) return;
+  if (border == 0) return false;
+  bool any = false;
   for (size_t i = 0; i < running_.size();) {
     Sequence& sequence = *running_[i];
-    if (sequence.long_rope || sequence.length() <= border) {
+    if (sequence.long_rope || sequence.length() <= border ||
+        sequence.awaits_end(setup_.plan.max_model_len)) {
       ++i;
       continue;
     }
+    any = true;
     LogDebug("request {} choice {}: computed anew, it crossed {} positions",
              sequence.request.request.id, sequence.choice, border);
     ReleaseCaches(sequence);
@@ -201,6 +207,7 @@ void Core::RecomputeBeyondRopeBorder() {
     sequence.state = Sequence::State::kWaiting;
     Enqueue(sequence);
   }
+  return any;
 }
 
 // Caches of other frequencies are other caches: the prefix index sees another key.
@@ -268,6 +275,7 @@ void Core::Enqueue(Sequence& sequence) {
 void Core::ReleaseCaches(Sequence& sequence) {
   if (sequence.state_slot != StateSlots::kNoSlot) states_.ReleaseLive(sequence.state_slot);
   sequence.state_slot = StateSlots::kNoSlot;
+  if (sequence.drawn_slot >= 0) drawn_slots_.push_back(std::exchange(sequence.drawn_slot, -1));
   sequence.snapshot_page = KvCache::kNoPage;
   for (auto page = sequence.pages.rbegin(); page != sequence.pages.rend(); ++page)
     cache_.Release(*page);

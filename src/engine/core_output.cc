@@ -1,9 +1,9 @@
 // Core after the forward pass: rows become tokens, tokens become events.
 #include <algorithm>
 #include <chrono>
+#include <stdexcept>
 
 #include "engine/core.h"
-#include "engine/logits_hash.h"
 
 namespace nibble::engine {
 namespace {
@@ -18,16 +18,35 @@ bool Contains(const std::vector<int32_t>& tokens, int32_t token) {
 
 }  // namespace
 
-void Core::UseRow(size_t row, Clock::time_point now) {
-  const LogitsRow& use = batch_.rows()[row];
-  if (use.sample) {
-    if (use.sequence->choice == 0 && use.sequence->generated() == 0) CompletePrompt(*use.sequence);
-    Append(*use.sequence, row, now);
-    return;
+// Waits for the step in flight, if there is one, and takes in what it gave.
+void Core::ReadStep() {
+  if (in_flight_ == nullptr) return;
+  LaunchedStep& step = *std::exchange(in_flight_, nullptr);
+  Device& device = *setup_.model->ops().device;
+  device.Wait(*step.done);
+  if (const std::string reason = device.failure(); !reason.empty())
+    throw std::runtime_error(reason);
+  const Clock::time_point now = setup_.now();
+  for (size_t row = 0; row < step.rows.size(); ++row) UseRow(step, row, now);
+  for (const LaunchedStep::Part& part : step.parts) {
+    // A prompt that is only scored has no row to sample from: it is done when it is computed.
+    Sequence& sequence = *part.sequence;
+    if (sequence.request.max_new_tokens > 0 || part.end < sequence.length() ||
+        sequence.state == Sequence::State::kFinished)
+      continue;
+    if (sequence.choice == 0) CompletePrompt(sequence);
+    Finish(sequence, {.choice = sequence.choice, .reason = FinishReason::kLength}, now);
   }
+  step.requests.clear();
+}
+
+void Core::UseRow(const LaunchedStep& step, size_t row, Clock::time_point now) {
+  const LogitsRow& use = step.rows[row];
+  // Its end was not known yet when the step was launched.
+  if (use.sequence->state == Sequence::State::kFinished) return;
+  if (use.sample) return Append(step, row, now);
   ActiveRequest& request = use.sequence->request;
-  request.prompt_logprobs[use.position + 1] = sampler_->logprob(row);
-  request.prompt_rows_done = use.position + 1;
+  request.prompt_logprobs[use.position + 1] = step.results.logprob(row);
   if (request.request.on_prompt_logits)
     request.request.on_prompt_logits(use.position, HostLogits(row));
 }
@@ -64,28 +83,33 @@ void Core::CompletePrompt(Sequence& sequence) {
         request.choices.emplace_back(request, choice, sequence.order + choice, setup_.tokenizer));
 }
 
-void Core::Append(Sequence& sequence, size_t row, Clock::time_point now) {
+void Core::Append(const LaunchedStep& step, size_t row, Clock::time_point now) {
+  Sequence& sequence = *step.rows[row].sequence;
   const ActiveRequest& request = sequence.request;
   const SamplingParams& p = request.request.sampling;
-  const int32_t token = sampler_->token(row);
-  sequence.tokens.push_back(token);
+  if (sequence.choice == 0 && sequence.seen_length() == sequence.prompt_length)
+    CompletePrompt(sequence);
+  const int32_t token = step.results.token(row);
+  sequence.tokens[sequence.seen_length()] = token;
+  --sequence.unseen;
   if (UsesPenalties(p)) sequence.counts.AddOutput(token);
   sequence.pending.tokens.push_back(token);
-  if (p.logprobs >= 0) sequence.pending.logprobs.push_back(sampler_->logprob(row));
+  if (p.logprobs >= 0) sequence.pending.logprobs.push_back(step.results.logprob(row));
   ObserveToken(sequence, now);
 
-  DoneEvent done{.choice = sequence.choice, .completion_tokens = sequence.generated()};
+  const int64_t length = sequence.seen_length();
+  const int64_t generated = length - sequence.prompt_length;
+  DoneEvent done{.choice = sequence.choice, .completion_tokens = generated};
   // Stop tokens are left out of the text. Before min_tokens they are not drawn at all.
   const bool is_eos = !p.ignore_eos && Contains(setup_.options.eos_token_ids, token);
   const bool is_stop_token = !is_eos && Contains(p.stop_token_ids, token);
   if (is_stop_token) done.stop_token = token;
   const bool ends_by_token = is_eos || is_stop_token;
-  const bool may_stop = sequence.generated() > p.min_tokens;
+  const bool may_stop = generated > p.min_tokens;
   bool goes_on = true;
   if (!ends_by_token || p.include_stop_string) goes_on = sequence.text.Push(token, may_stop);
 
-  const bool is_full = sequence.generated() >= request.max_new_tokens ||
-                       sequence.length() >= setup_.plan.max_model_len;
+  const bool is_full = generated >= request.max_new_tokens || length >= setup_.plan.max_model_len;
   if (goes_on && !ends_by_token && !is_full) {
     std::string text = sequence.text.TakeCertain();
     if (setup_.tokenizer == nullptr || !text.empty()) Emit(sequence, std::move(text));
@@ -95,7 +119,7 @@ void Core::Append(Sequence& sequence, size_t row, Clock::time_point now) {
   Emit(sequence, sequence.text.TakeAll());
   done.stop_string = sequence.text.stop_string();
   done.reason = ends_by_token || !goes_on ? FinishReason::kStop : FinishReason::kLength;
-  done.logits_hash = HashLogits(HostLogits(row));
+  done.logits_hash = step.results.logits_hash(row);
   Finish(sequence, std::move(done), now);
 }
 
@@ -110,6 +134,8 @@ void Core::Emit(Sequence& sequence, std::string text) {
 
 void Core::Finish(Sequence& sequence, DoneEvent done, Clock::time_point now) {
   ActiveRequest& request = sequence.request;
+  sequence.tokens.resize(sequence.seen_length());  // what was drawn after the end is dropped
+  sequence.unseen = 0;
   ObserveDone(sequence, done.reason, now);
   ReleaseCaches(sequence);
   sequence.state = Sequence::State::kFinished;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -56,9 +57,16 @@ CoreRunner::Config RandomConfig(Random& random) {
   return config;
 }
 
+// Steps read at once, and steps launched before the one before them is read.
+class CoreProperty : public ::testing::TestWithParam<bool> {};
+
+INSTANTIATE_TEST_SUITE_P(Steps, CoreProperty, ::testing::Bool(), [](const auto& info) {
+  return info.param ? "LaunchedAhead" : "ReadAtOnce";
+});
+
 // EXACT, HELD, ONE-WRITER, ENDS-ONCE, under pre-emption, sharing, cancellation and every page and
 // chunk size: each request that was not cancelled gets what the oracle gets for it alone.
-TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
+TEST_P(CoreProperty, RandomWorkloadsEqualTheOracle) {
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
   constexpr uint32_t kSeeds = 40;  // fifteen times slower
 #else
@@ -74,7 +82,8 @@ TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
     fake.recurrent = random.OneIn(2);
     if (random.OneIn(3)) fake.rope_border = random.In(5, 120);
     FakeModel model(fake);
-    const CoreRunner::Config config = RandomConfig(random);
+    CoreRunner::Config config = RandomConfig(random);
+    config.launches_ahead = GetParam();
     CoreRunner runner(model, Bytes(), config);
     const Oracle oracle = MakeOracle(model, config.max_model_len);
 
@@ -132,14 +141,18 @@ TEST(CoreProperty, RandomWorkloadsEqualTheOracle) {
 }
 
 // EXACT to the last bit: alone on a roomy engine, and among 63 others on a small one.
-TEST(CoreProperty, AloneEqualsAmongOthersBitForBit) {
+TEST_P(CoreProperty, AloneEqualsAmongOthersBitForBit) {
   Random random(99);
   std::vector<Request> requests;
   for (int i = 0; i < 64; ++i) requests.push_back(RandomRequest(random, {.max_output = 90}));
 
   FakeModel crowded_model(kFake);
   CoreRunner crowded(crowded_model, Bytes(),
-                     {.pages = 14, .max_sequences = 64, .max_step_tokens = 80, .eos = {kEos}});
+                     {.pages = 14,
+                      .max_sequences = 64,
+                      .max_step_tokens = 80,
+                      .eos = {kEos},
+                      .launches_ahead = GetParam()});
   std::vector<std::shared_ptr<CheckingSink>> sinks;
   for (Request request : requests) {
     request.sink = sinks.emplace_back(std::make_shared<CheckingSink>(request.sampling.n));
@@ -344,6 +357,65 @@ TEST(Core, OutputsAreCached) {
   const auto second = AddGreedy(runner, next, 1);
   RunToEnd(runner);
   EXPECT_EQ(second->Wait()->prompt.cached_tokens, 48);  // of 50; the last token was never an input
+}
+
+// A step that is launched ahead runs on what the device drew, and no longer than it must: the steps
+// that are known to be the last ones are followed by none.
+TEST(Core, LaunchedAheadComputesNothingBehindMaxTokens) {
+  FakeModel model({});
+  CoreRunner runner(model, Bytes(), {.launches_ahead = true});
+  int64_t computed = 0, unseen = 0;
+  model.before_forward = [&](const models::Batch& batch) {
+    computed += static_cast<int64_t>(batch.tokens.size());
+    unseen += std::ranges::count_if(batch.tokens, [](int32_t token) { return token < 0; });
+  };
+  const auto sinks = {AddGreedy(runner, Prompt(20), 10), AddGreedy(runner, Prompt(30, 9), 5)};
+  RunToEnd(runner);
+  for (const auto& sink : sinks) EXPECT_TRUE(sink->Wait());
+  EXPECT_EQ(computed, 20 + 9 + 30 + 4);
+  EXPECT_EQ(unseen, 9 + 4) << "no step should wait for the host";
+}
+
+// An end that only the token shows costs one step, whose result nobody sees.
+TEST(Core, LaunchedAheadDropsWhatFollowsAStop) {
+  FakeModel model({.favourite = kEos, .favour = 50.0f});
+  CoreRunner runner(model, Bytes(), {.eos = {kEos}, .launches_ahead = true});
+  int steps = 0;
+  model.before_forward = [&](const models::Batch&) { ++steps; };
+  Request request;
+  request.tokens = Prompt(20);
+  request.sampling = {.temperature = 0.0f, .max_tokens = 50};
+  const auto sink = std::make_shared<CheckingSink>(1);
+  request.sink = sink;
+  runner.Add(std::move(request));
+  RunToEnd(runner);
+  const Generation got = *sink->Wait();
+  EXPECT_EQ(got.choices[0].tokens, std::vector<int32_t>{kEos});
+  EXPECT_EQ(got.choices[0].done.completion_tokens, 1);
+  EXPECT_EQ(steps, 2);
+  EXPECT_EQ(runner.core->stats().generation_tokens, 1);
+}
+
+// Logits on the host are those of the step that they belong to.
+TEST(Core, LaunchedAheadHandsOutPromptLogitsInOrder) {
+  FakeModel model({});
+  CoreRunner runner(model, Bytes(), {.max_step_tokens = 16, .launches_ahead = true});
+  const std::vector<int32_t> prompt = Prompt(60);
+  Request request;
+  request.tokens = prompt;
+  request.sampling = {.temperature = 0.0f, .max_tokens = 5, .ignore_eos = true};
+  request.sampling.prompt_logprobs = 0;
+  int64_t next = 0;
+  request.on_prompt_logits = [&](int64_t position, std::span<const float> logits) {
+    EXPECT_EQ(position, next++);
+    const std::vector<float> want = model.Logits(std::span(prompt).first(position + 1));
+    EXPECT_TRUE(std::ranges::equal(logits, want)) << position;
+  };
+  request.sink = std::make_shared<CheckingSink>(1);
+  runner.Add(std::move(request));
+  AddGreedy(runner, Prompt(20), 30);
+  RunToEnd(runner);
+  EXPECT_EQ(next, 59);
 }
 
 TEST(Core, SaltsShareNothing) {

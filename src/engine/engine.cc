@@ -238,6 +238,7 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<models::Model> mo
   StepLimits limits = MakeStepLimits(options, info.max_positions);
   const Sampler::Options sampling{.vocab = info.vocab_size,
                                   .max_rows = limits.max_rows(),
+                                  .max_sequences = options.max_sequences,
                                   .max_top_logprobs = options.max_logprobs,
                                   .pool = options.pool};
   NIBBLE_ASSIGN(MemoryPlan plan,

@@ -80,7 +80,7 @@ struct DoneEvent {
   std::string stop_string;            // which one ended it, or empty
   std::optional<int32_t> stop_token;  // a stop_token_ids entry ended it; absent for EOS
   int64_t completion_tokens = 0;
-  // HashLogits of the row that the last token was drawn from; absent when none was drawn.
+  // kernels::HashLogits of the row that the last token was drawn from; absent when none was drawn.
   std::optional<uint64_t> logits_hash;
 };
 struct StreamEvent {

@@ -26,7 +26,29 @@ Result<std::unique_ptr<Sampler>> Sampler::Create(const kernels::OpTable& ops,
     const size_t bytes = ops.sample_workspace(Threads(options), options.max_rows, options.vocab);
     NIBBLE_ASSIGN(sampler->workspace_, Buffer::Allocate(bytes, *ops.device));
   }
+  NIBBLE_ASSIGN(sampler->drawn_,
+                Buffer::Allocate(options.max_sequences * sizeof(int32_t), *ops.device));
   return sampler;
+}
+
+Result<SampledRows> Sampler::MakeResults() const {
+  const auto rows = static_cast<size_t>(options_.max_rows);
+  const auto tops = rows * static_cast<size_t>(options_.max_top_logprobs);
+  SampledRows results;
+  NIBBLE_ASSIGN(results.memory_,
+                Buffer::AllocateShared(
+                    rows * sizeof(kernels::SampledToken) + tops * (sizeof(int32_t) + sizeof(float)),
+                    *ops_.device));
+  std::byte* at = results.memory_.data();
+  results.sampled_ = {reinterpret_cast<kernels::SampledToken*>(at), rows};
+  at += results.sampled_.size_bytes();
+  results.top_tokens_ = {reinterpret_cast<int32_t*>(at), tops};
+  at += results.top_tokens_.size_bytes();
+  results.top_logprobs_ = {reinterpret_cast<float*>(at), tops};
+  results.max_top_ = options_.max_top_logprobs;
+  results.vocab_ = options_.vocab;
+  results.rows_.reserve(rows);
+  return results;
 }
 
 int64_t Sampler::Bytes(const kernels::OpTable& ops, const Options& options) {
@@ -34,7 +56,7 @@ int64_t Sampler::Bytes(const kernels::OpTable& ops, const Options& options) {
                                 ? 0
                                 : static_cast<int64_t>(ops.sample_workspace(
                                       Threads(options), options.max_rows, options.vocab));
-  return workspace + options.max_rows * options.max_top_logprobs * 8;
+  return workspace + options.max_sequences * static_cast<int64_t>(sizeof(int32_t));
 }
 
 Sampler::Sampler(const kernels::OpTable& ops, const Options& options)
@@ -46,16 +68,16 @@ Sampler::Sampler(const kernels::OpTable& ops, const Options& options)
   }
   rows_.reserve(options.max_rows);
   forced_.resize(options.max_rows);
-  sampled_.resize(options.max_rows);
-  top_tokens_.resize(options.max_rows * options.max_top_logprobs);
-  top_logprobs_.resize(options.max_rows * options.max_top_logprobs);
 }
 
-void Sampler::Run(const float* logits, std::span<const LogitsRow> rows) {
+void Sampler::Run(const float* logits, std::span<const LogitsRow> rows, SampledRows* results) {
   rows_.clear();
+  results->rows_.clear();
   bool wants_top = false;
   for (size_t r = 0; r < rows.size(); ++r) {
     rows_.push_back(rows[r].sample ? SamplingRow(rows[r]) : ScoringRow(rows[r], forced_[r]));
+    results->rows_.push_back({.top_logprobs = rows_.back().top_logprobs,
+                              .scored = rows[r].sample ? -1 : forced_[r].token});
     wants_top = wants_top || rows_.back().top_logprobs > 0;
   }
   const kernels::OpContext context{
@@ -67,17 +89,11 @@ void Sampler::Run(const float* logits, std::span<const LogitsRow> rows) {
                         .logits_stride = options_.vocab,
                         .vocab = options_.vocab,
                         .rows = rows_,
-                        .out = sampled_.data(),
-                        .top_tokens = wants_top ? top_tokens_.data() : nullptr,
-                        .top_logprobs = wants_top ? top_logprobs_.data() : nullptr,
+                        .drawn = drawn_.as<int32_t>(),
+                        .out = results->sampled_.data(),
+                        .top_tokens = wants_top ? results->top_tokens_.data() : nullptr,
+                        .top_logprobs = wants_top ? results->top_logprobs_.data() : nullptr,
                         .max_top_logprobs = options_.max_top_logprobs});
-  for (size_t r = 0; r < rows.size(); ++r) {
-    // A raw logit of -inf cannot be forced: the token is impossible, and that is its score.
-    if (!rows[r].sample && sampled_[r].token != forced_[r].token)
-      sampled_[r] = {.token = forced_[r].token,
-                     .logprob = -std::numeric_limits<float>::infinity(),
-                     .rank = static_cast<int32_t>(options_.vocab)};
-  }
 }
 
 kernels::SampleRow Sampler::SamplingRow(const LogitsRow& row) const {
@@ -97,7 +113,9 @@ kernels::SampleRow Sampler::SamplingRow(const LogitsRow& row) const {
           .banned = early ? std::span<const int32_t>(request.banned_early)
                           : std::span<const int32_t>(padding_),
           .uniform = UniformDraw(request.seed, sequence.choice, row.position + 1),
-          .top_logprobs = p.logprobs};
+          .top_logprobs = p.logprobs,
+          .drawn_slot = sequence.drawn_slot,
+          .counts_drawn = sequence.unseen > 0 && UsesPenalties(p)};
 }
 
 kernels::SampleRow Sampler::ScoringRow(const LogitsRow& row, kernels::TokenBias& force) const {
@@ -108,10 +126,17 @@ kernels::SampleRow Sampler::ScoringRow(const LogitsRow& row, kernels::TokenBias&
           .top_logprobs = sequence.request.request.sampling.prompt_logprobs};
 }
 
-TokenLogprob Sampler::logprob(size_t row) const {
+TokenLogprob SampledRows::logprob(size_t row) const {
   const kernels::SampledToken& sampled = sampled_[row];
   TokenLogprob result{.token = sampled.token, .logprob = sampled.logprob, .rank = sampled.rank};
-  const int64_t base = static_cast<int64_t>(row) * options_.max_top_logprobs;
+  const int32_t scored = rows_[row].scored;
+  if (scored >= 0 && scored != sampled.token) {
+    // A raw logit of -inf cannot be forced: the token is impossible, and that is its score.
+    result = {.token = scored,
+              .logprob = -std::numeric_limits<float>::infinity(),
+              .rank = static_cast<int32_t>(vocab_)};
+  }
+  const int64_t base = static_cast<int64_t>(row) * max_top_;
   for (int32_t i = 0; i < rows_[row].top_logprobs && top_tokens_[base + i] >= 0; ++i)
     result.top.emplace_back(top_tokens_[base + i], top_logprobs_[base + i]);
   return result;

@@ -1,8 +1,10 @@
 // Sampler: turns rows of logits into tokens and log-probabilities with the backend's sampling op.
 //
 // A prompt token is scored with the same op: a greedy row in which a bias makes that token the
-// largest; log-probability and rank are of the raw logits and know nothing of it. Buffers are
-// allocated by Create for the largest step. Thread-safety: the engine thread's.
+// largest; log-probability and rank are of the raw logits and know nothing of it. Run launches,
+// results are there when the device has passed it; drawn tokens also stay on the device, where the
+// next step finds them before the host has seen them. Buffers are allocated for the largest step by
+// Create and MakeResults. Thread-safety: the engine thread's.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +20,37 @@
 
 namespace nibble::engine {
 
+// What one Run gave. Its memory is written by the device.
+class SampledRows {
+ public:
+  // A sampled token, or the scored prompt token.
+  int32_t token(size_t row) const { return sampled_[row].token; }
+  uint64_t logits_hash(size_t row) const { return sampled_[row].logits_hash; }
+  TokenLogprob logprob(size_t row) const;
+
+ private:
+  friend class Sampler;
+  struct Row {
+    int32_t top_logprobs = 0;
+    int32_t scored = -1;  // the prompt token; -1: sampled
+  };
+
+  Buffer memory_;
+  std::span<kernels::SampledToken> sampled_;  // (R)
+  std::span<int32_t> top_tokens_;             // (R, max_top_)
+  std::span<float> top_logprobs_;
+  int64_t max_top_ = 0;
+  int64_t vocab_ = 0;
+  std::vector<Row> rows_;
+};
+
 class Sampler {
  public:
   struct Options {
     int64_t vocab = 0;            // V: columns of the logits
     int64_t tokenizer_vocab = 0;  // ids from here on are padding and never drawn
     int64_t max_rows = 0;         // R
+    int64_t max_sequences = 0;    // slots for drawn tokens
     int64_t max_top_logprobs = 0;
     ThreadPool* pool = nullptr;  // null: one of its own, with one thread
   };
@@ -31,12 +58,14 @@ class Sampler {
                                                  const Options& options);
   static int64_t Bytes(const kernels::OpTable& ops, const Options& options);
 
-  // logits (R, V), one row per LogitsRow.
-  void Run(const float* logits, std::span<const LogitsRow> rows);
+  // Room for the results of a Run.
+  Result<SampledRows> MakeResults() const;
 
-  // Results of the last Run. A sampled token, or the scored prompt token.
-  int32_t token(size_t row) const { return sampled_[row].token; }
-  TokenLogprob logprob(size_t row) const;
+  // logits (R, V), one row per LogitsRow. Launches; reads of the sequences what it needs at once.
+  void Run(const float* logits, std::span<const LogitsRow> rows, SampledRows* results);
+
+  // (max_sequences) on the device: the last token drawn for the sequence of each slot.
+  const int32_t* drawn() const { return drawn_.as<int32_t>(); }
 
   // Ids that are never drawn.
   std::span<const int32_t> padding() const { return padding_; }
@@ -50,12 +79,10 @@ class Sampler {
   const Options options_;
   std::unique_ptr<ThreadPool> own_pool_;
   Buffer workspace_;
+  Buffer drawn_;
   std::vector<int32_t> padding_;
   std::vector<kernels::SampleRow> rows_;
   std::vector<kernels::TokenBias> forced_;  // one per row
-  std::vector<kernels::SampledToken> sampled_;
-  std::vector<int32_t> top_tokens_;  // (R, max_top_logprobs)
-  std::vector<float> top_logprobs_;
 };
 
 }  // namespace nibble::engine

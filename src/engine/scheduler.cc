@@ -53,8 +53,10 @@ const StepPlan& Scheduler::Plan(const SchedulerView& view) {
 void Scheduler::SortByNeed(const SchedulerView& view) {
   decodes_.clear();
   prompts_.clear();
-  for (size_t i = 0; i < view.running.size(); ++i)
+  for (size_t i = 0; i < view.running.size(); ++i) {
+    if (view.running[i].remaining == 0) continue;
     (view.running[i].remaining == 1 ? decodes_ : prompts_).push_back(static_cast<int32_t>(i));
+  }
   std::ranges::sort(decodes_, {}, [&](int32_t i) {
     return std::tuple(view.running[i].last_step, view.running[i].order);
   });

@@ -17,7 +17,7 @@
 //                    spare per running sequence.
 //   LATEST-YIELDS    when a token needs a page and none is left, the latest arrival is pre-empted.
 //   WHOLE-CHUNKS     a prompt stops between chunks of prompt_chunk positions alone, or in its tail.
-//   PROGRESS         if anything runs or waits, the plan is not empty.
+//   PROGRESS         if anything has something to do or waits, the plan is not empty.
 // Source: continuous batching (Orca), chunked prefill (Sarathi), as serving systems combine them.
 #pragma once
 
@@ -31,7 +31,7 @@ namespace nibble::engine {
 struct RunningView {
   uint64_t order = 0;      // arrival; smaller = earlier; unique
   uint64_t last_step = 0;  // when it last ran
-  int64_t remaining = 0;   // known tokens whose k and v are missing: 1 = decoding
+  int64_t remaining = 0;   // tokens whose k and v are missing: 1 = decoding, 0 = nothing to do
   int64_t in_chunks = 0;   // of these: up to the end of the prompt's last whole chunk
   bool needs_page = false;
   bool wants_rows = false;  // prompt log-probabilities: every token needs a row of logits

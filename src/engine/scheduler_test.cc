@@ -31,6 +31,17 @@ TEST(Scheduler, DecodeFirst) {
   EXPECT_EQ(tokens, (std::map<int32_t, int32_t>{{0, 62}, {1, 1}, {2, 1}}));
 }
 
+TEST(Scheduler, WhoHasNothingToDoIsLeftAlone) {
+  Scheduler scheduler;
+  SchedulerView view = View(64, 0);
+  view.running = {{.order = 0, .remaining = 0}, {.order = 1, .remaining = 1}};
+  EXPECT_EQ(Tokens(scheduler.Plan(view)), (std::map<int32_t, int32_t>{{1, 1}}));
+  view.running.pop_back();
+  const StepPlan& plan = scheduler.Plan(view);
+  EXPECT_EQ(plan.action, StepPlan::Action::kRun);
+  EXPECT_TRUE(plan.chunks.empty());
+}
+
 TEST(Scheduler, DecodesTakeTurnsWhenTheBudgetIsSmall) {
   Scheduler scheduler;
   SchedulerView view = View(4, 100);

@@ -147,6 +147,10 @@ int64_t Sequence::ChunkedTokens(int64_t tokens, int64_t prompt_chunk) const {
   return std::max<int64_t>(0, end / prompt_chunk * prompt_chunk - computed);
 }
 
+bool Sequence::awaits_end(int64_t max_model_len) const {
+  return unseen > 0 && (generated() >= request.max_new_tokens || length() >= max_model_len);
+}
+
 bool Sequence::collects_prompt_logprobs() const {
   return choice == 0 && request.request.sampling.prompt_logprobs >= 0 &&
          request.prompt_rows_done < prompt_length - 1;

@@ -47,6 +47,7 @@ struct Sequence {
 
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
   int64_t generated() const { return length() - prompt_length; }
+  int64_t seen_length() const { return length() - unseen; }
   int64_t remaining() const { return length() - computed; }
   // Where the prompt's last whole chunk ends: tokens before it are computed in chunks, later ones
   // one by one, whenever they are computed. Without chunks (1) no token is computed otherwise than
@@ -54,7 +55,10 @@ struct Sequence {
   int64_t ChunkBorder(int64_t prompt_chunk) const;
   // Of the next `tokens` tokens, those that are computed in chunks.
   int64_t ChunkedTokens(int64_t tokens, int64_t prompt_chunk) const;
-  // Positions whose rows of logits are wanted for prompt log-probabilities and not yet done.
+  // Nothing is to be computed for it until the tokens that are on their way have been seen: the
+  // last of them ends it.
+  bool awaits_end(int64_t max_model_len) const;
+  // Positions whose rows of logits are wanted for prompt log-probabilities and not yet launched.
   bool collects_prompt_logprobs() const;
 
   ActiveRequest& request;
@@ -62,7 +66,11 @@ struct Sequence {
   const uint64_t order;  // arrival, then choice
   State state = State::kWaiting;
 
-  std::vector<int32_t> tokens;  // the prompt, then the output
+  // The prompt, then the output. Its last `unseen` tokens have been drawn by a launched step and
+  // not been read: -1 - drawn_slot stands for them.
+  std::vector<int32_t> tokens;
+  int32_t unseen = 0;
+  int32_t drawn_slot = -1;  // of a running sequence, in Sampler::drawn
   const int64_t prompt_length;
   int64_t computed = 0;               // leading tokens whose k and v are in the pages
   std::vector<int32_t> pages;         // in order of position
@@ -75,7 +83,7 @@ struct Sequence {
   int64_t indexed_pages = 0;          // leading pages that are in the prefix index
   uint64_t last_step = 0;
 
-  TokenCounts counts;  // filled only when a penalty is on
+  TokenCounts counts;  // of seen tokens; filled only when a penalty is on
   TextStream text;
   DeltaEvent pending;  // tokens not yet handed out
 
@@ -103,7 +111,7 @@ struct ActiveRequest : std::enable_shared_from_this<ActiveRequest> {
   int64_t longest_output = 0;
   std::vector<int32_t> banned_early;  // until min_tokens
   std::vector<std::optional<TokenLogprob>> prompt_logprobs;
-  int64_t prompt_rows_done = 0;  // leading positions whose row has been used
+  int64_t prompt_rows_done = 0;  // leading positions whose row has been launched
 };
 
 // What a request is checked against.

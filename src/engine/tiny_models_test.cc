@@ -1,5 +1,5 @@
-// EXACT on real models: every registered architecture with its tiny configs, on the kernels that
-// this machine gets.
+// EXACT on real models: every registered architecture with its tiny configs, on the CPU kernels
+// that this machine gets, and on its GPU if it has one.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -16,15 +16,20 @@ namespace {
 struct Case {
   std::string name;
   boost::json::object config;
+  const kernels::OpTable* ops;
 };
 
 std::vector<Case> AllCases() {
   std::vector<Case> cases;
+  const auto cuda = kernels::CudaOps();
   for (const models::Architecture& architecture : models::RegisteredArchitectures()) {
     int number = 0;
-    for (const std::string& text : architecture.tiny_configs)
-      cases.push_back({fmt::format("{}_{}", architecture.architectures.front(), number++),
-                       boost::json::parse(text).as_object()});
+    for (const std::string& text : architecture.tiny_configs) {
+      const std::string name = fmt::format("{}_{}", architecture.architectures.front(), number++);
+      const boost::json::object config = boost::json::parse(text).as_object();
+      cases.push_back({name, config, &kernels::CpuOps()});
+      if (cuda) cases.push_back({name + "_cuda", config, *cuda});
+    }
   }
   return cases;
 }
@@ -36,7 +41,7 @@ class TinyModelsTest : public ::testing::TestWithParam<Case> {
                               bool together, const kernels::OpTable* ops = nullptr) {
     auto checkpoint = models::MakeDummyCheckpoint(GetParam().config);
     EXPECT_TRUE(checkpoint) << checkpoint.error().message();
-    auto model = models::LoadModel(**checkpoint, {.ops = ops, .pool = &pool_});
+    auto model = models::LoadModel(**checkpoint, {.ops = ops != nullptr ? ops : GetParam().ops, .pool = &pool_});
     EXPECT_TRUE(model) << model.error().message();
     config.pool = &pool_;
     CoreRunner runner(**model, nullptr, config);
@@ -87,7 +92,8 @@ TEST_P(TinyModelsTest, AnswersDoNotDependOnBatchPagesChunksOrCache) {
                                               .max_sequences = 1,
                                               .max_step_tokens = 128,
                                               .prefix_cache = false,
-                                              .kv_format = format},
+                                              .kv_format = format,
+                                              .launches_ahead = false},
                                              false);
     const auto check = [&](const char* what, CoreRunner::Config config, bool together) {
       SCOPED_TRACE(what);
@@ -99,6 +105,8 @@ TEST_P(TinyModelsTest, AnswersDoNotDependOnBatchPagesChunksOrCache) {
     check("together", {.max_sequences = 64, .max_step_tokens = 256}, true);
     check("small chunks and pages, few of them",
           {.pages = 8, .max_sequences = 6, .max_step_tokens = 7}, true);
+    check("launched ahead",
+          {.pages = 20, .max_sequences = 6, .max_step_tokens = 40, .launches_ahead = true}, true);
     check("alone with a warm cache", {.max_sequences = 1, .max_step_tokens = 33}, false);
   }
 }

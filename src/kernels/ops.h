@@ -11,8 +11,9 @@
 //
 // Sizes: T tokens, B sequences, D hidden, F ffn, Hq/Hk query/kv heads, Dh head dim, V vocabulary,
 // M,N,K of a GEMM. Ops never fail: whatever can be wrong is checked when the model loads. Params
-// point at memory of the caller on the backend's device; spans, PackedWeights and what sample
-// returns are the host's.
+// point at memory of the caller on the backend's device; spans and PackedWeights are the host's and
+// read before the op returns, results of sample are in memory that both see
+// (Device::AllocateShared).
 #pragma once
 
 #include <cstddef>
@@ -109,14 +110,22 @@ struct LinearParams {
 // ---- Embedding, norms, activation ----
 
 // out (T, D) = rows of the table, dequantised and rounded to BF16, then times scale (Gemma's √D,
-// itself a BF16 number) and rounded again. Ids are in [0, N). The table is packed with gather_rows.
+// itself a BF16 number) and rounded again. Ids are in [0, N), or -1 - s for the id drawn[s], which
+// a sample op before this one wrote. The table is packed with gather_rows.
 struct EmbedParams {
   const int32_t* ids = nullptr;         // (T)
+  const int32_t* drawn = nullptr;       // (slots); null: no id is negative
   const PackedWeight* table = nullptr;  // (V, D)
   uint16_t* out = nullptr;              // (T, D)
   int64_t t = 0;
   float scale = 1.0f;
 };
+
+// Where `drawn` is the host's.
+inline int32_t EmbeddedId(const EmbedParams& p, int64_t token) {
+  const int32_t id = p.ids[token];
+  return id >= 0 ? id : p.drawn[-1 - id];
+}
 
 // If delta is set: x += delta (rounded to BF16, stored back). Then out = x / sqrt(mean(x²) + eps),
 // scaled. Mean in FP32.
@@ -538,6 +547,10 @@ struct TokenBias {
 // the largest finite value. If bias, bans and mask leave no token, the result is the best raw
 // token that the mask allows (of all, if it allows none). Token ids in counts, bias and banned are
 // in [0, V).
+//
+// A row with a drawn_slot leaves its token in drawn[drawn_slot], where a later embed finds it
+// though the host has not seen it. counts_drawn: what stands there before counts as one more output
+// token, which `counts` does not know yet.
 struct SampleRow {
   float temperature = 1.0f;  // 0: the largest logit, the smallest id on ties
   int32_t top_k = 0;         // 0: off
@@ -553,12 +566,15 @@ struct SampleRow {
   const uint32_t* allowed_mask = nullptr;  // (⌈V/32⌉) bit set: allowed; null: all
   double uniform = 0.0;       // in [0, 1): a pure function of seed, choice index and position
   int32_t top_logprobs = -1;  // -1: none wanted; else the n best beside the sampled token
+  int32_t drawn_slot = -1;    // of SampleParams.drawn; its own, among the rows; -1: none
+  bool counts_drawn = false;
 };
 
 struct SampledToken {
   int32_t token = 0;
-  float logprob = 0.0f;  // of the raw logits
-  int32_t rank = 0;      // 1 = the best raw token
+  float logprob = 0.0f;      // of the raw logits
+  int32_t rank = 0;          // 1 = the best raw token
+  uint64_t logits_hash = 0;  // HashLogits of the raw row (kernels/logits_hash.h)
 };
 
 struct SampleParams {
@@ -566,6 +582,7 @@ struct SampleParams {
   int64_t logits_stride = 0;
   int64_t vocab = 0;                // V
   std::span<const SampleRow> rows;  // (R)
+  int32_t* drawn = nullptr;         // (slots) on the device; null: no row has a drawn_slot
   SampledToken* out = nullptr;      // (R)
   // (R, max_top_logprobs) best raw tokens, best first; null if no row wants them. Places that a row
   // does not want, or has no token above -inf for, hold token -1 and logprob -inf.

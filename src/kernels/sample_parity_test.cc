@@ -2,6 +2,7 @@
 // random settings, ties, extreme logits and real vocabulary sizes; independence of the other rows.
 #include <numeric>
 
+#include "kernels/logits_hash.h"
 #include "kernels/parity_fixture.h"
 
 namespace nibble::kernels {
@@ -16,7 +17,8 @@ struct SampleResult {
 };
 
 SampleResult RunSample(const OpTable& ops, const std::vector<float>& logits, int64_t vocab,
-                       const std::vector<SampleRow>& rows, int64_t max_top = 0, int threads = 1) {
+                       const std::vector<SampleRow>& rows, int64_t max_top = 0, int threads = 1,
+                       int32_t* drawn = nullptr) {
   SampleResult result = {std::vector<SampledToken>(rows.size()),
                          std::vector<int32_t>(rows.size() * max_top),
                          std::vector<float>(rows.size() * max_top)};
@@ -25,6 +27,7 @@ SampleResult RunSample(const OpTable& ops, const std::vector<float>& logits, int
               .logits_stride = vocab,
               .vocab = vocab,
               .rows = rows,
+              .drawn = drawn,
               .out = result.out.data(),
               .top_tokens = max_top > 0 ? result.top_tokens.data() : nullptr,
               .top_logprobs = max_top > 0 ? result.top_logprobs.data() : nullptr,
@@ -38,6 +41,7 @@ void ExpectSame(const SampleResult& got, const SampleResult& expected) {
     SCOPED_TRACE(testing::Message() << "row " << i);
     ASSERT_EQ(got.out[i].token, expected.out[i].token);
     ASSERT_EQ(got.out[i].rank, expected.out[i].rank);
+    ASSERT_EQ(got.out[i].logits_hash, expected.out[i].logits_hash);
     ASSERT_TRUE(near(got.out[i].logprob, expected.out[i].logprob))
         << got.out[i].logprob << " instead of " << expected.out[i].logprob;
   }
@@ -134,7 +138,50 @@ TEST_P(SampleParity, RowsDoNotSeeEachOther) {
   for (int64_t i = 0; i < 8; ++i) {
     const std::vector<float> own(&logits[i * vocab], &logits[i * vocab] + vocab);
     const SampleResult alone = RunSample(ops(), own, vocab, {rows[i]});
-    EXPECT_EQ(std::memcmp(&alone.out[0], &together.out[i], sizeof(SampledToken)), 0);
+    EXPECT_EQ(alone.out[0].token, together.out[i].token);
+    EXPECT_EQ(alone.out[0].logprob, together.out[i].logprob);
+    EXPECT_EQ(alone.out[0].rank, together.out[i].rank);
+    EXPECT_EQ(alone.out[0].logits_hash, together.out[i].logits_hash);
+  }
+}
+
+// Tokens stay on the device, in the slots of their rows, and count there before the host has
+// counted them: as if it had.
+TEST_P(SampleParity, DrawnTokensCountBeforeTheHostHasSeenThem) {
+  const int64_t vocab = 9000;
+  constexpr int64_t kRows = 150;
+  const std::vector<float> logits = NoiseF32(15, kRows * vocab, 6.0f);
+  std::vector<int32_t> drawn(2 * kRows, -7);
+  std::vector<std::vector<TokenCount>> counts(kRows), told(kRows);
+  std::vector<SampleRow> rows(kRows), plain(kRows);
+  for (int64_t i = 0; i < kRows; ++i) {
+    const auto slot = static_cast<int32_t>(2 * (kRows - 1 - i));
+    // The best raw token is the one that occurred last: penalties move it.
+    const float* row = &logits[i * vocab];
+    const auto last = static_cast<int32_t>(std::max_element(row, row + vocab) - row);
+    drawn[slot] = last;
+    for (int32_t token = 3; token < vocab; token += 501)
+      if (token != last) counts[i].push_back({token, token % 3, true});
+    told[i] = counts[i];
+    if (i % 2 == 0) counts[i].push_back({last, 2, false});
+    told[i].push_back({last, i % 2 == 0 ? 3 : 1, false});
+    rows[i] = {.temperature = i % 3 == 0 ? 0.0f : 1.0f,
+               .repetition_penalty = 1.3f,
+               .presence_penalty = 0.5f,
+               .frequency_penalty = 1.1f,
+               .uniform = static_cast<double>(i) / kRows};
+    plain[i] = rows[i];
+    rows[i].counts = counts[i];
+    plain[i].counts = told[i];
+    rows[i].drawn_slot = slot;
+    rows[i].counts_drawn = true;
+  }
+  const SampleResult got = RunSample(ops(), logits, vocab, rows, 0, 3, drawn.data());
+  ExpectSame(got, RunSample(RefOps(), logits, vocab, plain));
+  for (int64_t i = 0; i < kRows; ++i) {
+    EXPECT_EQ(drawn[rows[i].drawn_slot], got.out[i].token);
+    EXPECT_EQ(drawn[rows[i].drawn_slot + 1], -7);
+    EXPECT_EQ(got.out[i].logits_hash, HashLogits({&logits[i * vocab], static_cast<size_t>(vocab)}));
   }
 }
 

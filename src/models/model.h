@@ -135,7 +135,7 @@ class KvPool {
 // One step: T tokens of B sequences, each a run of consecutive positions. Plain arrays, filled by
 // the engine.
 struct Batch {
-  std::span<const int32_t> tokens;     // (T)
+  std::span<const int32_t> tokens;     // (T); -1 - s: what drawn[s] holds when the step runs
   std::span<const int32_t> positions;  // (T)
   std::span<const int64_t> slots;  // (T): page * page_size + offset, where k and v of the token go
   std::span<const int32_t> q_start;     // (B + 1)
@@ -150,6 +150,9 @@ struct Batch {
   std::span<const int32_t> chunked;
   int64_t chunked_sequences = 0;
   int64_t chunked_tokens = 0;
+  // On the model's device, the same for all steps: tokens that the host may not have seen yet
+  // (kernels::SampleParams.drawn). Null: no token is negative.
+  const int32_t* drawn = nullptr;
   // (B): which frequencies a LongRoPE model uses, 0 up to ModelInfo.rope_border, 1 beyond; empty:
   // 0.
   std::span<const uint8_t> rope_sets;

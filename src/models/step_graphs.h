@@ -30,6 +30,7 @@ class StepGraphs {
     const Shape shape = {.tokens = tokens,
                          .rows = static_cast<int64_t>(batch.logits_rows.size()),
                          .page_stride = batch.max_pages,
+                         .drawn = batch.drawn,
                          .pool = kv.id()};
     const auto [entry, first] = graphs_.try_emplace(shape);
     if (first) return launch();
@@ -43,6 +44,7 @@ class StepGraphs {
     int64_t tokens = 0;
     int64_t rows = 0;
     int64_t page_stride = 0;
+    const int32_t* drawn = nullptr;
     uint64_t pool = 0;
     auto operator<=>(const Shape&) const = default;
   };

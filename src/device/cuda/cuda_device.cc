@@ -69,14 +69,16 @@ class CudaGraph final : public DeviceGraph {
 
 class CudaMark final : public DeviceMark {
  public:
-  explicit CudaMark(cudaStream_t stream) {
+  explicit CudaMark(cudaStream_t stream) : stream_(stream) {
     cudaEventCreate(&event_);
-    cudaEventRecord(event_, stream);
+    Set();
   }
   ~CudaMark() override { cudaEventDestroy(event_); }
+  void Set() { cudaEventRecord(event_, stream_); }
   cudaEvent_t event() const { return event_; }
 
  private:
+  cudaStream_t stream_;
   cudaEvent_t event_ = nullptr;
 };
 
@@ -158,6 +160,18 @@ class Cuda final : public Device {
   Result<std::unique_ptr<UploadLane>> MakeLane(size_t slot_bytes) override {
     return CudaLane::Create(*this, slot_bytes);
   }
+  Result<std::byte*> AllocateShared(size_t bytes) override {
+    if (bytes == 0) return nullptr;
+    void* memory = nullptr;
+    if (const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocMapped);
+        error != cudaSuccess) {
+      cudaGetLastError();
+      return Fail(Code::kResourceExhausted, "cannot pin {} of the host's memory for {}: {}",
+                  FormatBytes(static_cast<double>(bytes)), name_, cudaGetErrorString(error));
+    }
+    return static_cast<std::byte*>(memory);
+  }
+  void FreeShared(std::byte* memory, size_t) override { cudaFreeHost(memory); }
 
   void Upload(void* to, const void* from, size_t bytes) override {
     const std::lock_guard lock(upload_mutex_);
@@ -196,6 +210,10 @@ class Cuda final : public Device {
   }
 
   std::unique_ptr<DeviceMark> Mark() override { return std::make_unique<CudaMark>(stream_); }
+  void Set(DeviceMark& mark) override { static_cast<CudaMark&>(mark).Set(); }
+  void Wait(const DeviceMark& mark) override {
+    Check(cudaEventSynchronize(static_cast<const CudaMark&>(mark).event()));
+  }
   double SecondsBetween(const DeviceMark& begin, const DeviceMark& end) override {
     float milliseconds = 0;
     Check(cudaEventElapsedTime(&milliseconds, static_cast<const CudaMark&>(begin).event(),

@@ -66,7 +66,7 @@ class FakeModel : public models::Model {
                  batch.kv_len[b] <= options_.rope_border,
              "a long sequence with frequencies for short ones");
       for (int32_t i = batch.q_start[b]; i < batch.q_start[b + 1]; ++i)
-        Write(kv, batch.slots[i], batch.tokens[i] | Form(batch, b, i),
+        Write(kv, batch.slots[i], Token(batch, i) | Form(batch, b, i),
               Mark(batch, b, batch.positions[i]));
     }
     size_t row = 0;
@@ -131,6 +131,11 @@ class FakeModel : public models::Model {
                first + chunked <= batch.q_start[b + 1],
            "chunks of other borders");
     return row < first + chunked ? 1 << 30 : 0;
+  }
+
+  static int32_t Token(const models::Batch& batch, int32_t i) {
+    const int32_t token = batch.tokens[i];
+    return token >= 0 ? token : batch.drawn[-1 - token];
   }
 
   // Position and frequencies, as they go into the cache.

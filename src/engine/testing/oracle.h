@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "engine/generate.h"
-#include "engine/logits_hash.h"
 #include "engine/random.h"
+#include "kernels/logits_hash.h"
 #include "kernels/ops.h"
 
 namespace nibble::engine {
@@ -57,7 +57,7 @@ class Oracle {
       history.push_back(token);
       result.tokens.push_back(token);
       if (p.logprobs >= 0) result.logprobs.push_back(Score(logits, token, p.logprobs));
-      result.done.logits_hash = HashLogits(logits);
+      result.done.logits_hash = kernels::HashLogits(logits);
       if (Ends(request, token, result)) break;
     }
     result.done.completion_tokens = static_cast<int64_t>(result.tokens.size());

@@ -133,6 +133,7 @@ struct CoreRunner {
     kernels::KvFormat kv_format = kernels::KvFormat::kBf16;
     std::vector<int32_t> eos;
     ThreadPool* pool = nullptr;
+    std::optional<bool> launches_ahead = {};
   };
 
   CoreRunner(models::Model& model, const text::Tokenizer* tokenizer, const Config& config)
@@ -160,7 +161,8 @@ struct CoreRunner {
                               .options = options,
                               .limits = limits,
                               .plan = plan,
-                              .now = [this] { return now; }});
+                              .now = [this] { return now; },
+                              .launches_ahead = config.launches_ahead});
     NIBBLE_CHECK(made, "{}", made.error().message());
     core = std::move(*made);
   }

@@ -221,7 +221,7 @@ void Embed(const OpContext&, const EmbedParams& params) {
   const auto& table = static_cast<const RefWeight&>(*params.table);
   std::vector<float> row(table.k());
   for (int64_t token = 0; token < params.t; ++token) {
-    table.Row(params.ids[token], row.data());
+    table.Row(EmbeddedId(params, token), row.data());
     for (int64_t i = 0; i < table.k(); ++i) {
       params.out[token * table.k() + i] = Bf16FromFloat(RoundToBf16(row[i]) * params.scale);
     }

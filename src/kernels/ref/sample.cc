@@ -5,7 +5,9 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/logits_hash.h"
 #include "kernels/ref/ref.h"
+#include "kernels/sample_counts.h"
 
 namespace nibble::kernels::ref {
 namespace {
@@ -24,17 +26,17 @@ bool IsAllowed(const SampleRow& row, int64_t token) {
 }
 
 // Bias, banned and disallowed tokens, penalties.
-std::vector<float> Process(const SampleRow& row, std::vector<float> logits) {
+std::vector<float> Process(const SampleRow& row, const int32_t* drawn, std::vector<float> logits) {
   for (const TokenBias& bias : row.bias) logits[bias.token] += bias.bias;
   for (int32_t token : row.banned) logits[token] = kMinusInfinity;
   for (size_t token = 0; token < logits.size(); ++token)
     if (!IsAllowed(row, static_cast<int64_t>(token))) logits[token] = kMinusInfinity;
-  for (const TokenCount& seen : row.counts) {
-    float& logit = logits[seen.token];
+  ForEachCount(row, drawn, [&](int32_t token, int32_t count) {
+    float& logit = logits[token];
     logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
-    if (seen.count > 0)
-      logit -= row.frequency_penalty * static_cast<float>(seen.count) + row.presence_penalty;
-  }
+    if (count > 0)
+      logit -= row.frequency_penalty * static_cast<float>(count) + row.presence_penalty;
+  });
   return ReadRow(logits.data(), static_cast<int64_t>(logits.size()));
 }
 
@@ -59,8 +61,8 @@ int32_t Fallback(const SampleRow& row, const std::vector<float>& raw) {
   return order.empty() ? 0 : order.front();
 }
 
-int32_t Draw(const SampleRow& row, const std::vector<float>& raw) {
-  const std::vector<float> logits = Process(row, raw);
+int32_t Draw(const SampleRow& row, const int32_t* drawn, const std::vector<float>& raw) {
+  const std::vector<float> logits = Process(row, drawn, raw);
   std::vector<int32_t> kept = Ranked(logits);
   if (kept.empty()) return Fallback(row, raw);
   if (row.temperature == 0.0f) return kept.front();
@@ -100,8 +102,8 @@ int32_t Draw(const SampleRow& row, const std::vector<float>& raw) {
 void Sample(const OpContext&, const SampleParams& p) {
   for (size_t r = 0; r < p.rows.size(); ++r) {
     const SampleRow& row = p.rows[r];
-    const std::vector<float> raw =
-        ReadRow(p.logits + static_cast<int64_t>(r) * p.logits_stride, p.vocab);
+    const float* stored = p.logits + static_cast<int64_t>(r) * p.logits_stride;
+    const std::vector<float> raw = ReadRow(stored, p.vocab);
     const std::vector<int32_t> order = Ranked(raw);
     double largest = order.empty() ? 0.0 : raw[order.front()];
     double sum = 0;
@@ -112,7 +114,9 @@ void Sample(const OpContext&, const SampleParams& p) {
     };
 
     SampledToken& out = p.out[r];
-    out.token = Draw(row, raw);
+    out.token = Draw(row, p.drawn, raw);
+    if (row.drawn_slot >= 0) p.drawn[row.drawn_slot] = out.token;
+    out.logits_hash = HashLogits({stored, static_cast<size_t>(p.vocab)});
     out.logprob = logprob(out.token);
     out.rank = 1;
     for (int64_t token = 0; token < p.vocab; ++token) {

@@ -180,6 +180,7 @@ StepContext Decoder::Step(const Batch& batch, const KvPool& kv) const {
 
 void Decoder::Embed(const Batch& batch, uint16_t* out) const {
   ops_->embed(context_, {.ids = batch.tokens.data(),
+                         .drawn = batch.drawn,
                          .table = embedding_.segments[0].weight.get(),
                          .out = out,
                          .t = static_cast<int64_t>(batch.tokens.size()),

@@ -259,7 +259,7 @@ void Embed(const OpContext& context, const EmbedParams& params) {
   context.pool->ParallelFor(params.t, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t token = begin; token < end; ++token) {
       uint16_t* row = params.out + token * d;
-      table.GatherRow(params.ids[token], row);
+      table.GatherRow(EmbeddedId(params, token), row);
       if (params.scale == 1.0f) continue;
       for (int64_t i = 0; i < d; ++i) row[i] = Bf16FromFloat(Bf16ToFloat(row[i]) * params.scale);
     }

@@ -8,6 +8,8 @@
 #include <numeric>
 
 #include "kernels/cpu/parallel.h"
+#include "kernels/logits_hash.h"
+#include "kernels/sample_counts.h"
 
 namespace nibble::kernels::cpu {
 namespace {
@@ -37,8 +39,8 @@ bool IsAllowed(const SampleRow& row, int64_t token) {
 bool ChangesLogits(const SampleRow& row) {
   const bool penalties = row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
                          row.frequency_penalty != 0.0f;
-  return (penalties && !row.counts.empty()) || !row.bias.empty() || !row.banned.empty() ||
-         row.allowed_mask != nullptr;
+  return (penalties && (!row.counts.empty() || row.counts_drawn)) || !row.bias.empty() ||
+         !row.banned.empty() || row.allowed_mask != nullptr;
 }
 
 // The worst token that stays: kept are larger logits, and equal ones up to this id.
@@ -72,6 +74,8 @@ class RowSampler {
     out.token = Choose(row, raw_best);
     out.logprob = Logprob(Read(raw_, out.token));
     out.rank = out.token == raw_best ? 1 : Rank(out.token);
+    out.logits_hash = HashLogits({raw_, static_cast<size_t>(vocab_)});
+    if (row.drawn_slot >= 0) p_.drawn[row.drawn_slot] = out.token;
     if (p_.top_tokens != nullptr) WriteTop(row, index);
   }
 
@@ -169,13 +173,13 @@ class RowSampler {
       processed_[bias.token] = Read(processed_, bias.token) + bias.bias;
     for (int32_t token : row.banned) processed_[token] = kMinusInfinity;
     if (row.allowed_mask != nullptr) ApplyMask(row.allowed_mask);
-    for (const TokenCount& seen : row.counts) {
-      float logit = Read(processed_, seen.token);
+    ForEachCount(row, p_.drawn, [&](int32_t token, int32_t count) {
+      float logit = Read(processed_, token);
       logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
-      if (seen.count > 0)
-        logit -= row.frequency_penalty * static_cast<float>(seen.count) + row.presence_penalty;
-      processed_[seen.token] = logit;
-    }
+      if (count > 0)
+        logit -= row.frequency_penalty * static_cast<float>(count) + row.presence_penalty;
+      processed_[token] = logit;
+    });
   }
 
   void ApplyMask(const uint32_t* mask) {

@@ -128,14 +128,16 @@ __device__ float ElementAt(const WeightTiles& table, int row, int column) {
   return sum;
 }
 
-__global__ void EmbedKernel(const int32_t* ids, const WeightTiles table, uint16_t* out,
-                            float scale) {
+__global__ void EmbedKernel(const int32_t* ids, const int32_t* drawn, const WeightTiles table,
+                            uint16_t* out, float scale) {
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
   const int column = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (column >= table.k) return;
   const int64_t token = blockIdx.y;
-  const float value = ElementAt(table, ids[token], column);
+  int32_t id = ids[token];
+  if (id < 0) id = drawn[-1 - id];
+  const float value = ElementAt(table, id, column);
   out[token * table.k + column] = Bf16FromFloat(RoundToBf16(value) * scale);
 }
 
@@ -148,7 +150,7 @@ void Embed(const OpContext& context, const EmbedParams& p) {
     const int64_t t = p.t - token < kMaxTokens ? p.t - token : kMaxTokens;
     const auto blocks = static_cast<unsigned>((table.k + kThreads - 1) / kThreads);
     LaunchPdl(EmbedKernel, dim3(blocks, static_cast<unsigned>(t)), dim3(kThreads), 0,
-              StreamOf(context), p.ids + token, table, p.out + token * table.k, p.scale);
+              StreamOf(context), p.ids + token, p.drawn, table, p.out + token * table.k, p.scale);
   }
 }
 

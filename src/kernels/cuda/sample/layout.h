@@ -14,9 +14,8 @@ inline constexpr int64_t kChunk = 4096;  // tokens of a CTA
 inline constexpr int64_t kMaxGroup = 64;
 inline constexpr int kMaxChunks = 256;
 inline constexpr int kBuckets = 2048;
-inline constexpr int kMaxListed = 4096;        // ids that a search keeps
-inline constexpr int kMaxTopLogprobs = 1024;   // of a row
-inline constexpr int64_t kResultTops = 20480;  // of a group
+inline constexpr int kMaxListed = 4096;       // ids that a search keeps
+inline constexpr int kMaxTopLogprobs = 1024;  // of a row
 
 inline int64_t Chunks(int64_t vocab) { return (vocab + kChunk - 1) / kChunk; }
 
@@ -46,6 +45,7 @@ struct Row {
   int32_t changed;  // whether there are edits: then the row is read from `processed`
   int32_t end;      // tokens from here on are banned, in place of a list: padding of the vocabulary
   int32_t search;   // that draws the token; -1: the best one is taken
+  int32_t unseen;   // place in `drawn` of one more token of the output; -1: none
 };
 
 // A search for the best tokens of a row: those that a draw chooses from, or the best raw ones.
@@ -59,7 +59,7 @@ struct Search {
   int32_t end;         // of the tokens that are looked at
   int32_t changed;     // of the row
   int32_t lists_best;  // not for a draw: lists the best top_k raw tokens
-  int64_t top_at;      // of lists_best: place in the results
+  int64_t top_at;      // of lists_best: place in the tops
 
   NIBBLE_HD bool limits_mass() const { return top_p < 1.0f; }
 };
@@ -68,6 +68,7 @@ struct ChunkSurvey {
   uint64_t best_raw;      // rank keys (kernels.cuh); kNone: no token above -inf
   uint64_t best;          // after the edits
   uint64_t best_allowed;  // raw ones that the mask allows, those at -inf included
+  uint64_t hash_sum;      // of the chunk's terms (kernels/logits_hash.h)
   float raw_sum;          // of e^(raw - best raw of the chunk)
 };
 
@@ -80,12 +81,6 @@ struct Bounds {
   uint64_t k_mass;      // their mass
   uint64_t first_mass;  // of the tokens before `first`
   uint64_t total_mass;
-};
-
-struct Result {
-  int32_t token;
-  float logprob;
-  int32_t rank;
 };
 
 // The group's arrays on the device; R rows, S <= 2 R searches, C chunks.
@@ -105,7 +100,8 @@ struct Workspace {
   int64_t uploaded_bytes;    // at most
 };
 
-// A group's kernels get this by value. Results and tops lie in host memory that the GPU writes.
+// A group's kernels get this by value. Results and tops lie in host memory that the GPU writes,
+// uploads in such that it reads.
 struct Group {
   const float* logits;  // (R, V)
   int64_t stride;
@@ -120,9 +116,11 @@ struct Group {
   const Search* search_table;  // (S)
   const std::byte* edits;      // what Row's offsets are relative to
   Workspace w;
-  Result* results;      // (R)
-  int32_t* top_tokens;  // kResultTops
-  float* top_logprobs;  // kResultTops
+  SampledToken* results;  // (R)
+  int32_t* top_tokens;    // the group's, max_top_logprobs per row
+  float* top_logprobs;
+  int32_t* drawn;                 // of the caller, on the device
+  int32_t drawn_slot[kMaxGroup];  // -1: none
 };
 
 }  // namespace nibble::kernels::cuda::sampling

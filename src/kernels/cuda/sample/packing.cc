@@ -23,8 +23,9 @@ int32_t EndOfUnbanned(std::span<const int32_t> banned, int64_t vocab) {
 }
 
 bool Penalizes(const SampleRow& row) {
-  return !row.counts.empty() && (row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
-                                 row.frequency_penalty != 0.0f);
+  return (!row.counts.empty() || row.counts_drawn) &&
+         (row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
+          row.frequency_penalty != 0.0f);
 }
 
 // Bytes of a row's edits, at most.
@@ -63,7 +64,8 @@ class EditWriter {
                   .frequency_penalty = row.frequency_penalty,
                   .changed = 0,
                   .end = end,
-                  .search = -1};
+                  .search = -1,
+                  .unseen = Penalizes(row) && row.counts_drawn ? row.drawn_slot : -1};
     if (row.allowed_mask != nullptr) packed.mask_at = Put(row.allowed_mask, MaskBytes(vocab_));
     packed.bias_at = at_;
     auto* biases = reinterpret_cast<BiasEdit*>(Reserve(packed.biases * sizeof(BiasEdit)));
@@ -76,8 +78,8 @@ class EditWriter {
     auto* counts = reinterpret_cast<CountEdit*>(Reserve(packed.counts * sizeof(CountEdit)));
     for (int32_t i = 0; i < packed.counts; ++i)
       counts[i] = {row.counts[i].token, row.counts[i].count};
-    packed.changed =
-        packed.mask_at >= 0 || packed.biases > 0 || packed.banned > 0 || packed.counts > 0;
+    packed.changed = packed.mask_at >= 0 || packed.biases > 0 || packed.banned > 0 ||
+                     packed.counts > 0 || packed.unseen >= 0;
     return packed;
   }
   int64_t bytes() const { return at_; }
@@ -145,14 +147,12 @@ PackedGroup Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top
     NIBBLE_CHECK(tops <= kMaxTopLogprobs, "{} log-probabilities of a row; at most {}", tops,
                  kMaxTopLogprobs);
     edits += EditBytes(row, vocab);
-    const bool fits = group.rows < kMaxGroup && group.tops + tops <= kResultTops &&
-                      edits <= room - Aligned(kTableBytes) - 2 * kAlign;
+    const bool fits = group.rows < kMaxGroup && edits <= room - Aligned(kTableBytes) - 2 * kAlign;
     if (!fits) break;
     const int32_t end = EndOfUnbanned(row.banned, vocab);
     if (group.rows == 0) group.end = end;
     plain = plain && end == group.end && IsPlain(row, tops, end, vocab);
     ++group.rows;
-    group.tops += tops;
   }
   NIBBLE_CHECK(group.rows > 0, "a row's biases, bans and counts name tokens more than once");
   if (plain) return group;
@@ -166,7 +166,6 @@ PackedGroup Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top
       group.searches_at + Aligned(group.searches * static_cast<int64_t>(sizeof(Search)));
   EditWriter writer(upload + group.edits_at, vocab);
   int32_t s = 0;
-  int64_t top_at = 0;
   for (int32_t r = 0; r < group.rows; ++r) {
     const SampleRow& row = rows[r];
     packed_rows[r] = writer.Write(row);
@@ -174,10 +173,8 @@ PackedGroup Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top
       packed_rows[r].search = s;
       searches[s++] = DrawOf(row, r, packed_rows[r], vocab);
     }
-    if (const int64_t tops = WantedTops(row, max_top_logprobs); tops > 0) {
-      searches[s++] = ListOf(tops, r, vocab, top_at);
-      top_at += tops;
-    }
+    if (const int64_t tops = WantedTops(row, max_top_logprobs); tops > 0)
+      searches[s++] = ListOf(tops, r, vocab, r * max_top_logprobs);
   }
   for (int32_t i = 0; i < group.searches; ++i)
     group.histogram = group.histogram || searches[i].top_k > 0 || searches[i].limits_mass();

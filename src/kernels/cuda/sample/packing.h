@@ -20,7 +20,6 @@ struct PackedGroup {
   int32_t end = 0;    // before this one
   int64_t searches_at = 0;
   int64_t edits_at = 0;
-  int64_t tops = 0;        // places of results used
   bool histogram = false;  // whether some search limits k or mass
 };
 

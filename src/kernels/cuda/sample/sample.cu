@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "base/check.h"
-#include "device/device.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/sample/packing.h"
 #include "kernels/cuda/sample/sample_kernels.cuh"
@@ -52,45 +51,53 @@ Workspace Arrange(std::byte* base, int64_t rows, int64_t vocab, size_t* bytes) {
   return w;
 }
 
-// Pinned memory of the host, made at a device's first call: what is uploaded, and what the kernels
-// write back. Free again when Sample returns.
-struct Staging {
-  std::byte* upload = nullptr;
-  int64_t upload_bytes = 0;
-  Result* results = nullptr;
-  int32_t* top_tokens = nullptr;
-  float* top_logprobs = nullptr;
-
-  void Reserve(int64_t bytes) {
-    if (results == nullptr) {
-      results = Pinned<Result>(kMaxGroup);
-      top_tokens = Pinned<int32_t>(kResultTops);
-      top_logprobs = Pinned<float>(kResultTops);
-    }
-    if (upload_bytes >= bytes) return;
-    cudaFreeHost(upload);
-    upload = Pinned<std::byte>(bytes);
-    upload_bytes = bytes;
+// Pinned memory of the host that uploads pass through, a few areas in turn: one is filled anew only
+// when the kernels have fetched what it held. Made at a device's first call.
+class UploadAreas {
+ public:
+  // An area of at least so many bytes.
+  std::byte* Next(int64_t bytes) {
+    if (bytes_ < bytes) Make(bytes);
+    turn_ = (turn_ + 1) % kAreas;
+    Check(cudaEventSynchronize(fetched_[turn_]));
+    return areas_[turn_];
   }
+  // After the launches that fetch it.
+  void Fetched(cudaStream_t stream) { Check(cudaEventRecord(fetched_[turn_], stream)); }
 
  private:
-  template <typename T>
-  static T* Pinned(int64_t n) {
-    void* memory = nullptr;
-    const cudaError_t error =
-        cudaHostAlloc(&memory, static_cast<size_t>(n) * sizeof(T), cudaHostAllocMapped);
-    NIBBLE_CHECK(error == cudaSuccess, "cannot pin {} bytes of the host's memory for sampling: {}",
-                 n * static_cast<int64_t>(sizeof(T)), cudaGetErrorString(error));
-    return static_cast<T*>(memory);
+  static constexpr int kAreas = 4;
+
+  void Make(int64_t bytes) {
+    for (int i = 0; i < kAreas; ++i) {
+      if (fetched_[i] == nullptr)
+        Check(cudaEventCreateWithFlags(&fetched_[i], cudaEventDisableTiming));
+      Check(cudaEventSynchronize(fetched_[i]));
+      cudaFreeHost(areas_[i]);
+      void* memory = nullptr;
+      Check(cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocMapped));
+      areas_[i] = static_cast<std::byte*>(memory);
+    }
+    bytes_ = bytes;
   }
+  static void Check(cudaError_t error) {
+    NIBBLE_CHECK(error == cudaSuccess, "uploads of sampling: {}", cudaGetErrorString(error));
+  }
+
+  std::byte* areas_[kAreas] = {};
+  cudaEvent_t fetched_[kAreas] = {};
+  int64_t bytes_ = 0;
+  int turn_ = 0;
 };
 
 constexpr int kMaxDevices = 64;
 
-int CurrentIndex() {
+UploadAreas& AreasOfCurrentDevice() {
+  static UploadAreas areas[kMaxDevices];
   int index = 0;
   cudaGetDevice(&index);
-  return index;
+  NIBBLE_CHECK(index < kMaxDevices, "sampling on GPU {}", index);
+  return areas[index];
 }
 
 void LaunchGroup(const Group& g, const PackedGroup& packed, cudaStream_t stream) {
@@ -107,26 +114,6 @@ void LaunchGroup(const Group& g, const PackedGroup& packed, cudaStream_t stream)
   if (g.row_table != nullptr) LaunchPdl(RankKernel, rows, kThreads, 0, stream, g);
 }
 
-// The results of rows [first, first + packed.rows) to the caller.
-void HandOver(const SampleParams& p, int64_t first, const PackedGroup& packed,
-              const Staging& staging) {
-  int64_t top_at = 0;
-  for (int64_t r = 0; r < packed.rows; ++r) {
-    const Result& result = staging.results[r];
-    p.out[first + r] = {result.token, result.logprob, result.rank};
-    if (p.top_tokens == nullptr) continue;
-    const int64_t wanted =
-        std::clamp<int64_t>(p.rows[first + r].top_logprobs, 0, p.max_top_logprobs);
-    int32_t* tokens = p.top_tokens + (first + r) * p.max_top_logprobs;
-    float* logprobs = p.top_logprobs + (first + r) * p.max_top_logprobs;
-    std::fill_n(tokens, p.max_top_logprobs, -1);
-    std::fill_n(logprobs, p.max_top_logprobs, -std::numeric_limits<float>::infinity());
-    std::copy_n(staging.top_tokens + top_at, wanted, tokens);
-    std::copy_n(staging.top_logprobs + top_at, wanted, logprobs);
-    top_at += wanted;
-  }
-}
-
 }  // namespace
 
 size_t SampleWorkspace(int /*threads*/, int64_t max_rows, int64_t vocab) {
@@ -138,43 +125,38 @@ size_t SampleWorkspace(int /*threads*/, int64_t max_rows, int64_t vocab) {
 void Sample(const OpContext& context, const SampleParams& p) {
   NIBBLE_CHECK(Chunks(p.vocab) <= kMaxChunks, "a vocabulary of {}; at most {}", p.vocab,
                kMaxChunks * kChunk);
-  static Staging stagings[kMaxDevices];
-  const int index = CurrentIndex();
-  const auto device = CudaDevice(index);
-  NIBBLE_CHECK(device && index < kMaxDevices, "sampling on GPU {}", index);
-  Staging& staging = stagings[index];
-  staging.Reserve(MaxUploadBytes(p.vocab));
-
   const auto total = static_cast<int64_t>(p.rows.size());
   const int64_t max_top = p.top_tokens != nullptr ? p.max_top_logprobs : 0;
+  std::fill_n(p.top_tokens, total * max_top, -1);
+  std::fill_n(p.top_logprobs, total * max_top, -std::numeric_limits<float>::infinity());
+  UploadAreas& areas = AreasOfCurrentDevice();
   size_t bytes = 0;
   const Workspace w = Arrange(context.workspace, std::min(total, kMaxGroup), p.vocab, &bytes);
   for (int64_t first = 0; first < total;) {
+    std::byte* upload = areas.Next(w.uploaded_bytes);
     const PackedGroup packed =
-        Pack(p.rows.subspan(first), p.vocab, max_top, staging.upload, w.uploaded_bytes);
-    std::fill_n(staging.top_tokens, packed.tops, -1);
-    std::fill_n(staging.top_logprobs, packed.tops, -std::numeric_limits<float>::infinity());
+        Pack(p.rows.subspan(first), p.vocab, max_top, upload, w.uploaded_bytes);
     const bool uploads = packed.bytes > 0;
-    const Group group = {
-        .logits = p.logits + first * p.logits_stride,
-        .stride = p.logits_stride,
-        .vocab = static_cast<int32_t>(p.vocab),
-        .chunks = static_cast<int32_t>(Chunks(p.vocab)),
-        .rows = packed.rows,
-        .searches = packed.searches,
-        .end = packed.end,
-        .uploads = staging.upload,
-        .upload_bytes = packed.bytes,
-        .row_table = uploads ? reinterpret_cast<const Row*>(w.uploaded) : nullptr,
-        .search_table = reinterpret_cast<const Search*>(w.uploaded + packed.searches_at),
-        .edits = w.uploaded + packed.edits_at,
-        .w = w,
-        .results = staging.results,
-        .top_tokens = staging.top_tokens,
-        .top_logprobs = staging.top_logprobs};
+    Group group = {.logits = p.logits + first * p.logits_stride,
+                   .stride = p.logits_stride,
+                   .vocab = static_cast<int32_t>(p.vocab),
+                   .chunks = static_cast<int32_t>(Chunks(p.vocab)),
+                   .rows = packed.rows,
+                   .searches = packed.searches,
+                   .end = packed.end,
+                   .uploads = upload,
+                   .upload_bytes = packed.bytes,
+                   .row_table = uploads ? reinterpret_cast<const Row*>(w.uploaded) : nullptr,
+                   .search_table = reinterpret_cast<const Search*>(w.uploaded + packed.searches_at),
+                   .edits = w.uploaded + packed.edits_at,
+                   .w = w,
+                   .results = p.out + first,
+                   .top_tokens = max_top > 0 ? p.top_tokens + first * max_top : nullptr,
+                   .top_logprobs = max_top > 0 ? p.top_logprobs + first * max_top : nullptr,
+                   .drawn = p.drawn};
+    for (int32_t r = 0; r < packed.rows; ++r) group.drawn_slot[r] = p.rows[first + r].drawn_slot;
     LaunchGroup(group, packed, StreamOf(context));
-    (*device)->Synchronize();
-    HandOver(p, first, packed, staging);
+    if (uploads) areas.Fetched(StreamOf(context));
     first += packed.rows;
   }
 }

@@ -20,7 +20,8 @@ namespace nibble::kernels::cuda {
 
 size_t SampleWorkspace(int threads, int64_t max_rows, int64_t vocab);
 
-// Returns when the results are in the caller's memory.
+// The results are in the caller's memory, which is Device::AllocateShared's, when the stream has
+// passed what this launches.
 void Sample(const OpContext& context, const SampleParams& params);
 
 }  // namespace nibble::kernels::cuda

@@ -4,6 +4,7 @@
 #include "kernels/cuda/ptx/load.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "kernels/cuda/sample/kernels.cuh"
+#include "kernels/logits_hash.h"
 
 namespace nibble::kernels::cuda::sampling {
 
@@ -54,8 +55,9 @@ __device__ __forceinline__ uint64_t BestOfThread(const float (&values)[kPerThrea
 }
 
 // Biases, bans and penalties of the tokens in [first, first + kChunk).
-__device__ __forceinline__ void ApplyEdits(const Row& row, const std::byte* edits, int first,
-                                           float* processed) {
+// drawn: as Group's.
+__device__ __forceinline__ void ApplyEdits(const Row& row, const std::byte* edits,
+                                           const int32_t* drawn, int first, float* processed) {
   const auto in_chunk = [&](int token) { return token >= first && token < first + kChunk; };
   const auto* biases = reinterpret_cast<const BiasEdit*>(edits + row.bias_at);
   for (int i = static_cast<int>(threadIdx.x); i < row.biases; i += kThreads) {
@@ -70,16 +72,24 @@ __device__ __forceinline__ void ApplyEdits(const Row& row, const std::byte* edit
   for (int i = static_cast<int>(threadIdx.x); i < row.banned; i += kThreads)
     if (in_chunk(banned[i])) processed[banned[i]] = -INFINITY;
   __syncthreads();
+  const auto penalize = [&](int token, int count) {
+    float logit = processed[token];
+    logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
+    if (count > 0)
+      logit -= row.frequency_penalty * static_cast<float>(count) + row.presence_penalty;
+    processed[token] = logit;
+  };
+  const int unseen = row.unseen >= 0 ? drawn[row.unseen] : -1;
+  bool listed = false;
   const auto* counts = reinterpret_cast<const CountEdit*>(edits + row.counts_at);
   for (int i = static_cast<int>(threadIdx.x); i < row.counts; i += kThreads) {
     const CountEdit seen = counts[i];
-    if (!in_chunk(seen.token)) continue;
-    float logit = processed[seen.token];
-    logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
-    if (seen.count > 0)
-      logit -= row.frequency_penalty * static_cast<float>(seen.count) + row.presence_penalty;
-    processed[seen.token] = logit;
+    const bool again = seen.token == unseen;
+    listed = listed || again;
+    if (in_chunk(seen.token)) penalize(seen.token, seen.count + (again ? 1 : 0));
   }
+  const bool anywhere = __syncthreads_or(listed) != 0;
+  if (threadIdx.x == 0 && unseen >= 0 && !anywhere && in_chunk(unseen)) penalize(unseen, 1);
   __syncthreads();
 }
 
@@ -106,9 +116,14 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
   const int chunk = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
   const float* logits = g.logits + r * g.stride;
   float values[kPerThread];
+  uint64_t hash = 0;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    values[i] = LogitBefore(logits, TokenAt(chunk, i), g.vocab);
+    const int token = TokenAt(chunk, i);
+    const bool exists = token < g.vocab;
+    const float raw = ptx::LoadHere(logits + (exists ? token : 0));
+    values[i] = exists ? Clean(raw) : -INFINITY;
+    if (exists) hash += LogitHashTerm(__float_as_uint(raw), static_cast<uint32_t>(token));
   }
   ClearSums(g);
 
@@ -121,6 +136,7 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
   for (int i = 0; i < kPerThread; ++i)
     if (finite(i)) sum += __expf(values[i] - largest);
   survey.raw_sum = Reduce(sum, 0.0f, SumOf(), sums);
+  survey.hash_sum = Reduce(hash, uint64_t{0}, SumOf(), keys);
 
   const Row* row = g.row_table != nullptr ? &g.row_table[r] : nullptr;
   const int end = row != nullptr ? row->end : g.end;
@@ -143,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
       survey.best_allowed = Reduce(best, kNone, MinOf(), keys);
     }
     __syncthreads();
-    ApplyEdits(*row, g.edits, chunk * static_cast<int>(kChunk), processed);
+    ApplyEdits(*row, g.edits, g.drawn, chunk * static_cast<int>(kChunk), processed);
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) values[i] = LogitBefore(processed, TokenAt(chunk, i), end);
   }
@@ -550,10 +566,11 @@ __device__ __forceinline__ int Draw(const Group& g, int s, const Search& search,
   return shared.token;
 }
 
-// The raw logits' normaliser.
+// The raw logits' normaliser, and their hash before it is mixed.
 struct RawScale {
   float largest;
   float log_sum;
+  uint64_t hash_sum;
   bool empty;
 
   __device__ float Logprob(float logit) const {
@@ -565,11 +582,13 @@ struct RawScale {
 __device__ __forceinline__ RawScale ScaleOfRow(const Group& g, int r, uint64_t best_raw) {
   const float largest = LogitOf(best_raw);
   float sum = 0.0f;
+  uint64_t hash = 0;
   for (int c = static_cast<int>(threadIdx.x) % kWarp; c < g.chunks; c += kWarp) {
     const ChunkSurvey& survey = g.w.surveys[r * g.chunks + c];
+    hash += survey.hash_sum;
     if (survey.best_raw != kNone) sum += survey.raw_sum * expf(LogitOf(survey.best_raw) - largest);
   }
-  return {largest, logf(SumOf().OverWarp(sum)), best_raw == kNone};
+  return {largest, logf(SumOf().OverWarp(sum)), SumOf().OverWarp(hash), best_raw == kNone};
 }
 
 __device__ __forceinline__ int Choose(const Group& g, int r, uint64_t best_raw,
@@ -609,7 +628,11 @@ __device__ __forceinline__ void ChooseOfRow(const Group& g, int r, ChooseShared&
   int rank = 1;
   if (!is_best && g.row_table == nullptr) rank += BetterInRow(g, r, token, shared);
   if (threadIdx.x != 0) return;
-  g.results[r] = {token, scale.Logprob(Clean(g.logits[r * g.stride + token])), rank};
+  g.results[r] = {.token = token,
+                  .logprob = scale.Logprob(Clean(g.logits[r * g.stride + token])),
+                  .rank = rank,
+                  .logits_hash = FinishLogitsHash(scale.hash_sum)};
+  if (g.drawn_slot[r] >= 0) g.drawn[g.drawn_slot[r]] = token;
   g.w.chosen[r] = is_best ? -1 : token;
 }
 
