@@ -6,13 +6,16 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <latch>
 #include <map>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "apps/bench_mixed.h"
 #include "apps/load.h"
+#include "apps/prompt_tokens.h"
 #include "apps/signals.h"
 #include "engine/generate.h"
 #include "engine/logits_hash.h"
@@ -33,6 +36,7 @@ struct Shape {
 struct Round {
   double prefill_seconds = 0;  // until every sequence has its first token
   double decode_seconds = 0;   // from then to the last token
+  double idle_share = 0;       // of these, in which the device had nothing to do
   // Of each sequence's last logits. A sequence's prompt does not depend on the batch, nor may this.
   std::vector<std::string> logits_hashes;
 };
@@ -41,25 +45,17 @@ struct Figures {
   Shape shape;
   double prefill_rate = 0;  // tokens per second, all sequences
   double decode_rate = 0;   // the same
+  double idle_share = 0;    // of the decoding time, in which the device had nothing to do
   double bandwidth = 0;     // bytes of weights per second while decoding: they are read once a step
   std::vector<std::string> logits_hashes;  // of the last round
 };
-
-// Ids that repeat nothing, so that no prefix is shared between sequences or rounds.
-std::vector<int32_t> PromptTokens(int64_t count, int64_t vocab, uint32_t seed) {
-  std::vector<int32_t> tokens(count);
-  for (int32_t& token : tokens) {
-    seed = seed * 1664525u + 1013904223u;
-    token = static_cast<int32_t>((seed >> 8) % static_cast<uint32_t>(vocab));
-  }
-  return tokens;
-}
 
 Result<Round> RunRound(engine::Engine& engine, const BenchModelOptions& options, const Shape& shape,
                        uint32_t seed) {
   const int32_t vocab = engine.tokenizer().vocab_size();
   std::vector<std::shared_ptr<engine::CollectingSink>> sinks;
   std::atomic<int64_t> last_start_ns{0};
+  std::latch started(shape.batch);
   const Clock::time_point begin = Clock::now();
   for (int32_t i = 0; i < shape.batch; ++i) {
     engine::Request request{.id = fmt::format("bench-{}", i),
@@ -73,20 +69,30 @@ Result<Round> RunRound(engine::Engine& engine, const BenchModelOptions& options,
     request.sampling.max_tokens = options.decode;
     auto first = std::make_shared<std::atomic<bool>>(true);
     auto sink = std::make_shared<engine::CollectingSink>(1, [&, first](const engine::DeltaEvent&) {
-      if (first->exchange(false)) last_start_ns = (Clock::now() - begin).count();
+      if (!first->exchange(false)) return;
+      last_start_ns = (Clock::now() - begin).count();
+      started.count_down();
     });
     request.sink = sink;
     sinks.push_back(std::move(sink));
     NIBBLE_ASSIGN(engine::Ticket ticket, engine.Reserve());
     NIBBLE_TRY(engine.Submit(std::move(request), std::move(ticket)));
   }
+  // A request that fails never starts, and says so in time.
+  while (!started.try_wait() && !sinks.back()->WaitFor(std::chrono::milliseconds(1))) {
+  }
+  const Clock::time_point decoding = Clock::now();
+  const double busy_before = engine.stats().device_seconds;
   Round round;
   for (const auto& sink : sinks) {
     NIBBLE_ASSIGN(const engine::Generation answer, sink->Wait());
     const std::optional<uint64_t> hash = answer.choices.front().done.logits_hash;
     round.logits_hashes.push_back(hash ? engine::FormatLogitsHash(*hash) : "");
   }
+  const double busy = engine.stats().device_seconds - busy_before;
   const double total = std::chrono::duration<double>(Clock::now() - begin).count();
+  round.idle_share =
+      std::max(0.0, 1 - busy / std::chrono::duration<double>(Clock::now() - decoding).count());
   round.prefill_seconds =
       std::chrono::duration<double>(Clock::duration(last_start_ns.load())).count();
   round.decode_seconds = total - round.prefill_seconds;
@@ -106,7 +112,7 @@ Result<Figures> Measure(engine::Engine& engine, const BenchModelOptions& options
                 shape.prompt, options.decode, engine.max_model_len());
   }
   Figures figures{.shape = shape};
-  std::vector<double> prefill, decode;
+  std::vector<double> prefill, decode, idle;
   for (int i = 0; i < options.repeat + 1; ++i) {
     NIBBLE_ASSIGN(Round round, RunRound(engine, options, shape, static_cast<uint32_t>(i + 1)));
     if (i == 0) continue;  // warms up
@@ -114,9 +120,11 @@ Result<Figures> Measure(engine::Engine& engine, const BenchModelOptions& options
     prefill.push_back(static_cast<double>(shape.prompt * shape.batch) / round.prefill_seconds);
     decode.push_back(static_cast<double>((options.decode - 1) * shape.batch) /
                      round.decode_seconds);
+    idle.push_back(round.idle_share);
   }
   figures.prefill_rate = Median(prefill);
   figures.decode_rate = Median(decode);
+  figures.idle_share = Median(idle);
   figures.bandwidth =
       figures.decode_rate / shape.batch * static_cast<double>(engine.model_info().bytes_per_token);
   return figures;
@@ -135,6 +143,7 @@ json::object ToJson(const Figures& figures, const BenchModelOptions& options,
           {"prefill_tokens_per_second", figures.prefill_rate},
           {"decode_tokens_per_second", figures.decode_rate},
           {"milliseconds_per_step", 1e3 * figures.shape.batch / figures.decode_rate},
+          {"device_idle_share", figures.idle_share},
           {"bytes_per_token", loaded.engine->model_info().bytes_per_token},
           {"decode_bytes_per_second", figures.bandwidth},
           {"read_bytes_per_second", loaded.read_bandwidth},
@@ -150,10 +159,11 @@ void Print(const Figures& figures, const BenchModelOptions& options, double ceil
              shape.batch, shape.prompt, context, options.repeat);
   // With experts a step of several sequences reads more than one token's bytes.
   fmt::print(
-      "decode   {:9.1f} tokens/s   ({} x {} tokens): {:.2f} ms per step, {:.1f} GB/s, {:.0f} % of "
-      "{:.1f} GB/s\n",
+      "decode   {:9.1f} tokens/s   ({} x {} tokens): {:.3f} ms per step, in {:.1f} % of which the "
+      "device idles; {:.1f} GB/s, {:.0f} % of {:.1f} GB/s\n",
       figures.decode_rate, shape.batch, options.decode, 1e3 * shape.batch / figures.decode_rate,
-      figures.bandwidth / 1e9, 100 * figures.bandwidth / ceiling, ceiling / 1e9);
+      100 * figures.idle_share, figures.bandwidth / 1e9, 100 * figures.bandwidth / ceiling,
+      ceiling / 1e9);
   fmt::print("last logits of sequence 0: {}\n", figures.logits_hashes.front());
   std::fflush(stdout);
 }
@@ -198,7 +208,8 @@ Status PrintProfile(engine::Engine& engine, const BenchModelOptions& options, co
 
 Result<int> RunBench(const BenchModelOptions& options) {
   ModelOptions model = options.model;
-  model.max_num_seqs = std::max(model.max_num_seqs, std::ranges::max(options.batches));
+  model.max_num_seqs =
+      std::max(model.max_num_seqs, std::ranges::max(options.batches) + (options.mixed ? 1 : 0));
   if (std::ranges::max(options.contexts) > 0) model.prefix_caching = false;
   std::optional<ExitOnSignal> exit_on_signal(std::in_place);
   std::optional<kernels::OpProfile> profile;
@@ -209,6 +220,7 @@ Result<int> RunBench(const BenchModelOptions& options) {
   NIBBLE_ASSIGN(const LoadedModel loaded,
                 LoadEngine(model, {}, nullptr, profile ? &*profile : nullptr));
   exit_on_signal.reset();
+  if (options.mixed) return BenchMixed(loaded, options);
   json::array rows;
   for (const int64_t context : options.contexts) {
     for (const int64_t prompt : options.prompts) {

@@ -260,6 +260,7 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
   command->footer(
       "\nExamples:\n  nibble bench model MODEL --prompt 512 --decode 128 --batch 8\n  nibble bench "
       "MODEL --json\n"
+      "  nibble bench model MODEL --mixed --prompt 8192 --batch 8\n"
       "  nibble bench kernels --threads 1");
   command->require_subcommand(1);
   CLI::App* of_model =
@@ -284,6 +285,9 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->capture_default_str();
   of_model->add_flag("--profile", model->profile,
                      "the time of every op in decode steps, each measured alone");
+  of_model->add_flag("--mixed", model->mixed,
+                     "a prompt arrives beside --batch answers: the longest gap between two tokens "
+                     "of an answer");
   of_model->add_option("--temperature", model->temperature, "0: greedy")->capture_default_str();
   of_model->add_option("--top-p", model->top_p, "of sampling")->capture_default_str();
   of_model->add_option("--repeat", model->repeat, "rounds; the median counts")

@@ -72,6 +72,7 @@ struct BenchModelOptions {
   int64_t decode = 128;
   int repeat = 3;
   bool profile = false;
+  bool mixed = false;  // a prompt arrives beside answers
   double temperature = 0;
   double top_p = 1;
   bool json = false;

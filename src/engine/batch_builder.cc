@@ -2,12 +2,16 @@
 
 #include <algorithm>
 
+#include "engine/random.h"
+
 namespace nibble::engine {
 
-BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk)
-    : page_size_(page_size), prompt_chunk_(prompt_chunk) {
+BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk,
+                           bool even_routing)
+    : page_size_(page_size), prompt_chunk_(prompt_chunk), even_routing_(even_routing) {
   tokens_.reserve(limits.max_tokens);
   positions_.reserve(limits.max_tokens);
+  if (even_routing) even_keys_.reserve(limits.max_tokens);
   slots_.reserve(limits.max_tokens);
   q_start_.reserve(limits.max_sequences + 1);
   kv_len_.reserve(limits.max_sequences);
@@ -24,6 +28,7 @@ BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t 
 void BatchBuilder::Clear() {
   tokens_.clear();
   positions_.clear();
+  even_keys_.clear();
   slots_.clear();
   q_start_.assign(1, 0);
   kv_len_.clear();
@@ -43,6 +48,8 @@ void BatchBuilder::Add(Sequence& sequence, int64_t tokens) {
   for (int64_t position = begin; position < end; ++position) {
     tokens_.push_back(sequence.tokens[position]);
     positions_.push_back(static_cast<int32_t>(position));
+    if (even_routing_)
+      even_keys_.push_back(EvenKey(sequence.request.seed, sequence.choice, position));
     const int64_t page = sequence.pages[position / page_size_];
     slots_.push_back(page * page_size_ + position % page_size_);
     const bool last = position == sequence.length() - 1;
@@ -83,6 +90,7 @@ models::Batch BatchBuilder::Finish(const int32_t* drawn) {
                          .max_pages = max_pages,
                          .logits_rows = logits_rows_,
                          .state_slots = state_slots_,
+                         .even_keys = even_keys_,
                          .drawn = drawn,
                          .rope_sets = rope_sets_};
   for (const int32_t tokens : chunked_) {

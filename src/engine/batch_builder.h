@@ -35,8 +35,9 @@ struct LogitsRow {
 
 class BatchBuilder {
  public:
-  // prompt_chunk: models::PromptChunk.
-  BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk);
+  // prompt_chunk: models::PromptChunk; even_routing: EngineOptions.even_routing.
+  BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk,
+               bool even_routing);
 
   void Clear();
   // The next `tokens` tokens of the sequence after its computed ones; it holds their pages.
@@ -52,8 +53,10 @@ class BatchBuilder {
 
   const int32_t page_size_;
   const int64_t prompt_chunk_;
+  const bool even_routing_;
   std::vector<int32_t> tokens_;
   std::vector<int32_t> positions_;
+  std::vector<uint32_t> even_keys_;
   std::vector<int64_t> slots_;
   std::vector<int32_t> q_start_;
   std::vector<int32_t> kv_len_;

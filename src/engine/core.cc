@@ -60,6 +60,7 @@ Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
     step.requests.reserve(static_cast<size_t>(setup.limits.max_sequences));
     step.rows.reserve(static_cast<size_t>(setup.limits.max_rows()));
     NIBBLE_ASSIGN(step.results, sampler->MakeResults());
+    step.begin = setup.model->ops().device->Mark();
     step.done = setup.model->ops().device->Mark();
   }
   return std::unique_ptr<Core>(
@@ -73,7 +74,9 @@ Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sample
       sampler_(std::move(sampler)),
       cache_(pool_.pages(), pool_.page_size(), setup_.options.prefix_cache, RandomHashSeed()),
       states_(setup_.plan.live_states, setup_.plan.snapshots, pool_.pages()),
-      batch_(setup_.limits, pool_.page_size(), prompt_chunk_),
+      batch_(setup_.limits, pool_.page_size(), prompt_chunk_, setup_.options.even_routing),
+      // On a CPU even one token can take longer.
+      prompt_budget_(!setup_.model->ops().device->host_memory(), setup_.limits.max_tokens),
       stats_(setup_.plan.max_model_len),
       launches_ahead_(setup_.launches_ahead.value_or(!setup_.model->ops().device->host_memory())),
       steps_(std::move(steps)) {
@@ -134,10 +137,12 @@ void Core::Step() {
 void Core::Launch(LaunchedStep& step) {
   ++stats_.steps;
   stats_.iteration_tokens_total.Observe(static_cast<double>(batch_.tokens()));
+  Device& device = *setup_.model->ops().device;
+  device.Set(*step.begin);
   step.rows.assign(batch_.rows().begin(), batch_.rows().end());
   logits_ = setup_.model->Forward(batch_.Finish(sampler_->drawn()), pool_);
   if (!step.rows.empty()) sampler_->Run(logits_, step.rows, &step.results);
-  setup_.model->ops().device->Set(*step.done);
+  device.Set(*step.done);
   for (const LogitsRow& row : step.rows) {
     Sequence& sequence = *row.sequence;
     if (row.sample) {

@@ -34,6 +34,7 @@
 #include "engine/cache/kv_cache.h"
 #include "engine/cache/state_slots.h"
 #include "engine/launched_step.h"
+#include "engine/prompt_budget.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -136,6 +137,7 @@ class Core {
   StateSlots states_;
   BatchBuilder batch_;
   Scheduler scheduler_;
+  PromptBudget prompt_budget_;
   SchedulerView view_;
   EngineStats stats_;
 

@@ -26,6 +26,7 @@ void Core::PlanStep(LaunchedStep& step, Clock::time_point now) {
   batch_.Clear();
   step.parts.clear();
   step.requests.clear();
+  step.prompt_tokens = 0;
   ++step_;
   // Whoever gives its caches up comes back in a later step, when its tokens have been seen.
   view_.preempted = RecomputeBeyondRopeBorder();
@@ -50,6 +51,7 @@ void Core::PlanStep(LaunchedStep& step, Clock::time_point now) {
           stats_.request_queue_time_seconds.Observe(queued.count());
         }
         const int64_t end = ChunkEnd(sequence, chunk.tokens);
+        if (chunk.tokens > 1) step.prompt_tokens += end - sequence.computed;
         batch_.Add(sequence, end - sequence.computed);
         step.parts.push_back({&sequence, end});
         step.requests.push_back(sequence.request.shared_from_this());
@@ -67,6 +69,7 @@ void Core::FillView() {
   view_.preempted = preempted;
   view_.max_step_tokens = setup_.limits.max_tokens;
   view_.prompt_chunk = prompt_chunk_;
+  view_.max_prompt_tokens = prompt_budget_.tokens();
   view_.max_running = setup_.options.max_sequences;
   view_.max_prompt_rows = setup_.limits.max_prompt_rows;
   view_.available_pages = cache_.available();

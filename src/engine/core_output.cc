@@ -26,6 +26,9 @@ void Core::ReadStep() {
   device.Wait(*step.done);
   if (const std::string reason = device.failure(); !reason.empty())
     throw std::runtime_error(reason);
+  const double seconds = device.SecondsBetween(*step.begin, *step.done);
+  stats_.device_seconds += seconds;
+  prompt_budget_.Observe(step.prompt_tokens, seconds);
   const Clock::time_point now = setup_.now();
   for (size_t row = 0; row < step.rows.size(); ++row) UseRow(step, row, now);
   for (const LaunchedStep::Part& part : step.parts) {

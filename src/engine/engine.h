@@ -126,7 +126,10 @@ struct EngineOptions {
   double memory_fraction = 0.9;  // --gpu-memory-utilization: of what is available
   bool prefix_cache = true;
   std::vector<int32_t> eos_token_ids;
-  int32_t max_logprobs = 20;   // the most that a request may ask for (--max-logprobs)
+  int32_t max_logprobs = 20;  // the most that a request may ask for (--max-logprobs)
+  // Experts are chosen evenly, by a hash of layer, sequence (seed, choice) and position, after the
+  // router has done its work: for benchmarks with made-up weights.
+  bool even_routing = false;
   ThreadPool* pool = nullptr;  // for sampling: the model's; outlives the engine. Null: one thread
 };
 

@@ -23,9 +23,11 @@ struct LaunchedStep {
     int64_t end = 0;  // its computed tokens after the step
   };
   std::vector<Part> parts;
+  int64_t prompt_tokens = 0;
   std::vector<LogitsRow> rows;
   std::vector<std::shared_ptr<ActiveRequest>> requests;  // of the parts, which they keep alive
   SampledRows results;                                   // one per row
+  std::unique_ptr<DeviceMark> begin;                     // of its work on the device
   std::unique_ptr<DeviceMark> done;
 
   // Whether the host must have what the step gives before the next one is launched.

@@ -34,4 +34,10 @@ constexpr double UniformDraw(uint64_t seed, int32_t choice, int64_t position) {
   return static_cast<double>(bits) * 0x1.0p-53;
 }
 
+// What a token's experts hang on with EngineOptions.even_routing: a hash of its sequence and
+// position.
+constexpr uint32_t EvenKey(uint64_t seed, int32_t choice, int64_t position) {
+  return static_cast<uint32_t>(UniformDraw(seed, choice, position) * 0x1.0p32);
+}
+
 }  // namespace nibble::engine

@@ -40,7 +40,8 @@ const StepPlan& Scheduler::Plan(const SchedulerView& view) {
     plan_.victim = static_cast<int32_t>(latest - view.running.begin());
     return plan_;
   }
-  const int64_t prompt_budget = view.max_step_tokens - decodes;
+  const int64_t left = view.max_step_tokens - decodes;
+  const int64_t prompt_budget = decodes > 0 ? std::min(left, view.max_prompt_tokens) : left;
   if (ShouldAdmit(view, decode_pages, prompt_budget)) {
     plan_.action = StepPlan::Action::kAdmit;
     return plan_;

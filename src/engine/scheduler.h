@@ -7,7 +7,8 @@
 // Rules, by name (asserted by scheduler_test.cc):
 //   BUDGET           a step has at most max_step_tokens tokens and max_running sequences.
 //   DECODE-FIRST     sequences that need one token come before prompts; when they do not all fit,
-//                    those that waited longest run. Prompts keep an eighth of the budget.
+//                    those that waited longest run. Prompts keep an eighth of the budget, and
+//                    beside such sequences take at most max_prompt_tokens.
 //   OLDEST-HALF      of the prompt budget the oldest prompt gets at least half, the shortest ones
 //                    the rest: long prompts never starve, and never make short ones wait for all
 //                    of them.
@@ -44,6 +45,7 @@ struct HeadView {
 struct SchedulerView {
   int64_t max_step_tokens = 0;  // more than prompt_chunk
   int64_t prompt_chunk = 1;
+  int64_t max_prompt_tokens = 0;  // of a step in which others need one token (PromptBudget)
   int64_t max_running = 0;
   int64_t max_prompt_rows = 0;  // rows of logits for prompt log-probabilities
   int64_t available_pages = 0;

@@ -11,6 +11,7 @@ namespace {
 
 SchedulerView View(int64_t budget, int64_t pages) {
   return {.max_step_tokens = budget,
+          .max_prompt_tokens = budget,
           .max_running = 64,
           .max_prompt_rows = 64,
           .available_pages = pages};
@@ -29,6 +30,16 @@ TEST(Scheduler, DecodeFirst) {
       {.order = 0, .remaining = 1000}, {.order = 1, .remaining = 1}, {.order = 2, .remaining = 1}};
   const auto tokens = Tokens(scheduler.Plan(view));
   EXPECT_EQ(tokens, (std::map<int32_t, int32_t>{{0, 62}, {1, 1}, {2, 1}}));
+}
+
+TEST(Scheduler, PromptsTakeLessBesideAnswers) {
+  Scheduler scheduler;
+  SchedulerView view = View(64, 100);
+  view.max_prompt_tokens = 20;
+  view.running = {{.order = 0, .remaining = 1000}, {.order = 1, .remaining = 1}};
+  EXPECT_EQ(Tokens(scheduler.Plan(view)), (std::map<int32_t, int32_t>{{0, 20}, {1, 1}}));
+  view.running.pop_back();
+  EXPECT_EQ(Tokens(scheduler.Plan(view)), (std::map<int32_t, int32_t>{{0, 64}}));
 }
 
 TEST(Scheduler, WhoHasNothingToDoIsLeftAlone) {

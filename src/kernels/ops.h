@@ -218,6 +218,11 @@ struct Routing {
   GroupScore group_score = GroupScore::kSumOfTwoBest;
   bool renormalize = true;  // divide by the sum of the chosen weights (+ 1e-20)
   float scale = 1.0f;       // the weights' last factor
+  // For benchmarks with made-up weights. Keys set: after its usual choice, which is dropped, token
+  // t goes to the experts of ChooseEvenly(even_keys[t], even_salt, E, top_k)
+  // (kernels/even_routing.h), each with the weight scale / top_k.
+  const uint32_t* even_keys = nullptr;  // (T) or null
+  uint32_t even_salt = 0;
 };
 
 // What a backend derives once, when the model loads, from the weights of an op that takes many:

@@ -54,6 +54,13 @@ struct SectionBytes {
   int64_t total() const;  // without the draft head's
 };
 
+// What a layer of experts reads of a step's tokens: as many experts as these hit.
+struct ExpertLayer {
+  int32_t experts = 0;  // E
+  int32_t top_k = 0;
+  uint32_t even_salt = 0;  // kernels::Routing.even_salt
+};
+
 struct ModelInfo {
   std::string architecture;  // "LlamaForCausalLM"
   int64_t vocab_size = 0;    // rows of lm_head: may exceed the tokenizer's
@@ -70,7 +77,8 @@ struct ModelInfo {
   // LongRoPE: a sequence longer than this uses other frequencies than a shorter one, so its cache
   // must be computed anew when it crosses. 0: no such border.
   int64_t rope_border = 0;
-  int64_t rope_long_rows = 0;          // where the rope table's rows for longer sequences begin
+  int64_t rope_long_rows = 0;  // where the rope table's rows for longer sequences begin
+  std::vector<ExpertLayer> expert_layers;
   std::vector<std::string> left_over;  // DescribeModel: tensors that the model does not know
   std::string weight_summary;          // "210 nvfp4, 2 bf16": tensors by format, for the start line
 };
@@ -150,6 +158,8 @@ struct Batch {
   std::span<const int32_t> chunked;
   int64_t chunked_sequences = 0;
   int64_t chunked_tokens = 0;
+  // (T) or empty: experts are chosen evenly by these (kernels::Routing.even_keys). For benchmarks.
+  std::span<const uint32_t> even_keys;
   // On the model's device, the same for all steps: tokens that the host may not have seen yet
   // (kernels::SampleParams.drawn). Null: no token is negative.
   const int32_t* drawn = nullptr;

@@ -20,9 +20,9 @@ int64_t Stride(int64_t max_pages) {
 // Bytes of all arrays of a step.
 int64_t ArrayBytes(const MaxStep& max) {
   const int64_t sequences = max.sequences > 0 ? max.sequences : max.tokens;
-  const int64_t per_token = 2 * sizeof(int32_t) + sizeof(int64_t);
+  const int64_t per_token = 3 * sizeof(int32_t) + sizeof(int64_t);
   const int64_t per_sequence = 4 * sizeof(int32_t) + Stride(max.pages) * sizeof(int32_t);
-  constexpr int64_t kArrays = 9;
+  constexpr int64_t kArrays = 10;
   return max.tokens * per_token + (sequences + 1) * per_sequence +
          max.rows * static_cast<int64_t>(sizeof(int32_t)) + kArrays * 64;
 }
@@ -74,6 +74,7 @@ Batch StepInputs::Place(const Batch& batch, int64_t long_rows, Device& device) {
   place(&placed.logits_rows);
   place(&placed.state_slots);
   place(&placed.chunked);
+  place(&placed.even_keys);
   placed.max_pages = Stride(batch.max_pages);
   const auto sequences = static_cast<int64_t>(batch.kv_len.size());
   const int64_t at = reserve(sequences * placed.max_pages * static_cast<int64_t>(sizeof(int32_t)));

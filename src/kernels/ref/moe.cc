@@ -3,6 +3,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/even_routing.h"
 #include "kernels/ref/ref.h"
 #include "kernels/ref/scalar_functions.h"
 #include "numerics/bf16.h"
@@ -63,7 +64,20 @@ struct Choice {
 };
 
 // By ascending id.
-std::vector<Choice> Route(const Routing& routing, const std::vector<float>& logits) {
+std::vector<Choice> RouteEvenly(const Routing& routing, int64_t t) {
+  const EvenChoice even =
+      ChooseEvenly(routing.even_keys[t], routing.even_salt, routing.experts, routing.top_k);
+  std::vector<Choice> choices;
+  for (int32_t i = 0; i < routing.top_k; ++i)
+    choices.push_back(
+        {even.expert(i, routing.experts), routing.scale / static_cast<float>(routing.top_k)});
+  std::ranges::sort(choices, {}, &Choice::expert);
+  return choices;
+}
+
+// By ascending id; logits of token t.
+std::vector<Choice> Route(const Routing& routing, const std::vector<float>& logits, int64_t t) {
+  if (routing.even_keys != nullptr) return RouteEvenly(routing, t);
   const std::vector<double> scores = Scores(routing, logits);
   std::vector<double> value = scores;
   if (routing.choice_bias != nullptr) {

@@ -71,7 +71,17 @@ void Moe::VisitShared(WeightVisitor& visitor) {
                       &shared_gate_);
 }
 
+// Of the layer: a hash of its name (FNV-1a).
+uint32_t Moe::EvenSalt() const {
+  uint32_t hash = 2166136261u;
+  for (const char c : prefix_) hash = (hash ^ static_cast<uint8_t>(c)) * 16777619u;
+  return hash;
+}
+
 Status Moe::FinishLoad(const FinishContext& context) {
+  context.info->expert_layers.push_back({.experts = config_.routing.experts,
+                                         .top_k = config_.routing.top_k,
+                                         .even_salt = EvenSalt()});
   table_ = ExpertTable(Experts(), experts_);
   if (context.ops.prepare_experts != nullptr) {
     NIBBLE_ASSIGN(prepared_, context.ops.prepare_experts(table_));
@@ -101,6 +111,10 @@ void Moe::ForwardRoutedBy(const StepContext& step, const LayerInput& router_in, 
                           const LayerOutput& out) {
   kernels::Routing routing = config_.routing;
   routing.choice_bias = choice_bias_.empty() ? nullptr : choice_bias_.data();
+  if (!step.batch.even_keys.empty()) {
+    routing.even_keys = step.batch.even_keys.data();
+    routing.even_salt = EvenSalt();
+  }
   router_.Observe(step.ops, step.context, router_in, step.t);
   shared_gate_.Observe(step.ops, step.context, router_in, step.t);
   Listener listener(*this);

@@ -52,6 +52,7 @@ class Moe final : public Block {
   class Listener;
 
   ExpertsSpec Experts() const;
+  uint32_t EvenSalt() const;
   void VisitShared(WeightVisitor& visitor);
 
   const MoeConfig config_;

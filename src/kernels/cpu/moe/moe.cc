@@ -197,6 +197,8 @@ class MoeRun {
       for (int64_t t = group * kRouteGrain; t < end; ++t) {
         Route(kernels_, p_.routing, scratch_.logits + t * p_.routing.experts,
               OfThread(thread).routing, scratch_.chosen + t * k, scratch_.chosen_weight + t * k);
+        if (p_.routing.even_keys != nullptr)
+          RouteEvenly(p_.routing, t, scratch_.chosen + t * k, scratch_.chosen_weight + t * k);
       }
     });
   }

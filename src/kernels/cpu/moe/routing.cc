@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/even_routing.h"
+
 namespace nibble::kernels::cpu {
 namespace {
 
@@ -105,6 +107,15 @@ void Route(const VectorKernels& kernels, const Routing& routing, const float* lo
   }
   const float factor = routing.renormalize ? routing.scale / sum : routing.scale;
   for (int32_t i = 0; i < routing.top_k; ++i) weights[i] *= factor;
+}
+
+void RouteEvenly(const Routing& routing, int64_t t, int32_t* experts, float* weights) {
+  const EvenChoice even =
+      ChooseEvenly(routing.even_keys[t], routing.even_salt, routing.experts, routing.top_k);
+  for (int32_t i = 0; i < routing.top_k; ++i) {
+    experts[i] = even.expert(i, routing.experts);
+    weights[i] = routing.scale / static_cast<float>(routing.top_k);
+  }
 }
 
 }  // namespace nibble::kernels::cpu

@@ -16,4 +16,7 @@ int64_t RoutingScratch(const Routing& routing);
 void Route(const VectorKernels& kernels, const Routing& routing, const float* logits,
            float* scratch, int32_t* experts, float* weights);
 
+// In place of what Route gave for token t, where routing.even_keys is set.
+void RouteEvenly(const Routing& routing, int64_t t, int32_t* experts, float* weights);
+
 }  // namespace nibble::kernels::cpu

@@ -1,0 +1,46 @@
+// PromptBudget: how many prompt tokens a step may hold beside answers, so that no answer waits long
+// for its next token.
+//
+// It learns from what steps took. A step of p prompt tokens that took s seconds allows p * limit /
+// s of them: since part of s does not depend on p, growing does not overshoot, and shrinking comes
+// close in a few steps. Nothing is believed beyond twice what was measured, since kernels change
+// with the number of tokens. Pure but for its state; no threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace nibble::engine {
+
+class PromptBudget {
+ public:
+  // Token gaps stay below 60 ms with room for the answers' own part and for a host that is late.
+  static constexpr double kStepSeconds = 0.040;
+  static constexpr int64_t kLeast = 64;
+  static constexpr int64_t kFirst = 128;  // before anything is known
+
+  // limits false: nothing is ever held back.
+  PromptBudget(bool limits, int64_t max_tokens)
+      : limits_(limits), max_tokens_(max_tokens), tokens_(limits ? kFirst : max_tokens) {}
+
+  int64_t tokens() const { return std::min(tokens_, max_tokens_); }
+
+  // A step with so many prompt tokens took so long.
+  void Observe(int64_t prompt_tokens, double seconds) {
+    if (!limits_ || prompt_tokens == 0 || seconds <= 0) return;
+    const auto allowed = static_cast<int64_t>(
+        std::min(static_cast<double>(prompt_tokens) * kStepSeconds / seconds, 1e9));
+    if (seconds > kStepSeconds) {
+      tokens_ = std::max(kLeast, std::min(tokens_, allowed));
+    } else {
+      tokens_ = std::max(tokens_, std::min(allowed, 2 * prompt_tokens));
+    }
+  }
+
+ private:
+  const bool limits_;
+  const int64_t max_tokens_;
+  int64_t tokens_;
+};
+
+}  // namespace nibble::engine

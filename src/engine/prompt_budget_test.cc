@@ -1,0 +1,48 @@
+#include "engine/prompt_budget.h"
+
+#include <gtest/gtest.h>
+
+namespace nibble::engine {
+namespace {
+
+// Steps of a device that takes `base` + `each` * tokens; how many it takes until the budget holds.
+void Converge(PromptBudget& budget, double base, double each, int64_t prompt) {
+  for (int step = 0; step < 20; ++step) {
+    const int64_t tokens = std::min(prompt, budget.tokens());
+    const double seconds = base + each * static_cast<double>(tokens);
+    EXPECT_LT(seconds, PromptBudget::kStepSeconds * 1.01) << "step " << step;
+    budget.Observe(tokens, seconds);
+  }
+}
+
+TEST(PromptBudget, GrowsToWhatAStepMayTakeAndNotBeyond) {
+  PromptBudget budget(true, 8192);
+  EXPECT_EQ(budget.tokens(), PromptBudget::kFirst);
+  Converge(budget, 5e-3, 2e-5, 1 << 20);
+  EXPECT_GT(budget.tokens(), 1650);  // 1,750 take 40 ms
+  Converge(budget, 5e-3, 2e-5, 10);
+  EXPECT_GT(budget.tokens(), 1650) << "short prompts say nothing about long ones";
+}
+
+TEST(PromptBudget, ShrinksWhenStepsTakeLonger) {
+  PromptBudget budget(true, 8192);
+  budget.Observe(8192, 0.34);  // alone in its step
+  EXPECT_EQ(budget.tokens(), PromptBudget::kFirst)
+      << "slower than allowed, but no reason to shrink";
+  Converge(budget, 5e-3, 4e-5, 1 << 20);
+  for (int step = 0; step < 6; ++step)
+    budget.Observe(budget.tokens(), 15e-3 + 8e-5 * static_cast<double>(budget.tokens()));
+  EXPECT_LT(15e-3 + 8e-5 * static_cast<double>(budget.tokens()), 0.041);
+  for (int step = 0; step < 20; ++step) budget.Observe(budget.tokens(), 1.0);
+  EXPECT_EQ(budget.tokens(), PromptBudget::kLeast) << "prompts always go on";
+}
+
+TEST(PromptBudget, WithoutALimitAStepIsFull) {
+  PromptBudget budget(false, 512);
+  budget.Observe(512, 100.0);
+  EXPECT_EQ(budget.tokens(), 512);
+  EXPECT_EQ(PromptBudget(true, 16).tokens(), 16) << "never more than a step holds";
+}
+
+}  // namespace
+}  // namespace nibble::engine
