@@ -17,6 +17,7 @@
 #include "apps/load.h"
 #include "apps/prompt_tokens.h"
 #include "apps/signals.h"
+#include "apps/step_bytes.h"
 #include "engine/generate.h"
 #include "engine/logits_hash.h"
 
@@ -43,10 +44,13 @@ struct Round {
 
 struct Figures {
   Shape shape;
-  double prefill_rate = 0;  // tokens per second, all sequences
-  double decode_rate = 0;   // the same
-  double idle_share = 0;    // of the decoding time, in which the device had nothing to do
-  double bandwidth = 0;     // bytes of weights per second while decoding: they are read once a step
+  double prefill_rate = 0;    // tokens per second, all sequences
+  double decode_rate = 0;     // the same
+  double idle_share = 0;      // of the decoding time, in which the device had nothing to do
+  StepBytes read;             // of a decode step
+  double bandwidth = 0;       // read.bytes per second
+  double predicted_gb10 = 0;  // tokens per second, all sequences
+  double predicted_h100 = 0;
   std::vector<std::string> logits_hashes;  // of the last round
 };
 
@@ -125,30 +129,40 @@ Result<Figures> Measure(engine::Engine& engine, const BenchModelOptions& options
   figures.prefill_rate = Median(prefill);
   figures.decode_rate = Median(decode);
   figures.idle_share = Median(idle);
-  figures.bandwidth =
-      figures.decode_rate / shape.batch * static_cast<double>(engine.model_info().bytes_per_token);
+  const models::ModelInfo& info = engine.model_info();
+  figures.read = CountStepBytes(info, shape.batch, shape.context + shape.prompt, options.decode - 1,
+                                options.model.load_format == "dummy");
+  figures.bandwidth = figures.decode_rate / shape.batch * figures.read.bytes;
+  figures.predicted_gb10 = shape.batch / PredictStepSeconds(kGb10, info, figures.read.bytes);
+  figures.predicted_h100 = shape.batch / PredictStepSeconds(kH100, info, figures.read.bytes);
   return figures;
 }
 
 json::object ToJson(const Figures& figures, const BenchModelOptions& options,
                     const LoadedModel& loaded) {
-  return {{"model", options.model.model},
-          {"device", loaded.device},
-          {"prompt", figures.shape.prompt},
-          {"decode", options.decode},
-          {"batch", figures.shape.batch},
-          {"context", figures.shape.context},
-          {"threads", loaded.pool->threads()},
-          {"activations", loaded.activations},
-          {"prefill_tokens_per_second", figures.prefill_rate},
-          {"decode_tokens_per_second", figures.decode_rate},
-          {"milliseconds_per_step", 1e3 * figures.shape.batch / figures.decode_rate},
-          {"device_idle_share", figures.idle_share},
-          {"bytes_per_token", loaded.engine->model_info().bytes_per_token},
-          {"decode_bytes_per_second", figures.bandwidth},
-          {"read_bytes_per_second", loaded.read_bandwidth},
-          {"share_of_read", figures.bandwidth / loaded.read_bandwidth},
-          {"last_logits", json::value_from(figures.logits_hashes)}};
+  return {
+      {"model", options.model.model},
+      {"device", loaded.device},
+      {"prompt", figures.shape.prompt},
+      {"decode", options.decode},
+      {"batch", figures.shape.batch},
+      {"context", figures.shape.context},
+      {"threads", loaded.pool->threads()},
+      {"activations", loaded.activations},
+      {"prefill_tokens_per_second", figures.prefill_rate},
+      {"decode_tokens_per_second", figures.decode_rate},
+      {"milliseconds_per_step", 1e3 * figures.shape.batch / figures.decode_rate},
+      {"device_idle_share", figures.idle_share},
+      {"bytes_per_token", loaded.engine->model_info().bytes_per_token},
+      {"bytes_per_step", figures.read.bytes},
+      {"experts_hit", figures.read.experts_hit},
+      {"experts_hit_by_random_choices", figures.read.experts_likely},
+      {"predicted_unmeasured_tokens_per_second",
+       json::object{{kGb10.name, figures.predicted_gb10}, {kH100.name, figures.predicted_h100}}},
+      {"decode_bytes_per_second", figures.bandwidth},
+      {"read_bytes_per_second", loaded.read_bandwidth},
+      {"share_of_read", figures.bandwidth / loaded.read_bandwidth},
+      {"last_logits", json::value_from(figures.logits_hashes)}};
 }
 
 void Print(const Figures& figures, const BenchModelOptions& options, double ceiling) {
@@ -157,13 +171,19 @@ void Print(const Figures& figures, const BenchModelOptions& options, double ceil
       shape.context > 0 ? fmt::format(" behind {} in the cache", shape.context) : "";
   fmt::print("prefill  {:9.1f} tokens/s   ({} x {} tokens{}, median of {})\n", figures.prefill_rate,
              shape.batch, shape.prompt, context, options.repeat);
-  // With experts a step of several sequences reads more than one token's bytes.
   fmt::print(
       "decode   {:9.1f} tokens/s   ({} x {} tokens): {:.3f} ms per step, in {:.1f} % of which the "
       "device idles; {:.1f} GB/s, {:.0f} % of {:.1f} GB/s\n",
       figures.decode_rate, shape.batch, options.decode, 1e3 * shape.batch / figures.decode_rate,
       100 * figures.idle_share, figures.bandwidth / 1e9, 100 * figures.bandwidth / ceiling,
       ceiling / 1e9);
+  if (figures.read.experts_hit > 0)
+    fmt::print(
+        "experts  {:.1f} hit per layer and step ({:.1f} by random choices); {:.2f} GB of "
+        "weights read per step\n",
+        figures.read.experts_hit, figures.read.experts_likely, figures.read.bytes / 1e9);
+  fmt::print("predicted from these bytes, not measured: {} {:.0f} tokens/s, {} {:.0f} tokens/s\n",
+             kGb10.name, figures.predicted_gb10, kH100.name, figures.predicted_h100);
   fmt::print("last logits of sequence 0: {}\n", figures.logits_hashes.front());
   std::fflush(stdout);
 }
@@ -210,6 +230,8 @@ Result<int> RunBench(const BenchModelOptions& options) {
   ModelOptions model = options.model;
   model.max_num_seqs =
       std::max(model.max_num_seqs, std::ranges::max(options.batches) + (options.mixed ? 1 : 0));
+  // Made-up weights would make the router choose unevenly.
+  model.even_routing = model.load_format == "dummy";
   if (std::ranges::max(options.contexts) > 0) model.prefix_caching = false;
   std::optional<ExitOnSignal> exit_on_signal(std::in_place);
   std::optional<kernels::OpProfile> profile;

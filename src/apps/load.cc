@@ -284,6 +284,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
                                         .memory_fraction = options.memory_utilization,
                                         .prefix_cache = options.prefix_caching,
                                         .eos_token_ids = stop_ids,
+                                        .even_routing = options.even_routing,
                                         .pool = loaded.pool.get()}));
   PrintSummary(loaded, *ops);
   return loaded;

@@ -27,6 +27,7 @@ struct ModelOptions {
   int64_t kv_cache_memory_bytes = 0;  // 0: planned
   double memory_utilization = 0.9;    // of what is available
   bool prefix_caching = true;
+  bool even_routing = false;  // EngineOptions.even_routing
 };
 
 struct ServeOptions {

@@ -36,6 +36,7 @@ struct MoeShape {
   bool split = false;  // gate and up of different formats
   bool shared_gate = false;
   bool weight_on_input = false;
+  bool even = false;             // Routing.even_keys
   std::vector<int32_t> missing;  // experts held elsewhere
 };
 
@@ -146,6 +147,12 @@ std::vector<float> RunMoe(const OpTable& ops, const MoeWeights& weights, const M
   const std::vector<uint16_t> router_stream = NoiseBf16(6, 1024 * shape.router_d, 2.0f);
   if (shape.router_d > 0) params.router_x = router_stream.data() + first * shape.router_d;
   params.t = t;
+  std::vector<uint32_t> keys;
+  for (uint32_t i = 0; i < 1024; ++i) keys.push_back(i * 2654435761u);
+  if (shape.even) {
+    params.routing.even_keys = keys.data() + first;
+    params.routing.even_salt = 17;
+  }
   std::vector<float> sums(t * shape.d);
   params.out_f32 = sums.data();
   ops.moe(context, params);
@@ -196,6 +203,10 @@ std::vector<std::pair<std::string, MoeShape>> Shapes() {
       {"no expert held", {.missing = {0, 1, 2, 3, 4, 5, 6, 7, 8}}},
       {"awkward sizes", {.d = 33, .f = 35, .format = WeightFormat::kBf16}},
       {"experts in a latent space", {.d = 48, .router_d = 160}},
+      {"chosen evenly",
+       {.shared_f = 32, .routing = {.experts = 9, .top_k = 3, .scale = 1.5f}, .even = true}},
+      {"many tokens, chosen evenly",
+       {.t = 250, .d = 48, .f = 16, .routing = {.experts = 20, .top_k = 4}, .even = true}},
       {"many tokens per expert",
        {.t = 250, .d = 48, .f = 16, .shared_f = 16, .routing = {.experts = 3, .top_k = 2}}},
   };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/moe/choose.cuh"
+#include "kernels/cuda/moe/even.cuh"
 #include "kernels/cuda/moe/few_tokens.h"
 
 namespace nibble::kernels::cuda::moe {
@@ -96,6 +97,8 @@ __device__ inline int FindGroups(const FewParams& p, const FewChoice& choice,
     ChooseExperts<kPlaces>(p.routing, p.logits + int64_t{warp} * experts,
                            scratch + ScratchFloats(p.routing) * warp, choice.picked + first,
                            choice.chosen + first, choice.weights + first);
+    ChooseEvenlyInstead(p.routing, warp, choice.chosen + first,
+                        kPlaces ? choice.weights + first : nullptr);
   }
   __syncthreads();
   const int slot = threadIdx.x, token = slot / top_k;

@@ -235,11 +235,17 @@ class MoeRun {
     RunLinear(sizes, router_x, p_.router, p_.router_bias, scratch_.logits);
   }
 
+  Routing RoutingOfTokens() const {
+    Routing routing = p_.routing;
+    if (routing.even_keys != nullptr) routing.even_keys += first_;
+    return routing;
+  }
+
   RouteParams RouteOf() const {
     return {.logits = scratch_.logits,
             .shared_logits = p_.shared_gate != nullptr ? scratch_.shared_logits : nullptr,
             .t = t_,
-            .routing = p_.routing,
+            .routing = RoutingOfTokens(),
             .weight_on_input = p_.weight_on_input,
             .experts = prepared_.experts(),
             .held = prepared_.held(),
@@ -359,7 +365,7 @@ class MoeRun {
   FewParams FewOf() const {
     return {.logits = scratch_.logits,
             .shared_logits = p_.shared_gate != nullptr ? scratch_.shared_logits : nullptr,
-            .routing = p_.routing,
+            .routing = RoutingOfTokens(),
             .t = static_cast<int32_t>(t_),
             .d = static_cast<int32_t>(p_.d),
             .f = static_cast<int32_t>(p_.f),

@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(32 * kChooseWarps)
   ChooseExperts<true>(p.routing, p.logits + token * experts,
                       scratch + ScratchFloats(p.routing) * warp, picked + top_k * warp,
                       p.chosen + token * top_k, p.chosen_weight + token * top_k);
+  ChooseEvenlyInstead(p.routing, token, p.chosen + token * top_k, p.chosen_weight + token * top_k);
 }
 
 __global__ void __launch_bounds__(kPlaceThreads)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cuda/moe/choose.cuh"
+#include "kernels/cuda/moe/even.cuh"
 #include "kernels/cuda/moe/route.h"
 
 namespace nibble::kernels::cuda::moe {
@@ -249,6 +250,7 @@ __device__ inline void RouteInOneBlock(const RouteParams& p, const Block& block)
     ChooseExperts<true>(
         p.routing, p.logits + i * experts, block.scratch + ScratchFloats(p.routing) * warp,
         block.picked + top_k * warp, block.chosen + top_k * i, block.weights + top_k * i);
+    ChooseEvenlyInstead(p.routing, i, block.chosen + top_k * i, block.weights + top_k * i);
   }
   __syncthreads();
   FillMasks(p, block, tokens);

@@ -1,0 +1,34 @@
+// What a decode step reads of a model's weights, and what that means on machines that are not here.
+#pragma once
+
+#include <cstdint>
+
+#include "models/model.h"
+
+namespace nibble::apps {
+
+struct StepBytes {
+  double bytes = 0;           // of weights
+  double experts_hit = 0;     // per layer of experts, in the mean; 0: the model has none
+  double experts_likely = 0;  // E (1 - (1 - k / E)^B): what random choices hit
+};
+
+// Of steps in which `batch` sequences, whose seeds are 0, 1, ..., stand at positions [first,
+// first + steps): with EngineOptions.even_routing exactly, else what random choices would read.
+StepBytes CountStepBytes(const models::ModelInfo& info, int32_t batch, int64_t first, int64_t steps,
+                         bool even_routing);
+
+// Seconds of a step, from bytes and from what lies between two phases of it (a phase: all blocks of
+// the device work on one matrix, then wait for each other).
+struct Machine {
+  const char* name;
+  double read_bytes_per_second;
+  double phase_seconds;
+};
+inline constexpr Machine kGb10 = {"GB10", 231e9, 1.0e-6};
+inline constexpr Machine kH100 = {"H100", 3.0e12, 0.9e-6};
+
+// Phases of a decode step: about so many per layer.
+double PredictStepSeconds(const Machine& machine, const models::ModelInfo& info, double bytes);
+
+}  // namespace nibble::apps
