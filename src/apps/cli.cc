@@ -261,7 +261,8 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       "\nExamples:\n  nibble bench model MODEL --prompt 512 --decode 128 --batch 8\n  nibble bench "
       "MODEL --json\n"
       "  nibble bench model MODEL --mixed --prompt 8192 --batch 8\n"
-      "  nibble bench kernels --threads 1");
+      "  nibble bench kernels --threads 1\n"
+      "  nibble bench kernels --device cuda --op linear --shape 4096x14336 --tokens 1,16");
   command->require_subcommand(1);
   CLI::App* of_model =
       command->add_subcommand("model", "prefill and decode rates, with bytes and shares");
@@ -295,8 +296,29 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->capture_default_str();
   of_model->add_flag("--json", model->json, "JSON instead of text: an object, or a list of them");
   of_model->callback([model, status] { *status = BenchModel(*model); });
-  CLI::App* of_kernels = command->add_subcommand(
-      "kernels", "linear kernels beside the machine's read and multiply probes");
+  CLI::App* of_kernels =
+      command->add_subcommand("kernels", "kernels beside the machine's read and multiply probes");
+  of_kernels->add_option("--device", kernels->device, "cpu, cuda, cuda:N or auto")
+      ->capture_default_str();
+  of_kernels->add_option("--op", kernels->ops, "of a GPU: linear, moe, attention; a list")
+      ->delimiter(',')
+      ->capture_default_str();
+  of_kernels
+      ->add_option("--shape", kernels->shapes,
+                   "of a GPU: NxK of linear, 30b or next of moe, HqxHkxDh of attention; a list")
+      ->delimiter(',');
+  of_kernels->add_option("--tokens", kernels->tokens, "of a GPU: tokens at once; a list")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  of_kernels->add_option("--context", kernels->contexts, "of a GPU's attention; a list")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  of_kernels
+      ->add_option("--format", kernels->format,
+                   "of a GPU's weights: nvfp4, mxfp4, int4, int8, bf16")
+      ->capture_default_str();
   of_kernels->add_option("-t,--threads", kernels->threads, "threads")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
@@ -419,15 +441,17 @@ distribution at every token of the text.)");
   command->callback([o, status] { *status = Eval(*o); });
 }
 
-void AddSmallCommands(CLI::App& app, PullOptions* pull, int* status) {
+void AddSmallCommands(CLI::App& app, PullOptions* pull, bool* doctor_report, int* status) {
   CLI::App* command = app.add_subcommand("pull", "fetch a model into the Hugging Face cache");
   command->footer(
       "\nExample:\n  HF_TOKEN=... nibble pull org/name@main\n\nHF_HOME, HF_TOKEN, HF_ENDPOINT and "
       "HF_HUB_OFFLINE mean what they mean elsewhere; a broken download resumes.");
   command->add_option("MODEL", pull->model, "org/name[@revision]")->required();
   command->callback([pull, status] { *status = Pull(*pull); });
-  app.add_subcommand("doctor", "what this machine is and which kernels it gets")
-      ->callback([status] { *status = Doctor(); });
+  CLI::App* doctor = app.add_subcommand("doctor", "what this machine is and which kernels it gets");
+  doctor->add_flag("--report", doctor_report,
+                   "with a minute of figures of its kernels: to paste where machines are compared");
+  doctor->callback([doctor_report, status] { *status = Doctor(*doctor_report); });
 }
 
 size_t EditDistance(std::string_view a, std::string_view b) {
@@ -516,7 +540,8 @@ int RunCommandLine(int argc, char** argv) {
   AddEval(app, &eval, &status);
   AddInspect(app, &inspect, &status);
   AddBench(app, &bench_model, &bench_kernels, &status);
-  AddSmallCommands(app, &pull, &status);
+  bool doctor_report = false;
+  AddSmallCommands(app, &pull, &doctor_report, &status);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
     command->fallthrough(false);
 

@@ -2,12 +2,16 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cstdio>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "apps/load.h"
+#include "base/file.h"
 #include "device/cpu.h"
+#include "kernels/benchmark_linear.h"
+#include "kernels/benchmark_ops.h"
 #include "kernels/cuda_routes.h"
 #include "kernels/ops.h"
 
@@ -50,9 +54,33 @@ void PrintCuda() {
   PrintRoutes(kernels::CapabilityOf((*ops)->variant.substr(3)));
 }
 
+// The figures by which machines are compared; about a minute.
+Status PrintFigures() {
+  const auto driver = ReadFile("/proc/driver/nvidia/version");
+  if (driver) fmt::print("driver      {}\n", driver->substr(0, driver->find('\n')));
+  const auto gpu = kernels::CudaOps();
+  if (gpu) {
+    const double ceiling = (*gpu)->read_bandwidth();
+    fmt::print("figures     NVFP4 weights, FP8 cache, chains of dependent launches, cold\n");
+    return kernels::BenchOps(**gpu, {.tokens = {1, 16, 2048}},
+                             [&](const kernels::OpMeasurement& m) {
+                               fmt::print("  {}\n", kernels::FormatMeasurement(m, ceiling));
+                               std::fflush(stdout);
+                             });
+  }
+  const int threads = GetCpuInfo().usable_cores;
+  fmt::print("figures     linear kernels with {} thread{}\n", threads, threads == 1 ? "" : "s");
+  NIBBLE_TRY(kernels::BenchLinear({.threads = threads, .tokens = {1, 128}},
+                                  [](const kernels::LinearMeasurement& m) {
+                                    fmt::print("  {}\n", kernels::FormatMeasurement(m));
+                                    std::fflush(stdout);
+                                  }));
+  return {};
+}
+
 }  // namespace
 
-int Doctor() {
+int Doctor(bool report) {
   const CpuInfo& cpu = GetCpuInfo();
   const MemoryInfo memory = GetMemoryInfo();
   fmt::print("processor   {}\n", cpu.model);
@@ -79,7 +107,9 @@ int Doctor() {
                    ? "chosen: the fastest that this processor runs"
                    : "available");
   }
-  return 0;
+  if (!report) return 0;
+  const Status printed = PrintFigures();
+  return printed ? 0 : Report(printed.error());
 }
 
 }  // namespace nibble::apps

@@ -80,6 +80,14 @@ struct BenchModelOptions {
 };
 
 struct BenchKernelsOptions {
+  std::string device = "cpu";  // auto, cpu, cuda, cuda:N
+  // Of GPUs: kernels::OpBenchOptions.
+  std::vector<std::string> ops = {"linear", "moe", "attention"};
+  std::vector<std::string> shapes;
+  std::vector<int64_t> tokens = {1, 8, 16, 64, 512, 2048};
+  std::vector<int64_t> contexts = {1024, 32768};
+  std::string format = "nvfp4";
+  // Of the CPU:
   int threads = 1;
   std::string variant;  // "": the fastest
   bool json = false;
@@ -141,7 +149,7 @@ int Inspect(const InspectOptions& options);
 int Quantize(const QuantizeOptions& options);
 int Eval(const EvalOptions& options);
 int Pull(const PullOptions& options);
-int Doctor();
+int Doctor(bool report);
 
 // Parses the command line and runs the command. The whole program but for main's exception border.
 int RunCommandLine(int argc, char** argv);

@@ -8,6 +8,7 @@
 #include "base/thread_pool.h"
 #include "device/buffer.h"
 #include "device/cpu.h"
+#include "kernels/benchmark_weight.h"
 #include "kernels/cpu/linear/packed_weight.h"
 #include "numerics/bf16.h"
 
@@ -16,7 +17,6 @@ namespace {
 
 constexpr double kMinSeconds = 0.1;  // per measurement
 constexpr int kMinRepetitions = 5;
-constexpr int64_t kIntGroup = 128;    // columns per scale of INT4 and INT8
 constexpr int64_t kStreamTokens = 8;  // up to here memory is the limit
 
 bool IsInteger(WeightFormat format) {
@@ -26,7 +26,7 @@ bool IsInteger(WeightFormat format) {
 // "int4 g128 x bf16"
 std::string KernelName(const PackedWeight& weight) {
   const std::string group =
-      IsInteger(weight.format()) ? fmt::format(" g{}", kIntGroup) : std::string();
+      IsInteger(weight.format()) ? fmt::format(" g{}", kBenchIntGroup) : std::string();
   return fmt::format("{}{} x {}", WeightFormatName(weight.format()), group,
                      ActivationFormatName(weight.activations()));
 }
@@ -69,49 +69,6 @@ double ProbeOps(ThreadPool& pool, cpu::ComputeProbe probe) {
   return static_cast<double>(ops * pool.threads()) / seconds;
 }
 
-// A cheap sequence: what the bytes are does not matter to speed, as long as no value is subnormal.
-class Sequence {
- public:
-  uint32_t Next() {
-    state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
-    return static_cast<uint32_t>(state_ >> 33);
-  }
-
- private:
-  uint64_t state_ = 1;
-};
-
-Result<std::unique_ptr<PackedWeight>> MakeWeight(const OpTable& ops, ThreadPool& pool,
-                                                 WeightFormat format, ActivationFormat activations,
-                                                 int64_t n, int64_t k) {
-  QuantView view = {.format = format, .n = n, .k = k, .global_scale = 0.01f};
-  if (IsInteger(format)) {
-    view.scale_dtype = DType::kF16;
-    view.scale_block_k = kIntGroup;
-  }
-  NIBBLE_ASSIGN(Buffer data, Buffer::Allocate(view.data_bytes()));
-  NIBBLE_ASSIGN(Buffer scales, Buffer::Allocate(view.scale_bytes()));
-  Sequence sequence;
-  if (format == WeightFormat::kBf16) {
-    auto* values = data.as<uint16_t>();
-    for (int64_t i = 0; i < n * k; ++i) {
-      values[i] = static_cast<uint16_t>(0x3C00 + (sequence.Next() & 0x81FFu));
-    }
-  } else {
-    auto* codes = data.as<uint32_t>();
-    for (int64_t i = 0; i < view.data_bytes() / 4; ++i) codes[i] = sequence.Next() * 2;
-    // F16 scales, likewise: two bytes of 0x30..0x37 are 0.13 to 0.45.
-    auto* scale = scales.as<uint8_t>();
-    for (int64_t i = 0; i < view.scale_bytes(); ++i) {
-      scale[i] = static_cast<uint8_t>((format == WeightFormat::kMxfp4 ? 0x78 : 0x30) +
-                                      (sequence.Next() & 7u));
-    }
-  }
-  view.data = data.data();
-  view.scales = scales.data();
-  return ops.pack_weight({.parts = {&view, 1}, .activations = activations, .pool = &pool});
-}
-
 // One weight, measured over several numbers of tokens.
 class LinearBench {
  public:
@@ -130,9 +87,9 @@ class LinearBench {
     NIBBLE_ASSIGN(Buffer workspace, Buffer::Allocate(workspace_bytes));
     NIBBLE_ASSIGN(Buffer x, Buffer::Allocate(m * k * 2));
     NIBBLE_ASSIGN(Buffer y, Buffer::Allocate(m * n * 2));
-    Sequence sequence;
+    BenchBits bits;
     for (int64_t i = 0; i < m * k; ++i) {
-      x.as<uint16_t>()[i] = static_cast<uint16_t>(0x3F00 + (sequence.Next() & 0x80FFu));
+      x.as<uint16_t>()[i] = static_cast<uint16_t>(0x3F00 + (bits.Next() & 0x80FFu));
     }
     const OpContext context = {
         .pool = &pool_, .workspace = workspace.data(), .workspace_bytes = workspace_bytes};
@@ -200,8 +157,8 @@ Result<LinearBenchReport> BenchLinear(
   for (const Case& item : kCases) {
     for (const bool stream : {true, false}) {
       NIBBLE_ASSIGN(const auto weight,
-                    MakeWeight(*ops, pool, item.format, item.activations,
-                               stream ? options.stream_n : options.batch_n, options.k));
+                    MakeBenchWeight(*ops, pool, item.format, item.activations,
+                                    stream ? options.stream_n : options.batch_n, options.k));
       if (report.int8_ops_per_second == 0) {
         const auto& kernels = static_cast<const cpu::CpuPackedWeight&>(*weight).kernels();
         report.int8_ops_per_second = ProbeOps(pool, kernels.int8_probe);

@@ -1,3 +1,4 @@
+#include "kernels/benchmark_ops.h"
 #include "kernels/ops.h"
 
 #if !NIBBLE_CUDA
@@ -8,6 +9,8 @@ Result<const OpTable*> CudaOps(int index) {
   const auto device = CudaDevice(index);
   return tl::unexpected(device.error());
 }
+
+double CudaReadSeconds(int64_t) { return 0; }
 
 }  // namespace nibble::kernels
 

@@ -149,7 +149,7 @@ std::vector<double> RunToken(const MoeParams& p, int64_t t) {
               .y_f32 = logits.data(),
               .m = 1});
   std::vector<double> sum(p.d, 0.0);
-  for (const auto& [id, weight] : Route(p.routing, logits)) {
+  for (const auto& [id, weight] : Route(p.routing, logits, t)) {
     if (p.experts[id].gate_up == nullptr) continue;
     if (p.weight_on_input) {
       const std::vector<uint16_t> scaled = Scaled(x, p.d, weight);
