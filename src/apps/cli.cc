@@ -449,7 +449,7 @@ void AddSmallCommands(CLI::App& app, PullOptions* pull, bool* doctor_report, int
   command->add_option("MODEL", pull->model, "org/name[@revision]")->required();
   command->callback([pull, status] { *status = Pull(*pull); });
   CLI::App* doctor = app.add_subcommand("doctor", "what this machine is and which kernels it gets");
-  doctor->add_flag("--report", doctor_report,
+  doctor->add_flag("--report", *doctor_report,
                    "with a minute of figures of its kernels: to paste where machines are compared");
   doctor->callback([doctor_report, status] { *status = Doctor(*doctor_report); });
 }
