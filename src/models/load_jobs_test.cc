@@ -46,6 +46,8 @@ class PosingDevice final : public Device {
   Memory memory() const override { return host_.memory(); }
   Result<std::byte*> Allocate(size_t bytes) override { return host_.Allocate(bytes); }
   void Free(std::byte* memory, size_t bytes) override { host_.Free(memory, bytes); }
+  Result<std::byte*> AllocateShared(size_t bytes) override { return host_.AllocateShared(bytes); }
+  void FreeShared(std::byte* memory, size_t bytes) override { host_.FreeShared(memory, bytes); }
   Result<std::unique_ptr<UploadLane>> MakeLane(size_t) override {
     if (no_memory) return Fail(Code::kResourceExhausted, "no memory for a lane");
     ++lanes;
@@ -58,6 +60,8 @@ class PosingDevice final : public Device {
   void Synchronize() override {}
   std::unique_ptr<DeviceGraph> Record(const std::function<void()>&) override { return nullptr; }
   std::unique_ptr<DeviceMark> Mark() override { return host_.Mark(); }
+  void Set(DeviceMark& mark) override { host_.Set(mark); }
+  void Wait(const DeviceMark& mark) override { host_.Wait(mark); }
   double SecondsBetween(const DeviceMark& a, const DeviceMark& b) override {
     return host_.SecondsBetween(a, b);
   }
