@@ -178,6 +178,10 @@ void Core::FailAll(const Error& error) {
   for (const auto& request : requests_)
     if (!request->ended) Fail(*request, error);
   Sweep();
+  // What is under way is not read any more. Requests, and with them their sinks, go now: a sink may
+  // call the engine's Cancel when it is destroyed.
+  in_flight_ = nullptr;
+  for (LaunchedStep& step : steps_) step.Forget();
 }
 
 // Forgets what ended. Sequences live until here, so that a step may point at them.
@@ -193,7 +197,17 @@ void Core::Sweep() {
 std::string Core::CheckInvariants() const {
   if (std::string broken = cache_.CheckInvariants(); !broken.empty()) return broken;
   std::vector<int32_t> references(static_cast<size_t>(cache_.pages()), 0);
+  std::vector<bool> slot_taken(static_cast<size_t>(setup_.options.max_sequences), false);
+  const auto takes_slot = [&](int32_t slot) {
+    const auto slots = static_cast<int32_t>(slot_taken.size());
+    if (slot < 0 || slot >= slots || slot_taken[slot]) return false;
+    slot_taken[slot] = true;
+    return true;
+  };
   for (const Sequence* sequence : running_) {
+    if (!takes_slot(sequence->drawn_slot))
+      return fmt::format("OWN-SLOT: a running sequence has slot {} for what it draws",
+                         sequence->drawn_slot);
     const auto held = static_cast<int64_t>(sequence->pages.size()) * cache_.page_size();
     if (held < sequence->computed) return "HELD: a running sequence lacks pages";
     for (const int32_t page : sequence->pages) ++references[page];
@@ -203,8 +217,14 @@ std::string Core::CheckInvariants() const {
         return fmt::format("ONE-WRITER: page {} will be written, but is shared or indexed", page);
     }
   }
-  for (const Sequence* sequence : waiting_)
+  for (const int32_t slot : drawn_slots_)
+    if (!takes_slot(slot)) return fmt::format("OWN-SLOT: slot {} is free, but not its own", slot);
+  if (std::ranges::find(slot_taken, false) != slot_taken.end())
+    return "OWN-SLOT: a slot is neither free nor a sequence's";
+  for (const Sequence* sequence : waiting_) {
     if (!sequence->pages.empty()) return "HELD: a waiting sequence holds pages";
+    if (sequence->drawn_slot >= 0) return "OWN-SLOT: a waiting sequence has a slot";
+  }
   if (std::string broken = states_.CheckInvariants(); !broken.empty()) return broken;
   if (states_.enabled() && states_.live() != static_cast<int64_t>(running_.size()))
     return fmt::format("OWN-STATE: {} live slots for {} running sequences", states_.live(),

@@ -13,6 +13,8 @@
 //               counter-based.
 //   OWN-STATE   where the model has recurrent layers, a running sequence has a live state slot that
 //               nobody else has; it holds the state after its computed tokens.
+//   OWN-SLOT    a running sequence has a slot for drawn tokens (Sampler::drawn) that nobody else
+//               has.
 //   ONE-FORM    where prompts are computed in chunks, a position's form follows from its sequence's
 //               prompt alone (Sequence::ChunkBorder); other sequences see the pages and states of
 //               whole chunks alone, as a longer prompt computes the rest in another form.

@@ -40,7 +40,7 @@ void Core::ReadStep() {
     if (sequence.choice == 0) CompletePrompt(sequence);
     Finish(sequence, {.choice = sequence.choice, .reason = FinishReason::kLength}, now);
   }
-  step.requests.clear();
+  step.Forget();
 }
 
 void Core::UseRow(const LaunchedStep& step, size_t row, Clock::time_point now) {

@@ -222,7 +222,9 @@ TEST(CoreProperty, FormsOfTokensDoNotDependOnOthers) {
     }
     RunToEnd(crowded);
     preemptions += crowded.core->stats().preemptions;
-    if (config.prefix_cache) EXPECT_GT(crowded.core->stats().prefix_hits, 0);
+    if (config.prefix_cache) {
+      EXPECT_GT(crowded.core->stats().prefix_hits, 0);
+    }
     for (size_t i = 0; i < requests.size(); ++i) ExpectSame(*sinks[i]->Wait(), want[i], true);
   }
   EXPECT_GT(preemptions, 3) << "the test should exercise pre-emption";
@@ -397,6 +399,27 @@ TEST(Core, LaunchedAheadDropsWhatFollowsAStop) {
 }
 
 // Logits on the host are those of the step that they belong to.
+TEST(Core, FailAllForgetsWhatIsUnderWay) {
+  FakeModel model(kFake);
+  CoreRunner runner(model, Bytes(), {.launches_ahead = true});
+  std::weak_ptr<CheckingSink> watched;
+  {
+    Request request{.tokens = Prompt(20)};
+    request.sampling.seed = 1;
+    auto sink = std::make_shared<CheckingSink>(1);
+    watched = sink;
+    request.sink = std::move(sink);
+    runner.Add(std::move(request));
+  }
+  for (int step = 0; step < 3; ++step) runner.Step();
+  EXPECT_FALSE(watched.expired());
+  runner.core->FailAll(Error(Code::kInternal, "the device is gone"));
+  runner.core->PostEvents();
+  EXPECT_TRUE(watched.expired()) << "sinks go with their requests";
+  EXPECT_TRUE(runner.core->idle());
+  EXPECT_EQ(runner.core->CheckInvariants(), "");
+}
+
 TEST(Core, LaunchedAheadHandsOutPromptLogitsInOrder) {
   FakeModel model({});
   CoreRunner runner(model, Bytes(), {.max_step_tokens = 16, .launches_ahead = true});

@@ -30,6 +30,12 @@ struct LaunchedStep {
   std::unique_ptr<DeviceMark> begin;                     // of its work on the device
   std::unique_ptr<DeviceMark> done;
 
+  // It was read, or will never be.
+  void Forget() {
+    parts.clear();
+    rows.clear();
+    requests.clear();
+  }
   // Whether the host must have what the step gives before the next one is launched.
   bool read_at_once() const {
     for (const LogitsRow& row : rows)

@@ -4,11 +4,15 @@
 // It learns from what steps took. A step of p prompt tokens that took s seconds allows p * limit /
 // s of them: since part of s does not depend on p, growing does not overshoot, and shrinking comes
 // close in a few steps. Nothing is believed beyond twice what was measured, since kernels change
-// with the number of tokens. Pure but for its state; no threads.
+// with the number of tokens; and a step that was far from full makes nothing shrink, since what it
+// took was not its prompt's. Where answers alone take long, prompts may add half of that. Pure but
+// for its state; no threads.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+
+#include "kernels/ops.h"
 
 namespace nibble::engine {
 
@@ -16,8 +20,11 @@ class PromptBudget {
  public:
   // Token gaps stay below 60 ms with room for the answers' own part and for a host that is late.
   static constexpr double kStepSeconds = 0.040;
+  static constexpr double kMostSlower = 1.5;  // than a step of answers alone, if that is slow
   static constexpr int64_t kLeast = 64;
   static constexpr int64_t kFirst = 128;  // before anything is known
+  static_assert(kLeast >= kernels::kDeltaChunk,
+                "a prompt that advances by chunks would stand still");
 
   // limits false: nothing is ever held back.
   PromptBudget(bool limits, int64_t max_tokens)
@@ -25,15 +32,20 @@ class PromptBudget {
 
   int64_t tokens() const { return std::min(tokens_, max_tokens_); }
 
-  // A step with so many prompt tokens took so long.
+  // A step with so many prompt tokens, or of answers alone, took so long.
   void Observe(int64_t prompt_tokens, double seconds) {
-    if (!limits_ || prompt_tokens == 0 || seconds <= 0) return;
-    const auto allowed = static_cast<int64_t>(
-        std::min(static_cast<double>(prompt_tokens) * kStepSeconds / seconds, 1e9));
-    if (seconds > kStepSeconds) {
-      tokens_ = std::max(kLeast, std::min(tokens_, allowed));
-    } else {
+    if (!limits_ || seconds <= 0) return;
+    if (prompt_tokens == 0) {
+      answers_seconds_ = seconds;
+      return;
+    }
+    const double limit = std::max(kStepSeconds, kMostSlower * answers_seconds_);
+    const auto allowed =
+        static_cast<int64_t>(std::min(static_cast<double>(prompt_tokens) * limit / seconds, 1e9));
+    if (seconds <= limit) {
       tokens_ = std::max(tokens_, std::min(allowed, 2 * prompt_tokens));
+    } else if (prompt_tokens >= tokens() / 2) {
+      tokens_ = std::max(kLeast, std::min(tokens_, allowed));
     }
   }
 
@@ -41,6 +53,7 @@ class PromptBudget {
   const bool limits_;
   const int64_t max_tokens_;
   int64_t tokens_;
+  double answers_seconds_ = 0;  // of the last step of answers alone
 };
 
 }  // namespace nibble::engine

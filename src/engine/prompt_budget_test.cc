@@ -37,6 +37,20 @@ TEST(PromptBudget, ShrinksWhenStepsTakeLonger) {
   EXPECT_EQ(budget.tokens(), PromptBudget::kLeast) << "prompts always go on";
 }
 
+TEST(PromptBudget, SlowAnswersAndShortTailsDoNotStarvePrompts) {
+  PromptBudget budget(true, 8192);
+  Converge(budget, 5e-3, 2e-5, 1 << 20);
+  const int64_t grown = budget.tokens();
+  budget.Observe(3, 0.2);
+  EXPECT_EQ(budget.tokens(), grown) << "three tokens are not what made the step slow";
+  // Answers alone take longer than a step should: prompts add half of that.
+  for (int step = 0; step < 20; ++step) {
+    budget.Observe(0, 0.05);
+    budget.Observe(budget.tokens(), 0.05 + 2e-5 * static_cast<double>(budget.tokens()));
+  }
+  EXPECT_NEAR(static_cast<double>(budget.tokens()), 0.025 / 2e-5, 50);
+}
+
 TEST(PromptBudget, WithoutALimitAStepIsFull) {
   PromptBudget budget(false, 512);
   budget.Observe(512, 100.0);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 
 namespace nibble::engine {
 namespace {
@@ -36,8 +37,10 @@ const StepPlan& Scheduler::Plan(const SchedulerView& view) {
 
   if (decode_pages > view.available_pages) {  // LATEST-YIELDS
     plan_.action = StepPlan::Action::kPreempt;
-    const auto latest = std::ranges::max_element(view.running, {}, &RunningView::order);
-    plan_.victim = static_cast<int32_t>(latest - view.running.begin());
+    const auto victim = std::ranges::max_element(view.running, {}, [](const RunningView& s) {
+      return std::pair(s.remaining == 0, s.order);
+    });
+    plan_.victim = static_cast<int32_t>(victim - view.running.begin());
     return plan_;
   }
   const int64_t left = view.max_step_tokens - decodes;

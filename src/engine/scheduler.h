@@ -16,7 +16,8 @@
 //                    fit.
 //   RESERVE          a sequence is admitted only if its whole known length fits, with one page to
 //                    spare per running sequence.
-//   LATEST-YIELDS    when a token needs a page and none is left, the latest arrival is pre-empted.
+//   LATEST-YIELDS    when a token needs a page and none is left, the latest arrival is pre-empted;
+//                    first of all those with nothing left to do, which end soon and lose nothing.
 //   WHOLE-CHUNKS     a prompt stops between chunks of prompt_chunk positions alone, or in its tail.
 //   PROGRESS         if anything has something to do or waits, the plan is not empty.
 // Source: continuous batching (Orca), chunked prefill (Sarathi), as serving systems combine them.

@@ -88,6 +88,9 @@ TEST(Scheduler, LatestYieldsWhenNoPageIsLeft) {
   const StepPlan& plan = scheduler.Plan(view);
   EXPECT_EQ(plan.action, StepPlan::Action::kPreempt);
   EXPECT_EQ(plan.victim, 1);
+  view.available_pages = 0;
+  view.running[0] = {.order = 5, .remaining = 0};
+  EXPECT_EQ(scheduler.Plan(view).victim, 0) << "it waits for its end: nothing is lost";
 }
 
 TEST(Scheduler, AdmitsInOrderAndOnlyWhatFits) {
@@ -116,12 +119,14 @@ TEST(Scheduler, RulesHoldOnRandomStates) {
     view.max_running = 1 + pick(40);
     view.max_prompt_rows = 1 + pick(20);
     for (int64_t i = pick(static_cast<uint32_t>(view.max_running) + 1); i > 0; --i) {
-      const bool decodes = pick(2) == 0;
+      const bool decodes = pick(2) == 0, awaits_end = decodes && pick(8) == 0;
       view.running.push_back({.order = static_cast<uint64_t>(1000 * pick(1000) + i),
                               .last_step = static_cast<uint64_t>(pick(5)),
-                              .remaining = decodes ? 1 : 2 + pick(200),
+                              .remaining = awaits_end ? 0
+                                           : decodes  ? 1
+                                                      : 2 + pick(200),
                               .in_chunks = 0,
-                              .needs_page = decodes && pick(4) == 0,
+                              .needs_page = decodes && !awaits_end && pick(4) == 0,
                               .wants_rows = pick(4) == 0});
       RunningView& added = view.running.back();
       if (!decodes && view.prompt_chunk > 1)
@@ -133,7 +138,10 @@ TEST(Scheduler, RulesHoldOnRandomStates) {
     const StepPlan plan = scheduler.Plan(view);
     if (plan.action == StepPlan::Action::kPreempt) {
       for (const RunningView& running : view.running)
-        ASSERT_LE(running.order, view.running[plan.victim].order) << "LATEST-YIELDS";
+        ASSERT_LE(
+            std::pair(running.remaining == 0, running.order),
+            std::pair(view.running[plan.victim].remaining == 0, view.running[plan.victim].order))
+            << "LATEST-YIELDS";
       continue;
     }
     if (plan.action == StepPlan::Action::kAdmit) {
@@ -152,8 +160,9 @@ TEST(Scheduler, RulesHoldOnRandomStates) {
       planned[chunk.index] = true;
       ASSERT_GE(chunk.tokens, 1);
       ASSERT_LE(chunk.tokens, running.remaining);
-      if (running.remaining > 1 && chunk.tokens < running.in_chunks)
+      if (running.remaining > 1 && chunk.tokens < running.in_chunks) {
         ASSERT_EQ(chunk.tokens % view.prompt_chunk, 0) << "WHOLE-CHUNKS";
+      }
       tokens += chunk.tokens;
       pages += running.needs_page;
       if (running.remaining > 1) prompt_tokens += chunk.tokens;
@@ -162,10 +171,12 @@ TEST(Scheduler, RulesHoldOnRandomStates) {
     ASSERT_LE(tokens, view.max_step_tokens) << "BUDGET";
     ASSERT_LE(rows, view.max_prompt_rows);
     ASSERT_LE(pages, view.available_pages);
-    ASSERT_TRUE(view.running.empty() || tokens > 0) << "PROGRESS";
+    const bool has_work = std::ranges::any_of(
+        view.running, [](const RunningView& running) { return running.remaining > 0; });
+    ASSERT_TRUE(!has_work || tokens > 0) << "PROGRESS";
     // OLDEST-HALF: the oldest prompt runs, unless rows hold it back.
     const auto oldest = std::ranges::min_element(view.running, {}, [](const RunningView& r) {
-      return std::pair(r.remaining == 1, r.order);
+      return std::pair(r.remaining <= 1, r.order);
     });
     if (oldest != view.running.end() && oldest->remaining > 1 && !oldest->wants_rows) {
       const auto index = static_cast<int32_t>(oldest - view.running.begin());

@@ -2,6 +2,7 @@
 // that this machine gets, and on its GPU if it has one.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,9 +42,12 @@ class TinyModelsTest : public ::testing::TestWithParam<Case> {
                               bool together, const kernels::OpTable* ops = nullptr) {
     auto checkpoint = models::MakeDummyCheckpoint(GetParam().config);
     EXPECT_TRUE(checkpoint) << checkpoint.error().message();
-    auto model = models::LoadModel(**checkpoint, {.ops = ops != nullptr ? ops : GetParam().ops, .pool = &pool_});
+    auto model = models::LoadModel(**checkpoint,
+                                   {.ops = ops != nullptr ? ops : GetParam().ops, .pool = &pool_});
     EXPECT_TRUE(model) << model.error().message();
     config.pool = &pool_;
+    if (const int64_t chunk = models::PromptChunk((*model)->info(), (*model)->ops()); chunk > 1)
+      config.max_step_tokens = std::max(config.max_step_tokens, static_cast<int32_t>(chunk) + 1);
     CoreRunner runner(**model, nullptr, config);
     std::vector<std::shared_ptr<CheckingSink>> sinks;
     for (Request request : requests) {

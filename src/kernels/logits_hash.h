@@ -15,7 +15,8 @@
 
 namespace nibble::kernels {
 
-NIBBLE_HD inline uint64_t LogitHashTerm(uint32_t bits, uint32_t token) {
+// Always inline: it is compiled for several instruction sets.
+[[gnu::always_inline]] NIBBLE_HD inline uint64_t LogitHashTerm(uint32_t bits, uint32_t token) {
   const uint32_t low = bits + token * 0x9E3779B1u + 0x165667B1u;
   const uint32_t high = (bits ^ 0xC2B2AE3Du) + token * 0x85EBCA77u;
   return uint64_t{low} * high;

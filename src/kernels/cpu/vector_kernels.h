@@ -84,6 +84,8 @@ struct VectorKernels {
   // How many logits are above / equal to value.
   int64_t (*count_above)(const float* logits, int64_t n, float value);
   int64_t (*count_equal)(const float* logits, int64_t n, float value);
+  // The sum of the terms of kernels/logits_hash.h.
+  uint64_t (*sum_hash_terms)(const float* logits, int64_t n);
 };
 
 namespace generic {

@@ -6,6 +6,7 @@
 #include "kernels/cpu/mamba2/mamba2_block.h"
 #include "kernels/cpu/simd/simd.h"
 #include "kernels/cpu/vector_kernels.h"
+#include "kernels/logits_hash.h"
 // The kernels themselves:
 #include "kernels/cpu/activation/activation_impl.h"
 #include "kernels/cpu/attention/attention_impl.h"
@@ -46,6 +47,7 @@ constinit const VectorKernels kVectorKernels = {
     .collect_above = CollectAbove,
     .count_above = CountAbove,
     .count_equal = CountEqual,
+    .sum_hash_terms = SumHashTerms,
 };
 
 }  // namespace nibble::kernels::NIBBLE_ISA

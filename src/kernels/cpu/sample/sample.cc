@@ -74,7 +74,7 @@ class RowSampler {
     out.token = Choose(row, raw_best);
     out.logprob = Logprob(Read(raw_, out.token));
     out.rank = out.token == raw_best ? 1 : Rank(out.token);
-    out.logits_hash = HashLogits({raw_, static_cast<size_t>(vocab_)});
+    out.logits_hash = FinishLogitsHash(kernels_.sum_hash_terms(raw_, vocab_));
     if (row.drawn_slot >= 0) p_.drawn[row.drawn_slot] = out.token;
     if (p_.top_tokens != nullptr) WriteTop(row, index);
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/cuda/launch.h"
@@ -52,36 +53,38 @@ Workspace Arrange(std::byte* base, int64_t rows, int64_t vocab, size_t* bytes) {
 }
 
 // Pinned memory of the host that uploads pass through, a few areas in turn: one is filled anew only
-// when the kernels have fetched what it held. Made at a device's first call.
+// when the kernels have fetched what it held. Made at a device's first call. Errors surface through
+// Device::failure(): after one that stays, waiting ends at once and nothing runs any more.
 class UploadAreas {
  public:
-  // An area of at least so many bytes.
+  // An area of at least so many bytes; null where the host's memory cannot be pinned.
   std::byte* Next(int64_t bytes) {
-    if (bytes_ < bytes) Make(bytes);
+    if (bytes_ < bytes && !Make(bytes)) return nullptr;
     turn_ = (turn_ + 1) % kAreas;
-    Check(cudaEventSynchronize(fetched_[turn_]));
+    cudaEventSynchronize(fetched_[turn_]);
     return areas_[turn_];
   }
   // After the launches that fetch it.
-  void Fetched(cudaStream_t stream) { Check(cudaEventRecord(fetched_[turn_], stream)); }
+  void Fetched(cudaStream_t stream) { cudaEventRecord(fetched_[turn_], stream); }
 
  private:
   static constexpr int kAreas = 4;
 
-  void Make(int64_t bytes) {
+  bool Make(int64_t bytes) {
+    bytes_ = 0;
     for (int i = 0; i < kAreas; ++i) {
-      if (fetched_[i] == nullptr)
-        Check(cudaEventCreateWithFlags(&fetched_[i], cudaEventDisableTiming));
-      Check(cudaEventSynchronize(fetched_[i]));
-      cudaFreeHost(areas_[i]);
+      if (fetched_[i] == nullptr &&
+          cudaEventCreateWithFlags(&fetched_[i], cudaEventDisableTiming) != cudaSuccess)
+        return false;
+      cudaEventSynchronize(fetched_[i]);
+      cudaFreeHost(std::exchange(areas_[i], nullptr));
       void* memory = nullptr;
-      Check(cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocMapped));
+      if (cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocMapped) != cudaSuccess)
+        return false;
       areas_[i] = static_cast<std::byte*>(memory);
     }
     bytes_ = bytes;
-  }
-  static void Check(cudaError_t error) {
-    NIBBLE_CHECK(error == cudaSuccess, "uploads of sampling: {}", cudaGetErrorString(error));
+    return true;
   }
 
   std::byte* areas_[kAreas] = {};
@@ -134,6 +137,7 @@ void Sample(const OpContext& context, const SampleParams& p) {
   const Workspace w = Arrange(context.workspace, std::min(total, kMaxGroup), p.vocab, &bytes);
   for (int64_t first = 0; first < total;) {
     std::byte* upload = areas.Next(w.uploaded_bytes);
+    if (upload == nullptr) return;
     const PackedGroup packed =
         Pack(p.rows.subspan(first), p.vocab, max_top, upload, w.uploaded_bytes);
     const bool uploads = packed.bytes > 0;
