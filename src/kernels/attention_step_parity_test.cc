@@ -209,6 +209,17 @@ TEST_P(AttentionStepParity, HasTheBitsOfTheOpsOfItsOwn) {
       SCOPED_TRACE(testing::Message() << c.name << ", " << length << " keys");
       ExpectSameBits(ops(), c, {{3, 1, length}}, 16);
     }
+    if (ops().backend == "cuda") {
+      for (int32_t length : {1030, 2300, 5000}) {
+        SCOPED_TRACE(testing::Message() << c.name << ", " << length << " keys");
+        ExpectSameBits(ops(), c, {{3, 1, length}}, 64);
+        ExpectSameBits(ops(), c, {{4, 1, 900}, {3, 1, length}, {5, 1, 300}}, 16);
+      }
+      SCOPED_TRACE(testing::Message() << c.name << ", many sequences");
+      std::vector<AttentionSequence> many;
+      for (uint64_t id = 1; id <= 150; ++id) many.push_back({id, 1, static_cast<int32_t>(id * 5)});
+      ExpectSameBits(ops(), c, many, 16);
+    }
     SCOPED_TRACE(c.name);
     ExpectSameBits(ops(), c, {{1, 1, 1}, {2, 1, 77}, {3, 1, 300}, {4, 1, 513}, {5, 1, 64}}, 64);
     ExpectSameBits(ops(), c, {{1, 3, 40}, {2, 1, 300}, {3, 2, 2}}, 32);

@@ -404,7 +404,7 @@ struct AttentionParams {
   const uint16_t* q = nullptr;  // (T, Hq, Dh)
   uint16_t* out = nullptr;      // (T, Hq, Dh)
   int64_t t = 0;
-  int64_t sequences = 0;                // B
+  int64_t sequences = 0;                // B, with a token each at least
   const int32_t* q_start = nullptr;     // (B + 1)
   const int32_t* kv_len = nullptr;      // (B): tokens in the cache, this step's included
   const int32_t* page_table = nullptr;  // (B, max_pages)

@@ -8,9 +8,12 @@
 #include "kernels/cuda/attention/merge_partials.cuh"
 #include "kernels/cuda/attention/prefill_attention.cuh"
 #include "kernels/cuda/attention/split_attention.cuh"
+#include "kernels/cuda/attention/step_launch.h"
+#include "kernels/cuda/attention/step_problem.cuh"
 #include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/rope/rope.h"
+#include "kernels/cuda/rope/rope_head.cuh"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -177,6 +180,14 @@ void Launch(const OpContext& context, AttentionProblem p, int64_t tokens, int64_
 
 }  // namespace
 
+bool StepTakes(const AttentionParams& params) {
+  const int32_t dh = params.cache.head_dim;
+  return params.rope != nullptr && params.t == params.sequences &&
+         (dh == 64 || dh == 128 || dh == 256) &&
+         params.q_heads <= kStepRows * params.cache.kv_heads && HasGroupsOfFour(*params.rope) &&
+         reinterpret_cast<uintptr_t>(params.out) % 4 == 0;
+}
+
 size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim) {
   const int64_t entry_bytes = PartialFloats(kMaxSplitTileRows, DimAtoms(head_dim)) * 4;
   return static_cast<size_t>(std::min(kMaxWorkspace, max_t * q_heads * kUnitsWanted * entry_bytes));
@@ -185,13 +196,18 @@ size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim)
 void Attention(const OpContext& context, const AttentionParams& params) {
   if (params.t == 0) return;
   AttentionProblem p = ProblemOf(context, params);
+  const bool fp8 = params.cache.format == KvFormat::kFp8;
+  if (StepTakes(params)) {
+    const auto launch = fp8 ? LaunchStepFp8 : LaunchStepBf16;
+    return launch(context, params, p);
+  }
   if (params.rope != nullptr) {
     RopeAndCache(context, *params.rope);
     p.q = params.rope->q_out;
   }
   if (params.mla_rope != nullptr) MlaRopeAndCache(context, *params.mla_rope);
   const int64_t max_keys = params.max_pages * params.cache.page_size;
-  if (params.cache.format == KvFormat::kFp8) {
+  if (fp8) {
     Launch<true>(context, p, params.t, max_keys);
   } else {
     Launch<false>(context, p, params.t, max_keys);

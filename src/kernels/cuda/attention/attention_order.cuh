@@ -25,6 +25,7 @@ namespace nibble::kernels::cuda {
 inline constexpr int kLeafKeys = 64;
 inline constexpr int kBlockKeys = 256;
 inline constexpr int kGroupKeys = 4096;
+inline constexpr int kBlocksPerGroup = kGroupKeys / kBlockKeys;
 
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr float kQueryScaleFp8 = 0x1p60f;    // q as it meets E4M3 keys

@@ -6,7 +6,11 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string_view>
 
+#include "kernels/linear_fixture.h"
 #include "kernels/parity_fixture.h"
 
 namespace nibble::kernels {
@@ -18,12 +22,12 @@ struct NamedShape {
 };
 
 const NamedShape kModels[] = {
+    {"Qwen3-30B-A3B, FP8",
+     {.q_heads = 32, .kv_heads = 4, .head_dim = 128, .format = KvFormat::kFp8}},
     {"Llama-70B", {.q_heads = 64, .kv_heads = 8, .head_dim = 128}},
     {"Qwen3-30B-A3B", {.q_heads = 32, .kv_heads = 4, .head_dim = 128}},
     {"Qwen3-Next, FP8", {.q_heads = 16, .kv_heads = 2, .head_dim = 256, .format = KvFormat::kFp8}},
     {"Qwen3-Next", {.q_heads = 16, .kv_heads = 2, .head_dim = 256}},
-    {"Qwen3-30B-A3B, FP8",
-     {.q_heads = 32, .kv_heads = 4, .head_dim = 128, .format = KvFormat::kFp8}},
     {"gpt-oss", {.q_heads = 64, .kv_heads = 8, .head_dim = 64, .window = 128, .sinks = true}},
     {"Llama 4", {.q_heads = 10, .kv_heads = 2, .head_dim = 128, .chunk = 1024}},
     {"MHA", {.q_heads = 4, .kv_heads = 4, .head_dim = 96}},
@@ -132,9 +136,19 @@ float TimeOf(cudaStream_t stream, const Record& record, int repeats = 5) {
   return fastest;
 }
 
+// Made once per shape.
+const Stored& WeightOf(int64_t n, int64_t k) {
+  static std::map<std::pair<int64_t, int64_t>, Stored> weights;
+  auto at = weights.find({n, k});
+  if (at == weights.end())
+    at = weights.emplace(std::pair(n, k), MakeWeight(WeightFormat::kNvfp4, n, k, 1, 3e-4f)).first;
+  return at->second;
+}
+
 struct Timing {
   double microseconds;  // of one op in a chain of them
-  double added;         // microseconds that it adds to a chain of another kernel
+  double linears;       // of the two linears of a layer in a chain of them
+  double added;         // by the op between the two
   double bytes;         // of keys and values that it reads
   double flops;
 };
@@ -145,7 +159,8 @@ enum class Around { kNothing, kRotation, kRotationAndGate };
 // `batch` sequences of kv_len keys, q_len of them queries, over caches of as many layers as keep
 // the second-level cache cold. max_context: what the page table has room for.
 Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, int32_t kv_len,
-                     int32_t max_context, Around around = Around::kNothing) {
+                     int32_t max_context, Around around = Around::kNothing,
+                     int64_t hidden_size = 0) {
   const OpTable& ops = *cuda::synced::Table();
   const auto stream = static_cast<cudaStream_t>(ops.device->stream());
   const int32_t page_size = 64;
@@ -199,18 +214,41 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
   cudaDeviceSynchronize();
   const OpContext context = {
       .stream = stream, .workspace = workspace.As<std::byte>(), .workspace_bytes = workspace_bytes};
-  constexpr int64_t kSpacerRows = 264, kSpacerWidth = 8192;
-  DeviceBytes spacer(kSpacerRows * kSpacerWidth * 2);
-  const auto space = [&] {
-    ops.sigmoid_gate(context, {.x = spacer.As<uint16_t>(),
-                               .gate = spacer.As<uint16_t>(),
-                               .gate_stride = kSpacerWidth,
-                               .t = kSpacerRows,
-                               .n = kSpacerWidth});
+  // The projections before and after, cold as well.
+  const int64_t o_width = hidden_size > 0 ? width : 0;
+  std::vector<std::unique_ptr<PackedWeight>> projections, outputs;
+  DeviceBytes hidden(tokens * hidden_size * 2 + 64);
+  cudaMemset(hidden.As<char>(), 0, tokens * hidden_size * 2);
+  if (hidden_size > 0) {
+    const Stored& projection = WeightOf(stride, hidden_size);
+    const Stored& output = WeightOf(hidden_size, o_width);
+    const int64_t copies =
+        std::min<int64_t>(layers, (100 << 20) / (hidden_size * (stride + o_width) / 2) + 1);
+    for (int64_t i = 0; i < copies; ++i) {
+      projections.push_back(std::move(*ops.pack_weight({.parts = {&projection.view, 1}})));
+      outputs.push_back(std::move(*ops.pack_weight({.parts = {&output.view, 1}})));
+    }
+  }
+  const size_t linear_bytes =
+      hidden_size > 0 ? ops.linear_workspace(tokens, std::max(hidden_size, o_width)) : 0;
+  DeviceBytes linear_workspace(linear_bytes + 64);
+  const auto multiply = [&](const std::vector<std::unique_ptr<PackedWeight>>& weights,
+                            int64_t layer, const uint16_t* x, int64_t k, uint16_t* y, int64_t n) {
+    if (hidden_size == 0) return;
+    const OpContext its_context = {.stream = stream,
+                                   .workspace = linear_workspace.As<std::byte>(),
+                                   .workspace_bytes = linear_bytes};
+    ops.linear(its_context, {.x = x,
+                             .x_stride = k,
+                             .weight = weights[layer % weights.size()].get(),
+                             .y = y,
+                             .y_stride = n,
+                             .m = tokens});
   };
-  const auto record = [&](bool spaced) {
+  const auto record = [&](bool with_linears, bool with_attention) {
     for (int64_t layer = 0; layer < layers; ++layer) {
-      if (spaced) space();
+      if (with_linears)
+        multiply(projections, layer, hidden.As<uint16_t>(), hidden_size, q.As<uint16_t>(), stride);
       const KvLayerView cache = {.k = k.As<std::byte>() + layer * layer_bytes,
                                  .v = (is_latent ? k : v).As<std::byte>() + layer * layer_bytes,
                                  .format = shape.format,
@@ -230,39 +268,45 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
                                        .slots = slots_device.As<int64_t>(),
                                        .cache = cache,
                                        .q_out = q_turned.As<uint16_t>()};
-      ops.attention(
-          context,
-          {.rope = around == Around::kNothing ? nullptr : &rope,
-           .gate = around == Around::kRotationAndGate ? q.As<uint16_t>() + stride - width : nullptr,
-           .gate_stride = stride,
-           .q = q.As<uint16_t>(),
-           .out = out.As<uint16_t>(),
-           .t = tokens,
-           .sequences = batch,
-           .q_start = q_start_device,
-           .kv_len = kv_len_device,
-           .page_table = table_device,
-           .max_pages = max_pages,
-           .q_heads = shape.q_heads,
-           .scale = 0.05f,
-           .window = shape.window,
-           .cache = cache});
+      if (with_attention)
+        ops.attention(
+            context, {.rope = around == Around::kNothing ? nullptr : &rope,
+                      .gate = around == Around::kRotationAndGate ? q.As<uint16_t>() + stride - width
+                                                                 : nullptr,
+                      .gate_stride = stride,
+                      .q = q.As<uint16_t>(),
+                      .out = out.As<uint16_t>(),
+                      .t = tokens,
+                      .sequences = batch,
+                      .q_start = q_start_device,
+                      .kv_len = kv_len_device,
+                      .page_table = table_device,
+                      .max_pages = max_pages,
+                      .q_heads = shape.q_heads,
+                      .scale = 0.05f,
+                      .window = shape.window,
+                      .cache = cache});
+      if (with_linears)
+        multiply(outputs, layer, out.As<uint16_t>(), width, hidden.As<uint16_t>(), hidden_size);
     }
   };
-  const float milliseconds = TimeOf(stream, [&] { record(false); });
-  const float spaced = TimeOf(stream, [&] { record(true); });
-  const float spacers = TimeOf(stream, [&] {
-    for (int64_t layer = 0; layer < layers; ++layer) space();
-  });
+  const float milliseconds = TimeOf(stream, [&] { record(false, true); });
+  float all = milliseconds, linears = 0;
+  if (hidden_size > 0) {
+    all = TimeOf(stream, [&] { record(true, true); });
+    linears = TimeOf(stream, [&] { record(true, false); });
+  }
   const double pairs = static_cast<double>(batch) * q_len * (kv_len - (q_len - 1) / 2.0);
   return {milliseconds * 1000.0 / static_cast<double>(layers),
-          (spaced - spacers) * 1000.0 / static_cast<double>(layers),
+          linears * 1000.0 / static_cast<double>(layers),
+          (all - linears) * 1000.0 / static_cast<double>(layers),
           (is_latent ? 1.0 : 2.0) * static_cast<double>(layer_bytes) * kv_len /
               static_cast<double>(pages_of_one * page_size),
           4.0 * pairs * shape.q_heads * shape.head_dim};
 }
 
 void PrintDevice() {
+  std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
   cudaDeviceProp properties;
   cudaGetDeviceProperties(&properties, 0);
   const OpTable& ops = *cuda::synced::Table();
@@ -270,28 +314,49 @@ void PrintDevice() {
               ops.read_bandwidth == nullptr ? 0.0 : ops.read_bandwidth() / 1e9);
 }
 
-// One op per layer: rotation, write, attention and, for Qwen3-Next, the gate.
+// NIBBLE_BENCH=model: that one alone.
+bool IsWanted(const NamedShape& model) {
+  const char* wanted = std::getenv("NIBBLE_BENCH");
+  return wanted == nullptr || std::string_view(model.name) == wanted;
+}
+
+// A layer's attention between its two linears: rotation, write, attention and, for Qwen3-Next, the
+// gate.
 TEST_F(CudaAttention, DISABLED_BenchDecode) {
   PrintDevice();
-  for (NamedShape model : kModels) {
-    if (model.shape.head_dim == 576) model.shape.q_heads = 128;
-    const bool is_next = model.shape.head_dim == 256;
-    const Around around = model.shape.head_dim > 256 ? Around::kNothing
-                          : is_next                  ? Around::kRotationAndGate
-                                                     : Around::kRotation;
+  for (const NamedShape& model : kModels) {
+    const AttentionShape& shape = model.shape;
+    if (shape.head_dim > 256 || !IsWanted(model)) continue;
+    const int64_t hidden = std::string_view(model.name).starts_with("Llama-70B") ? 8192 : 2048;
+    const Around around = shape.head_dim == 256 ? Around::kRotationAndGate : Around::kRotation;
     for (int64_t batch : {1, 8, 64}) {
-      for (int32_t context : {1024, 8192, 32768, 131072}) {
-        if (batch * context > 8 * 131072) continue;
-        if (batch * context * model.shape.kv_heads > 8 * 8 * 32768) continue;
-        const Timing t = TimeAttention(model.shape, batch, 1, context, context + 1024, around);
-        std::printf("%-20s batch %2d, %6d keys: %8.2f us, adds %8.2f us, %6.0f GB/s\n", model.name,
-                    static_cast<int>(batch), context, t.microseconds, t.added,
+      for (int32_t context : {1024, 4096, 32768, 131072}) {
+        if (batch > 1 && context > 32768) continue;
+        if (batch * context * shape.kv_heads * shape.head_dim > int64_t{8} * 2 * 32768 * 128)
+          continue;
+        const Timing t = TimeAttention(shape, batch, 1, context, context, around, hidden);
+        std::printf("%-20s batch %2d, %6d keys: adds %7.2f us to %6.2f, alone %7.2f, %5.0f GB/s\n",
+                    model.name, static_cast<int>(batch), context, t.added, t.linears,
+                    t.microseconds, t.bytes / t.microseconds / 1e3);
+      }
+    }
+  }
+}
+
+TEST_F(CudaAttention, DISABLED_BenchLatent) {
+  PrintDevice();
+  for (NamedShape model : kModels) {
+    if (model.shape.head_dim != 576) continue;
+    model.shape.q_heads = 128;
+    for (int64_t batch : {1, 8, 64}) {
+      for (int32_t context : {1024, 8192, 32768}) {
+        if (batch * context > 8 * 32768) continue;
+        const Timing t = TimeAttention(model.shape, batch, 1, context, context);
+        std::printf("%-20s batch %2d, %6d keys: %8.2f us, %6.0f GB/s\n", model.name,
+                    static_cast<int>(batch), context, t.microseconds,
                     t.bytes / t.microseconds / 1e3);
       }
     }
-    const Timing t = TimeAttention(model.shape, 1, 1, 1024, 131072, around);
-    std::printf("%-20s batch  1,   1024 keys of at most 131072: %8.2f us, adds %.2f\n", model.name,
-                t.microseconds, t.added);
   }
 }
 

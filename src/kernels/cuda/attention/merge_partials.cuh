@@ -10,7 +10,6 @@ namespace nibble::kernels::cuda {
 
 inline constexpr int kMergeHalfWarps = 16;  // of a CTA
 inline constexpr int kMergeDims = 64;
-inline constexpr int kBlocksPerGroup = kGroupKeys / kBlockKeys;
 static_assert(kBlocksPerGroup == 16);  // one per lane of a half-warp
 
 __host__ __device__ inline int32_t SlicesOf(const AttentionProblem& p) {

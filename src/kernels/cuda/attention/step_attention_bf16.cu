@@ -1,0 +1,10 @@
+#include "kernels/cuda/attention/step_launch.cuh"
+
+namespace nibble::kernels::cuda {
+
+void LaunchStepBf16(const OpContext& context, const AttentionParams& params,
+                    const AttentionProblem& problem) {
+  LaunchStep<false>(context, params, problem);
+}
+
+}  // namespace nibble::kernels::cuda

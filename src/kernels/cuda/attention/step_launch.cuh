@@ -1,0 +1,99 @@
+// How many CTAs share a sequence's keys, and where their results meet.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/cuda/attention/merge_step.cuh"
+#include "kernels/cuda/attention/step_attention.cuh"
+#include "kernels/cuda/attention/step_launch.h"
+#include "kernels/cuda/launch.h"
+
+namespace nibble::kernels::cuda {
+
+inline constexpr int64_t kMaxClusterCtas = 8;
+inline constexpr int64_t kMaxClusterBlocks = 16;
+
+// Shared memory of a multiprocessor as the linears before and after divide it (linear/decode.cu): a
+// launch that wants another division cannot start beside its predecessor.
+inline constexpr int kStepSharedOfMultiprocessor = 164 * 1024;
+inline constexpr int kStepReservedPerCta = 1024;
+
+inline void AgreeOnSharedMemory(const void* kernel, int bytes_of_cta) {
+  const int most = CurrentDevice().shared_memory_per_block + kStepReservedPerCta;
+  const int wanted = std::max(kStepSharedOfMultiprocessor, bytes_of_cta + kStepReservedPerCta);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       std::min(100 * wanted / most, 100));
+}
+
+// Blocks that a token may see, whatever the length.
+inline int64_t MaxStepBlocks(const AttentionProblem& p, int64_t max_keys) {
+  const auto blocks_of = [](int64_t keys) { return (keys + kBlockKeys - 1) / kBlockKeys; };
+  int64_t blocks = blocks_of(max_keys);
+  if (p.window > 0) blocks = std::min(blocks, blocks_of(p.window - 1) + 1);
+  if (p.chunk > 0)
+    blocks = std::min(blocks, blocks_of(p.chunk) + (p.chunk % kBlockKeys != 0 ? 1 : 0));
+  return blocks;
+}
+
+// CTAs of a cluster where clusters are best, else 1: few keys, and room for all CTAs at once.
+inline int64_t StepCluster(int64_t pairs, int64_t blocks) {
+  const DeviceFacts& device = CurrentDevice();
+  if (device.major < 9 || blocks > kMaxClusterBlocks) return 1;
+  int64_t ctas = std::min<int64_t>(
+      kMaxClusterCtas, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(blocks))));
+  while (ctas > 1 && pairs * ctas > 2 * device.multiprocessors) ctas /= 2;
+  return ctas;
+}
+
+template <bool kFp8, int kDimAtoms>
+void LaunchStepOf(const OpContext& context, StepProblem p, int64_t max_keys) {
+  const int64_t pairs = int64_t{p.sequences} * p.kv_heads;
+  const int64_t blocks = MaxStepBlocks(p, max_keys);
+  const int64_t cluster = StepCluster(pairs, blocks);
+  const auto threads = dim3(kStepThreads);
+  if (cluster > 1) {
+    using Shared = typename StepWorker<kFp8, kDimAtoms, true>::Shared;
+    p.splits = static_cast<int32_t>(cluster);
+    const int64_t slices = std::max<int64_t>(1, kDimAtoms / cluster);
+    const auto shared = static_cast<int>(sizeof(Shared) + blocks * (slices * 512 + 64));
+    const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, true>;
+    AgreeOnSharedMemory(reinterpret_cast<const void*>(kernel), shared);
+    LaunchPdlCluster(kernel, dim3(static_cast<uint32_t>(pairs * cluster)), threads,
+                     dim3(static_cast<uint32_t>(cluster)), shared, StreamOf(context), p);
+    return;
+  }
+  using Shared = typename StepWorker<kFp8, kDimAtoms, false>::Shared;
+  const int64_t room = context.workspace_bytes / (PartialFloats(kStepRows, kDimAtoms) * 4) / pairs;
+  p.units_per_tile = static_cast<int32_t>(std::min(room, blocks));
+  p.splits = static_cast<int32_t>(
+      std::clamp<int64_t>(2 * CurrentDevice().multiprocessors / pairs, 1, blocks));
+  if (p.splits == 1 || p.units_per_tile == 0) p.splits = 1, p.units_per_tile = 0;
+  const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, false>;
+  AgreeOnSharedMemory(reinterpret_cast<const void*>(kernel), sizeof(Shared));
+  LaunchPdl(kernel, dim3(static_cast<uint32_t>(pairs * p.splits)), threads, sizeof(Shared),
+            StreamOf(context), p);
+  if (p.splits == 1) return;
+  const auto merge = MergeStepKernel<kFp8>;
+  AgreeOnSharedMemory(reinterpret_cast<const void*>(merge), 0);
+  LaunchPdl(merge, dim3(static_cast<uint32_t>(pairs * kDimAtoms)), dim3(kMergeWarps * 32), 0,
+            StreamOf(context), p);
+}
+
+template <bool kFp8>
+void LaunchStep(const OpContext& context, const AttentionParams& params,
+                const AttentionProblem& problem) {
+  StepProblem p = {problem};
+  p.tile_rows = kStepRows;
+  p.rope = *params.rope;
+  p.k_side = SideOf(p.rope.cache.k, p.rope.cache.k_scale);
+  p.v_side = SideOf(p.rope.cache.v, p.rope.cache.v_scale);
+  p.gate = params.gate;
+  p.gate_stride = params.gate_stride;
+  const int64_t max_keys = params.max_pages * params.cache.page_size;
+  if (p.head_dim == 64) LaunchStepOf<kFp8, 4>(context, p, max_keys);
+  if (p.head_dim == 128) LaunchStepOf<kFp8, 8>(context, p, max_keys);
+  if (p.head_dim == 256) LaunchStepOf<kFp8, 16>(context, p, max_keys);
+}
+
+}  // namespace nibble::kernels::cuda
