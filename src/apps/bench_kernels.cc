@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include "apps/load.h"
+#include "apps/roofline.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "device/cpu.h"
 #include "kernels/benchmark_linear.h"
@@ -13,16 +15,64 @@ namespace {
 
 namespace json = boost::json;
 
+json::array ToJson(const std::vector<kernels::LinearVerdict>& verdicts) {
+  json::array array;
+  for (const kernels::LinearVerdict& verdict : verdicts) {
+    array.push_back(json::object{{"ceiling", kernels::LinearCeilingName(verdict.ceiling)},
+                                 {"goal", verdict.goal},
+                                 {"reached", verdict.reached},
+                                 {"met", verdict.met()}});
+  }
+  return array;
+}
+
 json::object ToJson(const kernels::LinearMeasurement& m) {
   return {{"kernel", m.kernel},
+          {"threads", m.threads},
           {"n", m.n},
           {"k", m.k},
           {"m", m.m},
           {"seconds", m.seconds},
           {"weight_bytes_per_second", m.bytes_per_second},
           {"ops_per_second", m.ops_per_second},
-          {"read_share", m.read_share},
-          {"compute_share", m.compute_share}};
+          {"read_bytes_per_second", m.read},
+          {"read_share", m.read_share()},
+          {"compute_share", m.compute_share()},
+          {"goals", ToJson(m.verdicts)}};
+}
+
+json::object ToJson(const kernels::LinearProbes& probes) {
+  return {{"threads", probes.threads},
+          {"int8_ops_per_second", probes.int8},
+          {"int16_ops_per_second", probes.int16},
+          {"bf16_ops_per_second", probes.bf16},
+          {"best_int8_ops_per_second", probes.best_int8}};
+}
+
+json::object ToJson(const kernels::LinearBenchReport& report) {
+  json::array probes, measurements;
+  for (const auto& item : report.probes) probes.push_back(ToJson(item));
+  for (const auto& item : report.measurements) measurements.push_back(ToJson(item));
+  return {{"cpu", GetCpuInfo().model},
+          {"variant", report.variant},
+          {"probes", std::move(probes)},
+          {"measurements", std::move(measurements)}};
+}
+
+void PrintSummary(const kernels::LinearBenchReport& report) {
+  for (const kernels::LinearProbes& probes : report.probes) {
+    fmt::print(
+        "probes, {} thread(s): int8 {:.0f} GOP/s, int16 {:.0f} GOP/s, bf16 {:.0f} GOP/s ({})\n",
+        probes.threads, probes.int8 / 1e9, probes.int16 / 1e9, probes.bf16 / 1e9, report.variant);
+  }
+  int goals = 0, met = 0;
+  for (const kernels::LinearMeasurement& m : report.measurements) {
+    for (const kernels::LinearVerdict& verdict : m.verdicts) {
+      ++goals;
+      met += verdict.met() ? 1 : 0;
+    }
+  }
+  if (goals > 0) fmt::print("goals met: {} of {}\n", met, goals);
 }
 
 json::object ToJson(const kernels::OpMeasurement& m, double ceiling) {
@@ -35,6 +85,10 @@ json::object ToJson(const kernels::OpMeasurement& m, double ceiling) {
           {"read_share", m.bytes / m.seconds / ceiling},
           {"read_only_seconds", m.read_seconds},
           {"ops_per_second", m.flops / m.seconds}};
+}
+
+std::vector<int64_t> TokensOr(const BenchKernelsOptions& options, std::vector<int64_t> otherwise) {
+  return options.tokens.empty() ? otherwise : options.tokens;
 }
 
 Result<WeightFormat> ParseFormat(const std::string& name) {
@@ -55,7 +109,7 @@ Status BenchGpu(const kernels::OpTable& ops, const BenchKernelsOptions& options)
   NIBBLE_TRY(kernels::BenchOps(ops,
                                {.ops = options.ops,
                                 .shapes = options.shapes,
-                                .tokens = options.tokens,
+                                .tokens = TokensOr(options, {1, 8, 16, 64, 512, 2048}),
                                 .contexts = options.contexts,
                                 .format = format},
                                [&](const kernels::OpMeasurement& m) {
@@ -83,31 +137,28 @@ int BenchKernels(const BenchKernelsOptions& options) {
       return done ? 0 : Report(done.error());
     }
   }
-  if (!options.json) fmt::print("{}, {} thread(s)\n", GetCpuInfo().model, options.threads);
+  if (!options.json) fmt::print("{}\n", GetCpuInfo().model);
   const auto print = [&](const kernels::LinearMeasurement& m) {
     if (!options.json) fmt::print("{}\n", kernels::FormatMeasurement(m));
     std::fflush(stdout);
   };
-  auto report =
-      kernels::BenchLinear({.variant = options.variant, .threads = options.threads}, print);
+  auto report = kernels::BenchLinear({.variant = options.variant,
+                                      .threads = options.threads,
+                                      .kernels = options.kernels,
+                                      .tokens = TokensOr(options, {1, 4, 16, 128, 512}),
+                                      .stream_bytes = options.stream_bytes,
+                                      .batch_n = options.batch_n,
+                                      .k = options.k},
+                                     print);
   if (!report) return Report(report.error());
   if (options.json) {
-    json::array measurements;
-    for (const kernels::LinearMeasurement& m : report->measurements)
-      measurements.push_back(ToJson(m));
-    fmt::print("{}\n",
-               json::serialize(json::object{{"cpu", GetCpuInfo().model},
-                                            {"variant", report->variant},
-                                            {"threads", report->threads},
-                                            {"int8_ops_per_second", report->int8_ops_per_second},
-                                            {"int16_ops_per_second", report->int16_ops_per_second},
-                                            {"bf16_ops_per_second", report->bf16_ops_per_second},
-                                            {"measurements", std::move(measurements)}}));
+    fmt::print("{}\n", json::serialize(ToJson(*report)));
   } else {
-    fmt::print("probes: int8 {:.0f} GOP/s, int16 {:.0f} GOP/s, bf16 {:.0f} GOP/s ({})\n",
-               report->int8_ops_per_second / 1e9, report->int16_ops_per_second / 1e9,
-               report->bf16_ops_per_second / 1e9, report->variant);
+    PrintSummary(*report);
   }
+  if (options.plot.empty()) return 0;
+  const std::string svg = RooflineSvg(*report, GetCpuInfo().model);
+  if (auto status = WriteFileAtomic(options.plot, svg); !status) return Report(status.error());
   return 0;
 }
 

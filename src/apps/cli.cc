@@ -261,8 +261,11 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       "\nExamples:\n  nibble bench model MODEL --prompt 512 --decode 128 --batch 8\n  nibble bench "
       "MODEL --json\n"
       "  nibble bench model MODEL --mixed --prompt 8192 --batch 8\n"
-      "  nibble bench kernels --threads 1\n"
-      "  nibble bench kernels --device cuda --op linear --shape 4096x14336 --tokens 1,16");
+      "  nibble bench kernels --threads 1,2 --kernel nvfp4xint8 --plot roofs.svg\n"
+      "  nibble bench kernels --isa avx2\n"
+      "  nibble bench kernels --device cuda --op linear --shape 4096x14336 --tokens 1,16\n\n"
+      "Shares of the CPU's kernels compare with probes of the same run: memory read over the very "
+      "weight, and\nmultiply-adds in registers. A figure with a goal says whether it is met.");
   command->require_subcommand(1);
   CLI::App* of_model =
       command->add_subcommand("model", "prefill and decode rates, with bytes and shares");
@@ -307,10 +310,6 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->add_option("--shape", kernels->shapes,
                    "of a GPU: NxK of linear, 30b or next of moe, HqxHkxDh of attention; a list")
       ->delimiter(',');
-  of_kernels->add_option("--tokens", kernels->tokens, "of a GPU: tokens at once; a list")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
   of_kernels->add_option("--context", kernels->contexts, "of a GPU's attention; a list")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20))
@@ -319,11 +318,37 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->add_option("--format", kernels->format,
                    "of a GPU's weights: nvfp4, mxfp4, int4, int8, bf16")
       ->capture_default_str();
-  of_kernels->add_option("-t,--threads", kernels->threads, "threads")
+  of_kernels->add_option("-t,--threads", kernels->threads, "threads; a list measures each (1,2)")
+      ->delimiter(',')
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  of_kernels->add_option("--variant", kernels->variant,
-                         "avx512, avx2, neon or generic; default: the fastest");
+  of_kernels->add_option(
+      "--isa,--variant", kernels->variant,
+      "of the CPU: avx512, avx512bf16, avx2, neon or generic; default: the fastest");
+  of_kernels
+      ->add_option(
+          "--kernel", kernels->kernels,
+          "of the CPU, weights x activations: nvfp4xint8, mxfp4xbf16, ...; a list; default: all")
+      ->delimiter(',');
+  of_kernels
+      ->add_option("--tokens", kernels->tokens,
+                   "tokens at once; a list; default: 1,4,16,128,512, of a GPU 1,8,16,64,512,2048")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 16));
+  of_kernels
+      ->add_option("--stream-bytes", kernels->stream_bytes,
+                   "size of the weight that up to 8 tokens read from memory; 0: twice the "
+                   "last-level cache")
+      ->transform(kSize)
+      ->capture_default_str();
+  of_kernels->add_option("--rows", kernels->batch_n, "N of the weight that more tokens meet")
+      ->check(CLI::Range(16, 1 << 20))
+      ->capture_default_str();
+  of_kernels->add_option("--columns", kernels->k, "K")
+      ->check(CLI::Range(128, 1 << 20))
+      ->capture_default_str();
+  of_kernels->add_option("--plot", kernels->plot,
+                         "write a picture of every kernel's roof: FILE.svg");
   of_kernels->add_flag("--json", kernels->json, "one JSON object instead of text");
   of_kernels->callback([kernels, status] { *status = BenchKernels(*kernels); });
 }

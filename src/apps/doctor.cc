@@ -70,7 +70,7 @@ Status PrintFigures() {
   }
   const int threads = GetCpuInfo().usable_cores;
   fmt::print("figures     linear kernels with {} thread{}\n", threads, threads == 1 ? "" : "s");
-  NIBBLE_TRY(kernels::BenchLinear({.threads = threads, .tokens = {1, 128}},
+  NIBBLE_TRY(kernels::BenchLinear({.threads = {threads}, .tokens = {1, 128}},
                                   [](const kernels::LinearMeasurement& m) {
                                     fmt::print("  {}\n", kernels::FormatMeasurement(m));
                                     std::fflush(stdout);

@@ -80,16 +80,21 @@ struct BenchModelOptions {
 };
 
 struct BenchKernelsOptions {
-  std::string device = "cpu";  // auto, cpu, cuda, cuda:N
+  std::string device = "cpu";   // auto, cpu, cuda, cuda:N
+  std::vector<int64_t> tokens;  // empty: the defaults of either kind of device
   // Of GPUs: kernels::OpBenchOptions.
   std::vector<std::string> ops = {"linear", "moe", "attention"};
   std::vector<std::string> shapes;
-  std::vector<int64_t> tokens = {1, 8, 16, 64, 512, 2048};
   std::vector<int64_t> contexts = {1024, 32768};
   std::string format = "nvfp4";
-  // Of the CPU:
-  int threads = 1;
-  std::string variant;  // "": the fastest
+  // Of the CPU: kernels::LinearBenchOptions.
+  std::vector<int> threads = {1};
+  std::string variant;
+  std::vector<std::string> kernels;
+  int64_t stream_bytes = 0;
+  int64_t batch_n = 8192;
+  int64_t k = 4096;
+  std::string plot;  // "": none
   bool json = false;
 };
 

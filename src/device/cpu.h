@@ -40,7 +40,7 @@ struct MemoryInfo {
 MemoryInfo GetMemoryInfo();
 
 // Read bandwidth in bytes per second over a buffer larger than the caches: the ceiling of decoding.
-// The best of several passes with one and four streams per thread; 0 when the buffer cannot be
+// The best of several passes with one, two and four streams per thread; 0 when the buffer cannot be
 // allocated. Two buffers of one machine can differ by half (their physical pages decide), so a
 // kernel's rate is compared with the probe over the very buffer that it reads: the second form,
 // whose bytes must be 64-byte aligned.
