@@ -84,6 +84,7 @@ json::object ToJson(const kernels::OpMeasurement& m, double ceiling) {
           {"bytes_per_second", m.bytes / m.seconds},
           {"read_share", m.bytes / m.seconds / ceiling},
           {"read_only_seconds", m.read_seconds},
+          {"bf16_cublaslt_seconds", m.bf16_seconds},
           {"ops_per_second", m.flops / m.seconds}};
 }
 

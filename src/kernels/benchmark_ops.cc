@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kColdBytes = int64_t{256} << 20;  // more than any cache
 constexpr int64_t kChain = 24;                      // launches, if they are short
 constexpr int kRuns = 5;
+constexpr int64_t kPrompt = 256;  // tokens from which a linear is measured against cuBLASLt
 
 // Memory, marks and timing of one device.
 class Bench {
@@ -85,6 +86,10 @@ class Bench {
     return best / static_cast<double>(launches);
   }
 
+  double Bf16MatmulSeconds(int64_t m, int64_t n, int64_t k) {
+    return device_.host_memory() ? 0 : CudaBf16MatmulSeconds(m, n, k);
+  }
+
   Status Report(OpMeasurement measurement) {
     if (const std::string failure = device_.failure(); !failure.empty())
       return Fail(Code::kInternal, "{} of {}: {}", measurement.op, measurement.shape, failure);
@@ -150,7 +155,8 @@ Status BenchLinearShape(Bench& bench, const OpBenchOptions& options, const std::
          .m = m,
          .seconds = seconds,
          .bytes = static_cast<double>(weights[0]->bytes()),
-         .flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k)}));
+         .flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k),
+         .bf16_seconds = m >= kPrompt ? bench.Bf16MatmulSeconds(m, n, k) : 0}));
   }
   return {};
 }
@@ -408,10 +414,15 @@ std::string FormatMeasurement(const OpMeasurement& m, double ceiling) {
   const std::string context = m.context > 0 ? fmt::format(" behind {}", m.context) : "";
   const std::string read =
       m.read_seconds > 0 ? fmt::format(", read alone {:8.1f} us", 1e6 * m.read_seconds) : "";
+  const std::string bf16 =
+      m.bf16_seconds > 0
+          ? fmt::format(" ({:.0f} % of cuBLASLt's BF16, {:.1f})", 100 * m.bf16_seconds / m.seconds,
+                        m.flops / m.bf16_seconds / 1e12)
+          : "";
   return fmt::format(
-      "{:9} {:12} M={:<5}{:14} {:9.1f} us{}  {:7.0f} GB/s ({:3.0f} % of read) {:7.1f} TFLOP/s",
+      "{:9} {:12} M={:<5}{:14} {:9.1f} us{}  {:7.0f} GB/s ({:3.0f} % of read) {:7.1f} TFLOP/s{}",
       m.op, m.shape, m.m, context, 1e6 * m.seconds, read, m.bytes / m.seconds / 1e9,
-      100 * m.bytes / m.seconds / ceiling, m.flops / m.seconds / 1e12);
+      100 * m.bytes / m.seconds / ceiling, m.flops / m.seconds / 1e12, bf16);
 }
 
 }  // namespace nibble::kernels

@@ -33,6 +33,7 @@ struct OpMeasurement {
   double bytes = 0;         // of weights or cache that a launch reads
   double flops = 0;         // a multiplication and an addition are two
   double read_seconds = 0;  // of a kernel that only reads these bytes; 0: not known
+  double bf16_seconds = 0;  // of cuBLASLt with BF16 weights; 0: not known, or not of its kind
 };
 
 // Calls `on_measurement` after each one. kInvalidArgument: an op or a shape that is not known.
@@ -45,5 +46,9 @@ std::string FormatMeasurement(const OpMeasurement& measurement, double ceiling);
 // Seconds per launch, in a chain of dependent ones, of a kernel that reads `bytes` from memory and
 // does nothing else. 0 without CUDA.
 double CudaReadSeconds(int64_t bytes);
+
+// Seconds of (M, K) times (N, K) transposed in BF16 by cuBLASLt, the best of its algorithms; the
+// weight may be cached. 0 without CUDA, without that library, or without the memory.
+double CudaBf16MatmulSeconds(int64_t m, int64_t n, int64_t k);
 
 }  // namespace nibble::kernels

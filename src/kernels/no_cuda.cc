@@ -12,6 +12,8 @@ Result<const OpTable*> CudaOps(int index) {
 
 double CudaReadSeconds(int64_t) { return 0; }
 
+double CudaBf16MatmulSeconds(int64_t, int64_t, int64_t) { return 0; }
+
 }  // namespace nibble::kernels
 
 #endif
