@@ -1,15 +1,22 @@
 #!/usr/bin/env python3
-"""Measures a GPU with made-up weights at the true shapes of published models, and prints a table.
+"""Measures a GPU with made-up weights at the true shapes of published models, and prints tables.
 
-    bench/accept.py NIBBLE [--models 30b,next,...] [--json FILE]
+    bench/accept.py NIBBLE [--parts models,mixed,kernels,start] [--models 30b,next,...] [--json FILE]
 
-Every row is a shape of `nibble bench model configs/NAME --load-format dummy`. Context 1,024, FP8 KV cache (gpt-oss: BF16), greedy, no speculation; the read ceiling is measured in the same run.
+models:  `nibble bench model configs/NAME --load-format dummy`. Context 1,024, FP8 KV cache (gpt-oss: BF16), greedy, no speculation; the read
+         ceiling is measured in the same run.
+mixed:   the longest gap between two tokens of 8 answers while a prompt of 8,192 arrives.
+kernels: `nibble bench kernels`: linears of 1 to 128 tokens beside a kernel that only reads, of long prompts beside cuBLASLt in BF16; the block
+         of experts; attention.
+start:   a made-up export of Qwen3-Next-80B-A3B (50.8 GB) in /dev/shm, from the start of `nibble serve` to the first token (bench/start.py).
 """
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 FP8 = ["--kv-cache-dtype", "fp8"]
@@ -24,6 +31,16 @@ MODELS = [
     ("70b", "Llama-3.3-70B", "config", FP8, [DECODE, BATCH, PREFILL]),
     ("gpt-oss", "gpt-oss-120b", "config", [], [DECODE]),
 ]
+
+
+LINEARS = "4096x4096,14336x4096,4096x14336,8192x8192,28672x8192,8192x28672,2048x4096,12288x2048,151936x2048"
+KERNELS = [
+    ["--op", "linear", "--shape", LINEARS, "--tokens", "1,8,16,32,64,128"],
+    ["--op", "linear", "--shape", "4096x4096,12288x2048,8192x8192,28672x8192", "--tokens", "512,2048,8192"],
+    ["--op", "moe", "--tokens", "1,8,16,64"],
+    ["--op", "attention", "--tokens", "1,8,64", "--context", "1024,32768,131072"],
+]
+START_BYTES = 60 << 30
 
 
 def groups(shapes):
@@ -60,13 +77,7 @@ def line(config, policy, row):
             f"{row['decode_bytes_per_second'] / 1e9:.0f} of {row['read_bytes_per_second'] / 1e9:.0f} | {row['last_logits'][0]} |")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("nibble")
-    parser.add_argument("--models", default=",".join(m[0] for m in MODELS), help="default: all")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--json", help="file for all figures")
-    options = parser.parse_args()
+def measure_models(options):
     rows = []
     print("| model | what | tokens/s | ms per step | GB/s of weights, of the read ceiling | last logits |")
     print("|---|---|---:|---:|---:|---|", flush=True)
@@ -77,6 +88,58 @@ def main():
             for row in run(options.nibble, config, policy, kv, group, options.device):
                 rows.append(row)
                 print(line(config, policy, row), flush=True)
+    return rows
+
+
+def printed(command):
+    """Runs a command that prints its own figures."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    text = result.stdout.strip()
+    print(text or result.stderr.strip(), flush=True)
+    row = {"command": command[1:], "output": text.splitlines()}
+    return [row if result.returncode == 0 else {**row, "error": result.stderr.strip()}]
+
+
+def measure_mixed(options):
+    return printed([options.nibble, "bench", "model", str(CONFIGS / "Qwen3-30B-A3B"), "--device", options.device, "--load-format", "dummy", *FP8,
+                    "--mixed", "--prompt", "8192", "--batch", "8", "--repeat", "1"])
+
+
+def measure_kernels(options):
+    return [row for shapes in KERNELS for row in printed([options.nibble, "bench", "kernels", "--device", options.device, *shapes])]
+
+
+def measure_start(options):
+    memory = pathlib.Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < START_BYTES:
+        reason = f"/dev/shm has less than {START_BYTES >> 30} GiB free: the start is not measured"
+        print(reason)
+        return [{"kind": "start", "skipped": reason}]
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        model = pathlib.Path(folder) / "model"
+        rows = printed([options.nibble, "quantize", "--dummy", str(CONFIGS / "Qwen3-Next-80B-A3B"), str(model)])
+        script = pathlib.Path(__file__).with_name("start.py")
+        for _ in range(2):
+            rows += printed([sys.executable, str(script), options.nibble, str(model), "--", "--device", options.device])
+    return rows
+
+
+PARTS = {"models": measure_models, "mixed": measure_mixed, "kernels": measure_kernels, "start": measure_start}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("nibble")
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: all")
+    parser.add_argument("--models", default=",".join(m[0] for m in MODELS), help="default: all")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--json", help="file for all figures")
+    options = parser.parse_args()
+    rows = []
+    for part in options.parts.split(","):
+        if part not in PARTS:
+            parser.error(f"--parts {part}: expected {', '.join(PARTS)}")
+        rows += PARTS[part](options)
     if options.json:
         pathlib.Path(options.json).write_text(json.dumps(rows, indent=1))
     return 1 if any("error" in row for row in rows) else 0
