@@ -9,12 +9,14 @@
 namespace nibble::kernels {
 
 // Experts (first + i * step) mod E, i < top_k: different ones, and each as likely as any other.
+// top_k steps are no more than E.
 struct EvenChoice {
   int32_t first = 0;
   int32_t step = 1;
 
   NIBBLE_HD int32_t expert(int32_t i, int32_t experts) const {
-    return static_cast<int32_t>((first + int64_t{i} * step) % experts);
+    const int32_t at = first + i * step;
+    return at < experts ? at : at - experts;
   }
 };
 
