@@ -51,7 +51,7 @@ function(nibble_isa_flags SOURCES_VAR)
     elseif(file MATCHES "_avx512\\.cc$")
       if(x86)
         set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
-          "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512vbmi;-mavx512bf16;-mavx2;-mfma;-mf16c;-mbmi2;-mprefer-vector-width=512")
+          "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-mavx512bf16;-mavx2;-mfma;-mf16c;-mbmi2;-mprefer-vector-width=512")
         list(APPEND kept ${file})
       endif()
     elseif(file MATCHES "_avx2\\.cc$")

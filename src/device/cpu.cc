@@ -29,7 +29,7 @@ CpuFeatures DetectFeatures() {
   features.avx512 = features.avx2 && __builtin_cpu_supports("avx512f") &&
                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
-                    __builtin_cpu_supports("avx512vbmi");
+                    __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
   features.avx512_bf16 = features.avx512 && __builtin_cpu_supports("avx512bf16");
   features.fast_avx512_bf16 = features.avx512_bf16 && __builtin_cpu_is("amd");
   unsigned eax = 0;

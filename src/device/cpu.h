@@ -13,7 +13,7 @@ namespace nibble {
 
 struct CpuFeatures {
   bool avx2 = false;    // with FMA and F16C
-  bool avx512 = false;  // F, BW, VL, DQ, VNNI and VBMI
+  bool avx512 = false;  // F, BW, VL, DQ, VNNI, VBMI and VBMI2
   bool avx512_bf16 = false;
   bool fast_avx512_bf16 = false;  // vdpbf16ps outruns two FP32 multiply-adds (AMD's, not Intel's)
   bool amx_int8 = false;

@@ -7,6 +7,8 @@
 namespace nibble::kernels::cpu {
 
 struct CodeRuns {
+  PanelRun nvfp4_int24 = nullptr;
+  PanelRun mxfp4_int24 = nullptr;
   PanelRun nvfp4_int8 = nullptr;
   PanelRun nvfp4_int16 = nullptr;
   PanelRun nvfp4_digits = nullptr;
@@ -16,12 +18,12 @@ struct CodeRuns {
 };
 
 struct FloatRuns {
-  PanelRun nvfp4 = nullptr;
-  PanelRun mxfp4 = nullptr;
   PanelRun bf16 = nullptr;
+  PanelRun fp8 = nullptr;
 };
 
-FloatRuns Avx512FloatBatchRuns();  // of tiles up to 7
+FloatRuns Avx512FloatStreamRuns();  // of one tile up to 7, FP8 alone
+FloatRuns Avx512FloatBatchRuns();   // of tiles up to 7
 
 CodeRuns Avx512StreamRuns();  // of one tile: up to 7 tokens, 3 as digits
 CodeRuns Avx512BatchRuns();   // of tiles up to 7, without digits

@@ -127,6 +127,20 @@ struct DigitBlock {
 };
 static_assert(sizeof(DigitBlock) == 76);
 
+// BF16 activations of 4-bit codes, as fixed point of 23 bits: x * 2^60 = q * scale with a power of
+// two as scale, the same for kInt24Blocks blocks, and |q| < 2^22: values down to 2^-14 of the
+// largest keep all their BF16 bits and the others are off by 2^-22 of it at most, finer than sums
+// in FP32 are. q = 2^16 digits[0] + 2^8 digits[1] + digits[2]. The starts are -12 * sum(q), modulo
+// 2^32. A sum of 32 products with doubled E2M1 stays below 2^31.
+inline constexpr int kInt24Blocks = 2;
+struct Int24Block {
+  int8_t digits[3][kBlockK];
+  int32_t half_start[2];
+  int32_t start;
+  float scale;
+};
+static_assert(sizeof(Int24Block) == 112);
+
 // As pairs for BF16 products: in pair order, times 2^60, in BF16 or, where a pair is two FP32
 // multiply-adds, widened to FP32.
 struct Bf16Block {

@@ -50,6 +50,10 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
       return Plan{digits, kernels.prepare_digits, sizeof(DigitBlock)};
     return Plan{kernel, kernels.prepare_int16, sizeof(Int16Block)};
   };
+  const auto with_exact = [&](const PanelKernel& int24, const PanelKernel& bf16) {
+    if (bf16.run != nullptr) return Plan{bf16, kernels.prepare_bf16, kernels.bf16_block_bytes};
+    return Plan{int24, kernels.prepare_int24, sizeof(Int24Block)};
+  };
   const auto with_bf16 = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_bf16, kernels.bf16_block_bytes};
   };
@@ -60,11 +64,11 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
     case WeightFormat::kNvfp4:
       if (int8) return with_int8(kernels.nvfp4_int8);
       if (int16) return with_int16(kernels.nvfp4_int16, kernels.nvfp4_digits);
-      return with_bf16(kernels.nvfp4_bf16);
+      return with_exact(kernels.nvfp4_int24, kernels.nvfp4_bf16);
     case WeightFormat::kMxfp4:
       if (int8) return with_int8(kernels.mxfp4_int8);
       if (int16) return with_int16(kernels.mxfp4_int16, kernels.mxfp4_digits);
-      return with_bf16(kernels.mxfp4_bf16);
+      return with_exact(kernels.mxfp4_int24, kernels.mxfp4_bf16);
     case WeightFormat::kBf16:
       return with_bf16(kernels.bf16);
     case WeightFormat::kFp8:
@@ -82,38 +86,53 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
   return {};
 }
 
-// One pass of m tokens as full tiles and a smaller last one: the fewest tiles that hold them, even
-// where the kernel has that size.
+// One pass of m tokens as tiles of `tile` tokens, then of last_tile slots.
 struct Tiling {
   int64_t tile = 1;
-  int64_t last_tile = 1;  // slots of the last tile if m is no multiple of tile
+  int64_t wide_tokens = 0;  // in tiles of `tile`
+  int64_t last_tile = 1;
+
+  // The tile of a token: its first token and its slots.
+  int64_t First(int64_t token) const {
+    if (token < wide_tokens) return token - token % tile;
+    return token - (token - wide_tokens) % last_tile;
+  }
+  int64_t Slots(int64_t token) const { return token < wide_tokens ? tile : last_tile; }
 };
 
+// The fewest tiles that hold the tokens. Where the kernel has every size, their sizes differ by one
+// at most: a tile of few tokens takes nearly the time of a large one. Else full tiles and a smaller
+// last one with idle slots.
 Tiling TilingFor(const PanelKernel& kernel, int64_t m) {
   const auto* end = std::find(kernel.sizes, kernel.sizes + kMaxTileSizes, 0);
   const auto fitting = [&](int64_t tokens) { return std::lower_bound(kernel.sizes, end, tokens); };
   const int64_t largest = *(end - 1);
-  const int64_t even = CeilDiv(m, CeilDiv(m, largest));
+  const int64_t tiles = CeilDiv(m, largest);
+  const int64_t even = CeilDiv(m, tiles);
+  if (end - kernel.sizes == largest) {
+    const int64_t narrow = tiles * even - m;  // tiles of a token less
+    return {.tile = even,
+            .wide_tokens = (tiles - narrow) * even,
+            .last_tile = std::max<int64_t>(even - 1, 1)};
+  }
   const bool exact = *fitting(even) == even;
   const int64_t tile = exact ? even : m < largest ? *fitting(m) : largest;
-  return {.tile = tile, .last_tile = *fitting(m % tile)};
+  return {.tile = tile, .wide_tokens = m / tile * tile, .last_tile = *fitting(m % tile)};
 }
 
 // Prepares tokens [begin, end) of the pass, each into its tile: [block of 32 k][token].
 void PrepareTokens(const LinearParams& params, const CpuPackedWeight& weight, const Plan& plan,
-                   Tiling tiling, int64_t blocks, int64_t m, int64_t first_token, int64_t begin,
-                   int64_t end, std::byte* workspace) {
+                   Tiling tiling, int64_t blocks, int64_t first_token, int64_t begin, int64_t end,
+                   std::byte* workspace) {
   for (int64_t token = begin; token < end; ++token) {
-    const int64_t in_tile = token % tiling.tile;
-    const int64_t first = token - in_tile;
-    const int64_t slots = m - first < tiling.tile ? tiling.last_tile : tiling.tile;
+    const int64_t first = tiling.First(token);
     plan.prepare({.x = params.x + (first_token + token) * params.x_stride,
                   .k = weight.k(),
                   .column_order = weight.column_order(),
                   .input_multiplier = weight.input_multiplier(),
                   .blocks = blocks,
-                  .out = workspace + (first * blocks + in_tile) * plan.block_bytes,
-                  .block_stride = slots * plan.block_bytes});
+                  .out = workspace + (first * blocks + token - first) * plan.block_bytes,
+                  .block_stride = tiling.Slots(token) * plan.block_bytes});
   }
 }
 
@@ -136,6 +155,7 @@ PanelJob JobOf(const LinearParams& params, const Plan& plan, Tiling tiling, int6
       .token_bytes = weight.padded_k() / kBlockK * plan.block_bytes,
       .m = m,
       .tile = tiling.tile,
+      .wide_tokens = tiling.wide_tokens,
       .last_tile = tiling.last_tile,
       .bias = params.bias,
       .y = params.y == nullptr ? nullptr : params.y + out,
@@ -169,8 +189,7 @@ void LinearPass(const OpContext& context, const LinearParams& params, int64_t fi
   const int64_t blocks = weight.padded_k() / kBlockK;
   const Tiling tiling = TilingFor(plan.kernel, m);
   auto prepare = [&](int64_t begin, int64_t end) {
-    PrepareTokens(params, weight, plan, tiling, blocks, m, first_token, begin, end,
-                  context.workspace);
+    PrepareTokens(params, weight, plan, tiling, blocks, first_token, begin, end, context.workspace);
   };
   if (m * weight.k() < kParallelPrepare) {
     prepare(0, m);
@@ -246,7 +265,7 @@ void LinearOfPanels(const OpContext& context, const LinearParams& params, int64_
     const int64_t m = std::min(kPassTokens, params.m - token);
     const Plan plan = PlanFor(weight, m);
     const Tiling tiling = TilingFor(plan.kernel, m);
-    PrepareTokens(params, weight, plan, tiling, weight.padded_k() / kBlockK, m, token, 0, m,
+    PrepareTokens(params, weight, plan, tiling, weight.padded_k() / kBlockK, token, 0, m,
                   context.workspace);
     const PanelJob job = JobOf(params, plan, tiling, token, m, context.workspace);
     RunPanels(plan.kernel, FromPanel(job, begin), 0, end - begin);

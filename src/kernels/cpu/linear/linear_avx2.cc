@@ -169,6 +169,36 @@ NIBBLE_INLINE Row ScaledDot(const Codes& codes, const Scales& scales, const Int8
   }
 }
 
+// Digit by digit from the highest: what is there counts 256 times as much as the next.
+template <int Begin, int End>
+NIBBLE_INLINE IntRow DigitDot(const Codes& codes, const Int24Block& x) {
+  const auto dot = [&](int digit) {
+    IntRow sum = Dot16<Begin>(codes, x.digits[digit]);
+    if constexpr (End - Begin == 8) {
+      const IntRow second = Dot16<Begin + 4>(codes, x.digits[digit]);
+      sum = {_mm256_add_epi32(sum.a, second.a), _mm256_add_epi32(sum.b, second.b)};
+    }
+    return sum;
+  };
+  IntRow sum = dot(0);
+#pragma GCC unroll 2
+  for (int digit = 1; digit < 3; ++digit) {
+    const IntRow next = dot(digit);
+    sum = {_mm256_add_epi32(_mm256_slli_epi32(sum.a, 8), next.a),
+           _mm256_add_epi32(_mm256_slli_epi32(sum.b, 8), next.b)};
+  }
+  return sum;
+}
+
+template <CodeFormat F, int I>
+NIBBLE_INLINE Row Dot24(const Codes& codes, const Int24Block& x) {
+  constexpr bool kHalves = F == CodeFormat::kNvfp4;
+  const IntRow sum = DigitDot<4 * I, kHalves ? 4 * I + 4 : 8>(codes, x);
+  const __m256i start = _mm256_set1_epi32(kHalves ? x.half_start[I] : x.start);
+  return {_mm256_cvtepi32_ps(_mm256_add_epi32(sum.a, start)),
+          _mm256_cvtepi32_ps(_mm256_add_epi32(sum.b, start))};
+}
+
 // ---- Products of words
 
 using Words = IntRow;
@@ -213,18 +243,6 @@ NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, Row c) {
 template <int kByte>
 NIBBLE_INLINE __m256 FloatOfByte(__m256i bytes) {
   return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(bytes, 24 - 8 * kByte), 24));
-}
-
-// Pair P of 8 k sits at bit 4 * (P % 4) of each half of a row's dword.
-template <int P>
-NIBBLE_INLINE Pairs CodePair(const std::byte* p) {
-  constexpr bool kHigh = P % 2 == 1;
-  constexpr int kByte = P % 4 / 2;
-  const __m256i table = DoubledTable();
-  const __m256i a = LookUp<kHigh>(Load256(p + P / 4 * 64), table);
-  const __m256i b = LookUp<kHigh>(Load256(p + P / 4 * 64 + 32), table);
-  return {.low = {FloatOfByte<kByte>(a), FloatOfByte<kByte>(b)},
-          .high = {FloatOfByte<kByte + 2>(a), FloatOfByte<kByte + 2>(b)}};
 }
 
 template <int P>
@@ -425,15 +443,16 @@ constexpr LinearKernels kKernels = {
     .prepare_int8 = PrepareInt8<Int8Block>,
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_int16 = PrepareInt16<Int16Block>,
+    .prepare_int24 = PrepareInt24,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
     .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1, 2, 4>(),
     .nvfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kNvfp4>, 1, 4>(),
-    .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 4>(),
+    .nvfp4_int24 = MakeKernel<CodesInt24<CodeFormat::kNvfp4>, 1, 4>(),
     .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1, 4>(),
     .mxfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kMxfp4>, 1, 4>(),
-    .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4>(),
+    .mxfp4_int24 = MakeKernel<CodesInt24<CodeFormat::kMxfp4>, 1, 4>(),
     .bf16 = MakeKernel<DenseBf16, 1, 4>(),
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),

@@ -29,10 +29,6 @@ NIBBLE_INLINE Pairs WidenWords(__m512i words) {
           .high = _mm512_castsi512_ps(high)};
 }
 template <int P>
-NIBBLE_INLINE Pairs CodePair(const std::byte* p) {
-  return WidenWords(CodeBf16s<P>(p));
-}
-template <int P>
 NIBBLE_INLINE Pairs Bf16Pair(const std::byte* p) {
   return WidenWords(Bf16Words<P>(p));
 }
@@ -147,10 +143,10 @@ LinearKernels MakeTable() {
       .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
       .prepare_int16 = PrepareInt16<Int16Block>,
       .prepare_digits = PrepareInt16<DigitBlock>,
+      .prepare_int24 = PrepareInt24,
       .prepare_bf16 = PrepareBf16,
       .bf16_block_bytes = sizeof(PairBlock),
       .prepare_f32 = PrepareF32,
-      .fp8 = MakeKernel<DenseFp8, 1, 4, 12>(),
       .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
       .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
       .int4_int8 = MakeKernel<IntsInt8<4>, 1, 2, 4, 8, 12>(),
@@ -159,11 +155,12 @@ LinearKernels MakeTable() {
       .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4, 12>(),
   };
   const FloatRuns floats = Avx512FloatBatchRuns();
-  kernels.nvfp4_bf16 = FloatKernel<CodesBf16<CodeFormat::kNvfp4>>(floats.nvfp4);
-  kernels.mxfp4_bf16 = FloatKernel<CodesBf16<CodeFormat::kMxfp4>>(floats.mxfp4);
   kernels.bf16 = FloatKernel<DenseBf16>(floats.bf16);
+  kernels.fp8 = CodeKernel(Avx512FloatStreamRuns().fp8, floats.fp8);
   const CodeRuns stream = Avx512StreamRuns();
   const CodeRuns batch = Avx512BatchRuns();
+  kernels.nvfp4_int24 = CodeKernel(stream.nvfp4_int24, batch.nvfp4_int24);
+  kernels.mxfp4_int24 = CodeKernel(stream.mxfp4_int24, batch.mxfp4_int24);
   kernels.nvfp4_int8 = CodeKernel(stream.nvfp4_int8, batch.nvfp4_int8);
   kernels.nvfp4_int16 = CodeKernel(stream.nvfp4_int16, batch.nvfp4_int16);
   kernels.nvfp4_digits = DigitKernel(stream.nvfp4_digits);

@@ -43,7 +43,8 @@ struct CodeKind : Products {
     }
   }
 
-  static NIBBLE_INLINE void DecodeGroup(const std::byte* p, DecodedBlock<CodeKind>* out) {
+  static NIBBLE_INLINE void DecodeGroup(const PanelJob&, int64_t, int64_t, const std::byte* p,
+                                        DecodedBlock<CodeKind>* out) {
     ScaleBytes scales = LoadScaleBytes(p);
     for (int block = 0; block < kGroupBlocks; ++block, ++out) {
       DecodeCodes(p + kScaleBytes + block * kCodeBytes, out->vectors);
@@ -59,12 +60,38 @@ struct CodeKind : Products {
   }
 };
 
+template <CodeFormat F>
+using Int24 = Int24Products<CodeLayout<F>::kScalesPerBlock>;
+
+// The codes of CodeKind, whose sums need no start of kFloatMagic and so no second scale.
+template <CodeFormat F>
+struct Int24Kind : CodeKind<F, Int24<F>> {
+  using Scale = Row;
+  static constexpr int kChunkBlocks = 8;  // its activations are large
+
+  static NIBBLE_INLINE void DecodeGroup(const PanelJob&, int64_t, int64_t, const std::byte* p,
+                                        DecodedBlock<Int24Kind>* out) {
+    ScaleBytes scales = LoadScaleBytes(p);
+    for (int block = 0; block < CodeLayout<F>::kBlocks; ++block, ++out) {
+      CodeKind<F, Int24<F>>::DecodeCodes(p + kScaleBytes + block * kCodeBytes, out->vectors);
+      out->scales[0] = ScaleRow<F, 0>(scales);
+      if constexpr (Int24<F>::kParts == 2) out->scales[1] = ScaleRow<F, 1>(scales);
+      scales = NextScales<F>(scales);
+    }
+  }
+  static NIBBLE_INLINE Row Take(Row acc, typename Int24<F>::Sum sum, Row scale, const Int24Block&) {
+    return Int24<F>::Take(acc, sum, scale);
+  }
+};
+
 }  // namespace
 }  // namespace avx512_batch
 
 CodeRuns Avx512BatchRuns() {
   using namespace avx512_batch;
-  return {.nvfp4_int8 = kBatch<CodeKind<CodeFormat::kNvfp4, Nvfp4Int8>>,
+  return {.nvfp4_int24 = kBatch<Int24Kind<CodeFormat::kNvfp4>>,
+          .mxfp4_int24 = kBatch<Int24Kind<CodeFormat::kMxfp4>>,
+          .nvfp4_int8 = kBatch<CodeKind<CodeFormat::kNvfp4, Nvfp4Int8>>,
           .nvfp4_int16 = kBatch<CodeKind<CodeFormat::kNvfp4, Words>>,
           .mxfp4_int8 = kBatch<CodeKind<CodeFormat::kMxfp4, Mxfp4Int8>>,
           .mxfp4_int16 = kBatch<CodeKind<CodeFormat::kMxfp4, Words>>};

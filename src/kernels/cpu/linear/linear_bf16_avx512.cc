@@ -1,5 +1,7 @@
 // Linear on AVX-512 with VNNI and VBMI, BF16 pairs multiplied by vdpbf16ps: for AMD's processors,
-// where it is twice as fast as FP32 multiply-adds. Everything else is linear_avx512.cc's.
+// where it is twice as fast as FP32 multiply-adds, and as fast as 4-bit codes times fixed point:
+// there the sums of such weights are in another order than elsewhere. Everything else is
+// linear_avx512.cc's.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -82,6 +84,57 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
 #include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
+
+// ---- 4-bit codes: dot over a scale block's k (at most 32) in pair order, from 0;
+// acc = fma(dot, scale, acc)
+
+template <int P>
+struct CodePairAt {
+  static inline __attribute__((always_inline)) Pairs Load(const std::byte* w) {
+    return CodePair<P>(w);
+  }
+};
+template <CodeFormat F>
+struct CodesBf16 {
+  template <int T>
+  static void Run(const PanelJob& job, const Tile& tile) {
+    using Layout = CodeLayout<F>;
+    constexpr int64_t kGroupBytes = kScaleBytes + Layout::kBlocks * kCodeBytes;
+    constexpr int kHalf = kPairsPerBlock / 2;
+    const auto* x = reinterpret_cast<const PairBlock*>(tile.activations);
+    const std::byte* w = tile.weights;
+    Row acc[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) acc[t] = ZeroRow();
+    for (int64_t group = 0; group < job.groups; ++group, w += kGroupBytes) {
+      if (tile.prefetch) Prefetch<kGroupBytes>(w);
+      ScaleBytes scale_bytes = LoadScaleBytes(w);
+      for (int block = 0; block < Layout::kBlocks; ++block, x += T) {
+        const std::byte* codes = w + kScaleBytes + block * kCodeBytes;
+        Row dot[T];
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) dot[t] = ZeroRow();
+        if constexpr (Layout::kScalesPerBlock == 2) {
+          PairDots<CodePairAt, T, 0, kHalf>(codes, x, dot);
+          const Row first = ScaleRow<F, 0>(scale_bytes);
+#pragma GCC unroll 16
+          for (int t = 0; t < T; ++t) {
+            acc[t] = FmaRows(dot[t], first, acc[t]);
+            dot[t] = ZeroRow();
+          }
+          PairDots<CodePairAt, T, kHalf, kPairsPerBlock>(codes, x, dot);
+        } else {
+          PairDots<CodePairAt, T, 0, kPairsPerBlock>(codes, x, dot);
+        }
+        const Row last = ScaleRow<F, Layout::kScalesPerBlock - 1>(scale_bytes);
+        scale_bytes = NextScales<F>(scale_bytes);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) acc[t] = FmaRows(dot[t], last, acc[t]);
+      }
+    }
+    StoreTile<T>(job, tile, acc);
+  }
+};
 
 int64_t ProbeBf16(int64_t iterations) {
   __m512 sums[kProbeSums] = {};

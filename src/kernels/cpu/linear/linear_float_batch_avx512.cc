@@ -34,6 +34,8 @@ NIBBLE_INLINE void WidenPairs(const std::byte* p, Row* vectors,
 using AllPairs = std::make_integer_sequence<int, kPairsPerBlock>;
 
 struct FloatKind {
+  static constexpr int kDigits = 1;
+  static constexpr int kScaleBlocks = 0;
   using Activations = F32Block;
   using Vector = Row;
   static constexpr int kVectors = kBlockK;
@@ -47,10 +49,6 @@ struct FloatKind {
 };
 
 template <int P>
-struct CodeWordsAt {
-  static NIBBLE_INLINE __m512i Load(const std::byte* p) { return CodeBf16s<P>(p); }
-};
-template <int P>
 struct Bf16WordsAt {
   static NIBBLE_INLINE __m512i Load(const std::byte* p) { return Bf16Words<P>(p); }
 };
@@ -59,34 +57,14 @@ struct Fp8WordsAt {
   static NIBBLE_INLINE __m512i Load(const std::byte* p) { return Fp8Words<P>(p); }
 };
 
-template <CodeFormat F>
-struct CodeKind : FloatKind {
-  using Scale = Row;
-  static constexpr int kParts = CodeLayout<F>::kScalesPerBlock;
-  static constexpr int kGroupBlocks = CodeLayout<F>::kBlocks;
-  static constexpr int64_t kGroupBytes = kCodeGroupBytes<F>;
-
-  static NIBBLE_INLINE void DecodeGroup(const std::byte* p, DecodedBlock<CodeKind>* out) {
-    ScaleBytes scales = LoadScaleBytes(p);
-    for (int block = 0; block < kGroupBlocks; ++block, ++out) {
-      WidenPairs<CodeWordsAt>(p + kScaleBytes + block * kCodeBytes, out->vectors, AllPairs());
-      out->scales[0] = ScaleRow<F, 0>(scales);
-      if constexpr (kParts == 2) out->scales[1] = ScaleRow<F, 1>(scales);
-      scales = NextScales<F>(scales);
-    }
-  }
-  static NIBBLE_INLINE Row Take(Row acc, Row sum, Row scale, const F32Block&) {
-    return FmaRows(sum, scale, acc);
-  }
-};
-
 struct Bf16Kind : FloatKind {
   struct Scale {};
   static constexpr int kParts = 1;
   static constexpr int kGroupBlocks = 2;
   static constexpr int64_t kGroupBytes = int64_t{kPanelRows} * kGroupBlocks * kBlockK * 2;
 
-  static NIBBLE_INLINE void DecodeGroup(const std::byte* p, DecodedBlock<Bf16Kind>* out) {
+  static NIBBLE_INLINE void DecodeGroup(const PanelJob&, int64_t, int64_t, const std::byte* p,
+                                        DecodedBlock<Bf16Kind>* out) {
     for (int block = 0; block < kGroupBlocks; ++block, ++out) {
       WidenPairs<Bf16WordsAt>(p + block * kGroupBytes / kGroupBlocks, out->vectors, AllPairs());
     }
@@ -96,14 +74,31 @@ struct Bf16Kind : FloatKind {
   }
 };
 
+struct Fp8Kind : FloatKind {
+  using Scale = Row;
+  static constexpr int kParts = 1;
+  static constexpr int kGroupBlocks = 2;
+  static constexpr int64_t kGroupBytes = int64_t{kPanelRows} * kGroupBlocks * kBlockK;
+
+  static NIBBLE_INLINE void DecodeGroup(const PanelJob& job, int64_t panel, int64_t block,
+                                        const std::byte* p, DecodedBlock<Fp8Kind>* out) {
+    for (int i = 0; i < kGroupBlocks; ++i, ++out) {
+      WidenPairs<Fp8WordsAt>(p + i * kGroupBytes / kGroupBlocks, out->vectors, AllPairs());
+      const int64_t column = panel * job.scale_columns + (block + i) / job.blocks_per_scale;
+      out->scales[0] = LoadRow(job.block_scales + column * kPanelRows);
+    }
+  }
+  static NIBBLE_INLINE Row Take(Row acc, Row sum, Row scale, const F32Block&) {
+    return FmaRows(sum, scale, acc);
+  }
+};
+
 }  // namespace
 }  // namespace avx512_float_batch
 
 FloatRuns Avx512FloatBatchRuns() {
   using namespace avx512_float_batch;
-  return {.nvfp4 = kBatch<CodeKind<CodeFormat::kNvfp4>>,
-          .mxfp4 = kBatch<CodeKind<CodeFormat::kMxfp4>>,
-          .bf16 = kBatch<Bf16Kind>};
+  return {.bf16 = kBatch<Bf16Kind>, .fp8 = kBatch<Fp8Kind>};
 }
 
 }  // namespace nibble::kernels::cpu

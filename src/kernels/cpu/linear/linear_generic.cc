@@ -91,17 +91,6 @@ inline Row PairDot(const Pairs& w, const float* x, const Row& c) {
 }
 
 template <int P>
-Pairs CodePair(const std::byte* p) {
-  constexpr int kLow = P / 4 * 8 + kPairLow[P % 4];
-  Pairs pairs;
-  for (int row = 0; row < kPanelRows; ++row) {
-    pairs.low.v[row] = kDoubled[CodeAt(p, kLow, row)];
-    pairs.high.v[row] = kDoubled[CodeAt(p, kLow + 2, row)];
-  }
-  return pairs;
-}
-
-template <int P>
 Pairs Bf16Pair(const std::byte* p) {
   Pairs pairs;
   for (int row = 0; row < kPanelRows; ++row) {
@@ -196,6 +185,23 @@ Row ScaledDot(const Codes& codes, const Scales& scales, const Int8Block& x) {
   constexpr int kLength = kBlockK / CodeLayout<F>::kScalesPerBlock;
   return MulRows(Dot(codes, x, I * kLength, (I + 1) * kLength),
                  I == 0 ? scales.first : scales.second);
+}
+
+// What the digits stand for.
+inline int32_t ValueAt(const Int24Block& x, int k) {
+  return x.digits[0][k] * 65536 + x.digits[1][k] * 256 + x.digits[2][k];
+}
+
+template <CodeFormat F, int I>
+Row Dot24(const Codes& codes, const Int24Block& x) {
+  constexpr int kLength = kBlockK / CodeLayout<F>::kScalesPerBlock;
+  Row dot;
+  for (int row = 0; row < kPanelRows; ++row) {
+    int32_t sum = 0;
+    for (int k = I * kLength; k < (I + 1) * kLength; ++k) sum += codes.w[k][row] * ValueAt(x, k);
+    dot.v[row] = static_cast<float>(sum);
+  }
+  return dot;
 }
 
 struct Words {
@@ -322,15 +328,16 @@ constexpr LinearKernels kKernels = {
     .prepare_int8 = PrepareInt8<Int8Block>,
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_int16 = PrepareInt16<Int16Block>,
+    .prepare_int24 = PrepareInt24,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
     .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1>(),
     .nvfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kNvfp4>, 1>(),
-    .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1>(),
+    .nvfp4_int24 = MakeKernel<CodesInt24<CodeFormat::kNvfp4>, 1>(),
     .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1>(),
     .mxfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kMxfp4>, 1>(),
-    .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1>(),
+    .mxfp4_int24 = MakeKernel<CodesInt24<CodeFormat::kMxfp4>, 1>(),
     .bf16 = MakeKernel<DenseBf16, 1>(),
     .fp8 = MakeKernel<DenseFp8, 1>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1>(),

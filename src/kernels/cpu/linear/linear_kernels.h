@@ -27,8 +27,9 @@ struct PanelJob {
   const std::byte* activations = nullptr;  // tile after tile
   int64_t token_bytes = 0;                 // prepared bytes per token
   int64_t m = 0;
-  int64_t tile = 1;       // tokens per tile
-  int64_t last_tile = 1;  // slots of the last tile if m is no multiple of tile
+  int64_t tile = 1;         // tokens per tile of the first wide_tokens tokens
+  int64_t wide_tokens = 0;  // a multiple of tile
+  int64_t last_tile = 1;    // slots per tile of the others
 
   const float* bias = nullptr;  // (N) or null
   uint16_t* y = nullptr;        // (M, N) BF16, or
@@ -79,16 +80,19 @@ struct LinearKernels {
   void (*prepare_int8_sum)(const PrepareJob&) = nullptr;
   void (*prepare_int16)(const PrepareJob&) = nullptr;
   void (*prepare_digits)(const PrepareJob&) = nullptr;
+  void (*prepare_int24)(const PrepareJob&) = nullptr;
   void (*prepare_bf16)(const PrepareJob&) = nullptr;
   int64_t bf16_block_bytes = 0;  // what prepare_bf16 makes of 32 activations
   void (*prepare_f32)(const PrepareJob&) = nullptr;
   PanelKernel nvfp4_int8;
   PanelKernel nvfp4_int16;
   PanelKernel nvfp4_digits;  // int16 of so few tokens that it is faster; the same bits
-  PanelKernel nvfp4_bf16;
+  PanelKernel nvfp4_int24;   // BF16 activations in fixed point, or
+  PanelKernel nvfp4_bf16;    // as they are
   PanelKernel mxfp4_int8;
   PanelKernel mxfp4_int16;
   PanelKernel mxfp4_digits;
+  PanelKernel mxfp4_int24;
   PanelKernel mxfp4_bf16;
   PanelKernel bf16;
   PanelKernel fp8;

@@ -172,6 +172,23 @@ NIBBLE_INLINE Row ScaledDot(const Codes& codes, const Scales& scales, const Int8
   }
 }
 
+// Digit by digit from the highest: what is there counts 256 times as much as the next.
+template <CodeFormat F, int I>
+NIBBLE_INLINE Row Dot24(const Codes& codes, const Int24Block& x) {
+  IntRow sum = ZeroInts();
+#pragma GCC unroll 3
+  for (int digit = 0; digit < 3; ++digit) {
+    if (digit > 0) {
+      for (int quad = 0; quad < kQuads; ++quad) sum.v[quad] = vshlq_n_s32(sum.v[quad], 8);
+    }
+    sum = Dot16<4 * I>(codes, vld1q_s8(x.digits[digit] + 16 * I), sum);
+    if constexpr (F == CodeFormat::kMxfp4) {
+      sum = Dot16<4>(codes, vld1q_s8(x.digits[digit] + 16), sum);
+    }
+  }
+  return FloatDot(sum);
+}
+
 // ---- Products of words
 
 struct Words {
@@ -231,20 +248,6 @@ NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, const Row& c) {
 template <int kByte>
 NIBBLE_INLINE float32x4_t FloatOfByte(int8x16_t bytes) {
   return vcvtq_f32_s32(SignedByte<kByte>(bytes));
-}
-
-template <int P>
-NIBBLE_INLINE Pairs CodePair(const std::byte* p) {
-  constexpr int kByte = P % 4 / 2;
-  Pairs pairs;
-#pragma GCC unroll 4
-  for (int quad = 0; quad < kQuads; ++quad) {
-    const uint8x16_t bytes = Load128(p + P / 4 * 64 + 16 * quad);
-    const int8x16_t doubled = P % 2 == 0 ? LookUpLow(bytes) : LookUpHigh(bytes);
-    pairs.low.v[quad] = FloatOfByte<kByte>(doubled);
-    pairs.high.v[quad] = FloatOfByte<kByte + 2>(doubled);
-  }
-  return pairs;
 }
 
 template <int P>
@@ -442,15 +445,16 @@ constexpr LinearKernels kKernels = {
     .prepare_int8 = PrepareInt8<Int8Block>,
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_int16 = PrepareInt16<Int16Block>,
+    .prepare_int24 = PrepareInt24,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
     .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1, 2, 4>(),
     .nvfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kNvfp4>, 1, 4>(),
-    .nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 4>(),
+    .nvfp4_int24 = MakeKernel<CodesInt24<CodeFormat::kNvfp4>, 1, 4>(),
     .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1, 4>(),
     .mxfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kMxfp4>, 1, 4>(),
-    .mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4>(),
+    .mxfp4_int24 = MakeKernel<CodesInt24<CodeFormat::kMxfp4>, 1, 4>(),
     .bf16 = MakeKernel<DenseBf16, 1, 4>(),
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),

@@ -19,19 +19,6 @@ namespace {
 //
 #include "kernels/cpu/linear/pairs_avx512.inc"
 
-// Two steps: memory to the second-level cache while there is time, from there to the first.
-constexpr int64_t kFarBytes = 4608;
-constexpr int64_t kNearBytes = 3456;
-
-template <int64_t kBytes>
-NIBBLE_INLINE void PrefetchStream(const std::byte* p) {
-#pragma GCC unroll 32
-  for (int64_t at = 0; at < kBytes; at += kCacheLine) {
-    __builtin_prefetch(p + kFarBytes + at, 0, 2);
-    __builtin_prefetch(p + kNearBytes + at, 0, 3);
-  }
-}
-
 // Vector i of codes of both panels meets T tokens.
 template <typename Products, int i, int T>
 NIBBLE_INLINE void AddCodes(const __m512i (&bytes)[2], const typename Products::Activations* x,
@@ -77,16 +64,79 @@ NIBBLE_INLINE void AddPart(const std::byte* const (&codes)[2], const ScaleBytes 
   }
 }
 
+// Likewise, a part's codes decoded once for all digits.
+template <CodeFormat F, int kPart, int T>
+NIBBLE_INLINE void AddPart24(const std::byte* const (&codes)[2], const ScaleBytes (&scales)[2],
+                             const Int24Block* x, Row (&acc)[2 * T]) {
+  // Few tokens: one sum per digit, or the sums' latency would show.
+  constexpr bool kApart = T <= 2;
+  using Products = Int24Products<CodeLayout<F>::kScalesPerBlock>;
+  constexpr int kVectors = 4 / Products::kParts;
+  __m512i decoded[2][2 * kVectors];
+#pragma GCC unroll 2
+  for (int panel = 0; panel < 2; ++panel) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i bytes = _mm512_load_si512(codes[panel] + 64 * (kPart * kVectors + v));
+      decoded[panel][2 * v] = OffsetCodes<0>(bytes);
+      decoded[panel][2 * v + 1] = OffsetCodes<1>(bytes);
+    }
+  }
+  __m512i sums[3][2 * T];
+  __m512i(&sum)[2 * T] = sums[0];
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * T; ++i) {
+    sum[i] = Products::Start(x[i / 2], kPart);
+    sums[1][i] = sums[2][i] = _mm512_setzero_si512();
+  }
+#pragma GCC unroll 3
+  for (int digit = 0; digit < Products::kDigits; ++digit) {
+    __m512i(&digit_sum)[2 * T] = sums[kApart ? digit : 0];
+    if (!kApart && digit > 0) {
+#pragma GCC unroll 16
+      for (int i = 0; i < 2 * T; ++i) sum[i] = Products::Shift(sum[i], x[i / 2], kPart, digit);
+    }
+#pragma GCC unroll 8
+    for (int d = 0; d < 2 * kVectors; ++d) {
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) {
+        const auto splat = Products::Splat(x[t], 2 * kPart * kVectors + d, digit);
+        digit_sum[2 * t] = Products::Add(digit_sum[2 * t], decoded[0][d], splat);
+        digit_sum[2 * t + 1] = Products::Add(digit_sum[2 * t + 1], decoded[1][d], splat);
+      }
+    }
+  }
+  if constexpr (kApart) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * T; ++i) {
+      for (int digit = 1; digit < Products::kDigits; ++digit) {
+        sum[i] = _mm512_add_epi32(Products::Shift(sum[i], x[i / 2], kPart, digit), sums[digit][i]);
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int panel = 0; panel < 2; ++panel) {
+    const Row scale = ScaleRow<F, kPart>(scales[panel]);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const int i = 2 * t + panel;
+      acc[i] = Products::Take(acc[i], sum[i], scale);
+    }
+  }
+}
+
 // T slots of tokens and the panels at w[0] and w[1].
 template <CodeFormat F, typename Products, int T>
 void RunPair(const PanelJob& job, int64_t panel, int panels) {
+  constexpr bool kScaled = Products::kScaleBlocks > 0;
   const auto* x = reinterpret_cast<const typename Products::Activations*>(job.activations);
   const std::byte* w = job.weights + panel * job.panel_bytes;
   // A last single panel is its own neighbour.
   const int64_t second = panels == 2 ? job.panel_bytes : 0;
   Row acc[2 * T];
+  [[maybe_unused]] Row total[2 * T];  // where activation scales come last
 #pragma GCC unroll 16
-  for (int i = 0; i < 2 * T; ++i) acc[i] = ZeroRow();
+  for (int i = 0; i < 2 * T; ++i) acc[i] = total[i] = ZeroRow();
   for (int64_t group = 0; group < job.groups; ++group, w += kCodeGroupBytes<F>) {
     PrefetchStream<kCodeGroupBytes<F>>(w);
     PrefetchStream<kCodeGroupBytes<F>>(w + second);
@@ -94,21 +144,36 @@ void RunPair(const PanelJob& job, int64_t panel, int panels) {
     for (int block = 0; block < CodeLayout<F>::kBlocks; ++block, x += T) {
       const std::byte* first = w + kScaleBytes + block * kCodeBytes;
       const std::byte* const codes[2] = {first, first + second};
-      AddPart<F, Products, 0, T>(codes, scales, x, acc);
-      if constexpr (Products::kParts == 2) AddPart<F, Products, 1, T>(codes, scales, x, acc);
+      if constexpr (Products::kDigits > 1) {
+        AddPart24<F, 0, T>(codes, scales, x, acc);
+        if constexpr (Products::kParts == 2) AddPart24<F, 1, T>(codes, scales, x, acc);
+      } else {
+        AddPart<F, Products, 0, T>(codes, scales, x, acc);
+        if constexpr (Products::kParts == 2) AddPart<F, Products, 1, T>(codes, scales, x, acc);
+      }
       scales[0] = NextScales<F>(scales[0]);
       scales[1] = NextScales<F>(scales[1]);
+      if constexpr (kScaled) {
+        if (block % Products::kScaleBlocks != Products::kScaleBlocks - 1) continue;
+#pragma GCC unroll 16
+        for (int i = 0; i < 2 * T; ++i) {
+          total[i] = FmaSplat(acc[i], x[i / 2].scale, total[i]);
+          acc[i] = ZeroRow();
+        }
+      }
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < 2 * T; ++i) {
-    if (i / 2 < job.m && i % 2 < panels) StoreOutput(job, panel + i % 2, i / 2, acc[i]);
+    if (i / 2 < job.m && i % 2 < panels) {
+      StoreOutput(job, panel + i % 2, i / 2, kScaled ? total[i] : acc[i]);
+    }
   }
 }
 
 template <CodeFormat F, typename Products, int... kSizes>
 void RunStream(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
-  const int64_t slots = job.m < job.tile ? job.last_tile : job.tile;
+  const int64_t slots = job.wide_tokens > 0 ? job.tile : job.last_tile;
   for (int64_t panel = panel_begin; panel < panel_end; panel += 2) {
     const int panels = panel + 1 < panel_end ? 2 : 1;
     ((slots == kSizes && (RunPair<F, Products, kSizes>(job, panel, panels), true)) || ...);
@@ -118,6 +183,9 @@ void RunStream(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
 template <CodeFormat F, typename Products>
 constexpr PanelRun kStream = RunStream<F, Products, 1, 2, 3, 4, 5, 6, 7>;
 template <CodeFormat F>
+constexpr PanelRun kInt24Stream =
+    RunStream<F, Int24Products<CodeLayout<F>::kScalesPerBlock>, 1, 2, 3, 4, 5, 6, 7>;
+template <CodeFormat F>
 constexpr PanelRun kDigitStream = RunStream<F, Digits, 1, 2, 3>;
 
 }  // namespace
@@ -125,7 +193,9 @@ constexpr PanelRun kDigitStream = RunStream<F, Digits, 1, 2, 3>;
 
 CodeRuns Avx512StreamRuns() {
   using namespace avx512_stream;
-  return {.nvfp4_int8 = kStream<CodeFormat::kNvfp4, Nvfp4Int8>,
+  return {.nvfp4_int24 = kInt24Stream<CodeFormat::kNvfp4>,
+          .mxfp4_int24 = kInt24Stream<CodeFormat::kMxfp4>,
+          .nvfp4_int8 = kStream<CodeFormat::kNvfp4, Nvfp4Int8>,
           .nvfp4_int16 = kStream<CodeFormat::kNvfp4, Words>,
           .nvfp4_digits = kDigitStream<CodeFormat::kNvfp4>,
           .mxfp4_int8 = kStream<CodeFormat::kMxfp4, Mxfp4Int8>,
