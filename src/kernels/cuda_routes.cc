@@ -23,6 +23,7 @@ Target Parse(std::string_view name) {
 
 constexpr std::string_view kBlockScaled = "nvfp4 mxfp4 mxfp8 bf16 f16 f32 fp8";
 constexpr std::string_view kGroups = "int4 int8 fp8 in blocks";
+constexpr std::string_view kWideGroups = "int4 int8 fp8 in blocks of 64 or more";
 
 #ifdef NIBBLE_CUDA_TARGET_LIST
 constexpr std::string_view kBuildTargets[] = {NIBBLE_CUDA_TARGET_LIST};
@@ -63,15 +64,18 @@ std::vector<KernelRoute> RoutesOf(ComputeCapability c) {
   routes.push_back({"linear", "all", "1-8 tokens", "linear, mma.sync BF16"});
   if (wgmma) {
     routes.push_back({"linear", kBlockScaled, "9-64, where faster; more", "prefill, wgmma BF16"});
-    routes.push_back({"linear", kGroups, "more, 64 at a time", "linear, mma.sync BF16"});
+    routes.push_back({"linear", kWideGroups, "more than 64", "prefill, wgmma BF16"});
+    routes.push_back({"linear", kGroups, "else, 64 at a time", "linear, mma.sync BF16"});
   } else {
     routes.push_back({"linear", "all", "more, up to 64 at a time", "linear, mma.sync BF16"});
   }
   if (HasBlockScaledMma(c))
     routes.push_back({"linear_w4a4", "nvfp4 with input_scale", "no model asks for it yet",
                       "w4a4, block-scaled FP4 MMA"});
-  if (wgmma)
-    routes.push_back({"moe", kBlockScaled, "many rows per expert", "moe, grouped wgmma BF16"});
+  if (wgmma) {
+    for (const std::string_view formats : {kBlockScaled, kWideGroups})
+      routes.push_back({"moe", formats, "many rows per expert", "moe, grouped wgmma BF16"});
+  }
   routes.push_back({"moe", "all", wgmma ? "else" : "any", "moe, mma.sync BF16"});
   if (wgmma)
     routes.push_back(

@@ -25,8 +25,9 @@ Result<Device*> CurrentCudaDevice() {
 // Whichever kernel computes a product, its bits are the same. Beyond a few tokens decode is bound
 // by its MMAs and its reads of x: µs per million weights on an H100.
 bool PrefillIsFaster(const WeightTiles& weight, int64_t m) {
-  if (m <= 16 || !HasPrefill(weight.format)) return false;
+  if (m <= 16 || !HasPrefill(weight)) return false;
   if (m > kMaxTurnTokens) return true;
+  if (!HasTurns(weight.format)) return false;
   constexpr double kLaunches = 4.5;
   const double weights = static_cast<double>(weight.n) * weight.k_tiles * kTileColumns;
   const double per_million = m <= 32 ? 0.6 : 1.0;

@@ -392,7 +392,7 @@ auto KernelOf(const PhaseParams& p, Formats formats) {
 void WeightSet::Add(const WeightTiles& tiles) {
   if (slices == 0) like = tiles;
   uniform = uniform && tiles.format == like.format && tiles.n == like.n && tiles.k == like.k &&
-            tiles.k_tiles == like.k_tiles;
+            tiles.k_tiles == like.k_tiles && tiles.group_columns == like.group_columns;
   all_nvfp4 = all_nvfp4 && tiles.format == TileFormat::kNvfp4;
   all_mxfp4 = all_mxfp4 && tiles.format == TileFormat::kMxfp4;
   slices = std::max(slices, tiles.slices());

@@ -127,23 +127,26 @@ void LaunchShape(GroupedProblem problem, int rows, void* stream) {
 
 template <int kRowParts, int kTokens>
 void LaunchFormat(const GroupedProblem& problem, int rows, void* stream) {
+  const auto launch = [&]<TileFormat kFormat>() {
+    LaunchShape<TileShape<kFormat, kRowParts, 1, kTokens>>(problem, rows, stream);
+  };
   switch (problem.weight.format) {
     case TileFormat::kNvfp4:
-      return LaunchShape<TileShape<TileFormat::kNvfp4, kRowParts, 1, kTokens>>(problem, rows,
-                                                                               stream);
+      return launch.template operator()<TileFormat::kNvfp4>();
     case TileFormat::kMxfp4:
-      return LaunchShape<TileShape<TileFormat::kMxfp4, kRowParts, 1, kTokens>>(problem, rows,
-                                                                               stream);
+      return launch.template operator()<TileFormat::kMxfp4>();
     case TileFormat::kBf16:
-      return LaunchShape<TileShape<TileFormat::kBf16, kRowParts, 1, kTokens>>(problem, rows,
-                                                                              stream);
+      return launch.template operator()<TileFormat::kBf16>();
     case TileFormat::kFp8:
-      return LaunchShape<TileShape<TileFormat::kFp8, kRowParts, 1, kTokens>>(problem, rows, stream);
+      return launch.template operator()<TileFormat::kFp8>();
     case TileFormat::kMxfp8:
-      return LaunchShape<TileShape<TileFormat::kMxfp8, kRowParts, 1, kTokens>>(problem, rows,
-                                                                               stream);
-    default:
-      NIBBLE_CHECK(false, "grouped experts: a format without kernels");
+      return launch.template operator()<TileFormat::kMxfp8>();
+    case TileFormat::kFp8Groups:
+      return launch.template operator()<TileFormat::kFp8Groups>();
+    case TileFormat::kInt4:
+      return launch.template operator()<TileFormat::kInt4>();
+    case TileFormat::kInt8:
+      return launch.template operator()<TileFormat::kInt8>();
   }
 }
 
@@ -270,7 +273,7 @@ int64_t Carve(std::byte* base, const GroupedSizes& s, Scratch* out) {
 
 bool Uniform(const WeightSet& set, int64_t n, int64_t k) {
   return set.uniform && set.like.data != nullptr && set.like.n == n && set.like.k == k &&
-         HasPrefill(set.like.format);
+         HasPrefill(set.like);
 }
 
 bool EnoughRows(int64_t t, int32_t top_k, int32_t experts) {
@@ -402,7 +405,7 @@ bool GroupedTakes(const GroupedParams& p) {
     return false;
   if (p.shared_f == 0) return true;
   return p.shared_f % 2 == 0 && p.shared_gate_up.n == p.activation.inputs(p.shared_f) &&
-         HasPrefill(p.shared_gate_up.format) && HasPrefill(p.shared_down.format);
+         HasPrefill(p.shared_gate_up) && HasPrefill(p.shared_down);
 }
 
 int64_t GroupedWorkspace(const GroupedSizes& s) {

@@ -98,6 +98,7 @@ TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
     int32_t experts, top_k;
     ActivationKind activation = ActivationKind::kSilu;
     bool biases = false;
+    BlockScales scales = {};
   };
   const std::vector<Case> cases = {
       {WeightFormat::kNvfp4, 512, 192, 0, 700, 8, 2},
@@ -105,6 +106,30 @@ TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
       {WeightFormat::kMxfp4, 576, 288, 0, 300, 4, 2, ActivationKind::kClampedSilu, true},
       {WeightFormat::kBf16, 320, 100, 260, 130, 3, 2},
       {WeightFormat::kNvfp4, 256, 128, 0, 200, 2, 1, ActivationKind::kSquaredRelu},
+      {.format = WeightFormat::kInt4,
+       .d = 512,
+       .f = 192,
+       .shared_f = 0,
+       .t = 700,
+       .experts = 8,
+       .top_k = 2,
+       .scales = {DType::kF16, 1, 128, true}},
+      {.format = WeightFormat::kInt8,
+       .d = 320,
+       .f = 192,
+       .shared_f = 128,
+       .t = 130,
+       .experts = 3,
+       .top_k = 2,
+       .scales = {DType::kF16, 1, 64}},
+      {.format = WeightFormat::kFp8,
+       .d = 1024,
+       .f = 160,
+       .shared_f = 96,
+       .t = 400,
+       .experts = 6,
+       .top_k = 3,
+       .scales = {DType::kBF16, 128, 128}},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(fmt::format("{} D {} F {} and {} T {}", WeightFormatName(c.format), c.d, c.f,
@@ -115,7 +140,7 @@ TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
     std::vector<std::unique_ptr<PackedWeight>> weights;
     uint32_t seed = 1;
     const auto pack = [&](WeightFormat format, int64_t n, int64_t k) {
-      const Stored stored = MakeWeight(format, n, k, ++seed, 0.01f);
+      const Stored stored = MakeWeight(format, n, k, ++seed, 0.01f, c.scales);
       weights.push_back(runner.Pack({&stored.view, 1}, ActivationFormat::kBf16));
       return weights.back().get();
     };

@@ -8,13 +8,16 @@
 
 namespace nibble::kernels::cuda {
 
-// Whether this GPU has the kernels, and they the format.
-bool HasPrefill(TileFormat format);
+// Whether this GPU has the kernels, and they take the weight: not where scales change within a
+// k-tile.
+bool HasPrefill(const WeightTiles& weight);
+// And those of turns.h for up to kMaxTurnTokens tokens.
+bool HasTurns(TileFormat format);
 
 // For any m <= max_m, k <= max_k.
 size_t PrefillWorkspace(int64_t max_m, int64_t max_k);
 
-// params.weight is a CudaWeight with HasPrefill(its format).
+// params.weight is a CudaWeight with HasPrefill(its tiles).
 void Prefill(const OpContext& context, const LinearParams& params);
 
 struct PrefillParams {

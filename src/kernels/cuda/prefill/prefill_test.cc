@@ -1,5 +1,7 @@
 // Many tokens at once have the bits of few: linear by wgmma against the stream of weights, which
 // takes up to 8 tokens whatever the weight, and against ref/.
+#include <cuda_runtime_api.h>
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -7,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/testing/synced_ops.h"
@@ -15,20 +18,30 @@
 namespace nibble::kernels {
 namespace {
 
-constexpr WeightFormat kFormats[] = {WeightFormat::kNvfp4, WeightFormat::kMxfp4,
-                                     WeightFormat::kBf16,  WeightFormat::kFp8,
-                                     WeightFormat::kF16,   WeightFormat::kF32};
+constexpr WeightFormat kFormats[] = {
+    WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kBf16, WeightFormat::kFp8,
+    WeightFormat::kF16,   WeightFormat::kF32,   WeightFormat::kInt4, WeightFormat::kInt8};
 
+// Column groups of 64, 128 and 256, with zero points and without.
 std::vector<BlockScales> ScalesOf(WeightFormat format) {
-  if (format == WeightFormat::kFp8) return {{DType::kF32}, {DType::kF8E8M0, 1, 32}};
-  return {{}};
+  switch (format) {
+    case WeightFormat::kFp8:
+      return {
+          {DType::kF32}, {DType::kF8E8M0, 1, 32}, {DType::kBF16, 128, 128}, {DType::kF32, 1, 64}};
+    case WeightFormat::kInt4:
+      return {{DType::kF16, 1, 128}, {DType::kF16, 1, 64, true}, {DType::kBF16, 1, 256}};
+    case WeightFormat::kInt8:
+      return {{DType::kF16}, {DType::kF16, 1, 128, true}, {DType::kF32, 1, 64}};
+    default:
+      return {{}};
+  }
 }
 
 class CudaPrefill : public testing::Test {
  protected:
   void SetUp() override {
     if (cuda::SyncedOps() == nullptr) GTEST_SKIP() << "no GPU";
-    if (!cuda::HasPrefill(cuda::TileFormat::kNvfp4)) GTEST_SKIP() << "a GPU without wgmma";
+    if (!cuda::HasTurns(cuda::TileFormat::kNvfp4)) GTEST_SKIP() << "a GPU without wgmma";
   }
   const OpTable& ops() const { return *cuda::SyncedOps(); }
 
@@ -78,6 +91,7 @@ class CudaPrefill : public testing::Test {
     const auto x = MakeActivations(m * (weight.k() + x_gap), 7);
     std::vector<float> bias(with_bias ? weight.n() : 0);
     for (size_t i = 0; i < bias.size(); ++i) bias[i] = static_cast<float>(i % 7) - 2.5f;
+    ASSERT_TRUE(cuda::HasPrefill(cuda::AsCuda(weight).tiles()));
     const auto many = Linear<T>(weight, x, x_gap, y_gap, bias, false);
     const auto few = Linear<T>(weight, x, x_gap, y_gap, bias, true);
     ASSERT_EQ(std::memcmp(many.data(), few.data(), many.size() * sizeof(T)), 0);
@@ -104,7 +118,8 @@ TEST_F(CudaPrefill, HasTheBitsOfFewTokens) {
 // More tiles than an SM takes, bands of tokens, long K.
 TEST_F(CudaPrefill, HasTheBitsOfFewTokensAtRealSizes) {
   Runner gpu(ops());
-  for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kBf16})
+  for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kBf16, WeightFormat::kInt4,
+                                    WeightFormat::kInt8, WeightFormat::kFp8})
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{1000, 4096, 1024},
                                   {2600, 520, 512},
                                   {130, 200, 14336},
@@ -112,8 +127,9 @@ TEST_F(CudaPrefill, HasTheBitsOfFewTokensAtRealSizes) {
                                   {20, 20000, 512},
                                   {12, 9000, 1104},
                                   {64, 4096, 4096},
-                                  {40, 20000, 512}}) {
-      const Stored stored = MakeWeight(format, n, k, 3, 0.01f);
+                                  {40, 20000, 512},
+                                  {2049, 256, 1024}}) {
+      const Stored stored = MakeWeight(format, n, k, 3, 0.01f, {DType::kBF16, 128, 128});
       const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
       ExpectBitsOfFew<uint16_t>(*weight, m, 0, 0, false);
       if (HasFatalFailure()) return;
@@ -146,12 +162,14 @@ TEST_F(CudaPrefill, MatchesRef) {
   Runner ref(RefOps());
   for (const WeightFormat format : kFormats) {
     SCOPED_TRACE(WeightFormatName(format));
-    const Stored stored = MakeWeight(format, 150, 608, 3, 0.02f);
-    const auto x = MakeActivations(70 * 608, 4);
-    const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
-    ExpectClose(Linear<float>(*weight, x, 0, 0, {}, false),
-                ref.Linear(*ref.Pack({&stored.view, 1}, ActivationFormat::kBf16), x),
-                Magnitudes({&stored.view, 1}, x));
+    for (const BlockScales& scales : ScalesOf(format)) {
+      const Stored stored = MakeWeight(format, 150, 608, 3, 0.02f, scales);
+      const auto x = MakeActivations(70 * 608, 4);
+      const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
+      ExpectClose(Linear<float>(*weight, x, 0, 0, {}, false),
+                  ref.Linear(*ref.Pack({&stored.view, 1}, ActivationFormat::kBf16), x),
+                  Magnitudes({&stored.view, 1}, x));
+    }
   }
 }
 
@@ -167,6 +185,107 @@ TEST_F(CudaPrefill, TransformsActivationsFirst) {
   stored.view.input_multiplier = stored.input_multiplier.data();
   stored.view.column_order = stored.column_order.data();
   ExpectBitsOfFew<float>(*gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16), 200, 0, 0, true);
+}
+
+// ---- Times
+
+// Microseconds of a launch, of `turns` behind each other.
+class Stopwatch {
+ public:
+  explicit Stopwatch(const OpTable& ops)
+      : stream_(static_cast<cudaStream_t>(ops.device->stream())) {
+    cudaEventCreate(&begin_);
+    cudaEventCreate(&end_);
+  }
+  template <typename Launch>
+  double Time(int turns, const Launch& launch) const {
+    launch();
+    cudaEventRecord(begin_, stream_);
+    for (int turn = 0; turn < turns; ++turn) launch();
+    cudaEventRecord(end_, stream_);
+    cudaEventSynchronize(end_);
+    float ms = 0;
+    cudaEventElapsedTime(&ms, begin_, end_);
+    return ms * 1e3 / turns;
+  }
+
+ private:
+  cudaStream_t stream_;
+  cudaEvent_t begin_;
+  cudaEvent_t end_;
+};
+
+constexpr WeightFormat kTimedFormats[] = {WeightFormat::kNvfp4, WeightFormat::kBf16,
+                                          WeightFormat::kInt4, WeightFormat::kInt8,
+                                          WeightFormat::kFp8};
+constexpr BlockScales kTimedScales = {DType::kBF16, 128, 128};
+
+// What kShapes of prefill.cu says: microseconds per k-tile of a tile, of every kernel.
+TEST_F(CudaPrefill, DISABLED_BenchShapes) {
+  constexpr int64_t kN = 132 * 128, kK = 4096, kTokens[] = {128, 64, 128, 32};
+  Runner gpu(ops());
+  const Stopwatch watch(ops());
+  for (const WeightFormat format : kTimedFormats) {
+    const Stored stored = MakeWeight(format, kN, kK, 3, 0.01f, kTimedScales);
+    const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
+    std::string line(WeightFormatName(format));
+    for (int shape = 0; shape < 4; ++shape) {
+      const int64_t m = kTokens[shape] * (shape == 2 ? 2 : 4);  // four tiles for every SM
+      const auto x = MakeActivations(m * kK, 7);
+      Buffer memory =
+          std::move(*Buffer::Allocate(cuda::PreparedBytes(m, kK) + 1024, *ops().device));
+      Buffer y = std::move(*Buffer::Allocate(m * kN * 2, *ops().device));
+      std::byte* const aligned =
+          memory.data() + (1024 - reinterpret_cast<uintptr_t>(memory.data()) % 1024) % 1024;
+      const auto tokens = cuda::PrepareTokens({.x = x.data(), .x_stride = kK, .m = m, .k = kK},
+                                              aligned, ops().device->stream());
+      const cuda::PrefillParams params = {.weight = cuda::AsCuda(*weight).tiles(),
+                                          .x = tokens,
+                                          .y = y.as<uint16_t>(),
+                                          .y_stride = kN,
+                                          .m = m};
+      const double us =
+          watch.Time(20, [&] { cuda::LaunchPrefill(params, ops().device->stream(), shape); });
+      line += fmt::format("  shape {}: {:.3f} us, {:.0f} TFLOP/s", shape, us / 4 / (kK / 64),
+                          2e-6 * static_cast<double>(m * kN * kK) / us);
+    }
+    fmt::print("{}\n", line);
+    ASSERT_EQ(ops().device->failure(), "");
+  }
+}
+
+// 2,048 tokens at once, and 64 at a time: weights by groups have another kernel then.
+TEST_F(CudaPrefill, DISABLED_BenchPrompts) {
+  constexpr int64_t kM = 2048;
+  Runner gpu(ops());
+  const Stopwatch watch(ops());
+  for (const WeightFormat format : kTimedFormats)
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{4096, 4096}, {16384, 4096}}) {
+      const Stored stored = MakeWeight(format, n, k, 3, 0.01f, kTimedScales);
+      const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
+      const auto host_x = MakeActivations(kM * k, 7);
+      Buffer x = std::move(*Buffer::Allocate(kM * k * 2, *ops().device));
+      Buffer y = std::move(*Buffer::Allocate(kM * n * 2, *ops().device));
+      ops().device->Upload(x.data(), host_x.data(), kM * k * 2);
+      const size_t bytes = ops().linear_workspace(kM, k);
+      Buffer workspace = std::move(*Buffer::Allocate(bytes, *ops().device));
+      const OpContext context = {.stream = ops().device->stream(),
+                                 .workspace = workspace.data(),
+                                 .workspace_bytes = bytes};
+      LinearParams params = {.x = x.as<uint16_t>(),
+                             .x_stride = k,
+                             .weight = weight.get(),
+                             .y = y.as<uint16_t>(),
+                             .y_stride = n,
+                             .m = kM};
+      const double all = watch.Time(10, [&] { cuda::Linear(context, params); });
+      params.m = 64;
+      const double few = watch.Time(40, [&] { cuda::Linear(context, params); }) * (kM / 64);
+      const double flops = 2e-6 * static_cast<double>(kM * n * k);
+      fmt::print("{:6} {} x {}: {:7.1f} us, {:4.0f} TFLOP/s; by 64 {:7.1f} us, {:4.0f} TFLOP/s\n",
+                 WeightFormatName(format), n, k, all, flops / all, few, flops / few);
+      ASSERT_EQ(ops().device->failure(), "");
+    }
 }
 
 }  // namespace

@@ -13,14 +13,14 @@
 // ring of k-tiles of tokens full. Consumers own 64 rows and kN tokens each. Their warps own a row
 // tile, whose codes and scales they copy themselves into a ring of their own (cp.async; bulk copies
 // of 512 bytes would be too many), and decode the next k-tile into one set of A fragments while the
-// tensor cores multiply by the other. Two accumulators, the slice's and the total: the order of
-// weight_tiles.h.
+// tensor cores multiply by the other. The accumulators: tile_sums.cuh.
 //
 // Clusters that share tokens by multicast were slower (573 to 659 TFLOP/s at 28672 x 8192).
 #pragma once
 
 #include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/linear/fragments.cuh"
+#include "kernels/cuda/prefill/tile_sums.cuh"
 #include "kernels/cuda/prefill/tokens.h"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
@@ -28,9 +28,6 @@
 #include "kernels/cuda/ptx/wgmma.cuh"
 
 namespace nibble::kernels::cuda {
-
-inline constexpr int kWarpgroupThreads = 128;
-inline constexpr int kWarpgroupRows = 64;
 
 // kRowParts x kTokenParts consumers.
 template <TileFormat kTileFormat, int kRowParts, int kTokenParts, int kWarpgroupTokens>
@@ -47,12 +44,17 @@ struct TileShape {
 
   // Rings are of whole slices: the four k-tiles of one always take the same places, so that
   // addresses are constants. Of weights a warp has kWeightSlices, of tokens the CTA kSlices.
+  // Scales of column groups are read until their slice has ended, when the next one's first codes
+  // have been: they have one place more.
+  static constexpr bool kGroups = HasGroups(kFormat);
   static constexpr int kCodeBytes = CodeBytes(kFormat);
-  static constexpr int kScaleBytes = ScaleBytes(kFormat, kSliceColumns);
-  static constexpr int kSliceBytes = kSliceTiles * kCodeBytes + kScaleBytes;
+  static constexpr int kScaleBytes =  // of a slice, at most
+      ScaleBytes(kFormat, kGroups ? kTileColumns : kSliceColumns);
   static constexpr int kWeightSlices = kCodeBytes > 512 ? 1 : 2;
+  static constexpr int kScaleSlots = kWeightSlices + (kGroups ? 1 : 0);
   static constexpr int kWeightTiles = kWeightSlices * kSliceTiles;
-  static constexpr int kWeightBytes = kConsumers * 4 * kWeightSlices * kSliceBytes;
+  static constexpr int kWarpBytes = kWeightTiles * kCodeBytes + kScaleSlots * kScaleBytes;
+  static constexpr int kWeightBytes = kConsumers * 4 * kWarpBytes;
 
   static constexpr int kStageBytes = kTokens * kTileColumns * 2;  // tokens of a k-tile
   static constexpr int kSlices = 2;
@@ -66,6 +68,9 @@ struct TileShape {
   // What setmaxnreg hands out of an SM's 64 K registers.
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 56;
   static constexpr int kConsumerRegisters = kConsumers == 2 ? 232 : 152;
+
+  // Values of a thread's totals that wait where the outputs will be staged.
+  static constexpr int kStagedTotals = kGroups && (kN == 128 || kConsumers == 3) ? kN / 4 : 0;
 };
 
 // One tile: rows [16 * row_tile, ...) of a weight by tokens [first_token, + tokens).
@@ -107,7 +112,7 @@ struct RingPosition {
 template <typename Shape>
 struct TileStorage {
   std::byte* stages;   // of tokens, 1024-byte aligned
-  std::byte* weights;  // (consumer warps, kWeightSlices, kSliceBytes)
+  std::byte* weights;  // (consumer warps, kWarpBytes): codes of slices, then scales
   std::byte* outputs;
   uint64_t* full;
   uint64_t* free;
@@ -231,18 +236,22 @@ template <typename Shape, typename RowTiles>
 struct WeightRing {
   const RowTiles& row_tiles;  // (i): where the warp's row tile of its i-th work starts, or null
   const int k_tiles;
+  const int scale_bytes;  // of a slice
   std::byte* const ring;
   // The slice to fill, from the lane's bytes on; null: none left.
   const std::byte* from;
   int left;  // k-tiles of the row tile from it on
   int work = 0;
-  int slot = 0;  // to fill and to read
+  int slot = 0;        // to fill and to read
+  int scale_slot = 0;  // to fill
 
   __device__ __forceinline__ WeightRing(const TileStorage<Shape>& storage, const RowTiles& tiles,
-                                        int count)
+                                        const WeightTiles& like)
       : row_tiles(tiles),
-        k_tiles(count),
-        ring(storage.weights + threadIdx.x / 32 * (Shape::kWeightSlices * Shape::kSliceBytes)) {
+        k_tiles(like.k_tiles),
+        scale_bytes(Shape::kGroups ? ScaleBytes(Shape::kFormat, like.group_columns)
+                                   : Shape::kScaleBytes),
+        ring(storage.weights + threadIdx.x / 32 * Shape::kWarpBytes) {
     Enter();
     for (int i = 0; i < Shape::kWeightSlices; ++i) {
 #pragma unroll
@@ -256,12 +265,15 @@ struct WeightRing {
     left = from == nullptr ? 0 : k_tiles;
     from += threadIdx.x % 32 * 16;
   }
-  __device__ __forceinline__ std::byte* slice() const { return ring + slot * Shape::kSliceBytes; }
-  __device__ __forceinline__ const std::byte* codes(int u) const {
-    return slice() + u * Shape::kCodeBytes;
+  __device__ __forceinline__ std::byte* codes(int u) const {
+    return ring + (slot * kSliceTiles + u) * Shape::kCodeBytes;
+  }
+  __device__ __forceinline__ std::byte* scales_at(int index) const {
+    return ring + Shape::kWeightTiles * Shape::kCodeBytes + index * Shape::kScaleBytes;
   }
   __device__ __forceinline__ const std::byte* scales() const {
-    return slice() + kSliceTiles * Shape::kCodeBytes;
+    if constexpr (!Shape::kGroups) return scales_at(slot);
+    return scales_at(scale_slot + 1 == Shape::kScaleSlots ? 0 : scale_slot + 1);
   }
 
   // Before k-tile u of the slot is read.
@@ -271,17 +283,14 @@ struct WeightRing {
   }
   // After that.
   __device__ __forceinline__ void Fill(int u) const {
-    std::byte* to = slice() + threadIdx.x % 32 * 16;
+    const int lane_bytes = threadIdx.x % 32 * 16;
     if (u < left) {
 #pragma unroll
-      for (int v = 0; v < Shape::kCodeBytes / 512; ++v) {
-        const int at = u * Shape::kCodeBytes + v * 512;
-        ptx::CopyAsync16(to + at, from + at);
-      }
+      for (int v = 0; v < Shape::kCodeBytes / 512; ++v)
+        ptx::CopyAsync16(codes(u) + lane_bytes + v * 512, from + u * Shape::kCodeBytes + v * 512);
     }
-    if (Shape::kScaleBytes > 0 && u == 0 && left > 0 &&
-        threadIdx.x % 32 * 16 < Shape::kScaleBytes) {
-      ptx::CopyAsync16(to + kSliceTiles * Shape::kCodeBytes,
+    if (Shape::kScaleBytes > 0 && u == 0 && left > 0 && lane_bytes < scale_bytes) {
+      ptx::CopyAsync16(scales_at(Shape::kGroups ? scale_slot : slot) + lane_bytes,
                        from + min(kSliceTiles, left) * Shape::kCodeBytes);
     }
     ptx::CommitCopies();
@@ -289,7 +298,8 @@ struct WeightRing {
   // After the fourth.
   __device__ __forceinline__ void NextSlice() {
     if (Shape::kWeightSlices > 1) slot ^= 1;
-    from += Shape::kSliceBytes;
+    if (Shape::kGroups && ++scale_slot == Shape::kScaleSlots) scale_slot = 0;
+    from += kSliceTiles * Shape::kCodeBytes + scale_bytes;
     left -= kSliceTiles;
     if (left <= 0 && work >= 0) {
       ++work;
@@ -307,14 +317,17 @@ struct TileConsumer {
 
   const TileStorage<Shape>& storage;
   WeightRing<Shape, RowTiles>& weights;
-  const uint64_t tokens;  // descriptor of the part's tokens in stage 0
+  const uint64_t tokens;    // descriptor of the part's tokens in stage 0
+  const int group_columns;  // kSliceColumns where there are no groups
   RingPosition<Shape::kSlices> at;
 
   __device__ __forceinline__ TileConsumer(const TileStorage<Shape>& s,
-                                          WeightRing<Shape, RowTiles>& w, int token_part)
+                                          WeightRing<Shape, RowTiles>& w, int token_part,
+                                          const WeightTiles& like)
       : storage(s),
         weights(w),
-        tokens(ptx::WgmmaDescriptor(s.stages + token_part * (kN * kTileColumns * 2))) {}
+        tokens(ptx::WgmmaDescriptor(s.stages + token_part * (kN * kTileColumns * 2))),
+        group_columns(Shape::kGroups ? like.group_columns : kSliceColumns) {}
 
   __device__ __forceinline__ void Release(int stage) const {
     if (threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.free + stage);
@@ -333,19 +346,20 @@ struct TileConsumer {
   }
   __device__ __forceinline__ Scales NextScales() const {
     weights.Wait();
-    return Scales(weights.scales(), kSliceColumns, threadIdx.x % 32);
+    return Scales(weights.scales(), group_columns, threadIdx.x % 32);
   }
 
   // One slice, all of its four k-tiles there or only `tiles`. a[0] holds its first k-tile's
-  // fragments, and the next slice's in the end, if there is one.
+  // fragments, and the next slice's in the end, if there is one. A chain of MMAs ends with the
+  // slice, and with each group of columns.
   template <bool kWhole>
   __device__ __forceinline__ void AddSlice(int tiles, bool next, Scales& scales,
-                                           uint32_t (&a)[2][4][4], float (&slice)[kN / 2],
-                                           float (&total)[kN / 2]) {
+                                           uint32_t (&a)[2][4][4], TileSums<Shape>& sums) {
     const int first = at.slot * kSliceTiles;
     uint64_t* const full = storage.full + first;
     const int tokens_at = at.slot * (kSliceTiles * Shape::kStageBytes);
     bool ready = ptx::BarrierTest(full, at.phase);
+    bool in_chain = false;
 #pragma unroll
     for (int u = 0; u < kSliceTiles; ++u) {
       if (!ready) ptx::BarrierWait(full + u, at.phase);
@@ -362,14 +376,22 @@ struct TileConsumer {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         ptx::WgmmaBf16<kN>(
-            slice, a[u % 2][j],
+            sums.chain, a[u % 2][j],
             ptx::WgmmaDescriptorAt(tokens, tokens_at + u * Shape::kStageBytes + 32 * j),
-            u > 0 || j > 0);
+            in_chain || j > 0);
       ptx::WgmmaCommit();
       if (u + 1 < kSliceTiles) ready = ptx::BarrierTest(full + u + 1, at.phase);
       if (u > 0) {
         ptx::WgmmaWait<1>();
         Release(first + u - 1);
+      }
+      const bool slice_ends = u == kSliceTiles - 1 || (!kWhole && u + 1 == tiles);
+      in_chain = !slice_ends;
+      [[maybe_unused]] GroupScales::Rows scale;
+      if constexpr (Shape::kGroups) {
+        scale = scales.GroupScale(u * kTileColumns);
+        // Groups have powers of two of columns.
+        if (((u + 1) * kTileColumns & (group_columns - 1)) == 0) in_chain = false;
       }
       if (u + 1 < kSliceTiles && (kWhole || u + 1 < tiles)) {
         weights.Wait();
@@ -378,30 +400,25 @@ struct TileConsumer {
         scales = NextScales();
         Decode(scales, 0, a[0]);
       }
-      if (u == kSliceTiles - 1 || (!kWhole && u + 1 == tiles)) {
+      if (!in_chain) {
         ptx::WgmmaWait<0>();
-        ptx::WgmmaPin(slice);
-        Release(first + u);
-#pragma unroll
-        for (int i = 0; i < kN / 2; ++i) total[i] += slice[i];
+        ptx::WgmmaPin(sums.chain);
+        if (slice_ends) Release(first + u);
+        if constexpr (Shape::kGroups) sums.EndGroup(scale);
+        if (slice_ends) sums.EndSlice();
       }
     }
     at.Advance();
   }
 
-  // total: of row g, tokens 8 i + 2 q, + 1 in elements 4 i, 4 i + 1; of row g + 8 in the next two.
-  __device__ __forceinline__ void Run(int k_tiles, float (&total)[kN / 2]) {
+  __device__ __forceinline__ void Run(int k_tiles, TileSums<Shape>& sums) {
     uint32_t a[2][4][4];
-    float slice[kN / 2];
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) total[i] = slice[i] = 0.0f;
-
     Scales scales = NextScales();
     Decode(scales, 0, a[0]);
     int left = k_tiles;
     for (; left >= kSliceTiles; left -= kSliceTiles)
-      AddSlice<true>(kSliceTiles, left > kSliceTiles, scales, a, slice, total);
-    if (left > 0) AddSlice<false>(left, false, scales, a, slice, total);
+      AddSlice<true>(kSliceTiles, left > kSliceTiles, scales, a, sums);
+    if (left > 0) AddSlice<false>(left, false, scales, a, sums);
   }
 };
 
@@ -519,19 +536,20 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const
     const int tile = work.row_tile + row_part * kTilesOfPart + warp;
     return work.weight + min(tile, like.row_tiles - 1) * like.row_tile_bytes;
   };
-  WeightRing<Shape, decltype(row_tiles)> weights(storage, row_tiles, like.k_tiles);
-  TileConsumer<Shape, decltype(row_tiles)> consumer(storage, weights, token_part);
+  WeightRing<Shape, decltype(row_tiles)> weights(storage, row_tiles, like);
+  TileConsumer<Shape, decltype(row_tiles)> consumer(storage, weights, token_part, like);
+  std::byte* const staging = storage.outputs + warpgroup * (Shape::kN * kWarpgroupRows * 2);
   for (int i = blockIdx.x; i < count; i += gridDim.x) {
     const TileWork work = problem.At(i);
     const TileOutput& out = problem.output();
     const int first_row = (work.row_tile + row_part * kTilesOfPart) * kTileRows;
     const int row = first_row + warp * kTileRows + threadIdx.x % 32 / 4;
     const RowEnds ends = {EndOf(work, out, row), EndOf(work, out, row + 8)};
-    float total[Shape::kN / 2];
-    consumer.Run(like.k_tiles, total);
-    Store<Shape::kN>(out, total, ends, first_row, work.first_token + token_part * Shape::kN,
-                     work.first_token + work.tokens,
-                     storage.outputs + warpgroup * (Shape::kN * kWarpgroupRows * 2), warpgroup + 1);
+    TileSums<Shape> sums(staging);
+    consumer.Run(like.k_tiles, sums);
+    sums.Finish(warpgroup + 1);
+    Store<Shape::kN>(out, sums.total, ends, first_row, work.first_token + token_part * Shape::kN,
+                     work.first_token + work.tokens, staging, warpgroup + 1);
   }
 }
 
