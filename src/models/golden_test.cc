@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
 #include <numeric>
 #include <string>
@@ -17,6 +16,7 @@
 #include "base/file.h"
 #include "models/model.h"
 #include "testing/backends.h"
+#include "testing/golden.h"
 #include "testing/golden_weights.h"
 #include "testing/model_runner.h"
 
@@ -40,11 +40,7 @@ struct Case {
   const kernels::OpTable* ops = &kernels::CpuOps();
 };
 
-// NIBBLE_GOLDENS: where the goldens lie on a machine without the source tree.
-fs::path GoldenRoot() {
-  if (const char* folder = std::getenv("NIBBLE_GOLDENS")) return folder;
-  return fs::path(NIBBLE_SOURCE_DIR) / "tests" / "golden";
-}
+fs::path GoldenRoot() { return GoldenPath(""); }
 
 // With the golden of that name in their folders. integers: with int8 and int16 activations, too.
 std::vector<Case> TinyCases(const char* golden, bool integers) {

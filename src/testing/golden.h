@@ -1,14 +1,18 @@
 // Where the committed golden files are.
 #pragma once
 
+#include <cstdlib>
 #include <string>
 #include <string_view>
 
 namespace nibble {
 
-// "formats/modelopt_nvfp4" → its path below tests/golden.
+// "formats/modelopt_nvfp4" → its path below tests/golden, or below NIBBLE_GOLDENS on a machine that
+// a test binary was copied to.
 inline std::string GoldenPath(std::string_view name) {
-  return std::string(NIBBLE_SOURCE_DIR "/tests/golden/") + std::string(name);
+  const char* const elsewhere = std::getenv("NIBBLE_GOLDENS");
+  const std::string root = elsewhere != nullptr ? elsewhere : NIBBLE_SOURCE_DIR "/tests/golden";
+  return root + "/" + std::string(name);
 }
 
 }  // namespace nibble

@@ -13,13 +13,14 @@
 #include "kernels/cuda/ptx/block_scaled_emulator.h"
 #include "kernels/cuda/ptx/block_scaled_probe.h"
 #include "numerics/e4m3.h"
+#include "testing/golden.h"
 
 namespace nibble::kernels::cuda::ptx {
 namespace {
 
 // tests/golden/kernels/block_scaled_mma.txt: CuTe's layouts.
 TEST(BlockScaled, FragmentsLieWhereCuteHasThem) {
-  std::ifstream file(std::string(NIBBLE_SOURCE_DIR) + "/tests/golden/kernels/block_scaled_mma.txt");
+  std::ifstream file(GoldenPath("kernels/block_scaled_mma.txt"));
   ASSERT_TRUE(file);
   int checked = 0;
   for (std::string line; std::getline(file, line);) {

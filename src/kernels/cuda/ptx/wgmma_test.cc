@@ -24,8 +24,9 @@ TEST(Wgmma, HasTheBitsOfWarpMmas) {
         EXPECT_EQ(result.different, 0u)
             << "n " << n << ", chain " << chain << ", exponents " << exponents;
         // Sums of products of equal exponents are exact in any order.
-        if (static_cast<ProbeExponents>(exponents) != ProbeExponents::kEqual)
+        if (static_cast<ProbeExponents>(exponents) != ProbeExponents::kEqual) {
           EXPECT_GT(result.different_from_fma, 0u);
+        }
       }
 }
 
