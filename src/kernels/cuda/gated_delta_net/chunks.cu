@@ -76,9 +76,9 @@ __global__ void __launch_bounds__(32 * kPrepareWarps, kConvWidth > 0 ? 4 : 2)
   const int64_t key_channels = int64_t{p.k_heads} * p.k_dim;
 
   if (job < p.k_heads) {
-    const int column = 4 * lane, valid = max(0, min(4, p.k_dim - column));
+    const int column = 4 * lane, left = p.k_dim - column;
     const int64_t channel = int64_t{job} * p.k_dim + column;
-    ConvChannels<kConvWidth> q(conv, channel, valid), k(conv, key_channels + channel, valid);
+    ConvChannels<kConvWidth> q(conv, channel, left), k(conv, key_channels + channel, left);
     q.Rewind(chunk.sequence, chunk.offset + begin);
     k.Rewind(chunk.sequence, chunk.offset + begin);
     uint2 q_row[kPrepareTokens], k_row[kPrepareTokens];  // inputs, then outputs
@@ -122,8 +122,7 @@ __global__ void __launch_bounds__(32 * kPrepareWarps, kConvWidth > 0 ? 4 : 2)
   const int head = (job - p.k_heads) / value_parts;
   const int row = (job - p.k_heads) % value_parts * 128 + 4 * lane;
   if (head >= p.v_heads) return;
-  ConvChannels<kConvWidth> v(conv, 2 * key_channels + int64_t{head} * p.v_dim + row,
-                             max(0, min(4, p.v_dim - row)));
+  ConvChannels<kConvWidth> v(conv, 2 * key_channels + int64_t{head} * p.v_dim + row, p.v_dim - row);
   v.Rewind(chunk.sequence, chunk.offset + begin);
   uint2 v_row[kPrepareTokens];
   v.LoadInputs(v_row);

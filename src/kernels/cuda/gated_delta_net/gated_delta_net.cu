@@ -194,8 +194,7 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
     const int column = 4 * lane;
     const auto channels = [&](int64_t base, int part) {
       const int c = column + 128 * part;
-      return ConvChannels<kConvWidth>(conv, base + int64_t{job} * p.k_dim + c,
-                                      max(0, min(4, p.k_dim - c)));
+      return ConvChannels<kConvWidth>(conv, base + int64_t{job} * p.k_dim + c, p.k_dim - c);
     };
     const auto run = [&](auto& q, auto& k) {
       const int heads_per_key = p.v_heads / p.k_heads;
@@ -268,8 +267,7 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
   const int head = (job - p.k_heads) / value_chunks;
   const int row = (job - p.k_heads) % value_chunks * 128 + 4 * lane;
   if (head >= p.v_heads) return;
-  ConvChannels<kConvWidth> v(conv, 2 * key_channels + int64_t{head} * p.v_dim + row,
-                             max(0, min(4, p.v_dim - row)));
+  ConvChannels<kConvWidth> v(conv, 2 * key_channels + int64_t{head} * p.v_dim + row, p.v_dim - row);
   ForEachToken(
       p.sequences, p.chunks, first, end,
       [&](const StepSequence& s, int64_t offset) { v.Rewind(s, offset); },

@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
     const int column = chunk * 128 + 4 * lane;
     ConvChannels<kConvWidth> channels(
         conv, groups.width + (which * p.groups + group) * int64_t{p.state_dim} + column,
-        max(0, min(4, p.state_dim - column)));
+        p.state_dim - column);
     ForEachToken(
         p.sequences, {}, first, end,
         [&](const StepSequence& s, int64_t offset) { channels.Rewind(s, offset); },
@@ -267,8 +267,7 @@ __global__ void __launch_bounds__(32 * kPrepareWarps)
   const int group = job / row_chunks;
   const int row = job % row_chunks * 128 + 4 * lane;
   if (group >= p.groups) return;
-  ConvChannels<kConvWidth> channels(conv, int64_t{group} * groups.rows + row,
-                                    max(0, min(4, groups.rows - row)));
+  ConvChannels<kConvWidth> channels(conv, int64_t{group} * groups.rows + row, groups.rows - row);
   ForEachToken(
       p.sequences, {}, first, end,
       [&](const StepSequence& s, int64_t offset) { channels.Rewind(s, offset); },

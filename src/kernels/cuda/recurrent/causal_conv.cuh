@@ -139,15 +139,18 @@ class ConvPair {
 template <int kWidth>
 class ConvChannels {
  public:
-  // `valid` of the four exist.
-  __device__ ConvChannels(const CausalConv& conv, int64_t channel, int valid)
-      : conv_(conv), channel_(channel), valid_(valid) {
+  // `left` channels exist from this one on: any number, also none and less. It is not clamped to
+  // 0..4 here, nor by callers: nvcc 13.0 fuses clamps from both sides and a later test for the
+  // upper bound into one instruction of sm_90 (VIMNMX.RELU), whose predicate also holds below the
+  // lower one.
+  __device__ ConvChannels(const CausalConv& conv, int64_t channel, int left)
+      : conv_(conv), channel_(channel), left_(left) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      bias_[e] = e < valid && conv.bias != nullptr ? conv.bias[channel + e] : 0.0f;
+      bias_[e] = e < left && conv.bias != nullptr ? conv.bias[channel + e] : 0.0f;
       if (kWidth == kPairWidth && conv.pairs) {
         float4 taps = {};
-        if (e < valid) taps = *reinterpret_cast<const float4*>(conv.weight + (channel + e) * 4);
+        if (e < left) taps = *reinterpret_cast<const float4*>(conv.weight + (channel + e) * 4);
         const float of_channel[4] = {taps.x, taps.y, taps.z, taps.w};
 #pragma unroll
         for (int j = 0; j < kTaps && j < 4; ++j) taps_[j][e] = of_channel[j];
@@ -155,7 +158,7 @@ class ConvChannels {
       }
 #pragma unroll
       for (int j = 0; j < kTaps; ++j)
-        taps_[j][e] = e < valid && Used(j)
+        taps_[j][e] = e < left && Used(j)
                           ? conv.weight[(channel + e) * conv.width + j - (kTaps - conv.width)]
                           : 0.0f;
     }
@@ -226,7 +229,7 @@ class ConvChannels {
   // Successive tokens' inputs.
   template <int kCount>
   __device__ void LoadRows(const uint16_t* from, uint2 (&inputs)[kCount]) const {
-    if (conv_.vectors && valid_ == 4) {
+    if (conv_.vectors && left_ >= 4) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i)
         inputs[i] = *reinterpret_cast<const uint2*>(from + i * conv_.stride);
@@ -236,12 +239,12 @@ class ConvChannels {
     }
   }
 
-  // Four BF16, those beyond the valid ones zero.
+  // Four BF16, zeros where there are no channels.
   __device__ uint2 Load(const uint16_t* from) const {
-    if (conv_.vectors && valid_ == 4) return *reinterpret_cast<const uint2*>(from);
+    if (conv_.vectors && left_ >= 4) return *reinterpret_cast<const uint2*>(from);
     uint32_t x[4];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) x[e] = e < valid_ ? from[e] : 0;
+    for (int e = 0; e < 4; ++e) x[e] = e < left_ ? from[e] : 0;
     return make_uint2(x[0] | x[1] << 16, x[2] | x[3] << 16);
   }
 
@@ -252,7 +255,7 @@ class ConvChannels {
 
   const CausalConv& conv_;
   const int64_t channel_;
-  const int valid_;
+  const int left_;
   StepSequence s_;
   int64_t at_ = 0;
   float taps_[kTaps][4];
