@@ -2,7 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "base/progress.h"
 
@@ -18,7 +21,24 @@ size_t RoundUp(size_t value, size_t multiple) {
 
 size_t MappedSize(size_t bytes) { return RoundUp(bytes, bytes >= kHugePage ? kHugePage : kPage); }
 
+// What FillNewBuffers asked for.
+std::atomic<bool> fills_new_buffers = false;
+std::atomic<std::byte> fill = std::byte{0};
+constexpr size_t kMostFilled = size_t{256} << 20;
+
+void Fill(std::byte* memory, size_t bytes, Device& device) {
+  const std::vector<std::byte> piece(std::min(bytes, size_t{1} << 20), fill);
+  for (size_t at = 0; at < bytes; at += piece.size())
+    device.Upload(memory + at, piece.data(), std::min(piece.size(), bytes - at));
+  device.Synchronize();
+}
+
 }  // namespace
+
+void FillNewBuffers(std::byte value) {
+  fill = value;
+  fills_new_buffers = true;
+}
 
 Result<Buffer> Buffer::Allocate(size_t bytes, Device& device) {
   Buffer buffer;
@@ -26,6 +46,8 @@ Result<Buffer> Buffer::Allocate(size_t bytes, Device& device) {
   NIBBLE_ASSIGN(buffer.data_, device.Allocate(bytes));
   buffer.size_ = bytes;
   buffer.device_ = &device;
+  if (fills_new_buffers && !device.host_memory() && bytes <= kMostFilled)
+    Fill(buffer.data_, bytes, device);
   return buffer;
 }
 

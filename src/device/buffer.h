@@ -58,6 +58,10 @@ class Buffer {
   bool shared_ = false;
 };
 
+// For tests: from now on buffers (of up to 256 MiB) that need not begin with zeros, those of GPUs,
+// begin full of `value`, as memory that was in use before would.
+void FillNewBuffers(std::byte value);
+
 // What the host's buffers are made of; zero bytes give null.
 Result<std::byte*> MapMemory(size_t bytes);
 void UnmapMemory(std::byte* memory, size_t bytes);

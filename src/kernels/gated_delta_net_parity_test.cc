@@ -67,11 +67,14 @@ void Step(const OpTable& ops, const DeltaShape& shape, const std::vector<DeltaSe
     const DeltaSequence& s = *sequences[b];
     for (int64_t position = s.done; position < s.done + counts[b]; ++position) {
       const auto at = [&](int64_t i) { return position * 100003 + i; };
+      // NaN behind a row.
+      const auto value = [&](int64_t i, int64_t stride, int kind, float scale) {
+        return i < stride - shape.pad ? scale * Noise(s.id * 4 + kind, at(i)) : NAN;
+      };
       for (int64_t i = 0; i < qkv_stride; ++i)
-        qkv.push_back(Bf16FromFloat(2 * Noise(s.id * 4 + 1, at(i))));
-      for (int64_t i = 0; i < z_stride; ++i)
-        z.push_back(Bf16FromFloat(3 * Noise(s.id * 4 + 2, at(i))));
-      for (int64_t i = 0; i < ba_stride; ++i) ba.push_back(3 * Noise(s.id * 4 + 3, at(i)));
+        qkv.push_back(Bf16FromFloat(value(i, qkv_stride, 1, 2)));
+      for (int64_t i = 0; i < z_stride; ++i) z.push_back(Bf16FromFloat(value(i, z_stride, 2, 3)));
+      for (int64_t i = 0; i < ba_stride; ++i) ba.push_back(value(i, ba_stride, 3, 3));
     }
     q_start.push_back(q_start.back() + static_cast<int32_t>(counts[b]));
     kv_len.push_back(static_cast<int32_t>(s.done + counts[b]));
@@ -81,12 +84,13 @@ void Step(const OpTable& ops, const DeltaShape& shape, const std::vector<DeltaSe
     chunks.total += chunked.back();
   }
   if (chunks.total > 0) chunks.tokens = chunked.data();
-  const int64_t window_bytes = (shape.window() * 2 + 63) / 64 * 64;
-  const int64_t state_bytes = shape.state() * 4;
-  std::vector<std::byte> windows(batch * window_bytes, std::byte{0xFF});  // NaN unless written
-  std::vector<std::byte> states(batch * state_bytes, std::byte{0xFF});
+  // NaN unless written, and behind every sequence's.
+  const int64_t window_bytes = (shape.window() * 2 + 127) / 64 * 64;
+  const int64_t state_bytes = shape.state() * 4, state_stride = state_bytes + 64;
+  std::vector<std::byte> windows(batch * window_bytes, std::byte{0xFF});
+  std::vector<std::byte> states(batch * state_stride, std::byte{0xFF});
   const auto window_of = [&](int64_t b) { return windows.data() + slots[b] * window_bytes; };
-  const auto state_of = [&](int64_t b) { return states.data() + slots[b] * state_bytes; };
+  const auto state_of = [&](int64_t b) { return states.data() + slots[b] * state_stride; };
   for (int64_t b = 0; b < batch; ++b) {
     if (sequences[b]->done == 0) continue;
     std::memcpy(window_of(b), sequences[b]->window.data(), shape.window() * 2);
@@ -123,7 +127,7 @@ void Step(const OpTable& ops, const DeltaShape& shape, const std::vector<DeltaSe
                     .slots = slots.data()},
       .chunks = chunks,
       .conv_state = {.base = windows.data(), .stride = window_bytes},
-      .recurrent_state = {.base = states.data(), .stride = state_bytes},
+      .recurrent_state = {.base = states.data(), .stride = state_stride},
       .out = out.data()};
   ops.gated_delta_net(DirtyContext(threads, ops.gated_delta_net_workspace(threads, params)),
                       params);
@@ -159,6 +163,7 @@ const DeltaShape kShapes[] = {
     {.k_heads = 1, .v_heads = 2, .k_dim = 256, .v_dim = 64, .pad = 0},
     {.k_heads = 2, .v_heads = 4, .k_dim = 60, .v_dim = 34, .pad = 2},
     {.k_heads = 1, .v_heads = 12, .k_dim = 32, .v_dim = 64},
+    {.k_heads = 4, .v_heads = 4, .k_dim = 16, .v_dim = 16, .conv_width = 3},
 };
 
 TEST_P(DeltaNetParity, MatchesTheReference) {

@@ -82,12 +82,13 @@ void Step(const OpTable& ops, const Mamba2Shape& shape,
     kv_len.push_back(static_cast<int32_t>(s.done + counts[b]));
     slots.push_back(static_cast<int32_t>(batch - 1 - b));
   }
-  const int64_t window_bytes = (shape.window() * 2 + 63) / 64 * 64;
-  const int64_t state_bytes = shape.state() * 4;
-  std::vector<std::byte> windows(batch * window_bytes, std::byte{0xFF});  // NaN unless written
-  std::vector<std::byte> states(batch * state_bytes, std::byte{0xFF});
+  // NaN unless written, and behind every sequence's.
+  const int64_t window_bytes = (shape.window() * 2 + 127) / 64 * 64;
+  const int64_t state_bytes = shape.state() * 4, state_stride = state_bytes + 64;
+  std::vector<std::byte> windows(batch * window_bytes, std::byte{0xFF});
+  std::vector<std::byte> states(batch * state_stride, std::byte{0xFF});
   const auto window_of = [&](int64_t b) { return windows.data() + slots[b] * window_bytes; };
-  const auto state_of = [&](int64_t b) { return states.data() + slots[b] * state_bytes; };
+  const auto state_of = [&](int64_t b) { return states.data() + slots[b] * state_stride; };
   for (int64_t b = 0; b < batch; ++b) {
     if (sequences[b]->done == 0) continue;
     std::memcpy(window_of(b), sequences[b]->window.data(), shape.window() * 2);
@@ -117,7 +118,7 @@ void Step(const OpTable& ops, const Mamba2Shape& shape,
                                              .kv_len = kv_len.data(),
                                              .slots = slots.data()},
                                .conv_state = {.base = windows.data(), .stride = window_bytes},
-                               .recurrent_state = {.base = states.data(), .stride = state_bytes},
+                               .recurrent_state = {.base = states.data(), .stride = state_stride},
                                .out = out.data()};
   ops.mamba2(DirtyContext(threads, ops.mamba2_workspace(threads, params)), params);
 
@@ -159,6 +160,14 @@ const Mamba2Shape kShapes[] = {
     {.heads = 20, .head_dim = 80, .groups = 1, .state_dim = 16},
     {.heads = 8, .head_dim = 64, .groups = 2, .state_dim = 128, .pad = 0},
     {.heads = 4, .head_dim = 18, .groups = 2, .state_dim = 60, .pad = 2},
+    {.heads = 4,
+     .head_dim = 16,
+     .groups = 4,
+     .state_dim = 16,
+     .conv_width = 3,
+     .conv_bias = false,
+     .dt_min = 0.01f,
+     .dt_max = 2.0f},
 };
 
 TEST_P(Mamba2Parity, MatchesTheReference) {

@@ -94,13 +94,15 @@ class ModelsTest : public ::testing::TestWithParam<Case> {
     return {.tokens = std::move(tokens), .pages = std::move(pages), .slot = slot};
   }
 
-  // State slots hold rubbish at first, as the engine's do after a sequence has left one.
+  // Pages and state slots hold NaN at first: whatever sequences have left there must not matter.
   static KvPool Pool(const Model& model, KvFormat format, int32_t page_size, int64_t pages) {
     constexpr int64_t kSlots = 4;
     auto pool = KvPool::Create(model.info(), format, page_size, pages, kSlots, *model.ops().device);
     EXPECT_TRUE(pool);
-    const std::vector<std::byte> rubbish(pool->state_bytes(), std::byte{0x7E});
-    for (int64_t slot = 0; slot < kSlots; ++slot) pool->LoadState(slot, rubbish.data());
+    const std::vector<std::byte> state(pool->state_bytes(), std::byte{0xFF});
+    for (int64_t slot = 0; slot < kSlots; ++slot) pool->LoadState(slot, state.data());
+    const std::vector<std::byte> page(pool->page_bytes(), std::byte{0xFF});
+    for (int64_t i = 0; i < pages; ++i) pool->LoadPage(i, page.data());
     return std::move(*pool);
   }
 

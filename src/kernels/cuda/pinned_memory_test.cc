@@ -1,18 +1,30 @@
 // operator new of kernels_tests: memory that the GPU can read and write in place, so that parity
 // tests hand the same vectors to every backend. Blocks of powers of two out of one pinned region;
 // malloc where there is no GPU, or when the region is used up.
+//
+// A block is full of NaN, and so is what lies before and behind it: what a kernel reads beside its
+// arrays shows in its results. What it writes there stops the tests when the block is freed.
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <new>
 
 namespace {
 
 constexpr size_t kRegion = size_t{6} << 30;
-constexpr size_t kHeader = 256;  // keeps blocks aligned; holds the size class
+constexpr size_t kHeader = 256;        // keeps blocks aligned; begins with a Header
+constexpr size_t kGuard = 256;         // at least so much NaN behind a block
+constexpr size_t kMostChecked = 4096;  // of what is behind it
+
+struct Header {
+  int size_class;
+  size_t bytes;  // asked for
+};
 
 class PinnedRegion {
  public:
@@ -26,17 +38,20 @@ class PinnedRegion {
       cudaGetLastError();
     }
     int size_class = 8;
-    while ((size_t{1} << size_class) < bytes) ++size_class;
+    while ((size_t{1} << size_class) < bytes + kGuard) ++size_class;
     if (base_ == nullptr) return nullptr;
-    if (void* block = free_[size_class]) {
-      free_[size_class] = *static_cast<void**>(block);
-      return block;
+    const size_t size = size_t{1} << size_class;
+    std::byte* block = free_[size_class];
+    if (block != nullptr) {
+      std::memcpy(&free_[size_class], block, sizeof(block));
+    } else {
+      if (used_ + size + kHeader > kRegion) return nullptr;
+      block = base_ + used_ + kHeader;
+      used_ += size + kHeader;
     }
-    const size_t size = (size_t{1} << size_class) + kHeader;
-    if (used_ + size > kRegion) return nullptr;
-    std::byte* block = base_ + used_ + kHeader;
-    used_ += size;
-    *reinterpret_cast<int*>(block - kHeader) = size_class;
+    std::memset(block - kHeader, 0xFF, kHeader + size);
+    const Header header = {size_class, bytes};
+    std::memcpy(block - kHeader, &header, sizeof(header));
     return block;
   }
 
@@ -45,18 +60,35 @@ class PinnedRegion {
     auto* bytes = static_cast<std::byte*>(block);
     if (base_ == nullptr || bytes < base_ || bytes >= base_ + kRegion) return false;
     const std::lock_guard lock(mutex_);
-    const int size_class = *reinterpret_cast<int*>(bytes - kHeader);
-    *static_cast<void**>(block) = free_[size_class];
-    free_[size_class] = block;
+    Header header;
+    std::memcpy(&header, bytes - kHeader, sizeof(header));
+    CheckGuards(bytes, header);
+    std::memcpy(bytes, &free_[header.size_class], sizeof(bytes));
+    free_[header.size_class] = bytes;
     return true;
   }
 
  private:
+  static void CheckGuards(const std::byte* block, const Header& header) {
+    const auto check = [&](const std::byte* begin, const std::byte* end) {
+      for (const std::byte* at = begin; at < end; ++at) {
+        if (*at == std::byte{0xFF}) continue;
+        std::fprintf(stderr, "byte %td of an array of %zu bytes was written\n", at - block,
+                     header.bytes);
+        std::abort();
+      }
+    };
+    check(block - kHeader + sizeof(Header), block);
+    const size_t behind = (size_t{1} << header.size_class) - header.bytes;
+    check(block + header.bytes,
+          block + header.bytes + (behind < kMostChecked ? behind : kMostChecked));
+  }
+
   std::mutex mutex_;
   bool tried_ = false;
   std::byte* base_ = nullptr;
   size_t used_ = 0;
-  void* free_[64] = {};
+  std::byte* free_[64] = {};
 };
 
 PinnedRegion& Region() {

@@ -45,6 +45,7 @@ inline const OpTable* SyncedOps() {
     OpTable t = *Table();
     t.variant = "cuda";  // names the tests, the same on every GPU
     Wrap<LinearParams, &OpTable::linear>(&t);
+    Wrap<LinearParams, &OpTable::linear_w4a4>(&t);
     Wrap<EmbedParams, &OpTable::embed>(&t);
     Wrap<RmsNormParams, &OpTable::rms_norm>(&t);
     Wrap<AddParams, &OpTable::add>(&t);
