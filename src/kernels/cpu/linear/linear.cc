@@ -46,7 +46,8 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
     return Plan{kernel, kernels.prepare_int8_sum, sizeof(Int8SumBlock)};
   };
   const auto with_int16 = [&](const PanelKernel& kernel, const PanelKernel& digits) {
-    if (m <= *std::max_element(digits.sizes, digits.sizes + kMaxTileSizes))
+    const int64_t largest = *std::max_element(digits.sizes, digits.sizes + kMaxTileSizes);
+    if (kernel.run == nullptr || m <= largest)
       return Plan{digits, kernels.prepare_digits, sizeof(DigitBlock)};
     return Plan{kernel, kernels.prepare_int16, sizeof(Int16Block)};
   };

@@ -1,132 +1,26 @@
 // Linear on AVX2 with FMA and F16C: two registers hold the 16 rows of a panel.
 //
-// Integer products: four vpmaddubsw of a 16-value block add up in 16 bits without overflow
-// (|sum| <= 24 * 127 * 2 * 4 = 24384), so a block costs one widening vpmaddwd. BF16 products are
-// FP32 FMAs, the high member of a pair first, as vdpbf16ps computes them.
+// BF16 products are FP32 FMAs, the high member of a pair first, as vdpbf16ps computes them. 4-bit
+// codes are linear_codes_avx2.cc's.
 #include <immintrin.h>
 
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/linear/code_kernels_avx2.h"
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/linear_kernels.h"
-
-#define NIBBLE_INLINE inline __attribute__((always_inline))
 
 namespace nibble::kernels::cpu {
 namespace avx2 {
 namespace {
 
-struct Row {
-  __m256 a;  // rows 0..7
-  __m256 b;  // rows 8..15
-};
-
-NIBBLE_INLINE Row ZeroRow() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-NIBBLE_INLINE Row LoadRow(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-NIBBLE_INLINE void StoreRow(Row row, float* p) {
-  _mm256_storeu_ps(p, row.a);
-  _mm256_storeu_ps(p + 8, row.b);
-}
-NIBBLE_INLINE Row AddRows(Row a, Row b) {
-  return {_mm256_add_ps(a.a, b.a), _mm256_add_ps(a.b, b.b)};
-}
-NIBBLE_INLINE Row FmaRows(Row a, Row b, Row c) {
-  return {_mm256_fmadd_ps(a.a, b.a, c.a), _mm256_fmadd_ps(a.b, b.b, c.b)};
-}
-NIBBLE_INLINE Row FmaSplat(Row a, float b, Row c) {
-  const __m256 splat = _mm256_set1_ps(b);
-  return {_mm256_fmadd_ps(a.a, splat, c.a), _mm256_fmadd_ps(a.b, splat, c.b)};
-}
-
-NIBBLE_INLINE __m256i Load256(const void* p) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
-NIBBLE_INLINE __m256i SplatDword(const void* p) {
-  int32_t dword;
-  __builtin_memcpy(&dword, p, sizeof(dword));
-  return _mm256_set1_epi32(dword);
-}
-
-// 2 * E2M1 by code, and with kCodeOffset added; one copy per 128-bit lane.
-NIBBLE_INLINE __m256i DoubledTable() {
-  return _mm256_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12,  //
-                          0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
-}
-NIBBLE_INLINE __m256i OffsetTable() {
-  return _mm256_add_epi8(DoubledTable(), _mm256_set1_epi8(kCodeOffset));
-}
-
-// Table values of the low (kHigh = false) or high nibbles.
-template <bool kHigh>
-NIBBLE_INLINE __m256i LookUp(__m256i bytes, __m256i table) {
-  const __m256i shifted = kHigh ? _mm256_srli_epi16(bytes, 4) : bytes;
-  return _mm256_shuffle_epi8(table, _mm256_and_si256(shifted, _mm256_set1_epi8(0x0F)));
-}
-
-struct ScaleBytes {
-  __m256i a;
-  __m256i b;
-};
-
-NIBBLE_INLINE ScaleBytes LoadScaleBytes(const std::byte* group) {
-  return {Load256(group), Load256(group + 32)};
-}
-
-template <CodeFormat F>
-NIBBLE_INLINE ScaleBytes NextScales(ScaleBytes bytes) {
-  constexpr int kShift = 8 * CodeLayout<F>::kScalesPerBlock;
-  return {_mm256_srli_epi32(bytes.a, kShift), _mm256_srli_epi32(bytes.b, kShift)};
-}
-
-template <CodeFormat F, int I>
-NIBBLE_INLINE Row ScaleRow(ScaleBytes bytes) {
-  constexpr int kShift = F == CodeFormat::kNvfp4 ? 20 : 23;
-  const __m256i mask = _mm256_set1_epi32(0xFF << kShift);
-  const auto scale = [&](__m256i rows) {
-    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_slli_epi32(rows, kShift - 8 * I), mask));
-  };
-  return {scale(bytes.a), scale(bytes.b)};
-}
+#include "kernels/cpu/linear/rows_avx2.inc"
 
 // ---- Integer products
 
 struct Codes {
   __m256i w[8][2];  // [dword of the activations][rows 0..7, 8..15]
-};
-
-NIBBLE_INLINE Codes DecodeCodes(const std::byte* p) {
-  const __m256i table = OffsetTable();
-  Codes codes;
-#pragma GCC unroll 4
-  for (int v = 0; v < 4; ++v) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const __m256i bytes = Load256(p + 64 * v + 32 * half);
-      codes.w[2 * v][half] = LookUp<false>(bytes, table);
-      codes.w[2 * v + 1][half] = LookUp<true>(bytes, table);
-    }
-  }
-  return codes;
-}
-
-struct Scales {
-  Row first;
-  Row second;
-};
-
-template <CodeFormat F>
-NIBBLE_INLINE Scales LoadScales(ScaleBytes bytes) {
-  if constexpr (F == CodeFormat::kNvfp4) {
-    return {ScaleRow<F, 0>(bytes), ScaleRow<F, 1>(bytes)};
-  } else {
-    return {ScaleRow<F, 0>(bytes), ZeroRow()};
-  }
-}
-
-struct IntRow {
-  __m256i a;
-  __m256i b;
 };
 
 // Sums over 16 k, per pair of k in 16 bits, widened.
@@ -142,88 +36,6 @@ NIBBLE_INLINE IntRow Dot16(const Codes& codes, const int8_t* q) {
   }
   const __m256i ones = _mm256_set1_epi16(1);
   return {_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)};
-}
-
-// (start + sum) as a float is kFloatMagic + dot: subtracting is exact.
-NIBBLE_INLINE Row FloatDot(IntRow sum, int32_t start) {
-  const __m256i offset = _mm256_set1_epi32(start);
-  const __m256 magic = _mm256_set1_ps(kFloatMagic);
-  return {_mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(sum.a, offset)), magic),
-          _mm256_sub_ps(_mm256_castsi256_ps(_mm256_add_epi32(sum.b, offset)), magic)};
-}
-
-NIBBLE_INLINE Row MulRows(Row a, Row b) {
-  return {_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)};
-}
-
-template <CodeFormat F, int I>
-NIBBLE_INLINE Row ScaledDot(const Codes& codes, const Scales& scales, const Int8Block& x) {
-  if constexpr (F == CodeFormat::kNvfp4) {
-    return MulRows(FloatDot(Dot16<4 * I>(codes, x.q), x.half_start[I]),
-                   I == 0 ? scales.first : scales.second);
-  } else {
-    const IntRow first = Dot16<0>(codes, x.q);
-    const IntRow second = Dot16<4>(codes, x.q);
-    const IntRow both = {_mm256_add_epi32(first.a, second.a), _mm256_add_epi32(first.b, second.b)};
-    return MulRows(FloatDot(both, x.start), scales.first);
-  }
-}
-
-// Digit by digit from the highest: what is there counts 256 times as much as the next.
-template <int Begin, int End>
-NIBBLE_INLINE IntRow DigitDot(const Codes& codes, const Int24Block& x) {
-  const auto dot = [&](int digit) {
-    IntRow sum = Dot16<Begin>(codes, x.digits[digit]);
-    if constexpr (End - Begin == 8) {
-      const IntRow second = Dot16<Begin + 4>(codes, x.digits[digit]);
-      sum = {_mm256_add_epi32(sum.a, second.a), _mm256_add_epi32(sum.b, second.b)};
-    }
-    return sum;
-  };
-  IntRow sum = dot(0);
-#pragma GCC unroll 2
-  for (int digit = 1; digit < 3; ++digit) {
-    const IntRow next = dot(digit);
-    sum = {_mm256_add_epi32(_mm256_slli_epi32(sum.a, 8), next.a),
-           _mm256_add_epi32(_mm256_slli_epi32(sum.b, 8), next.b)};
-  }
-  return sum;
-}
-
-template <CodeFormat F, int I>
-NIBBLE_INLINE Row Dot24(const Codes& codes, const Int24Block& x) {
-  constexpr bool kHalves = F == CodeFormat::kNvfp4;
-  const IntRow sum = DigitDot<4 * I, kHalves ? 4 * I + 4 : 8>(codes, x);
-  const __m256i start = _mm256_set1_epi32(kHalves ? x.half_start[I] : x.start);
-  return {_mm256_cvtepi32_ps(_mm256_add_epi32(sum.a, start)),
-          _mm256_cvtepi32_ps(_mm256_add_epi32(sum.b, start))};
-}
-
-// ---- Products of words
-
-using Words = IntRow;
-using WordSum = IntRow;
-
-// Pair P of 8 k sits at bit 4 * (P % 4) of each half of a row's dword.
-template <int P>
-NIBBLE_INLINE __m256i WordsOf(__m256i bytes) {
-  const __m256i doubled = LookUp < P % 2 == 1 > (bytes, DoubledTable());
-  const bool high_byte = P % 4 / 2 == 1;
-  return _mm256_srai_epi16(high_byte ? doubled : _mm256_slli_epi16(doubled, 8), 8);
-}
-template <int P>
-NIBBLE_INLINE Words CodeWords(const std::byte* p) {
-  return {WordsOf<P>(Load256(p + P / 4 * 64)), WordsOf<P>(Load256(p + P / 4 * 64 + 32))};
-}
-
-NIBBLE_INLINE WordSum StartWords() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-NIBBLE_INLINE WordSum WordDot(Words w, const int16_t* x, WordSum c) {
-  const __m256i activations = SplatDword(x);
-  return {_mm256_add_epi32(c.a, _mm256_madd_epi16(w.a, activations)),
-          _mm256_add_epi32(c.b, _mm256_madd_epi16(w.b, activations))};
-}
-NIBBLE_INLINE Row ScaleWords(WordSum sum, Row scale) {
-  return MulRows({_mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b)}, scale);
 }
 
 // ---- BF16 products
@@ -398,8 +210,6 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
 //
 #include "kernels/cpu/linear/panel_loops.inc"
 //
-#include "kernels/cpu/linear/code_loops.inc"
-//
 #include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
@@ -436,23 +246,31 @@ int64_t ProbeBf16(int64_t iterations) {
   return iterations * kProbeSums * 8 * 2;
 }
 
-constexpr LinearKernels kKernels = {
+int64_t ProbeInt16(int64_t iterations) {
+  __m256i sums[kProbeSums] = {};
+  for (__m256i& sum : sums) asm volatile("" : "+x"(sum));
+  __m256i a = _mm256_set1_epi8(1);
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+x"(a));
+#pragma GCC unroll 10
+    for (__m256i& sum : sums) sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, a));
+  }
+  for (__m256i& sum : sums) asm volatile("" ::"x"(sum));
+  return iterations * kProbeSums * 16 * 2;
+}
+
+constexpr LinearKernels kOwnKernels = {
     .name = "avx2",
     .int8_probe = ProbeInt8,
+    .int16_probe = ProbeInt16,
     .bf16_probe = ProbeBf16,
     .prepare_int8 = PrepareInt8<Int8Block>,
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
-    .prepare_int16 = PrepareInt16<Int16Block>,
+    .prepare_digits = PrepareInt16<DigitBlock>,
     .prepare_int24 = PrepareInt24,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
-    .nvfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kNvfp4>, 1, 2, 4>(),
-    .nvfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kNvfp4>, 1, 4>(),
-    .nvfp4_int24 = MakeKernel<CodesInt24<CodeFormat::kNvfp4>, 1, 4>(),
-    .mxfp4_int8 = MakeKernel<CodesInt8<CodeFormat::kMxfp4>, 1, 4>(),
-    .mxfp4_int16 = MakeKernel<CodesInt16<CodeFormat::kMxfp4>, 1, 4>(),
-    .mxfp4_int24 = MakeKernel<CodesInt24<CodeFormat::kMxfp4>, 1, 4>(),
     .bf16 = MakeKernel<DenseBf16, 1, 4>(),
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
@@ -463,9 +281,24 @@ constexpr LinearKernels kKernels = {
     .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4>(),
 };
 
+LinearKernels MakeTable() {
+  LinearKernels kernels = kOwnKernels;
+  const CodeKernels codes = Avx2CodeKernels();
+  kernels.nvfp4_int8 = codes.nvfp4_int8;
+  kernels.nvfp4_digits = codes.nvfp4_digits;
+  kernels.nvfp4_int24 = codes.nvfp4_int24;
+  kernels.mxfp4_int8 = codes.mxfp4_int8;
+  kernels.mxfp4_digits = codes.mxfp4_digits;
+  kernels.mxfp4_int24 = codes.mxfp4_int24;
+  return kernels;
+}
+
 }  // namespace
 }  // namespace avx2
 
-const LinearKernels& Avx2Linear() { return avx2::kKernels; }
+const LinearKernels& Avx2Linear() {
+  static const LinearKernels kernels = avx2::MakeTable();
+  return kernels;
+}
 
 }  // namespace nibble::kernels::cpu

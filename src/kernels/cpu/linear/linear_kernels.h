@@ -86,9 +86,10 @@ struct LinearKernels {
   void (*prepare_f32)(const PrepareJob&) = nullptr;
   PanelKernel nvfp4_int8;
   PanelKernel nvfp4_int16;
-  PanelKernel nvfp4_digits;  // int16 of so few tokens that it is faster; the same bits
-  PanelKernel nvfp4_int24;   // BF16 activations in fixed point, or
-  PanelKernel nvfp4_bf16;    // as they are
+  // int16 of so few tokens that it is faster, or instead of the other; the same bits.
+  PanelKernel nvfp4_digits;
+  PanelKernel nvfp4_int24;  // BF16 activations in fixed point, or
+  PanelKernel nvfp4_bf16;   // as they are
   PanelKernel mxfp4_int8;
   PanelKernel mxfp4_int16;
   PanelKernel mxfp4_digits;
