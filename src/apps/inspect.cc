@@ -25,7 +25,8 @@ struct FormatTotal {
   int64_t bytes = 0;
 };
 
-struct Device {
+// A memory that weights could be read from.
+struct Machine {
   std::string name;
   double bytes_per_second = 0;
 };
@@ -38,7 +39,7 @@ struct Facts {
   KvFormat kv_format = KvFormat::kBf16;
   int64_t context = 0;
   models::TokenBytes token;
-  std::vector<Device> devices;  // this machine last
+  std::vector<Machine> machines;  // this one last
   int threads = 0;
 };
 
@@ -70,8 +71,8 @@ Result<KvFormat> ChooseKvFormat(const formats::Checkpoint& checkpoint, const std
 
 std::string_view Name(KvFormat format) { return format == KvFormat::kFp8 ? "fp8" : "bf16"; }
 
-double Ceiling(const Facts& facts, const Device& device) {
-  return device.bytes_per_second / static_cast<double>(facts.token.total());
+double Ceiling(const Facts& facts, const Machine& machine) {
+  return machine.bytes_per_second / static_cast<double>(facts.token.total());
 }
 
 struct Part {
@@ -100,7 +101,7 @@ void PrintJson(const Facts& facts) {
   for (const Part& part : Parts(facts.token)) token[part.name] = part.bytes;
   token["total"] = facts.token.total();
   json::object ceilings;
-  for (const Device& device : facts.devices) ceilings[device.name] = Ceiling(facts, device);
+  for (const Machine& machine : facts.machines) ceilings[machine.name] = Ceiling(facts, machine);
   const models::ModelInfo& info = facts.info;
   json::array left_over(info.left_over.begin(), info.left_over.end());
   fmt::print("{}\n",
@@ -125,7 +126,7 @@ void PrintJson(const Facts& facts) {
                  {"kv_bytes_per_token_fp8", models::KvBytesPerToken(info, KvFormat::kFp8)},
                  {"state_bytes_per_sequence", models::StateBytes(info)},
                  {"threads", facts.threads},
-                 {"read_bytes_per_second", facts.devices.back().bytes_per_second},
+                 {"read_bytes_per_second", facts.machines.back().bytes_per_second},
                  {"ceiling_tok_s", std::move(ceilings)}}));
 }
 
@@ -163,9 +164,9 @@ void PrintText(const Facts& facts) {
                static_cast<double>(part.bytes) / 1e6,
                100.0 * static_cast<double>(part.bytes) / static_cast<double>(facts.token.total()));
   }
-  for (const Device& device : facts.devices)
+  for (const Machine& machine : facts.machines)
     fmt::print("  decode ceiling   {:.1f} tokens/s for one request: {}, {:.1f} GB/s\n",
-               Ceiling(facts, device), device.name, device.bytes_per_second / 1e9);
+               Ceiling(facts, machine), machine.name, machine.bytes_per_second / 1e9);
 }
 
 Result<int> InspectModel(const InspectOptions& options) {
@@ -184,9 +185,9 @@ Result<int> InspectModel(const InspectOptions& options) {
   ThreadPool pool(ThreadCount(options.threads));
   facts.threads = pool.threads();
   // GB10's data sheet; an H200 as its memory was measured; this machine as it reads now.
-  facts.devices = {{"GB10", 273e9},
-                   {"H200", 4541e9},
-                   {"this machine", MeasureReadBandwidth(pool, int64_t{1} << 28)}};
+  facts.machines = {{"GB10", 273e9},
+                    {"H200", 4541e9},
+                    {"this machine", MeasureReadBandwidth(pool, int64_t{1} << 28)}};
   if (options.json) {
     PrintJson(facts);
     return 0;
