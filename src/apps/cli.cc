@@ -95,11 +95,18 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
       ->capture_default_str();
   command
       ->add_option(
-          "--cpu-activations", o->activations,
+          "--cpu-activations", o->cpu_activations,
           "of linears with 4-bit weights: bf16 (products exact to the last bits of FP32 sums), "
           "int16 "
           "(16-bit integers with a scale per 32 values, close to exact and 1.6 times as fast at "
           "prompts) or int8 (likewise in 8 bits, the fastest); auto is int16")
+      ->capture_default_str();
+  command
+      ->add_option("--activations", o->activations,
+                   "of linears with NVFP4 weights on GPUs that multiply FP4: auto (tokens of "
+                   "prompts in NVFP4 where the checkpoint has scales for it, generated ones in 16 "
+                   "bits) or 16 (all of them in 16 bits)")
+      ->check(CLI::IsMember({"auto", "16"}))
       ->capture_default_str();
   command->add_option("--kv-cache-dtype", o->kv_cache_dtype, "auto (bf16), bf16 or fp8")
       ->capture_default_str();

@@ -199,7 +199,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
     if (stage) stage(name, fraction);
   };
   NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(options.device));
-  NIBBLE_ASSIGN(const ActivationFormat activations, ParseActivations(options.activations));
+  NIBBLE_ASSIGN(const ActivationFormat activations, ParseActivations(options.cpu_activations));
   NIBBLE_ASSIGN(const KvFormat kv_format, ParseKvFormat(options.kv_cache_dtype));
 
   LoadedModel loaded;
@@ -262,10 +262,12 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
         model, models::LoadModel(*checkpoint, {.ops = profile != nullptr ? &profile->table() : ops,
                                                .pool = loaded.pool.get(),
                                                .activations = activations,
+                                               .w4a4_prompts = options.activations != "16",
                                                .max_positions = options.max_model_len,
                                                .progress = &progress,
                                                .observer = observer}));
   }
+  if (model->info().w4a4_prompts) loaded.activations = "nvfp4 of prompts, bf16 of answers";
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   LogInfo("loaded {} in {:.1f} s, {:.2f} GB/s",

@@ -10,16 +10,17 @@ namespace nibble::apps {
 
 // What every command that loads a model takes.
 struct ModelOptions {
-  std::string model;                    // folder, .gguf file, or org/name[@revision]
-  std::string load_format = "auto";     // auto, safetensors, gguf, dummy
-  std::string dummy_policy = "config";  // of --load-format dummy: config, all-4bit
-  uint64_t dummy_seed = 2;              // of --load-format dummy
-  std::string device = "auto";          // auto, cpu, cuda, cuda:N
-  int threads = 0;                      // 0: what affinity and cgroup limits allow
-  std::string activations = "auto";     // auto, bf16, int16, int8
-  std::string kv_cache_dtype = "auto";  // auto, bf16, fp8
-  std::string quantization;             // a cross-check, "" for none
-  int64_t max_model_len = 0;            // 0: what the model allows and the memory fits
+  std::string model;                     // folder, .gguf file, or org/name[@revision]
+  std::string load_format = "auto";      // auto, safetensors, gguf, dummy
+  std::string dummy_policy = "config";   // of --load-format dummy: config, all-4bit
+  uint64_t dummy_seed = 2;               // of --load-format dummy
+  std::string device = "auto";           // auto, cpu, cuda, cuda:N
+  int threads = 0;                       // 0: what affinity and cgroup limits allow
+  std::string cpu_activations = "auto";  // auto, bf16, int16, int8
+  std::string activations = "auto";      // auto, 16
+  std::string kv_cache_dtype = "auto";   // auto, bf16, fp8
+  std::string quantization;              // a cross-check, "" for none
+  int64_t max_model_len = 0;             // 0: what the model allows and the memory fits
   int32_t max_num_seqs = 64;
   int32_t max_num_batched_tokens = 512;
   int32_t max_num_queued_reqs = -1;  // -1: 4 * max_num_seqs

@@ -83,7 +83,7 @@ Result<quantize::QuantizeOptions> ToQuantizeOptions(const QuantizeOptions& optio
 }
 
 ModelOptions ReadingOptions(const std::string& model, const QuantizeOptions& options) {
-  return {.model = model, .threads = options.threads, .activations = "bf16"};
+  return {.model = model, .threads = options.threads, .cpu_activations = "bf16"};
 }
 
 // Runs the source over the text. The model is gone afterwards.

@@ -7,8 +7,11 @@
 namespace nibble::engine {
 
 BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk,
-                           bool even_routing)
-    : page_size_(page_size), prompt_chunk_(prompt_chunk), even_routing_(even_routing) {
+                           bool prompts_apart, bool even_routing)
+    : page_size_(page_size),
+      prompt_chunk_(prompt_chunk),
+      prompts_apart_(prompts_apart),
+      even_routing_(even_routing) {
   tokens_.reserve(limits.max_tokens);
   positions_.reserve(limits.max_tokens);
   if (even_routing) even_keys_.reserve(limits.max_tokens);
@@ -19,6 +22,7 @@ BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t 
   logits_rows_.reserve(limits.max_rows());
   state_slots_.reserve(limits.max_sequences);
   chunked_.reserve(limits.max_sequences);
+  prompt_tokens_.reserve(limits.max_sequences);
   rope_sets_.reserve(limits.max_sequences);
   sequences_.reserve(limits.max_sequences);
   rows_.reserve(limits.max_rows());
@@ -36,6 +40,7 @@ void BatchBuilder::Clear() {
   logits_rows_.clear();
   state_slots_.clear();
   chunked_.clear();
+  prompt_tokens_.clear();
   rope_sets_.clear();
   sequences_.clear();
   rows_.clear();
@@ -64,6 +69,7 @@ void BatchBuilder::Add(Sequence& sequence, int64_t tokens) {
   kv_len_.push_back(static_cast<int32_t>(end));
   state_slots_.push_back(sequence.state_slot);
   chunked_.push_back(static_cast<int32_t>(sequence.ChunkedTokens(tokens, prompt_chunk_)));
+  if (prompts_apart_) prompt_tokens_.push_back(static_cast<int32_t>(sequence.PromptTokens(tokens)));
   rope_sets_.push_back(sequence.long_rope ? 1 : 0);
   sequences_.push_back(&sequence);
 }
@@ -90,6 +96,7 @@ models::Batch BatchBuilder::Finish(const int32_t* drawn) {
                          .max_pages = max_pages,
                          .logits_rows = logits_rows_,
                          .state_slots = state_slots_,
+                         .prompt_tokens = prompt_tokens_,
                          .even_keys = even_keys_,
                          .drawn = drawn,
                          .rope_sets = rope_sets_};

@@ -35,9 +35,10 @@ struct LogitsRow {
 
 class BatchBuilder {
  public:
-  // prompt_chunk: models::PromptChunk; even_routing: EngineOptions.even_routing.
+  // prompt_chunk: models::PromptChunk; prompts_apart: ModelInfo.w4a4_prompts; even_routing:
+  // EngineOptions.even_routing.
   BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk,
-               bool even_routing);
+               bool prompts_apart, bool even_routing);
 
   void Clear();
   // The next `tokens` tokens of the sequence after its computed ones; it holds their pages.
@@ -53,6 +54,7 @@ class BatchBuilder {
 
   const int32_t page_size_;
   const int64_t prompt_chunk_;
+  const bool prompts_apart_;
   const bool even_routing_;
   std::vector<int32_t> tokens_;
   std::vector<int32_t> positions_;
@@ -64,6 +66,7 @@ class BatchBuilder {
   std::vector<int32_t> logits_rows_;
   std::vector<int32_t> state_slots_;
   std::vector<int32_t> chunked_;
+  std::vector<int32_t> prompt_tokens_;
   std::vector<uint8_t> rope_sets_;
   std::vector<Sequence*> sequences_;
   std::vector<LogitsRow> rows_;

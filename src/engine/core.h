@@ -15,9 +15,10 @@
 //               nobody else has; it holds the state after its computed tokens.
 //   OWN-SLOT    a running sequence has a slot for drawn tokens (Sampler::drawn) that nobody else
 //               has.
-//   ONE-FORM    where prompts are computed in chunks, a position's form follows from its sequence's
-//               prompt alone (Sequence::ChunkBorder); other sequences see the pages and states of
-//               whole chunks alone, as a longer prompt computes the rest in another form.
+//   ONE-FORM    where prompts are computed in chunks, or with activations in NVFP4, a position's
+//               form follows from its sequence's prompt alone (Sequence::FormBorder); other
+//               sequences see the pages and states of whole chunks, or of the prompt, alone, as a
+//               longer prompt computes the rest in another form.
 //   ONE-ROPE    all cached tokens of a sequence were rotated with the frequencies that its length
 //               asks for (LongRoPE): a sequence that crosses the border computes its cache anew.
 //   ENDS-ONCE   each choice gets one Done, or the request one Error, and nothing after it.
@@ -95,6 +96,9 @@ class Core {
   void EndEarly(Clock::time_point now);
   void PlanStep(LaunchedStep& step, Clock::time_point now);
   void FillView();
+  int64_t FormBorder(const Sequence& sequence) const {
+    return sequence.FormBorder(prompt_chunk_, setup_.model->info().w4a4_prompts);
+  }
   void Admit(Sequence& sequence);
   void Preempt(Sequence& sequence);
   void Enqueue(Sequence& sequence);

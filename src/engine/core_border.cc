@@ -108,7 +108,7 @@ void Core::EnsureHashes(Sequence& sequence, int64_t pages) {
 void Core::FindSharedPages(Sequence& sequence) {
   shared_.clear();
   const int32_t page_size = cache_.page_size();
-  int64_t limit = std::min(sequence.length() - 1, sequence.ChunkBorder(prompt_chunk_));
+  int64_t limit = std::min(sequence.length() - 1, FormBorder(sequence));
   if (sequence.collects_prompt_logprobs())
     limit = std::min(limit, sequence.request.prompt_rows_done);
   const int64_t pages = limit / page_size;
@@ -227,7 +227,7 @@ bool Core::KeepsSnapshots() const { return states_.enabled() && cache_.indexes()
 // The last border of pages, and of chunks, before the last known token, which is always computed:
 // its logits are wanted. ONE-FORM
 int64_t Core::LastStateBorder(const Sequence& sequence) const {
-  const int64_t last = std::min(sequence.length() - 1, sequence.ChunkBorder(prompt_chunk_));
+  const int64_t last = std::min(sequence.length() - 1, FormBorder(sequence));
   return last - last % std::max<int64_t>(cache_.page_size(), prompt_chunk_);
 }
 
@@ -254,7 +254,7 @@ int64_t Core::ChunkEnd(const Sequence& sequence, int64_t tokens) const {
 void Core::TakeSnapshot(Sequence& sequence) {
   const int32_t page_size = cache_.page_size();
   if (!KeepsSnapshots() || sequence.computed % page_size != 0) return;
-  if (sequence.computed > sequence.ChunkBorder(prompt_chunk_)) return;
+  if (sequence.computed > FormBorder(sequence)) return;
   const bool in_prompt = sequence.computed < sequence.prompt_length;
   const auto borders = SnapshotBorders(sequence);
   if (in_prompt && std::ranges::find(borders, sequence.computed) == borders.end()) return;

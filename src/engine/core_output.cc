@@ -58,7 +58,7 @@ void Core::UseRow(const LaunchedStep& step, size_t row, Clock::time_point now) {
 void Core::IndexFullPages(Sequence& sequence) {
   if (!cache_.indexes()) return;
   const int32_t page_size = cache_.page_size();
-  const int64_t full = std::min(sequence.computed, sequence.ChunkBorder(prompt_chunk_)) / page_size;
+  const int64_t full = std::min(sequence.computed, FormBorder(sequence)) / page_size;
   EnsureHashes(sequence, full);
   for (int64_t& i = sequence.indexed_pages; i < full; ++i) {
     const std::span<const int32_t> content(sequence.tokens.data() + i * page_size,

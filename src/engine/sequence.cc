@@ -151,6 +151,15 @@ bool Sequence::awaits_end(int64_t max_model_len) const {
   return unseen > 0 && (generated() >= request.max_new_tokens || length() >= max_model_len);
 }
 
+int64_t Sequence::PromptTokens(int64_t tokens) const {
+  return std::clamp<int64_t>(prompt_length - computed, 0, tokens);
+}
+
+int64_t Sequence::FormBorder(int64_t prompt_chunk, bool prompts_apart) const {
+  const int64_t border = ChunkBorder(prompt_chunk);
+  return prompts_apart ? std::min(border, prompt_length) : border;
+}
+
 bool Sequence::collects_prompt_logprobs() const {
   return choice == 0 && request.request.sampling.prompt_logprobs >= 0 &&
          request.prompt_rows_done < prompt_length - 1;

@@ -55,6 +55,11 @@ struct Sequence {
   int64_t ChunkBorder(int64_t prompt_chunk) const;
   // Of the next `tokens` tokens, those that are computed in chunks.
   int64_t ChunkedTokens(int64_t tokens, int64_t prompt_chunk) const;
+  // Of the next `tokens` tokens, those of the prompt.
+  int64_t PromptTokens(int64_t tokens) const;
+  // Behind it tokens are computed in another form than those of a longer prompt would be: other
+  // sequences see no pages and states from there on. prompts_apart: ModelInfo.w4a4_prompts.
+  int64_t FormBorder(int64_t prompt_chunk, bool prompts_apart) const;
   // Nothing is to be computed for it until the tokens that are on their way have been seen: the
   // last of them ends it.
   bool awaits_end(int64_t max_model_len) const;

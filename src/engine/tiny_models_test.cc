@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/testing/workload.h"
+#include "kernels/w4a4_ops.h"
 #include "models/dummy_checkpoint.h"
 #include "models/registry.h"
 
@@ -39,8 +40,9 @@ class TinyModelsTest : public ::testing::TestWithParam<Case> {
  protected:
   // Runs all requests together, or one after the other.
   std::vector<Generation> Run(const std::vector<Request>& requests, CoreRunner::Config config,
-                              bool together, const kernels::OpTable* ops = nullptr) {
-    auto checkpoint = models::MakeDummyCheckpoint(GetParam().config);
+                              bool together, const kernels::OpTable* ops = nullptr,
+                              const models::DummyOptions& weights = {}) {
+    auto checkpoint = models::MakeDummyCheckpoint(GetParam().config, weights);
     EXPECT_TRUE(checkpoint) << checkpoint.error().message();
     auto model = models::LoadModel(**checkpoint,
                                    {.ops = ops != nullptr ? ops : GetParam().ops, .pool = &pool_});
@@ -156,6 +158,69 @@ TEST_P(ChunkedModelsTest, AnswersDoNotDependOnBatchPagesStepsOrCache) {
   for (size_t i = 0; i < requests.size(); ++i) ExpectSame(got[i], want[i], true);
 }
 
+// Prompts in W4A4, by the reference's ops and by a GPU that multiplies FP4 or emulates it.
+std::vector<Case> CasesWithW4a4() {
+  const auto cuda = kernels::CudaOpsWithW4a4();
+  std::vector<Case> cases;
+  for (const Case& one : AllCases()) {
+    if (!one.name.ends_with("_cuda")) {
+      cases.push_back({one.name, one.config, &kernels::RefOps()});
+    } else if (cuda) {
+      cases.push_back({one.name, one.config, *cuda});
+    }
+  }
+  return cases;
+}
+
+class W4a4ModelsTest : public TinyModelsTest {
+ protected:
+  std::vector<Generation> Run(const std::vector<Request>& requests,
+                              const CoreRunner::Config& config, bool together) {
+    return TinyModelsTest::Run(requests, config, together, nullptr,
+                               {.linear_format = WeightFormat::kNvfp4, .activation_scales = true});
+  }
+};
+
+TEST_P(W4a4ModelsTest, AnswersDoNotDependOnBatchPagesStepsOrCache) {
+  Random random(7);
+  RequestShape shape{.max_prompt = 50, .max_output = 12, .max_choices = 2, .text = false};
+  shape.vocab = static_cast<int32_t>(GetParam().config.at("vocab_size").as_int64());
+  std::vector<Request> requests;
+  for (int i = 0; i < 5; ++i) {
+    Request request = RandomRequest(random, shape);
+    request.sampling.max_tokens = random.In(1, shape.max_output);
+    request.sampling.min_tokens = 0;
+    request.sampling.logprobs = 3;
+    std::erase_if(request.sampling.stop_token_ids, [&](int32_t t) { return t >= shape.vocab; });
+    requests.push_back(std::move(request));
+  }
+  // A prompt that goes on where another's answer was: what was generated is now a prompt.
+  const std::vector<Generation> first = Run(requests, {.max_model_len = 100}, false);
+  Request next = requests[0];
+  next.tokens.insert(next.tokens.end(), first[0].choices[0].tokens.begin(),
+                     first[0].choices[0].tokens.end());
+  next.tokens.push_back(1);
+  requests.push_back(std::move(next));
+  const std::vector<Generation> want = Run(requests,
+                                           {.page_size = 64,
+                                            .max_model_len = 100,
+                                            .max_sequences = 1,
+                                            .max_step_tokens = 128,
+                                            .prefix_cache = false},
+                                           false);
+  const auto check = [&](const char* what, CoreRunner::Config config, bool together) {
+    SCOPED_TRACE(what);
+    config.max_model_len = 100;
+    const std::vector<Generation> got = Run(requests, config, together);
+    for (size_t i = 0; i < requests.size(); ++i) ExpectSame(got[i], want[i], true);
+  };
+  check("few small pages, with pre-emptions",
+        {.pages = 8, .max_sequences = 6, .max_step_tokens = 7}, true);
+  check("alone with a warm cache", {.max_sequences = 1, .max_step_tokens = 33}, false);
+}
+
+INSTANTIATE_TEST_SUITE_P(Registered, W4a4ModelsTest, ::testing::ValuesIn(CasesWithW4a4()),
+                         [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(Registered, TinyModelsTest, ::testing::ValuesIn(AllCases()),
                          [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(Registered, ChunkedModelsTest, ::testing::ValuesIn(CasesWithChunks()),

@@ -70,7 +70,7 @@ std::vector<KernelRoute> RoutesOf(ComputeCapability c) {
     routes.push_back({"linear", "all", "more, up to 64 at a time", "linear, mma.sync BF16"});
   }
   if (HasBlockScaledMma(c))
-    routes.push_back({"linear_w4a4", "nvfp4 with input_scale", "no model asks for it yet",
+    routes.push_back({"linear_w4a4", "nvfp4 with input_scale", "tokens of prompts",
                       "w4a4, block-scaled FP4 MMA"});
   if (wgmma) {
     for (const std::string_view formats : {kBlockScaled, kWideGroups})

@@ -1,5 +1,6 @@
 #include "kernels/benchmark_ops.h"
 #include "kernels/ops.h"
+#include "kernels/w4a4_ops.h"
 
 #if !NIBBLE_CUDA
 
@@ -9,6 +10,8 @@ Result<const OpTable*> CudaOps(int index) {
   const auto device = CudaDevice(index);
   return tl::unexpected(device.error());
 }
+
+Result<const OpTable*> CudaOpsWithW4a4() { return CudaOps(0); }
 
 double CudaReadSeconds(int64_t) { return 0; }
 

@@ -37,6 +37,7 @@ OpProfile::OpProfile(const OpTable& inner) : inner_(inner), table_(inner) {
   active = this;
   table_.recordable = false;
   Wrap<LinearParams, &OpTable::linear>("linear");
+  Wrap<LinearParams, &OpTable::linear_w4a4>("linear_w4a4");
   Wrap<EmbedParams, &OpTable::embed>("embed");
   Wrap<RmsNormParams, &OpTable::rms_norm>("rms_norm");
   Wrap<AddParams, &OpTable::add>("add");

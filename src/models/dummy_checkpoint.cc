@@ -235,7 +235,7 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
 
   WeightScheme SchemeOf(const std::string& module) const {
     if (options_.linear_format) {
-      return module == "lm_head" ? WeightScheme{} : SchemeOf(*options_.linear_format);
+      return module == "lm_head" ? WeightScheme{} : SchemeOf(options_);
     }
     WeightScheme scheme = schemes_.Of(module);
     if (options_.policy == DummyPolicy::kAsConfigured) return scheme;
@@ -245,10 +245,10 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
     return formats::IsAlwaysWide(module) ? WeightScheme{} : WeightScheme{.kind = "nvfp4"};
   }
 
-  static WeightScheme SchemeOf(WeightFormat format) {
-    switch (format) {
+  static WeightScheme SchemeOf(const DummyOptions& options) {
+    switch (*options.linear_format) {
       case WeightFormat::kNvfp4:
-        return {.kind = "nvfp4"};
+        return {.kind = "nvfp4", .input_scale = options.activation_scales};
       case WeightFormat::kMxfp4:
         return {.kind = "mxfp4"};
       case WeightFormat::kFp8:

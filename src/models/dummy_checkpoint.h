@@ -35,6 +35,7 @@ struct DummyOptions {
   // Instead of what the config says: every linear but embedding and lm_head. kNvfp4, kMxfp4, kFp8
   // (blocks of 128×128), kInt4 (groups of 128) or kBf16.
   std::optional<WeightFormat> linear_format;
+  bool activation_scales = false;  // with linear_format kNvfp4: W4A4 can be had
   uint64_t seed = 2;
   bool draft = false;  // with the MTP module, if the architecture has one
   // Makes tensors that are not small; null: the calling thread does, with helpers for huge ones.

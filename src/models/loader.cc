@@ -57,6 +57,9 @@ class Loader : public TableWalk {
   Loader(const Checkpoint& checkpoint, const kernels::OpTable& ops, const LoadOptions& options)
       : TableWalk(checkpoint), ops_(ops), options_(options), jobs_(*ops.device, *options.pool) {}
 
+  // Of any weight that is there.
+  bool has_input_scales() const { return has_input_scales_; }
+
   // Loads what has been visited and is not there yet.
   void Finish() {
     if (status_) Check(jobs_.Run());
@@ -307,6 +310,7 @@ class Loader : public TableWalk {
       for (const QuantView& view : views)
         Count(use.section, view.format, view.n * view.k, packed->bytes() * view.n / rows, use.share,
               use.tensors);
+      has_input_scales_ = has_input_scales_ || packed->input_scale() > 0.0f;
     }
     out->segments.push_back({std::move(packed), out->n});
     out->n += rows;
@@ -383,6 +387,7 @@ class Loader : public TableWalk {
   const LoadOptions& options_;
   LoadJobs jobs_;
   std::mutex mutex_;  // of what jobs count and use
+  bool has_input_scales_ = false;
   std::atomic<int64_t> read_ = 0;
 };
 
@@ -422,6 +427,8 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
   NIBBLE_TRY(loader.status());
   loader.ReportLeftOver();
   loader.TakeCounts(&model->mutable_info());
+  model->mutable_info().w4a4_prompts =
+      options.w4a4_prompts && ops.linear_w4a4 != nullptr && loader.has_input_scales();
   int64_t& limit = model->mutable_info().max_positions;
   if (options.max_positions == 0 && limit > kDefaultPositions) {
     LogInfo(

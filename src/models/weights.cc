@@ -1,6 +1,7 @@
 #include "models/weights.h"
 
 #include "base/check.h"
+#include "models/layers/block.h"
 
 namespace nibble::models {
 namespace {
@@ -13,22 +14,51 @@ struct Destination {
   bool add = false;
 };
 
+// A segment's part of all m rows.
+kernels::LinearParams ParamsOf(const Linear& linear, const Linear::Segment& segment,
+                               const LayerInput& in, int64_t m, const Destination& out) {
+  const int64_t row = segment.first_row;
+  return {.x = in.x,
+          .x_stride = linear.k,
+          .norm = in.norm,
+          .weight = segment.weight.get(),
+          .bias = linear.bias.empty() ? nullptr : linear.bias.data() + row,
+          .y = out.y == nullptr ? nullptr : out.y + row,
+          .y_f32 = out.y_f32 == nullptr ? nullptr : out.y_f32 + row,
+          .y_stride = out.stride,
+          .add = out.add,
+          .m = m};
+}
+
 void RunSegments(const Linear& linear, const kernels::OpTable& ops,
                  const kernels::OpContext& context, const LayerInput& in, int64_t m,
                  const Destination& out) {
   linear.Observe(ops, context, in, m);
+  for (const Linear::Segment& segment : linear.segments)
+    ops.linear(context, ParamsOf(linear, segment, in, m, out));
+}
+
+// The rows of `run` alone.
+kernels::LinearParams OfRun(kernels::LinearParams params, const RowRun& run) {
+  params.x += run.first * params.x_stride;
+  if (params.y != nullptr) params.y += run.first * params.y_stride;
+  if (params.y_f32 != nullptr) params.y_f32 += run.first * params.y_stride;
+  params.m = run.count;
+  return params;
+}
+
+void RunSegments(const Linear& linear, const StepContext& step, const LayerInput& in,
+                 const Destination& out) {
+  if (!step.has_prompts()) return RunSegments(linear, step.ops, step.context, in, step.t, out);
+  linear.Observe(step.ops, step.context, in, step.t);
   for (const Linear::Segment& segment : linear.segments) {
-    const int64_t row = segment.first_row;
-    ops.linear(context, {.x = in.x,
-                         .x_stride = linear.k,
-                         .norm = in.norm,
-                         .weight = segment.weight.get(),
-                         .bias = linear.bias.empty() ? nullptr : linear.bias.data() + row,
-                         .y = out.y == nullptr ? nullptr : out.y + row,
-                         .y_f32 = out.y_f32 == nullptr ? nullptr : out.y_f32 + row,
-                         .y_stride = out.stride,
-                         .add = out.add,
-                         .m = m});
+    const kernels::LinearParams params = ParamsOf(linear, segment, in, step.t, out);
+    if (segment.weight->input_scale() == 0.0f) {
+      step.ops.linear(step.context, params);
+      continue;
+    }
+    for (const RowRun& run : step.runs)
+      (run.prompt ? step.ops.linear_w4a4 : step.ops.linear)(step.context, OfRun(params, run));
   }
 }
 
@@ -53,6 +83,14 @@ void Linear::Observe(const kernels::OpTable& ops, const kernels::OpContext& cont
 void Linear::Run(const kernels::OpTable& ops, const kernels::OpContext& context,
                  const LayerInput& in, int64_t m, const LayerOutput& out) const {
   RunSegments(*this, ops, context, in, m, {.y = out.y, .stride = n, .add = out.add});
+}
+
+void Linear::Run(const StepContext& step, const LayerInput& in, const LayerOutput& out) const {
+  RunSegments(*this, step, in, {.y = out.y, .stride = n, .add = out.add});
+}
+
+void Linear::RunF32(const StepContext& step, const LayerInput& in, float* y) const {
+  RunSegments(*this, step, in, {.y_f32 = y, .stride = n});
 }
 
 void Linear::RunF32(const kernels::OpTable& ops, const kernels::OpContext& context,

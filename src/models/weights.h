@@ -18,6 +18,8 @@
 
 namespace nibble::models {
 
+struct StepContext;
+
 // Hears what goes into linears, for calibration. Called on the thread that runs Forward.
 class LinearObserver {
  public:
@@ -64,6 +66,9 @@ struct Linear {
                int64_t m) const;
   void Run(const kernels::OpTable& ops, const kernels::OpContext& context, const LayerInput& in,
            int64_t m, const LayerOutput& out) const;
+  // All rows of a step, each by its role (StepContext.runs).
+  void Run(const StepContext& step, const LayerInput& in, const LayerOutput& out) const;
+  void RunF32(const StepContext& step, const LayerInput& in, float* y) const;
   // y (M, N) FP32, rows y_stride apart (0: N).
   void RunF32(const kernels::OpTable& ops, const kernels::OpContext& context, const LayerInput& in,
               int64_t m, float* y, int64_t y_stride = 0) const;

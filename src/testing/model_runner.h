@@ -17,6 +17,7 @@ struct RunnerSequence {
   std::vector<int32_t> tokens;
   std::vector<int32_t> pages;
   int32_t slot = 0;                              // of the recurrent layers' states
+  int64_t prompt = 0;                            // leading tokens that are its prompt
   int64_t done = 0;                              // tokens already in the cache
   std::vector<std::vector<float>> logits;        // one row of V per computed token
   std::vector<std::vector<float>> draft_logits;  // the same of the draft head
@@ -71,6 +72,7 @@ class ModelRunner {
     std::vector<int32_t> tokens, positions, q_start = {0}, kv_len, page_table, logits_rows;
     std::vector<int64_t> slots;
     std::vector<int32_t> state_slots;
+    std::vector<int32_t> prompt_tokens;
     std::vector<uint8_t> rope_sets;
     size_t max_pages = 1;
 
@@ -93,6 +95,8 @@ class ModelRunner {
       q_start.push_back(static_cast<int32_t>(tokens.size()));
       kv_len.push_back(static_cast<int32_t>(rows.first + static_cast<int64_t>(rows.tokens.size())));
       state_slots.push_back(sequence.slot);
+      prompt_tokens.push_back(static_cast<int32_t>(std::clamp<int64_t>(
+          sequence.prompt - rows.first, 0, static_cast<int64_t>(rows.tokens.size()))));
       const auto length = static_cast<int64_t>(sequence.tokens.size());
       rope_sets.push_back(rope_border > 0 && length > rope_border ? 1 : 0);
       std::vector<int32_t> row(max_pages, 0);
@@ -110,6 +114,7 @@ class ModelRunner {
               .max_pages = static_cast<int64_t>(max_pages),
               .logits_rows = logits_rows,
               .state_slots = state_slots,
+              .prompt_tokens = prompt_tokens,
               .rope_sets = rope_sets};
     }
   };

@@ -19,6 +19,7 @@
 #include "kernels/cuda/w4a4/w4a4.h"
 #include "kernels/cuda_routes.h"
 #include "kernels/ops.h"
+#include "kernels/w4a4_ops.h"
 
 namespace nibble::kernels {
 namespace {
@@ -81,6 +82,20 @@ Result<const OpTable*> CudaOps(int index) {
     table.linear_w4a4 = cuda::LinearW4a4;
   }
   table.device = device;
+  return &table;
+}
+
+Result<const OpTable*> CudaOpsWithW4a4() {
+  NIBBLE_ASSIGN(const OpTable* ops, CudaOps(0));
+  if (ops->linear_w4a4 == nullptr && !cuda::HasEmulatedW4a4())
+    return Fail(Code::kUnsupported, "{} neither multiplies FP4 nor emulates it",
+                ops->device->name());
+  static const OpTable table = [&] {
+    OpTable with = *ops;
+    with.linear_w4a4_workspace = cuda::LinearW4a4Workspace;
+    with.linear_w4a4 = cuda::LinearW4a4;
+    return with;
+  }();
   return &table;
 }
 

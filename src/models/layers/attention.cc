@@ -106,7 +106,7 @@ void Attention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const St
   arena.Take(&q_, sizes.t * q_width);
   arena.Take(&attention_, sizes.t * q_width);
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
-  arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, q_width)));
+  arena.NeedWorkspace(sizes.LinearWorkspace(ops, std::max(config_.hidden_size, q_width)));
   arena.NeedWorkspace(ops.attention_workspace(
       sizes.threads, sizes.t, static_cast<int32_t>(q_share_.count), config_.head_dim));
 }
@@ -117,7 +117,7 @@ void Attention::Forward(const StepContext& step, const LayerInput& in, const Lay
   const int64_t q_width = q_heads * config_.head_dim;
   const kernels::KvLayerView cache = step.kv.layer(cache_);
   const Rope* rope = config_.rope.get();
-  qkv_.Run(step.ops, step.context, in, step.t, {qkv_out_});
+  qkv_.Run(step, in, {qkv_out_});
   const kernels::RopeAndCacheParams rotation = {
       .qkv = qkv_out_,
       .qkv_stride = qkv_.n,

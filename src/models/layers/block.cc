@@ -1,14 +1,21 @@
 #include "models/layers/block.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 
 namespace nibble::models {
 
+size_t StepSizes::LinearWorkspace(const kernels::OpTable& ops, int64_t max_k) const {
+  const size_t bytes = ops.linear_workspace(t, max_k);
+  return w4a4_prompts ? std::max(bytes, ops.linear_w4a4_workspace(t, max_k)) : bytes;
+}
+
 void StepContext::RunReduced(const Linear& linear, const uint16_t* x, float* partial,
                              const LayerOutput& out) const {
-  if (!tp.active()) return linear.Run(ops, context, {x}, t, out);
+  if (!tp.active()) return linear.Run(*this, {x}, out);
   NIBBLE_CHECK(!out.add, "a sum over ranks cannot be added to the residual stream");
-  linear.RunF32(ops, context, {x}, t, partial);
+  linear.RunF32(*this, {x}, partial);
   Reduce(partial, t * linear.n, out.y);
 }
 

@@ -90,7 +90,10 @@ Status Decoder::FinishLoad(const kernels::OpTable& ops, ThreadPool* pool, int64_
 }
 
 void Decoder::Carve(ScratchArena& arena, const MaxStep& max) {
-  const StepSizes sizes = {.t = max.tokens, .rows = max.rows, .threads = pool_->threads()};
+  const StepSizes sizes = {.t = max.tokens,
+                           .rows = max.rows,
+                           .threads = pool_->threads(),
+                           .w4a4_prompts = info_.w4a4_prompts};
   const int64_t d = config_.hidden_size;
   inputs_.Carve(arena, *ops_->device, max);
   const std::vector<const Sublayer*> sublayers = AllSublayers();
@@ -133,6 +136,7 @@ Status Decoder::Prepare(const MaxStep& max) {
   NIBBLE_ASSIGN(memory_, ScratchArena::Make([&](ScratchArena& arena) { Carve(arena, max); },
                                             *ops_->device, &context_));
   inputs_.Prepare(max);
+  if (info_.w4a4_prompts) runs_.reserve(max.tokens);
   if (!draft_) return {};
   pair_distance_ = max.tokens;
   std::vector<int32_t> rows;
@@ -175,7 +179,28 @@ StepContext Decoder::Step(const Batch& batch, const KvPool& kv) const {
           .batch = batch,
           .kv = kv,
           .tp = options_.tp,
-          .t = static_cast<int64_t>(batch.tokens.size())};
+          .t = static_cast<int64_t>(batch.tokens.size()),
+          .runs = runs_};
+}
+
+void Decoder::FindRuns(const Batch& batch) {
+  runs_.clear();
+  const auto add = [&](int64_t first, int64_t count, bool prompt) {
+    if (count == 0) return;
+    if (!runs_.empty() && runs_.back().prompt == prompt) {
+      runs_.back().count += count;
+    } else {
+      runs_.push_back({first, count, prompt});
+    }
+  };
+  if (!info_.w4a4_prompts || batch.prompt_tokens.empty()) return;
+  for (size_t b = 0; b < batch.prompt_tokens.size(); ++b) {
+    const int64_t first = batch.q_start[b], count = batch.q_start[b + 1] - first;
+    const int64_t prompt = batch.prompt_tokens[b];
+    add(first, prompt, true);
+    add(first + prompt, count - prompt, false);
+  }
+  if (runs_.size() == 1 && !runs_[0].prompt) runs_.clear();
 }
 
 void Decoder::Embed(const Batch& batch, uint16_t* out) const {
@@ -188,15 +213,23 @@ void Decoder::Embed(const Batch& batch, uint16_t* out) const {
 }
 
 const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
+  FindRuns(batch);
   const Batch placed = inputs_.Place(batch, info_.rope_long_rows, *ops_->device);
-  graphs_.Run(*ops_, placed, kv, [&] {
+  const auto launch = [&] {
     Embed(placed, x_);
     RunStack(Step(placed, kv), stack_);
-  });
+  };
+  // What is recorded for a shape is a step of generated tokens.
+  if (runs_.empty()) {
+    graphs_.Run(*ops_, placed, kv, launch);
+  } else {
+    launch();
+  }
   return logits_;
 }
 
 const float* Decoder::ForwardDraft(const Batch& batch, const uint16_t* hidden, const KvPool& kv) {
+  runs_.clear();  // drafts change no token: no role matters
   const Batch placed = inputs_.Place(batch, info_.rope_long_rows, *ops_->device);
   const StepContext step = Step(placed, kv);
   const int64_t t = step.t, d = config_.hidden_size;

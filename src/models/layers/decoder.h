@@ -105,6 +105,8 @@ class Decoder final : public LoadableModel {
   void VisitDraft(WeightVisitor& visitor);
   std::vector<const Sublayer*> AllSublayers() const;  // the draft head's last
   StepContext Step(const Batch& batch, const KvPool& kv) const;
+  // Fills runs_: empty where no token of the step is of a prompt in NVFP4.
+  void FindRuns(const Batch& batch);
   void Embed(const Batch& batch, uint16_t* out) const;
   // The blocks of a stack, from and to the residual stream x_, and the logits of the wanted rows.
   const float* RunStack(const StepContext& step, const Stack& stack);
@@ -134,6 +136,7 @@ class Decoder final : public LoadableModel {
   kernels::OpContext context_;
   StepInputs inputs_;
   StepGraphs graphs_;
+  std::vector<RowRun> runs_;
   Buffer memory_;
   uint16_t* x_ = nullptr;       // (T, D) residual stream
   uint16_t* normed_ = nullptr;  // (max(T, R), D)

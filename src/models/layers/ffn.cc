@@ -40,11 +40,11 @@ void FeedForward::Carve(ScratchArena& arena, const kernels::OpTable& ops, const 
   arena.Take(&hidden_, sizes.t * config_.activation.inputs(share_.count));
   arena.Take(&activated_, sizes.t * share_.count);
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
-  arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, share_.count)));
+  arena.NeedWorkspace(sizes.LinearWorkspace(ops, std::max(config_.hidden_size, share_.count)));
 }
 
 void FeedForward::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
-  gate_up_.Run(step.ops, step.context, in, step.t, {hidden_});
+  gate_up_.Run(step, in, {hidden_});
   step.ops.activation(step.context, {.gate_up = hidden_,
                                      .out = activated_,
                                      .t = step.t,

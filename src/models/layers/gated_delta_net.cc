@@ -104,13 +104,13 @@ void GatedDeltaNet::Carve(ScratchArena& arena, const kernels::OpTable& ops,
   arena.Take(&ba_out_, sizes.t * 2 * values_.count);
   arena.Take(&mixed_, sizes.t * ValueWidth());
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
-  arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, ValueWidth())));
+  arena.NeedWorkspace(sizes.LinearWorkspace(ops, std::max(config_.hidden_size, ValueWidth())));
   arena.NeedWorkspace(ops.gated_delta_net_workspace(sizes.threads, Sizes(sizes.t)));
 }
 
 void GatedDeltaNet::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
-  qkvz_.Run(step.ops, step.context, in, step.t, {qkvz_out_});
-  ba_.RunF32(step.ops, step.context, in, step.t, ba_out_);
+  qkvz_.Run(step, in, {qkvz_out_});
+  ba_.RunF32(step, in, ba_out_);
   const StateLayer state = step.kv.state(state_);
   kernels::GatedDeltaNetParams params = Sizes(step.t);
   params.qkv = qkvz_out_;

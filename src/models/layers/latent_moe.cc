@@ -49,7 +49,7 @@ void LatentMoe::Carve(ScratchArena& arena, const kernels::OpTable& ops, const St
   arena.Take(&latent_, sizes.t * latent_size_);
   arena.Take(&routed_, sizes.t * latent_size_);
   arena.Take(&sum_, sizes.t * hidden_size_);
-  arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(hidden_size_, latent_size_)));
+  arena.NeedWorkspace(sizes.LinearWorkspace(ops, std::max(hidden_size_, latent_size_)));
   const int64_t mark = arena.mark();
   experts_.Carve(arena, ops, sizes);
   arena.Rewind(mark);
@@ -64,12 +64,12 @@ std::vector<std::string_view> LatentMoe::RequiredOps() const {
 }
 
 void LatentMoe::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
-  down_.Run(step.ops, step.context, in, step.t, {latent_});
+  down_.Run(step, in, {latent_});
   experts_.ForwardRoutedBy(step, in, latent_, {routed_});
   // The two parts are added up before they join the residual stream.
   uint16_t* sum = out.add ? sum_ : out.y;
   shared_.Forward(step, in, {sum});
-  up_.Run(step.ops, step.context, {routed_}, step.t, {sum, true});
+  up_.Run(step, {routed_}, {sum, true});
   if (out.add)
     step.ops.add(step.context, {.x = out.y, .delta = sum, .t = step.t, .d = hidden_size_});
 }

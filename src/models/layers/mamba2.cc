@@ -75,12 +75,12 @@ void Mamba2::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepS
   arena.Take(&zxbcdt_, sizes.t * (Width() + Channels() + heads_.count));
   arena.Take(&mixed_, sizes.t * Width());
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
-  arena.NeedWorkspace(ops.linear_workspace(sizes.t, std::max(config_.hidden_size, Width())));
+  arena.NeedWorkspace(sizes.LinearWorkspace(ops, std::max(config_.hidden_size, Width())));
   arena.NeedWorkspace(ops.mamba2_workspace(sizes.threads, Sizes(sizes.t)));
 }
 
 void Mamba2::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
-  input_.Run(step.ops, step.context, in, step.t, {zxbcdt_});
+  input_.Run(step, in, {zxbcdt_});
   const StateLayer state = step.kv.state(state_);
   kernels::Mamba2Params params = Sizes(step.t);
   params.zxbcdt = zxbcdt_;

@@ -109,8 +109,8 @@ void MlaAttention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const
   arena.Take(&attention_, t * share_.count * config_.cache_dim());
   arena.Take(&heads_, t * share_.count * config_.v_dim);
   if (tp_.active()) arena.Take(&partial_, t * config_.hidden_size);
-  arena.NeedWorkspace(ops.linear_workspace(
-      t, std::max({config_.hidden_size, config_.q_rank, share_.count * config_.v_dim})));
+  arena.NeedWorkspace(sizes.LinearWorkspace(
+      ops, std::max({config_.hidden_size, config_.q_rank, share_.count * config_.v_dim})));
   arena.NeedWorkspace(
       ops.head_linear_workspace(sizes.threads, t, std::max(config_.nope_dim, config_.kv_rank)));
   arena.NeedWorkspace(ops.attention_workspace(sizes.threads, t, static_cast<int32_t>(share_.count),
@@ -119,10 +119,10 @@ void MlaAttention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const
 
 // q_ (T, H, N + P) = the queries, not yet rotated.
 void MlaAttention::RunQueries(const StepContext& step, const LayerInput& in) {
-  if (config_.q_rank == 0) return q_b_.Run(step.ops, step.context, in, step.t, {q_});
-  q_a_.Run(step.ops, step.context, in, step.t, {q_latent_});
+  if (config_.q_rank == 0) return q_b_.Run(step, in, {q_});
+  q_a_.Run(step, in, {q_latent_});
   const kernels::InputNorm norm = {.weight = q_norm_.data(), .eps = config_.norm_eps};
-  q_b_.Run(step.ops, step.context, {q_latent_, norm}, step.t, {q_});
+  q_b_.Run(step, {q_latent_, norm}, {q_});
 }
 
 // Tells a calibration what kv_b_proj sees in the expanded form: the normed latents. No op of the
@@ -152,7 +152,7 @@ void MlaAttention::Forward(const StepContext& step, const LayerInput& in, const 
   const kernels::KvLayerView cache = step.kv.layer(cache_);
   const Rope& rope = *config_.rope;
   RunQueries(step, in);
-  kv_a_.Run(step.ops, step.context, in, step.t, {kv_});
+  kv_a_.Run(step, in, {kv_});
   ObserveLatents(step);
   const kernels::MlaRopeAndCacheParams rotation = {
       .kv_a = kv_,
