@@ -34,6 +34,7 @@ FAMILIES = {"120": "120f"}
 NEEDED = [
     ("decode::DecodeKernel", None, ["HMMA", "LDGSTS"]),
     ("TilesKernel", ["90a"], ["HGMMA", "LDGSTS"]),
+    ("TurnsKernel", ["90a"], ["HGMMA", "LDGSTS"]),
     ("PrefillAttentionKernel", ["90a"], ["HGMMA"]),
     ("w4a4::LinearKernel", ["120f"], ["OMMA", "LDGSTS"]),
     ("w4a4::QuantizeKernel", ["120f"], ["F2FP"]),

@@ -22,16 +22,21 @@ Result<Device*> CurrentCudaDevice() {
   return CudaDevice(index);
 }
 
-// Whichever kernel computes a product, its bits are the same. Beyond a few tokens decode is bound
-// by its MMAs and its reads of x: µs per million weights on an H100.
+// Whichever kernel computes a product, its bits are the same. Decode's MMAs and its reads of x grow
+// with the tokens: µs per million weights on an H100.
+double DecodeMicroseconds(const WeightTiles& weight, int64_t m) {
+  const double millions = 1e-6 * static_cast<double>(weight.n) * weight.k_tiles * kTileColumns;
+  if (m <= 8) return 2.0 + (0.206 + 0.009 * static_cast<double>(m - 1)) * millions;
+  if (m <= 16) return 2.0 + 0.33 * millions;
+  const double read = static_cast<double>(weight.row_tiles) * weight.row_tile_bytes / 2.5e6;
+  return 4.5 + std::max(read, (m <= 32 ? 0.6 : 1.0) * millions);
+}
+
 bool PrefillIsFaster(const WeightTiles& weight, int64_t m) {
-  if (m <= 16 || !HasPrefill(weight)) return false;
+  if (m == 1 || !HasPrefill(weight)) return false;
   if (m > kMaxTurnTokens) return true;
-  if (!HasTurns(weight.format)) return false;
-  constexpr double kLaunches = 4.5;
-  const double weights = static_cast<double>(weight.n) * weight.k_tiles * kTileColumns;
-  const double per_million = m <= 32 ? 0.6 : 1.0;
-  return TurnMicroseconds(weight, m) < kLaunches + per_million * 1e-6 * weights;
+  return HasTurns(weight.format) &&
+         BestTurnPlan(weight, m).microseconds < DecodeMicroseconds(weight, m);
 }
 
 // Of x as Decode reads it.

@@ -4,12 +4,15 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <sstream>
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/linear/weight.h"
+#include "kernels/cuda/prefill/turns.h"
 #include "kernels/linear_fixture.h"
 #include "kernels/parity_fixture.h"
 
@@ -73,6 +76,17 @@ class Chain {
   }
   void Activation(int64_t m, int64_t f) {
     ops_.activation(context(), {.gate_up = x(), .out = y(), .t = m, .f = f});
+  }
+
+  void Turns(int64_t n, int64_t k, int index, int64_t m, const cuda::TurnPlan& plan) {
+    const cuda::PreparedTokens tokens =
+        cuda::PrepareTokens({.x = x(), .x_stride = k, .m = m, .k = k, .part_tokens = plan.tokens},
+                            workspace_.data(), ops_.device->stream());
+    cuda::LaunchTurns({.weight = tiles(n, k, index), .x = tokens, .y = y(), .y_stride = n, .m = m},
+                      plan, ops_.device->stream());
+  }
+  const cuda::WeightTiles& tiles(int64_t n, int64_t k, int index) {
+    return cuda::AsCuda(*weights_[{n, k}][index]).tiles();
   }
 
   // Microseconds of what `launch` launches, recorded once.
@@ -139,6 +153,48 @@ TEST(CudaLinearChain, DISABLED_BenchShapes) {
       fmt::print("  M {}: {:.1f} norm+add {:.1f} apart {:.1f}", m, plain, fused, apart);
     }
     fmt::print("\n");
+  }
+}
+
+// Every way in which a product of up to 64 tokens can be cut, with the preparation of tokens.
+TEST(CudaLinearChain, DISABLED_BenchTurnPlans) {
+  const OpTable* ops = Gpu();
+  if (ops == nullptr) GTEST_SKIP() << "no GPU";
+  const double ceiling = ops->read_bandwidth();
+  fmt::print("{}: reads {:.0f} GB/s\n", ops->device->name(), ceiling * 1e-9);
+  for (const ShapeNk s : {ShapeNk{2048, 4096},
+                          {5120, 2048},
+                          {4096, 4096},
+                          {12288, 2048},
+                          {8192, 8192},
+                          {28672, 8192},
+                          {8192, 28672}}) {
+    Chain chain(*ops);
+    chain.AddWeights(s.n, s.k);
+    const int count = chain.count(s.n, s.k);
+    const int launches = std::max(count, 16);
+    fmt::print("{} x {}, read {:.1f} us\n", s.n, s.k,
+               static_cast<double>(chain.bytes(s.n, s.k)) / ceiling * 1e6);
+    for (const int64_t m : {16, 32, 64}) {
+      std::vector<std::pair<double, cuda::TurnPlan>> timed;
+      for (const cuda::TurnPlan& plan : cuda::TurnPlans(chain.tiles(s.n, s.k, 0), m)) {
+        const double time = chain.Time([&] {
+          for (int i = 0; i < launches; ++i) {
+            chain.Turns(s.n, s.k, i % count, m, plan);
+          }
+        }) / launches;
+        timed.emplace_back(time, plan);
+      }
+      std::ranges::sort(timed, {}, [](const auto& t) { return t.first; });
+      for (size_t i = 0; i < std::min<size_t>(timed.size(), 2); ++i) {
+        const cuda::TurnPlan& plan = timed[i].second;
+        fmt::print(
+            "  M {:2}: {:5.1f} us (estimated {:.1f}): {:2} tokens, {} groups, {:3} x {} "
+            "CTAs, {} passes of {}\n",
+            m, timed[i].first, plan.microseconds, plan.tokens, plan.groups, plan.row_ctas,
+            plan.parts, plan.passes, plan.pass_tiles);
+      }
+    }
   }
 }
 

@@ -51,7 +51,8 @@ bool HasPrefill(const WeightTiles& weight) {
 
 size_t PrefillWorkspace(int64_t max_m, int64_t max_k) {
   if (!HasWgmma(CurrentCapability())) return 0;
-  return static_cast<size_t>(PreparedBytes(std::min(max_m, kTokensAtOnce), max_k)) + kPieceBytes;
+  const int64_t tokens = std::clamp<int64_t>(max_m, kMaxTurnTokens, kTokensAtOnce);
+  return static_cast<size_t>(PreparedBytes(tokens, max_k)) + kPieceBytes;
 }
 
 void LaunchPrefill(const PrefillParams& p, void* stream, int shape) {
@@ -81,13 +82,16 @@ void Prefill(const OpContext& context, const LinearParams& params) {
       context.workspace + (kPieceBytes - address % kPieceBytes) % kPieceBytes;
   for (int64_t token = 0; token < params.m; token += kTokensAtOnce) {
     const int64_t m = std::min(kTokensAtOnce, params.m - token);
+    const bool turns = m <= kMaxTurnTokens && HasTurns(weight.tiles().format);
+    const TurnPlan plan = turns ? BestTurnPlan(weight.tiles(), m) : TurnPlan{};
     const PreparedTokens x = PrepareTokens({.x = params.x + token * params.x_stride,
                                             .x_stride = params.x_stride,
                                             .m = m,
                                             .k = weight.k(),
                                             .column_order = weight.column_order(),
                                             .input_multiplier = weight.input_multiplier(),
-                                            .norm = params.norm},
+                                            .norm = params.norm,
+                                            .part_tokens = plan.tokens},
                                            aligned, context.stream);
     const int64_t first = token * params.y_stride;
     const PrefillParams product = {
@@ -99,8 +103,8 @@ void Prefill(const OpContext& context, const LinearParams& params) {
         .y_stride = params.y_stride,
         .add = params.add,
         .m = m};
-    if (m <= kMaxTurnTokens && HasTurns(weight.tiles().format)) {
-      LaunchTurns(product, context.stream);
+    if (turns) {
+      LaunchTurns(product, plan, context.stream);
     } else {
       LaunchPrefill(product, context.stream);
     }

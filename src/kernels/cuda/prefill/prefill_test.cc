@@ -1,5 +1,5 @@
 // Many tokens at once have the bits of few: linear by wgmma against the stream of weights, which
-// takes up to 8 tokens whatever the weight, and against ref/.
+// takes up to 8 tokens of weights of these sizes, and against ref/.
 #include <cuda_runtime_api.h>
 #include <fmt/core.h>
 #include <gtest/gtest.h>
@@ -12,6 +12,7 @@
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/prefill/prefill.h"
+#include "kernels/cuda/prefill/turns.h"
 #include "kernels/cuda/testing/synced_ops.h"
 #include "kernels/linear_fixture.h"
 
@@ -111,6 +112,45 @@ TEST_F(CudaPrefill, HasTheBitsOfFewTokens) {
           ExpectBitsOfFew<float>(*weight, m, m % 3, 0, m == 100);
           ExpectBitsOfFew<uint16_t>(*weight, m, 0, m % 5 + (n == 136 ? 0 : 1), m == 128);
           if (HasFatalFailure()) return;
+        }
+      }
+}
+
+// However a launch for up to 64 tokens is cut.
+TEST_F(CudaPrefill, EveryPlanOfTurnsHasTheBitsOfFewTokens) {
+  Runner gpu(ops());
+  uint32_t seed = 1;
+  for (const WeightFormat format : kFormats)
+    for (const BlockScales& scales : ScalesOf(format))
+      for (const auto& [n, k] :
+           {std::pair<int64_t, int64_t>{40, 192}, {3000, 1120}, {18000, 576}}) {
+        const Stored stored = MakeWeight(format, n, k, ++seed, 0.003f, scales);
+        const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
+        const cuda::WeightTiles& tiles = cuda::AsCuda(*weight).tiles();
+        if (!cuda::HasTurns(tiles.format)) continue;
+        for (const int64_t m : {5, 16, 27, 64}) {
+          const auto x = MakeActivations(m * k, 7);
+          const auto few = Linear<uint16_t>(*weight, x, 0, 0, {}, true);
+          std::vector<std::byte> memory(cuda::PreparedBytes(64, k) + cuda::kPieceBytes);
+          const auto address = reinterpret_cast<uintptr_t>(memory.data());
+          std::byte* const aligned =
+              memory.data() + (cuda::kPieceBytes - address % cuda::kPieceBytes) % cuda::kPieceBytes;
+          for (const cuda::TurnPlan& plan : cuda::TurnPlans(tiles, m)) {
+            SCOPED_TRACE(testing::Message()
+                         << WeightFormatName(format) << " M " << m << ", N " << n << ", K " << k
+                         << ", " << plan.tokens << " tokens, " << plan.groups << " groups, "
+                         << plan.row_ctas << " CTAs");
+            std::vector<uint16_t> y(m * n, 0xFFFF);
+            const cuda::PreparedTokens prepared = cuda::PrepareTokens(
+                {.x = x.data(), .x_stride = k, .m = m, .k = k, .part_tokens = plan.tokens}, aligned,
+                ops().device->stream());
+            cuda::LaunchTurns(
+                {.weight = tiles, .x = prepared, .y = y.data(), .y_stride = n, .m = m}, plan,
+                ops().device->stream());
+            ops().device->Synchronize();
+            ASSERT_EQ(ops().device->failure(), "");
+            ASSERT_EQ(y, few);
+          }
         }
       }
 }

@@ -16,7 +16,8 @@ constexpr int kWarps = 8;
 struct Layout {
   std::byte* out;
   int tiles;
-  int groups;
+  int groups;       // of all parts
+  int part_groups;  // of a part
 
   // Of chunk `chunk` of a token's column tile.
   template <bool kRows>
@@ -24,7 +25,9 @@ struct Layout {
     if constexpr (kRows)
       return reinterpret_cast<uint4*>(out + (token * tiles + tile) * 128) + chunk;
     const int row = static_cast<int>(token % kGroupTokens);
-    const int64_t piece = int64_t{tile} * groups + token / kGroupTokens;
+    const int group = static_cast<int>(token / kGroupTokens);
+    const int part = group / part_groups;
+    const int64_t piece = int64_t{part * tiles + tile} * part_groups + (group - part * part_groups);
     return reinterpret_cast<uint4*>(out + piece * kPieceBytes + row * 128) + (chunk ^ row);
   }
 };
@@ -202,14 +205,18 @@ bool PreparationNorms(const PrepareTokensParams& p) {
 }
 
 void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream) {
-  Launch<true>(params, {reinterpret_cast<std::byte*>(out), TilesOf(params.k), GroupsOf(params.m)},
+  const int groups = GroupsOf(params.m);
+  Launch<true>(params, {reinterpret_cast<std::byte*>(out), TilesOf(params.k), groups, groups},
                stream);
 }
 
 PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream) {
-  const Layout layout = {memory, TilesOf(params.k), GroupsOf(params.m)};
+  const int all = GroupsOf(params.m);
+  const int of_part = params.part_tokens == 0 ? all : params.part_tokens / kGroupTokens;
+  const Layout layout = {memory, TilesOf(params.k), (all + of_part - 1) / of_part * of_part,
+                         of_part};
   Launch<false>(params, layout, stream);
-  return {.data = memory, .groups = layout.groups, .tiles = layout.tiles};
+  return {.data = memory, .groups = of_part, .tiles = layout.tiles};
 }
 
 }  // namespace nibble::kernels::cuda

@@ -7,7 +7,9 @@
 // row is the column that position p of atom j has in the A fragments: with q = p / 2 mod 4 it is
 // 16 q + 4 j + p mod 2, plus 2 in the upper half of p. Columns past K and tokens past M are zero.
 //
-// Or, for tiles whose tokens lie here and there, rows: the same permutation, token by token.
+// Or in parts of so many tokens, each laid out like that by itself, the last one filled up with
+// zero tokens. Or, for tiles whose tokens lie here and there, rows: the same permutation, token by
+// token.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +25,7 @@ inline constexpr int kPieceBytes = kGroupTokens * kTileColumns * 2;
 
 struct PreparedTokens {
   const std::byte* data = nullptr;  // 1024-byte aligned
-  int32_t groups = 0;               // ⌈M / 8⌉
+  int32_t groups = 0;               // ⌈M / 8⌉, or of a part
   int32_t tiles = 0;                // ⌈K / 64⌉
 };
 
@@ -40,7 +42,8 @@ struct PrepareTokensParams {
   // What x goes through first (tensor/quant_view.h), (K) each, or null.
   const int32_t* column_order = nullptr;
   const float* input_multiplier = nullptr;
-  InputNorm norm;  // of x, where PreparationNorms says so
+  InputNorm norm;       // of x, where PreparationNorms says so
+  int part_tokens = 0;  // of a part, a multiple of 8; 0: all tokens are one
 };
 
 // Whether the norm can be a part of the preparation.
@@ -49,7 +52,7 @@ bool PreparationNorms(const PrepareTokensParams& params);
 // out (M, K up to a multiple of 64), dense and 16-byte aligned: permuted rows.
 void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream);
 
-// `memory`: PreparedBytes(m, k), 1024-byte aligned.
+// `memory`: PreparedBytes(m, k), m rounded up to whole parts, 1024-byte aligned.
 PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream);
 
 }  // namespace nibble::kernels::cuda

@@ -4,48 +4,87 @@
 
 #include "base/check.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/prefill/turns.cuh"
+#include "kernels/cuda/prefill/turns_kernels.h"
 
 namespace nibble::kernels::cuda {
 namespace {
 
-template <typename Shape>
-void LaunchShape(const PrefillParams& p, void* stream) {
-  const int groups = (p.weight.row_tiles + 3) / 4;
-  LaunchPdl(TurnsKernel<Shape>, dim3(std::min(groups, CurrentDevice().multiprocessors)),
-            dim3(Shape::kThreads), Shape::kAllocatedBytes, static_cast<cudaStream_t>(stream), p);
+int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+
+constexpr int kGroupTiles = 4;  // row tiles of a row group
+
+// A warpgroup's unit, measured on an H100 where nothing else is in the way.
+double UnitMicroseconds(const WeightTiles& weight, const TurnPlan& plan) {
+  if (TurnsOf(weight.format, plan.tokens, plan.groups) == 1)
+    return plan.tokens == 16 ? 1.35 : plan.tokens == 32 ? 1.42 : 1.75;
+  if (plan.tokens < 64) return plan.tokens == 16 ? 1.4 : 1.55;
+  return plan.groups == 1 ? 1.8 : 2.4;
 }
 
-// Warpgroups as shared memory allows.
-template <TileFormat kFormat>
-void LaunchFormat(const PrefillParams& p, void* stream) {
-  constexpr bool kWide = CodeBytes(kFormat) > 1024;
-  if (p.m <= 32) return LaunchShape<TurnShape<kFormat, 32, kWide ? 2 : 4>>(p, stream);
-  LaunchShape<TurnShape<kFormat, 64, kWide ? 2 : 3>>(p, stream);
+// On an H100: whichever of memory, L2 and the multiprocessors needs most, and a little of the
+// second.
+double Microseconds(const WeightTiles& weight, const TurnPlan& plan) {
+  constexpr double kPreparation = 5.0;
+  constexpr double kMemoryRate = 3.0e6, kL2Rate = 8.0e6;  // bytes per µs
+  const int tiles = plan.share + (plan.larger > 0 ? 1 : 0);
+  const double units = static_cast<double>(plan.passes) * weight.slices();
+  const double weight_bytes = static_cast<double>(tiles) * weight.row_tile_bytes;
+  const double x_bytes = units * plan.tokens * kSliceColumns * 2;
+  double needs[] = {
+      static_cast<double>(weight.row_tiles) * weight.row_tile_bytes / kMemoryRate,
+      plan.row_ctas * plan.parts * (weight_bytes + x_bytes) / kL2Rate,
+      units / TurnsOf(weight.format, plan.tokens, plan.groups) * UnitMicroseconds(weight, plan)};
+  std::ranges::sort(needs);
+  return kPreparation + needs[2] + 0.25 * needs[1];
 }
 
 }  // namespace
 
-double TurnMicroseconds(const WeightTiles& weight, int64_t m) {
-  constexpr double kLaunches = 4.0;
-  const int groups = (weight.row_tiles + 3) / 4;
-  const int processors = CurrentDevice().multiprocessors;
-  const int rounds = (groups + processors - 1) / processors;
-  return kLaunches + rounds * weight.slices() * (m <= 32 ? 0.56 : 0.75);
+std::vector<TurnPlan> TurnPlans(const WeightTiles& weight, int64_t m) {
+  std::vector<TurnPlan> plans;
+  for (const int tokens : {16, 32, 64})
+    for (const int groups : {1, 2, 4}) {
+      TurnPlan plan = {.tokens = tokens, .groups = groups};
+      plan.parts = CeilDiv(static_cast<int>(m), tokens);
+      const int most = CurrentDevice().multiprocessors / plan.parts;
+      if (TurnsOf(weight.format, tokens, groups) == 0 || most == 0) continue;
+      if (tokens > 16 && m <= tokens / 2) continue;
+      // All CTAs, or as few as have whole row groups.
+      const int fewest_tiles = CeilDiv(weight.row_tiles, most);
+      const int whole_tiles = CeilDiv(fewest_tiles, kGroupTiles) * kGroupTiles;
+      if (whole_tiles <= (groups - 2) * kGroupTiles) continue;
+      for (int tiles = fewest_tiles;; tiles = whole_tiles) {
+        plan.row_ctas = CeilDiv(weight.row_tiles, tiles);
+        plan.share = weight.row_tiles / plan.row_ctas;
+        plan.larger = weight.row_tiles % plan.row_ctas;
+        const int largest = plan.share + (plan.larger > 0 ? 1 : 0);
+        plan.passes = CeilDiv(largest, groups * kGroupTiles);
+        plan.pass_tiles = CeilDiv(largest, plan.passes);
+        plan.microseconds = Microseconds(weight, plan);
+        plans.push_back(plan);
+        if (tiles == whole_tiles) break;
+      }
+    }
+  return plans;
 }
 
-void LaunchTurns(const PrefillParams& p, void* stream) {
+TurnPlan BestTurnPlan(const WeightTiles& weight, int64_t m) {
+  const std::vector<TurnPlan> plans = TurnPlans(weight, m);
+  return *std::ranges::min_element(plans, {}, &TurnPlan::microseconds);
+}
+
+void LaunchTurns(const PrefillParams& p, const TurnPlan& plan, void* stream) {
   switch (p.weight.format) {
     case TileFormat::kNvfp4:
-      return LaunchFormat<TileFormat::kNvfp4>(p, stream);
+      return LaunchNvfp4Turns(p, plan, stream);
     case TileFormat::kMxfp4:
-      return LaunchFormat<TileFormat::kMxfp4>(p, stream);
+      return LaunchMxfp4Turns(p, plan, stream);
     case TileFormat::kBf16:
-      return LaunchFormat<TileFormat::kBf16>(p, stream);
+      return LaunchBf16Turns(p, plan, stream);
     case TileFormat::kFp8:
-      return LaunchFormat<TileFormat::kFp8>(p, stream);
+      return LaunchFp8Turns(p, plan, stream);
     case TileFormat::kMxfp8:
-      return LaunchFormat<TileFormat::kMxfp8>(p, stream);
+      return LaunchMxfp8Turns(p, plan, stream);
     default:
       NIBBLE_CHECK(false, "turns: a format without kernels");
   }

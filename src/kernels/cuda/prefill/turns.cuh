@@ -1,47 +1,54 @@
 // The kernel of turns.h.
 //
-// Rows go in groups of 64, four row tiles, which are dealt out to the CTAs. A unit is a group's
-// slice of 256 columns. The units of a CTA, group by group and slice by slice, are its warpgroups'
-// in turn. A warpgroup multiplies its unit from zero by wgmma, its warps decoding a row tile each
-// into A fragments, waits for the running total of the slices before, adds its own and leaves the
-// total in shared memory to the warpgroup of the next slice. So several slices are under way at a
-// time, and still they are added one after the other. The last one's warpgroup stores y.
+// A CTA takes a contiguous share of the row tiles, in passes over K of up to kGroups groups of 64
+// rows, four row tiles. A unit is a slice of 256 columns in a pass. kTurns warpgroups per row group
+// take units in turn: each multiplies its unit from zero by wgmma, its warps decoding a row tile
+// each into A fragments, waits for the running total of the slices before, adds its own and leaves
+// the total in shared memory to the warpgroup of the next slice. So several slices are under way at
+// a time, and still they are added one after the other. The last one's warpgroup stores y. Where
+// there are rows enough for all warpgroups (kTurns = 1) the total stays in registers.
 //
 // Every warp copies its codes and scales itself (cp.async, two slices ahead), from before the wait
-// for the predecessor on. Every warpgroup has a slice's tokens in a ring of four k-tiles, which one
-// more warp keeps full.
+// for the predecessor on. Tokens come in a ring of slices, for all row groups: the warpgroup that
+// has used a slot asks for what comes into it next, once all have used it. (A warp of its own for
+// that would cost every other one a quarter of its registers.)
 //
-// Clusters that share a group among CTAs were slower: a total takes a microsecond to a peer.
+// Clusters that share a row group among CTAs were slower: a total takes a microsecond to a peer. So
+// were clusters whose CTAs bring each other the tokens, though for tens of tokens these are more
+// bytes than the weights: their slots are free only when both CTAs have used them.
 #pragma once
 
+#include <algorithm>
+
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/fragments.cuh"
+#include "kernels/cuda/prefill/slice_ring.cuh"
 #include "kernels/cuda/prefill/tile_product.cuh"
-#include "kernels/cuda/prefill/turns.h"
-#include "kernels/cuda/ptx/mbarrier.cuh"
+#include "kernels/cuda/prefill/turns_kernels.h"
 
 namespace nibble::kernels::cuda {
 
-// kN tokens, kW warpgroups.
-template <TileFormat kTileFormat, int kTokens, int kWarpgroups>
+template <TileFormat kTileFormat, int kTokens, int kRowGroups, int kTurnsOfGroup>
 struct TurnShape {
   static constexpr TileFormat kFormat = kTileFormat;
   static constexpr int kN = kTokens;
-  static constexpr int kW = kWarpgroups;
-  static constexpr int kThreads = kW * kWarpgroupThreads + 32;
+  static constexpr int kGroups = kRowGroups;
+  static constexpr int kTurns = kTurnsOfGroup;
+  static constexpr int kW = kGroups * kTurns;  // warpgroups
+  static constexpr int kThreads = kW * kWarpgroupThreads;
 
-  static constexpr int kCodeBytes = CodeBytes(kFormat);
-  static constexpr int kScaleBytes = ScaleBytes(kFormat, kSliceColumns);
-  static constexpr int kSliceBytes = kSliceTiles * kCodeBytes + kScaleBytes;
-  static constexpr int kWeightSlices = kCodeBytes > 512 ? 1 : 2;
-  static constexpr int kWeightTiles = kWeightSlices * kSliceTiles;
-
-  static constexpr int kStageBytes = kN * kTileColumns * 2;    // tokens of a k-tile
-  static constexpr int kTotalBytes = kN * kWarpgroupRows * 4;  // of a warpgroup
-  static constexpr int kBarriers = kW * 2 * kSliceTiles;
-  static constexpr int kAllocatedBytes = 1024 /* alignment */ + kW * kSliceTiles * kStageBytes +
-                                         kW * 4 * kWeightSlices * kSliceBytes + kW * kTotalBytes +
-                                         kBarriers * 8;
-  static_assert(kAllocatedBytes <= 227 * 1024);
+  using Ring = SliceRing<kFormat>;
+  static constexpr int kWeightBytes = kW * 4 * Ring::kBytes;
+  static constexpr int kTileBytes = kN * kTileColumns * 2;  // tokens of a k-tile
+  static constexpr int kSlotBytes = kSliceTiles * kTileBytes;
+  static constexpr int kTotalBytes = kTurns > 1 ? kN* kWarpgroupRows * 4 : 0;  // of a row group
+  static constexpr int kStagingBytes = kN * kWarpgroupRows * 2;
+  // As shared memory allows, and no more than helps.
+  static constexpr int kFixedBytes = 1024 /* alignment */ + kWeightBytes +
+                                     kGroups * (kTotalBytes + kStagingBytes) + 256 /* barriers */;
+  static constexpr int kSlots = std::min(kTurns + 4, (227 * 1024 - kFixedBytes) / kSlotBytes);
+  static_assert(kSlots > kTurns && (2 * kSlots + kGroups) * 8 <= 256);
+  static constexpr int kAllocatedBytes = kFixedBytes + kSlots * kSlotBytes;
 };
 
 #ifdef NIBBLE_HAVE_WGMMA
@@ -49,46 +56,53 @@ struct TurnShape {
 // The CTA's shared memory.
 template <typename Shape>
 struct TurnStorage {
-  std::byte* tokens;   // (kW, 4 k-tiles, kStageBytes), 1024-byte aligned
-  std::byte* totals;   // (kW, kTotalBytes)
-  std::byte* weights;  // (warps, kWeightSlices, kSliceBytes)
-  uint64_t* full;      // (kW, 4 k-tiles): tokens are there
-  uint64_t* free;      // (kW, 4 k-tiles): and have been read
+  std::byte* tokens;   // (kSlots, 4 k-tiles, kTileBytes), 1024-byte aligned
+  std::byte* staging;  // of y: (kGroups, kStagingBytes)
+  std::byte* totals;   // (kGroups, kTotalBytes)
+  std::byte* weights;  // (warps, Ring::kBytes)
+  uint64_t* full;      // (kSlots): tokens are there
+  uint64_t* free;      // (kSlots): and have been read
+  uint64_t* stored;    // (kGroups): y of a pass
 
   __device__ __forceinline__ explicit TurnStorage(std::byte* memory) {
     tokens = memory + (1024 - ptx::SharedAddress(memory) % 1024) % 1024;
-    totals = tokens + Shape::kW * kSliceTiles * Shape::kStageBytes;
-    weights = totals + Shape::kW * Shape::kTotalBytes;
-    full = reinterpret_cast<uint64_t*>(weights +
-                                       Shape::kW * 4 * Shape::kWeightSlices * Shape::kSliceBytes);
-    free = full + Shape::kW * kSliceTiles;
+    staging = tokens + Shape::kSlots * Shape::kSlotBytes;
+    totals = staging + Shape::kGroups * Shape::kStagingBytes;
+    weights = totals + Shape::kGroups * Shape::kTotalBytes;
+    full = reinterpret_cast<uint64_t*>(weights + Shape::kWeightBytes);
+    free = full + Shape::kSlots;
+    stored = free + Shape::kSlots;
   }
   __device__ __forceinline__ void Init() const {
     if (threadIdx.x == 0) {
-      for (int i = 0; i < Shape::kW * kSliceTiles; ++i) {
+      for (int i = 0; i < Shape::kSlots; ++i) {
         ptx::BarrierInit(full + i, 1);
-        ptx::BarrierInit(free + i, 4);
+        ptx::BarrierInit(free + i, 4 * Shape::kGroups);
       }
+      for (int i = 0; i < Shape::kGroups; ++i) ptx::BarrierInit(stored + i, 4);
       ptx::FenceBarrierInit();
     }
     __syncthreads();
   }
 };
 
-// The units of a warpgroup.
+// Units in ascending order, every step-th of them.
 struct UnitWalk {
-  int slices;      // of a group
-  int groups;      // of the weight
-  int step;        // warpgroups
-  int group_step;  // CTAs
-  int group;
-  int slice;
+  int slices;  // of a pass
+  int passes;
+  int step;
+  int pass = 0;
+  int slice = 0;
 
-  __device__ __forceinline__ bool done() const { return group >= groups; }
+  __device__ __forceinline__ bool done() const { return pass >= passes; }
+  __device__ __forceinline__ bool first() const { return slice == 0; }
+  __device__ __forceinline__ bool last() const { return slice + 1 == slices; }
+  // Units from this one to the end.
+  __device__ __forceinline__ int left() const { return (passes - pass) * slices - slice; }
   __device__ __forceinline__ void Carry() {
     while (slice >= slices) {
       slice -= slices;
-      group += group_step;
+      ++pass;
     }
   }
   __device__ __forceinline__ void Next() {
@@ -97,101 +111,115 @@ struct UnitWalk {
   }
 };
 
-// A warp's own codes and scales: its row tile's slices of the warpgroup's units. A k-tile that has
-// been read is replaced by that of the unit kWeightSlices later.
-template <typename Shape>
-struct UnitWeights {
-  const WeightTiles& weight;
-  std::byte* const ring;
-  UnitWalk walk;   // of the unit to fill
-  const int warp;  // of the warpgroup
-  const std::byte* from = nullptr;
-  int left = 0;  // k-tiles of that unit's row tile from its slice on
+// The slot of a unit, and in which phase its barriers are.
+template <int kSlots>
+struct SlotOf {
   int slot = 0;
+  uint32_t phase = 0;
 
-  __device__ __forceinline__ UnitWeights(const WeightTiles& w, std::byte* memory,
-                                         const UnitWalk& units, int warp_of_group)
-      : weight(w), ring(memory), walk(units), warp(warp_of_group) {
+  // By fewer than kSlots units.
+  __device__ __forceinline__ void Advance(int units) {
+    slot += units;
+    if (slot < kSlots) return;
+    slot -= kSlots;
+    phase ^= 1;
+  }
+};
+
+// The row tiles of a CTA.
+struct RowShare {
+  int begin;
+  int end;
+  int pass_tiles;
+
+  __device__ __forceinline__ RowShare(const TurnPlan& plan, int cta)
+      : begin(cta * plan.share + min(cta, plan.larger)),
+        end(begin + plan.share + (cta < plan.larger ? 1 : 0)),
+        pass_tiles(plan.pass_tiles) {}
+  __device__ __forceinline__ int PassEnd(int pass) const {
+    return min(end, begin + (pass + 1) * pass_tiles);
+  }
+};
+
+// A warp's weights: those of the warpgroup's units. A place is filled k-tile by k-tile where a warp
+// has one alone, else all at once, which takes fewer instructions.
+template <typename Shape>
+struct UnitWeights : Shape::Ring {
+  using Ring = typename Shape::Ring;
+
+  const WeightTiles& weight;
+  const RowShare& rows;
+  const int tile_of_pass;  // the warp's row tile
+  UnitWalk walk;           // of the unit to fill
+
+  __device__ __forceinline__ UnitWeights(const WeightTiles& w, const RowShare& r, std::byte* memory,
+                                         const UnitWalk& units, int tile)
+      : Ring(memory), weight(w), rows(r), tile_of_pass(tile), walk(units) {
     Enter();
-    for (int i = 0; i < Shape::kWeightSlices; ++i) {
+    for (int i = 0; i < Ring::kPlaces; ++i) {
 #pragma unroll
-      for (int u = 0; u < kSliceTiles; ++u) Fill(u);
-      NextSlice();
+      for (int u = 0; u < kSliceTiles; ++u) HasRead(u);
     }
   }
+  __device__ __forceinline__ void Await(int u) const {
+    if constexpr (Ring::kPlaces == 1) {
+      this->Wait();
+    } else if (u == 0) {
+      this->WaitForSlice();
+    }
+  }
+  // K-tile u of the place, so that it can be filled again. After the fourth comes the next place.
+  __device__ __forceinline__ void HasRead(int u) {
+    if constexpr (Ring::kPlaces == 1) {
+      this->Fill(u);
+    } else if (u == kSliceTiles - 1) {
+      this->FillSlice();
+    }
+    if (u == kSliceTiles - 1) NextSlice();
+  }
+  // A warp without a row tile in a pass decodes whatever is there, and its sums are not stored.
   __device__ __forceinline__ void Enter() {
-    left = 0;
-    if (walk.done()) return;
-    // Past the weight's end whatever is there: it is not stored.
-    const int tile = min(walk.group * 4 + warp, weight.row_tiles - 1);
-    from = weight.data + tile * weight.row_tile_bytes + int64_t{walk.slice} * Shape::kSliceBytes +
-           threadIdx.x % 32 * 16;
-    left = weight.k_tiles - walk.slice * kSliceTiles;
+    this->left = 0;
+    const int tile = rows.begin + walk.pass * rows.pass_tiles + tile_of_pass;
+    if (walk.done() || tile >= rows.PassEnd(walk.pass)) return;
+    this->ReadFrom(
+        weight.data + tile * weight.row_tile_bytes + int64_t{walk.slice} * Ring::kSliceBytes,
+        weight.k_tiles - walk.slice * kSliceTiles);
   }
-  __device__ __forceinline__ std::byte* slice() const { return ring + slot * Shape::kSliceBytes; }
-  __device__ __forceinline__ const std::byte* codes(int u) const {
-    return slice() + u * Shape::kCodeBytes;
-  }
-  __device__ __forceinline__ const std::byte* scales() const {
-    return slice() + kSliceTiles * Shape::kCodeBytes;
-  }
-  // Before k-tile u of the slot is read.
-  __device__ __forceinline__ void Wait() const {
-    ptx::WaitForCopies<Shape::kWeightTiles - 1>();
-    __syncwarp();
-  }
-  // After that.
-  __device__ __forceinline__ void Fill(int u) const {
-    std::byte* to = slice() + threadIdx.x % 32 * 16;
-    if (u < left) {
-#pragma unroll
-      for (int v = 0; v < Shape::kCodeBytes / 512; ++v) {
-        const int at = u * Shape::kCodeBytes + v * 512;
-        ptx::CopyAsync16(to + at, from + at);
-      }
-    }
-    if (Shape::kScaleBytes > 0 && u == 0 && left > 0 &&
-        threadIdx.x % 32 * 16 < Shape::kScaleBytes) {
-      ptx::CopyAsync16(to + kSliceTiles * Shape::kCodeBytes,
-                       from + min(kSliceTiles, left) * Shape::kCodeBytes);
-    }
-    ptx::CommitCopies();
-  }
-  // After the fourth.
   __device__ __forceinline__ void NextSlice() {
-    if (Shape::kWeightSlices > 1) slot ^= 1;
-    walk.Next();
+    this->NextPlace();
+    walk.slice += Shape::kTurns;
+    this->SkipSlices(Shape::kTurns);
+    if (walk.slice < walk.slices) return;
+    walk.Carry();
     Enter();
   }
 };
 
-// Hands running totals from slice to slice, through a place per warpgroup. Named barriers say that
-// a total is there and that it has been read.
+// Hands the running total of a row group from slice to slice. Named barriers say that it is there;
+// and, at the first slice of a pass, that the last total of the pass before has been read.
 template <typename Shape>
 struct TotalRelay {
   static constexpr int kVectors = Shape::kN / 8;  // of a thread
   static constexpr int kThreads = 2 * kWarpgroupThreads;
 
-  const TurnStorage<Shape>& storage;
+  float4* const place;  // the thread's
   const int warpgroup;
-  bool sent = false;
+  const int after;
 
-  __device__ __forceinline__ int after() const { return (warpgroup + 1) % Shape::kW; }
+  __device__ __forceinline__ TotalRelay(const TurnStorage<Shape>& storage, int group, int turn)
+      : place(reinterpret_cast<float4*>(storage.totals + group * Shape::kTotalBytes) +
+              threadIdx.x % kWarpgroupThreads),
+        warpgroup(group * Shape::kTurns + turn),
+        after(group * Shape::kTurns + (turn + 1) % Shape::kTurns) {}
+
   // Of the total for a warpgroup.
   __device__ __forceinline__ static int There(int group) { return 1 + group; }
-  __device__ __forceinline__ static int Read(int group) { return 1 + Shape::kW + group; }
-  __device__ __forceinline__ int staging_barrier() const { return 1 + 2 * Shape::kW + warpgroup; }
-  __device__ __forceinline__ std::byte* Place(int group) const {
-    return storage.totals + group * Shape::kTotalBytes;
-  }
-  __device__ __forceinline__ float4* Mine(int group) const {
-    return reinterpret_cast<float4*>(Place(group)) + threadIdx.x % kWarpgroupThreads;
-  }
+  __device__ __forceinline__ static int Free(int group) { return 1 + Shape::kW + group; }
 
   // sum += the total so far.
   __device__ __forceinline__ void Receive(float (&sum)[Shape::kN / 2]) const {
     ptx::SyncThreads(There(warpgroup), kThreads);
-    const float4* const place = Mine(warpgroup);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const float4 total = place[kWarpgroupThreads * i];
@@ -201,184 +229,287 @@ struct TotalRelay {
       sum[4 * i + 3] = total.w + sum[4 * i + 3];
     }
   }
-  // The place of this warpgroup's total is free.
-  __device__ __forceinline__ void Free() const { ptx::ArriveThreads(Read(warpgroup), kThreads); }
-  __device__ __forceinline__ void Send(const float (&total)[Shape::kN / 2]) {
-    if (sent) ptx::SyncThreads(Read(after()), kThreads);
-    sent = true;
-    float4* const place = Mine(after());
+  __device__ __forceinline__ void Send(const float (&total)[Shape::kN / 2]) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
       place[kWarpgroupThreads * i] =
           make_float4(total[4 * i], total[4 * i + 1], total[4 * i + 2], total[4 * i + 3]);
-    ptx::ArriveThreads(There(after()), kThreads);
+    ptx::ArriveThreads(There(after), kThreads);
+  }
+  __device__ __forceinline__ void HandOnPlace() const { ptx::ArriveThreads(Free(after), kThreads); }
+  __device__ __forceinline__ void AwaitPlace() const {
+    ptx::SyncThreads(Free(warpgroup), kThreads);
   }
 };
 
-// One thread; `walk`: all units of the CTA.
+// Fills slots with slices of the tokens; by a warp.
 template <typename Shape>
-__device__ __forceinline__ void ProduceTurns(const TurnStorage<Shape>& storage,
-                                             const PrefillParams& p, UnitWalk walk) {
-  const uint32_t bytes = static_cast<uint32_t>(p.x.groups) * kPieceBytes;
-  uint32_t phase = 1;
-  for (int warpgroup = 0; !walk.done(); walk.Next()) {
-    int x_tile = walk.slice * kSliceTiles;
-    while (x_tile >= p.x.tiles) x_tile -= p.x.tiles;
-    for (int u = 0; u < kSliceTiles; ++u) {
-      const int stage = warpgroup * kSliceTiles + u;
-      ptx::BarrierWait(storage.free + stage, phase);
-      if (walk.slice * kSliceTiles + u >= p.weight.k_tiles) {
-        ptx::BarrierArrive(storage.full + stage);
-        continue;
-      }
-      ptx::BarrierExpect(storage.full + stage, bytes);
-      ptx::BulkCopy(storage.tokens + stage * Shape::kStageBytes, p.x.data + int64_t{x_tile} * bytes,
-                    bytes, storage.full + stage);
-      if (++x_tile == p.x.tiles) x_tile = 0;
-    }
-    if (++warpgroup == Shape::kW) {
-      warpgroup = 0;
-      phase ^= 1;
-    }
+struct TokenCopies {
+  const TurnStorage<Shape>& storage;
+  const WeightTiles& weight;
+  const std::byte* const x;  // of the part
+  const int x_tiles;
+
+  __device__ __forceinline__ TokenCopies(const TurnStorage<Shape>& s, const PrefillParams& p,
+                                         int part)
+      : storage(s),
+        weight(p.weight),
+        x(p.x.data + int64_t{part} * p.x.tiles * Shape::kTileBytes),
+        x_tiles(p.x.tiles) {}
+
+  __device__ __forceinline__ void Fill(int slice, int slot) const {
+    const int tiles = weight.tiles_of(slice);
+    ptx::BarrierExpectIf(threadIdx.x % 32 == 0, storage.full + slot, tiles * Shape::kTileBytes);
+    int x_tile = slice * kSliceTiles;
+    while (x_tile >= x_tiles) x_tile -= x_tiles;
+    // Planes of a weight may meet within a slice.
+    const int before = min(tiles, x_tiles - x_tile);
+    Copy(x_tile, before, slot, 0);
+#pragma unroll 1
+    for (int u = before; u < tiles; ++u) Copy((x_tile + u) % x_tiles, 1, slot, u);
   }
-}
+  // Neighbouring k-tiles of x to the slot's k-tiles from u on.
+  __device__ __forceinline__ void Copy(int x_tile, int tiles, int slot, int u) const {
+    ptx::BulkCopyIf(
+        threadIdx.x % 32 == 0, storage.tokens + slot * Shape::kSlotBytes + u * Shape::kTileBytes,
+        x + int64_t{x_tile} * Shape::kTileBytes, tiles * Shape::kTileBytes, storage.full + slot);
+  }
+};
 
 // A consumer warpgroup. The first k-tile of a unit is decoded while the one before ends.
 template <typename Shape>
 struct TurnConsumer {
   using Scales = LaneScales<Shape::kFormat>;
+  using UnitSum = float[Shape::kN / 2];
 
   const TurnStorage<Shape>& storage;
   UnitWeights<Shape>& weights;
-  const int warpgroup;
-  const uint64_t tokens;  // descriptor of k-tile 0
-  uint32_t phase = 0;
-  Scales scales;        // of the unit
-  uint32_t a[2][4][4];  // fragments of even and odd k-tiles
+  const TokenCopies<Shape>& copies;
+  const uint64_t tokens;     // descriptor of slot 0
+  const bool copies_tokens;  // this warp
+  SlotOf<Shape::kSlots> at;
+  SlotOf<Shape::kSlots> refilled;  // next
+  UnitWalk refill;                 // what comes there
+  Scales scales;                   // of the unit
+  uint32_t a[2][4][4];             // fragments of even and odd k-tiles
 
   __device__ __forceinline__ TurnConsumer(const TurnStorage<Shape>& s, UnitWeights<Shape>& w,
-                                          int group)
+                                          const TokenCopies<Shape>& c, const UnitWalk& units,
+                                          int turn, bool copier)
       : storage(s),
         weights(w),
-        warpgroup(group),
-        tokens(ptx::WgmmaDescriptor(s.tokens + group * (kSliceTiles * Shape::kStageBytes))),
+        copies(c),
+        tokens(ptx::WgmmaDescriptor(s.tokens)),
+        copies_tokens(copier),
+        refill(units),
         scales(FirstScales()) {
+    at.Advance(turn);
+    refilled = at;
+    refill.slice += Shape::kSlots;
+    refill.Carry();
     Decode(0);
   }
 
   __device__ __forceinline__ Scales FirstScales() const {
-    weights.Wait();
+    weights.Await(0);
     return Scales(weights.scales(), kSliceColumns, threadIdx.x % 32);
   }
-  __device__ __forceinline__ void Release(int u) const {
-    if (threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.free + warpgroup * kSliceTiles + u);
+  // The slot may be filled again.
+  __device__ __forceinline__ void Release() const {
+    if (threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.free + at.slot);
+  }
+  // What comes into the slot of the warpgroup's last unit: at the end of it, or where other row
+  // groups use the slot, too, a little later.
+  __device__ __forceinline__ void Refill() {
+    if (refill.done()) return;
+    if (copies_tokens) {
+      ptx::BarrierWait(storage.free + refilled.slot, refilled.phase);
+      copies.Fill(refill.slice, refilled.slot);
+    }
+    refill.Next();
+    refilled.Advance(Shape::kTurns);
   }
   // The A fragments of k-tile u of the unit; asks for the one that follows in its place.
   __device__ __forceinline__ void Decode(int u) {
-    constexpr int kVectors = Shape::kCodeBytes / 512;
-    const auto* lane = reinterpret_cast<const uint4*>(weights.codes(u)) + threadIdx.x % 32;
+    constexpr int kVectors = Shape::Ring::kCodeBytes / 512;
     uint4 codes[kVectors];
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) codes[v] = lane[32 * v];
+    for (int v = 0; v < kVectors; ++v) codes[v] = weights.Codes(u, v);
     scales.Decode(codes, u, a[u % 2]);
-    weights.Fill(u);
+    weights.HasRead(u);
   }
 
-  // sum = the unit's products from zero. tiles: of the slice, 4 unless it is the last.
-  __device__ __forceinline__ void Multiply(int tiles, float (&sum)[Shape::kN / 2]) {
+  // sum = the unit's products from zero. `begun`: not the warpgroup's first.
+  __device__ __forceinline__ void Multiply(const UnitWalk& unit, bool begun, UnitSum& sum) {
+    int tiles = weights.weight.tiles_of(unit.slice);
+    asm("" : "+r"(tiles));  // to be compared, not computed four times
+    const uint64_t slot = ptx::WgmmaDescriptorAt(tokens, at.slot * Shape::kSlotBytes);
+    ptx::BarrierWait(storage.full + at.slot, at.phase);
 #pragma unroll
     for (int u = 0; u < kSliceTiles; ++u) {
-      ptx::BarrierWait(storage.full + warpgroup * kSliceTiles + u, phase);
-      if (u < tiles) {
+      if (u == 0 || u < tiles) {
         ptx::WgmmaFence();
 #pragma unroll
         for (int j = 0; j < 4; ++j)
           ptx::WgmmaBf16<Shape::kN>(sum, a[u % 2][j],
-                                    ptx::WgmmaDescriptorAt(tokens, u * Shape::kStageBytes + 32 * j),
+                                    ptx::WgmmaDescriptorAt(slot, u * Shape::kTileBytes + 32 * j),
                                     u > 0 || j > 0);
         ptx::WgmmaCommit();
-        ptx::WgmmaWait<1>();
+        if (u > 0) ptx::WgmmaWait<1>();
       } else {
         ptx::WgmmaWait<0>();
       }
-      if (u > 0) Release(u - 1);
+      if (Shape::kGroups > 1 && u == 0 && begun) Refill();
       if (u + 1 < kSliceTiles) {
-        weights.Wait();
+        weights.Await(u + 1);
         Decode(u + 1);
       } else {
-        weights.NextSlice();
         scales = FirstScales();
         Decode(0);
+        ptx::WgmmaPin(a[0]);  // before the wait
       }
     }
     ptx::WgmmaWait<0>();
     ptx::WgmmaPin(sum);
-    Release(kSliceTiles - 1);
-    phase ^= 1;
+    if (unit.left() > Shape::kSlots) Release();
+    if (Shape::kGroups == 1) Refill();
+    at.Advance(Shape::kTurns);
   }
 };
 
+// A warpgroup's work.
 template <typename Shape>
-__device__ __forceinline__ void ConsumeTurns(const TurnStorage<Shape>& storage,
-                                             const PrefillParams& p, UnitWalk walk, int warpgroup) {
-  const int warp = threadIdx.x % kWarpgroupThreads / 32;
-  constexpr int kRingBytes = Shape::kWeightSlices * Shape::kSliceBytes;
-  UnitWeights<Shape> weights(p.weight, storage.weights + threadIdx.x / 32 * kRingBytes, walk, warp);
-  ptx::LaunchSuccessor();
-  TurnConsumer<Shape> consumer(storage, weights, warpgroup);
-  TotalRelay<Shape> relay = {storage, warpgroup};
-  const TileOutput out = {p.y, p.y_f32, p.y_stride, p.weight.n, p.add};
-  ptx::WaitForPredecessor();
-  for (; !walk.done(); walk.Next()) {
-    const bool first = walk.slice == 0;
-    const bool last = walk.slice + 1 == walk.slices;
-    float sum[Shape::kN / 2];
-    consumer.Multiply(p.weight.tiles_of(walk.slice), sum);
-    if (!first) relay.Receive(sum);
-    if (!last) {
-      if (!first) relay.Free();
-      relay.Send(sum);
-      continue;
-    }
-    const int first_row = walk.group * kWarpgroupRows;
+struct TurnWork {
+  static constexpr int kStagingBarrier = 1 + 2 * Shape::kW;
+
+  const TurnStorage<Shape>& storage;
+  const PrefillParams& p;
+  const RowShare& rows;
+  const int part;
+  const int group;
+  const int turn;
+
+  // y of a pass, from its finished total.
+  __device__ __forceinline__ void StorePass(int pass, const float (&total)[Shape::kN / 2]) const {
+    const int warp = threadIdx.x % kWarpgroupThreads / 32;
+    const int first_row =
+        (rows.begin + pass * rows.pass_tiles) * kTileRows + group * kWarpgroupRows;
     const int row = first_row + warp * kTileRows + threadIdx.x % 32 / 4;
+    const TileOutput out = {p.y, p.y_f32, p.y_stride,
+                            min(p.weight.n, rows.PassEnd(pass) * kTileRows), p.add};
     const TileWork work = {.row_scales = p.weight.row_scales, .bias = p.bias};
     const RowEnds ends = {EndOf(work, out, row), EndOf(work, out, row + 8)};
-    // y is staged where the total was: all warps must have theirs.
-    ptx::SyncThreads(relay.staging_barrier(), kWarpgroupThreads);
-    Store<Shape::kN>(out, sum, ends, first_row, 0, static_cast<int>(p.m), relay.Place(warpgroup),
-                     relay.staging_barrier());
-    if (!first) relay.Free();
+    // Another warpgroup of the row group may have stored the pass before.
+    if (Shape::kTurns > 1 && pass > 0) ptx::BarrierWait(storage.stored + group, (pass - 1) & 1);
+    Store<Shape::kN>(out, total, ends, first_row, part * Shape::kN, static_cast<int>(p.m),
+                     storage.staging + group * Shape::kStagingBytes,
+                     kStagingBarrier + group * Shape::kTurns + turn);
+    if (Shape::kTurns > 1 && threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.stored + group);
   }
-}
+
+  // all: units of the CTA.
+  __device__ __forceinline__ void Run(const UnitWalk& all) const {
+    UnitWalk walk = all;
+    walk.step = Shape::kTurns;
+    walk.slice = turn;
+    walk.Carry();
+    const int warp = __shfl_sync(~0u, threadIdx.x % kWarpgroupThreads / 32, 0);
+    UnitWeights<Shape> weights(p.weight, rows,
+                               storage.weights + threadIdx.x / 32 * Shape::Ring::kBytes, walk,
+                               group * (kWarpgroupRows / kTileRows) + warp);
+    ptx::LaunchSuccessor();
+    const TokenCopies<Shape> copies(storage, p, part);
+    ptx::WaitForPredecessor();
+    if (group == 0 && turn == 0 && warp == 0) {
+      UnitWalk unit = all;
+      for (int slot = 0; slot < Shape::kSlots && !unit.done(); ++slot, unit.Next())
+        copies.Fill(unit.slice, slot);
+    }
+    TurnConsumer<Shape> consumer(storage, weights, copies, walk, turn, group == 0 && warp == 0);
+    if constexpr (Shape::kTurns == 1) {
+      AddUp(consumer, walk);
+    } else {
+      Relay(consumer, walk);
+    }
+  }
+  __device__ __forceinline__ void AddUp(TurnConsumer<Shape>& consumer, UnitWalk walk) const {
+    bool begun = false;
+    while (!walk.done()) {
+      float total[Shape::kN / 2], sum[Shape::kN / 2];
+#pragma unroll
+      for (int i = 0; i < Shape::kN / 2; ++i) total[i] = 0.0f;
+      for (bool last = false; !last; walk.Next()) {
+        last = walk.last();
+        consumer.Multiply(walk, begun, sum);
+        begun = true;
+#pragma unroll
+        for (int i = 0; i < Shape::kN / 2; ++i) total[i] += sum[i];
+      }
+      StorePass(walk.pass - 1, total);
+    }
+  }
+  __device__ __forceinline__ void Relay(TurnConsumer<Shape>& consumer, UnitWalk walk) const {
+    const TotalRelay<Shape> relay(storage, group, turn);
+    for (bool begun = false; !walk.done(); walk.Next(), begun = true) {
+      float sum[Shape::kN / 2];
+      consumer.Multiply(walk, begun, sum);
+      if (!walk.first()) relay.Receive(sum);
+      if (!walk.last()) {
+        if (walk.first() && walk.pass > 0) relay.AwaitPlace();
+        relay.Send(sum);
+        continue;
+      }
+      if (walk.slices > 1 && walk.pass + 1 < walk.passes) relay.HandOnPlace();
+      StorePass(walk.pass, sum);
+    }
+  }
+};
 
 #endif  // NIBBLE_HAVE_WGMMA
 
+// CTAs (along rows, parts of the tokens).
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
-    TurnsKernel(const __grid_constant__ PrefillParams p) {
+    TurnsKernel(const __grid_constant__ PrefillParams p, const __grid_constant__ TurnPlan plan) {
 #ifdef NIBBLE_HAVE_WGMMA
   extern __shared__ std::byte turn_memory[];
   const TurnStorage<Shape> storage(turn_memory);
   storage.Init();
   // The shuffle tells the compiler that it is the same for the warp.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
-  UnitWalk walk = {.slices = p.weight.slices(),
-                   .groups = (p.weight.row_tiles + 3) / 4,
-                   .step = Shape::kW,
-                   .group_step = static_cast<int>(gridDim.x),
-                   .group = static_cast<int>(blockIdx.x),
-                   .slice = warpgroup};
-  if (warpgroup < Shape::kW) {
-    walk.Carry();
-    ConsumeTurns<Shape>(storage, p, walk, warpgroup);
-  } else if (threadIdx.x % 32 == 0) {
-    walk.step = 1;
-    walk.slice = 0;
-    ptx::WaitForPredecessor();
-    ProduceTurns<Shape>(storage, p, walk);
-  }
+  const RowShare rows(plan, static_cast<int>(blockIdx.x));
+  const TurnWork<Shape> work = {storage,
+                                p,
+                                rows,
+                                static_cast<int>(blockIdx.y),
+                                warpgroup / Shape::kTurns,
+                                warpgroup % Shape::kTurns};
+  work.Run({.slices = p.weight.slices(), .passes = plan.passes, .step = 1});
 #endif
+}
+
+template <TileFormat kFormat, int kTokens, int kGroups>
+void LaunchTurnShape(const PrefillParams& p, const TurnPlan& plan, cudaStream_t stream) {
+  constexpr int kTurns = TurnsOf(kFormat, kTokens, kGroups);
+  if constexpr (kTurns > 0) {
+    using Shape = TurnShape<kFormat, kTokens, kGroups, kTurns>;
+    LaunchPdl(TurnsKernel<Shape>, dim3(plan.row_ctas, plan.parts), dim3(Shape::kThreads),
+              Shape::kAllocatedBytes, stream, p, plan);
+  }
+}
+
+template <TileFormat kFormat, int kTokens>
+void LaunchTurnTokens(const PrefillParams& p, const TurnPlan& plan, cudaStream_t stream) {
+  if (plan.groups == 1) return LaunchTurnShape<kFormat, kTokens, 1>(p, plan, stream);
+  if (plan.groups == 2) return LaunchTurnShape<kFormat, kTokens, 2>(p, plan, stream);
+  LaunchTurnShape<kFormat, kTokens, 4>(p, plan, stream);
+}
+
+template <TileFormat kFormat>
+void LaunchTurnFormat(const PrefillParams& p, const TurnPlan& plan, cudaStream_t stream) {
+  if (plan.tokens == 16) return LaunchTurnTokens<kFormat, 16>(p, plan, stream);
+  if (plan.tokens == 32) return LaunchTurnTokens<kFormat, 32>(p, plan, stream);
+  LaunchTurnTokens<kFormat, 64>(p, plan, stream);
 }
 
 }  // namespace nibble::kernels::cuda

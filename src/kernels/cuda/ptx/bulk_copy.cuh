@@ -71,6 +71,26 @@ __device__ __forceinline__ void BulkCopy(void* shared, const void* global, uint3
       : "memory");
 }
 
+// For a warp whose lanes all come here with the same arguments, of which one does it: operands of a
+// copy have to be uniform, which the compiler would otherwise make sure of in a loop.
+__device__ __forceinline__ void BarrierExpectIf(bool mine, uint64_t* barrier, uint32_t bytes) {
+  asm volatile(
+      "{.reg .pred mine;\n"
+      "setp.ne.u32 mine, %2, 0;\n"
+      "@mine mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;}" ::"r"(SharedAddress(barrier)),
+      "r"(bytes), "r"(static_cast<uint32_t>(mine))
+      : "memory");
+}
+__device__ __forceinline__ void BulkCopyIf(bool mine, void* shared, const void* global,
+                                           uint32_t bytes, uint64_t* barrier) {
+  asm volatile(
+      "{.reg .pred mine;\n"
+      "setp.ne.u32 mine, %4, 0;\n"
+      "@mine cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];}" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "r"(static_cast<uint32_t>(mine))
+      : "memory");
+}
 // Before others let wgmma or bulk copies touch what this thread's ordinary accesses and cp.async
 // wrote to shared memory.
 __device__ __forceinline__ void FenceAsyncProxy() {

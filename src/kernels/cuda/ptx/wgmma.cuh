@@ -42,6 +42,12 @@ __device__ __forceinline__ void WgmmaPin(float (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+// The same for fragments of A.
+__device__ __forceinline__ void WgmmaPin(uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    asm volatile("" : "+r"(a[j][0]), "+r"(a[j][1]), "+r"(a[j][2]), "+r"(a[j][3])::"memory");
+}
 
 // Of columns 0..15 of B; those of atom j are 32 j bytes on.
 __device__ __forceinline__ uint64_t WgmmaDescriptor(const void* b) {
@@ -73,6 +79,19 @@ __device__ __forceinline__ void WgmmaBf16<8>(float (&d)[4], const uint32_t (&a)[
       "{%0, %1, %2, %3}, "
       "{%4, %5, %6, %7}, %8, p, 1, 1, 0;}"
       : NIBBLE_ACC4(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
+__device__ __forceinline__ void WgmmaBf16<16>(float (&d)[8], const uint32_t (&a)[4], uint64_t b,
+                                              bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %13, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, %12, p, 1, 1, 0;}"
+      : NIBBLE_ACC4(0), NIBBLE_ACC4(4)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 

@@ -1,0 +1,9 @@
+#include "kernels/cuda/prefill/turns.cuh"
+
+namespace nibble::kernels::cuda {
+
+void LaunchMxfp4Turns(const PrefillParams& params, const TurnPlan& plan, void* stream) {
+  LaunchTurnFormat<TileFormat::kMxfp4>(params, plan, static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace nibble::kernels::cuda
