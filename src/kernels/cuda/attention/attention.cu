@@ -67,8 +67,9 @@ AttentionProblem ProblemOf(const OpContext& context, const AttentionParams& para
   return p;
 }
 
-SplitShared LayoutOf(const AttentionProblem& p, bool fp8, int32_t rows, int32_t warps,
-                     int32_t round_keys, ValueBuffer value_buffer) {
+SplitShared LayoutOf(const AttentionProblem& p, bool fp8, int32_t warps, int32_t round_keys,
+                     ValueBuffer value_buffer) {
+  constexpr int32_t rows = kSplitTileRows;
   SplitShared s = {};
   s.value_buffer = value_buffer;
   s.kv_pitch = SplitPitch(p.dim_atoms * (fp8 ? 16 : 32));
@@ -98,19 +99,18 @@ void LaunchMerge(const OpContext& context, const AttentionProblem& p, int64_t to
             StreamOf(context), p, groups, static_cast<int32_t>(slices));
 }
 
-template <bool kFp8, int kRows, int kWarps, int kRoundKeys, int kDimAtoms>
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
 void LaunchSplitOf(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t tiles,
                    int64_t max_keys) {
-  p.tile_rows = kRows;
+  p.tile_rows = kSplitTileRows;
   const DeviceFacts& device = CurrentDevice();
   ValueBuffer value_buffer = p.k == p.v ? ValueBuffer::kKeys : ValueBuffer::kOwn;
-  if (LayoutOf(p, kFp8, kRows, kWarps, kRoundKeys, value_buffer).bytes >
-      device.shared_memory_per_block)
+  if (LayoutOf(p, kFp8, kWarps, kRoundKeys, value_buffer).bytes > device.shared_memory_per_block)
     value_buffer = ValueBuffer::kOverKeys;
-  const SplitShared layout = LayoutOf(p, kFp8, kRows, kWarps, kRoundKeys, value_buffer);
+  const SplitShared layout = LayoutOf(p, kFp8, kWarps, kRoundKeys, value_buffer);
 
   const int64_t pairs = tiles * p.kv_heads;
-  const int64_t entry_bytes = PartialFloats(kRows, p.dim_atoms) * 4;
+  const int64_t entry_bytes = PartialFloats(kSplitTileRows, p.dim_atoms) * 4;
   const int64_t units = context.workspace_bytes / entry_bytes / pairs;
   const int64_t blocks = max_keys / kBlockKeys + 1;
   p.units_per_tile = static_cast<int32_t>(std::min(units, blocks));
@@ -122,31 +122,25 @@ void LaunchSplitOf(const OpContext& context, AttentionProblem p, int64_t tokens,
     p.splits = 1;
     p.units_per_tile = 0;
   }
-  LaunchPdl(SplitAttentionKernel<kFp8, kRows, kWarps, kRoundKeys, kDimAtoms>,
+  LaunchPdl(SplitAttentionKernel<kFp8, kWarps, kRoundKeys, kDimAtoms>,
             dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kWarps * 32), layout.bytes,
             StreamOf(context), p, layout);
   if (p.splits > 1) LaunchMerge(context, p, tokens);
 }
 
-// Head dimensions that are common have kernels of their own. Where tiles are many, small CTAs that
-// overlap one another; where they are few, large ones with a block's keys under way at once.
-template <bool kFp8, int kRows>
+// Head dimensions that are common have kernels of their own.
+template <bool kFp8>
 void LaunchSplit(const OpContext& context, const AttentionProblem& p, int64_t tokens,
                  int64_t max_keys) {
-  int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kRows);
+  int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kSplitTileRows);
   if (p.prefill_rows != kNoPrefill)
-    tiles = std::min<int64_t>(tiles, p.sequences * (p.prefill_rows / kRows));
+    tiles = std::min<int64_t>(tiles, p.sequences * (p.prefill_rows / kSplitTileRows));
   const auto launch = [&](auto kernel) { kernel(context, p, tokens, tiles, max_keys); };
-  if (kRows == 8 && tiles * p.kv_heads <= CurrentDevice().multiprocessors) {
-    if (p.head_dim == 64) return launch(LaunchSplitOf<kFp8, 8, 16, 256, 4>);
-    if (p.head_dim == 128) return launch(LaunchSplitOf<kFp8, 8, 16, 256, 8>);
-    if (p.head_dim == 256) return launch(LaunchSplitOf < kFp8, 8, 16, kFp8 ? 256 : 128, 16 >);
-  }
-  if (p.head_dim == 64) return launch(LaunchSplitOf<kFp8, kRows, 8, 128, 4>);
-  if (p.head_dim == 128) return launch(LaunchSplitOf<kFp8, kRows, 8, 128, 8>);
-  if (p.head_dim == 256) return launch(LaunchSplitOf < kFp8, kRows, 8, kFp8 ? 128 : 64, 16 >);
-  if (p.dim_atoms <= 16) return launch(LaunchSplitOf<kFp8, 16, 8, 128, kAnyUpTo256>);
-  launch(LaunchSplitOf<kFp8, 16, 16, 64, kAnyDim>);
+  if (p.head_dim == 64) return launch(LaunchSplitOf<kFp8, 8, 128, 4>);
+  if (p.head_dim == 128) return launch(LaunchSplitOf<kFp8, 8, 128, 8>);
+  if (p.head_dim == 256) return launch(LaunchSplitOf < kFp8, 8, kFp8 ? 128 : 64, 16 >);
+  if (p.dim_atoms <= 16) return launch(LaunchSplitOf<kFp8, 8, 128, kAnyUpTo256>);
+  launch(LaunchSplitOf<kFp8, 16, 64, kAnyDim>);
 }
 
 template <bool kFp8, int kDim>
@@ -173,9 +167,7 @@ void Launch(const OpContext& context, AttentionProblem p, int64_t tokens, int64_
     if (p.head_dim == 256) LaunchPrefillOf<kFp8, 256>(context, p, tokens);
     if (p.sequences == 1) return;
   }
-  const bool small_tiles = tokens == p.sequences && p.heads_per_kv <= 8;
-  const auto launch = small_tiles ? LaunchSplit<kFp8, 8> : LaunchSplit<kFp8, 16>;
-  launch(context, p, tokens, max_keys);
+  LaunchSplit<kFp8>(context, p, tokens, max_keys);
 }
 
 }  // namespace
@@ -185,11 +177,13 @@ bool StepTakes(const AttentionParams& params) {
   return params.rope != nullptr && params.t == params.sequences &&
          (dh == 64 || dh == 128 || dh == 256) &&
          params.q_heads <= kStepRows * params.cache.kv_heads && HasGroupsOfFour(*params.rope) &&
-         reinterpret_cast<uintptr_t>(params.out) % 4 == 0;
+         reinterpret_cast<uintptr_t>(params.out) % 4 == 0 &&
+         SideOf(nullptr, params.cache.k_scale).inverse != 0.0f &&
+         SideOf(nullptr, params.cache.v_scale).inverse != 0.0f;
 }
 
 size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim) {
-  const int64_t entry_bytes = PartialFloats(kMaxSplitTileRows, DimAtoms(head_dim)) * 4;
+  const int64_t entry_bytes = PartialFloats(kSplitTileRows, DimAtoms(head_dim)) * 4;
   return static_cast<size_t>(std::min(kMaxWorkspace, max_t * q_heads * kUnitsWanted * entry_bytes));
 }
 

@@ -13,8 +13,8 @@ namespace nibble::kernels::cuda {
 
 // Rows of a sequence: its tokens times the query heads of one KV head, heads fastest. Neighbours
 // form a tile, the M of the MMAs; a slot is a tile of some sequence.
-// The split kernel's tiles have 8 or 16 rows, the prefill kernel's 64 or 128.
-inline constexpr int kMaxSplitTileRows = 16;
+// The split kernel's tiles have 16 rows, the prefill kernel's 64 or 128.
+inline constexpr int kSplitTileRows = 16;
 
 inline constexpr int32_t kNoPrefill = 0x7fffffff;  // AttentionProblem::prefill_rows
 
@@ -83,7 +83,7 @@ struct TileSearch {
     }
     const int rows = tokens * p.heads_per_kv;
     const bool of_prefill = rows > p.prefill_rows;
-    tiles = of_prefill == (tile_rows > kMaxSplitTileRows) ? (rows + tile_rows - 1) / tile_rows : 0;
+    tiles = of_prefill == (tile_rows > kSplitTileRows) ? (rows + tile_rows - 1) / tile_rows : 0;
     tiles_before = before + WarpInclusiveSum(tiles, threadIdx.x % 32) - tiles;
   }
   // Tile 0 of lane `owner`, whose sequence is `sequence`.

@@ -1,5 +1,5 @@
-// The decode kernel: a CTA takes one tile of 8 or 16 query rows and a share of the tile's keys.
-// (The MMAs have 16 rows; the other eight of a small tile are zero and cost no loads.)
+// The kernel for few rows of any kind: a CTA takes one tile of 16 query rows and a share of the
+// tile's keys.
 //
 // Keys come in rounds of kRoundKeys. Each warp copies and scores its own keys of the
 // round; maxima and weights are exchanged through shared memory; then each warp sums the values of
@@ -50,7 +50,7 @@ struct SplitShared {
   ValueBuffer value_buffer;
 };
 
-template <bool kFp8, int kRows, int kWarps, int kRoundKeys, int kDimAtoms>
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
 struct SplitWorker {
   static constexpr int kWarpKeys = kRoundKeys / kWarps < 8 ? 8 : kRoundKeys / kWarps;
   static constexpr int kScoreWarps = kRoundKeys / kWarpKeys;  // the first ones have keys
@@ -59,8 +59,8 @@ struct SplitWorker {
   static constexpr int kWarpsPerLeaf = kScoreWarps / kLeaves;
   static constexpr int kUnits = SplitUnits(kDimAtoms, kWarps);
 
-  static constexpr int kLaneRows = kRows / 8;  // g and, of 16, g + 8
-  static constexpr bool kQueriesInRegisters = kRows == 8 && kDimAtoms > 0 && kDimAtoms <= 8;
+  static constexpr int kRows = kSplitTileRows;
+  static constexpr int kLaneRows = 2;  // g and g + 8
 
   // o of this lane: its rows of the warp's 16-wide slices of Dh, two atoms each of C fragments.
   struct State {
@@ -77,7 +77,6 @@ struct SplitWorker {
   int kv_head;
   KeyRange keys;  // of the tile
   KeyRange row_keys[kLaneRows];
-  uint32_t queries[kQueriesInRegisters ? kDimAtoms : 1][2];
 
   __device__ __forceinline__ SplitWorker(const AttentionProblem& problem, const SplitShared& s,
                                          uint8_t* memory)
@@ -188,20 +187,6 @@ struct SplitWorker {
 
   // Eight dimensions of a row at a time where rows are aligned for it.
   __device__ __forceinline__ void LoadQueries() {
-    if constexpr (kQueriesInRegisters) {
-      const int row = tile.first_row + g;
-      const int token = row / p.heads_per_kv;
-      const int head = kv_head * p.heads_per_kv + row - token * p.heads_per_kv;
-      const uint16_t* from =
-          p.q + (int64_t{tile.first_token + token} * p.q_heads + head) * p.head_dim;
-#pragma unroll
-      for (int a = 0; a < kDimAtoms; ++a) {
-        const uint2 words = token < tile.tokens ? QueryFragment<kFp8>(from + a * 16) : uint2{0, 0};
-        queries[a][0] = words.x;
-        queries[a][1] = words.y;
-      }
-      return;
-    }
     const int pieces = dim_atoms() * 2;
     for (int i = threadIdx.x; i < kRows * pieces; i += kWarps * 32) {
       const int row = i / pieces;
@@ -268,10 +253,8 @@ struct SplitWorker {
     if (warp >= kScoreWarps) return;
     const uint32_t k_address = ptx::SharedAddress(KeyBuffer(round) + warp * kWarpKeys * kv_pitch());
     const int matrix = lane / 8;
-    const uint32_t q_address =
-        ptx::SharedAddress(shared + layout.q) +
-        (kRows == 8 ? lane % 8 * q_pitch() + matrix % 2 * 16
-                    : (matrix % 2 * 8 + lane % 8) * q_pitch() + matrix / 2 * 16);
+    const uint32_t q_address = ptx::SharedAddress(shared + layout.q) +
+                               (matrix % 2 * 8 + lane % 8) * q_pitch() + matrix / 2 * 16;
 #pragma unroll
     for (int j = 0; j < kKeyAtoms; ++j)
 #pragma unroll
@@ -279,19 +262,9 @@ struct SplitWorker {
 #pragma unroll(kDimAtoms > 0 ? kDimAtoms : 4)
     for (int a = 0; a < dim_atoms(); ++a) {
       uint32_t b[kKeyAtoms][2];
-      uint32_t rows[4] = {};
+      uint32_t rows[4];
       LoadKeyFragments(b, k_address, a);
-      if constexpr (kQueriesInRegisters) {
-        rows[0] = queries[a][0];
-        rows[2] = queries[a][1];
-      } else if constexpr (kRows == 8) {
-        uint32_t words[2];
-        ptx::LoadMatrices(words, q_address + a * 32);
-        rows[0] = words[0];
-        rows[2] = words[1];
-      } else {
-        ptx::LoadMatrices(rows, q_address + a * 32);
-      }
+      ptx::LoadMatrices(rows, q_address + a * 32);
 #pragma unroll
       for (int j = 0; j < kKeyAtoms; ++j) ptx::MmaBf16(s[j], rows, b[j][0], b[j][1]);
     }
@@ -385,8 +358,7 @@ struct SplitWorker {
     const int matrix = lane / 8;
     const int row = lane % 8;
     const uint32_t p_address = ptx::SharedAddress(shared + layout.p) +
-                               (kRows == 8 ? row * p_pitch() + matrix * 16
-                                           : (matrix % 2 * 8 + row) * p_pitch() + matrix / 2 * 16);
+                               (matrix % 2 * 8 + row) * p_pitch() + matrix / 2 * 16;
     const uint32_t v_address = ptx::SharedAddress(Values(round));
 #pragma unroll
     for (int leaf = 0; leaf < kLeaves; ++leaf) {
@@ -401,18 +373,9 @@ struct SplitWorker {
         block.l[r] = __fmaf_rn(block.l[r], rescale[leaf][r], LeafSum(leaf, r));
 #pragma unroll
       for (int a = leaf * 4; a < leaf * 4 + 4; a += 2) {
-        uint32_t weights[2][4] = {};
-        if constexpr (kRows == 8) {
-          uint32_t both[4];
-          ptx::LoadMatrices(both, p_address + a * 32);
-          weights[0][0] = both[0];
-          weights[0][2] = both[1];
-          weights[1][0] = both[2];
-          weights[1][2] = both[3];
-        } else {
-          ptx::LoadMatrices(weights[0], p_address + a * 32);
-          ptx::LoadMatrices(weights[1], p_address + a * 32 + 32);
-        }
+        uint32_t weights[2][4];
+        ptx::LoadMatrices(weights[0], p_address + a * 32);
+        ptx::LoadMatrices(weights[1], p_address + a * 32 + 32);
 #pragma unroll
         for (int u = 0; u < kUnits; ++u) {
           const int slice = warp + u * kWarps;
@@ -537,11 +500,11 @@ struct RoundCursor {
   }
 };
 
-template <bool kFp8, int kRows, int kWarps, int kRoundKeys, int kDimAtoms>
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
 __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
     SplitAttentionKernel(const __grid_constant__ AttentionProblem p,
                          const __grid_constant__ SplitShared layout) {
-  using Worker = SplitWorker<kFp8, kRows, kWarps, kRoundKeys, kDimAtoms>;
+  using Worker = SplitWorker<kFp8, kWarps, kRoundKeys, kDimAtoms>;
   extern __shared__ __align__(16) uint8_t shared[];
 
   // A grid without work waits, too: the successor relies on it. One CTA is enough.
@@ -552,9 +515,9 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   const int split = blockIdx.x - pair * p.splits;
   const int slot = pair / p.kv_heads;
   w.kv_head = pair - slot * p.kv_heads;
-  w.tile = FindTile(p, kRows, slot);
+  w.tile = FindTile(p, kSplitTileRows, slot);
   if (w.tile.sequence < 0) return;
-  w.keys = KeysOfTile(p, w.tile, kRows);
+  w.keys = KeysOfTile(p, w.tile, kSplitTileRows);
   const SplitPlan plan = PlanOf(p, w.keys);
   if (!plan.partial && split > 0) return;
 #pragma unroll

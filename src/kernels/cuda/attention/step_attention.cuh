@@ -26,11 +26,10 @@ template <bool kFp8, int kDimAtoms, bool kClustered>
 struct StepWorker {
   static constexpr int kRowBytes = kDimAtoms * (kFp8 ? 16 : 32);
   static constexpr int kQueryPitch = SplitPitch(kDimAtoms * 32);
-  // Two CTAs fit a multiprocessor. In a cluster a CTA has hardly more than one block, which is
-  // done soonest in one round; else copies should run ahead.
-  static constexpr int kRoundKeys = kRowBytes <= 128   ? kClustered ? 256 : 128
-                                    : kRowBytes == 256 ? 128
-                                                       : 64;
+  // In a cluster a CTA has hardly more than one block, which is done soonest in one round. Else two
+  // CTAs should fit a multiprocessor, and copies run ahead where there is room.
+  static constexpr int kRoundKeys =
+      kClustered ? (kRowBytes <= 256 ? 256 : 128) : (kRowBytes <= 256 ? 128 : 64);
   static constexpr int kStages = kRowBytes <= 128 && !kClustered ? 2 : 1;
   static constexpr int kWarpKeys = kRoundKeys == 256 ? 32 : 16;
   static constexpr int kScoreWarps = kRoundKeys / kWarpKeys;  // the first ones have keys
@@ -118,16 +117,11 @@ struct StepWorker {
           (first & ((1 << p.page_shift) - 1));
       const uint8_t* from = cache + row * kRowBytes;
       uint8_t* rows = to + (warp * kWarpKeys + run * 16) * kRowBytes;
-      const bool all = IsCached(first) && IsCached(first + 15);
 #pragma unroll
       for (int n = 0; n < kPieces / 2; ++n) {
         const int i = lane + n * 32;
-        uint8_t* piece = rows + PieceAt(i / kPieces, i % kPieces);
-        if (all) {
-          ptx::CopyAsync16(piece, from + i * 16);
-        } else {
-          ptx::CopyAsync16OrZero(piece, from + i * 16, IsCached(first + i / kPieces));
-        }
+        ptx::CopyAsync16OrZero(rows + PieceAt(i / kPieces, i % kPieces), from + i * 16,
+                               IsCached(first + i / kPieces));
       }
     }
   }
@@ -216,34 +210,25 @@ struct StepWorker {
 
   // ---- Softmax ----
 
-  // Per leaf of the round and query: what o and l of the block are scaled by; m moves on.
-  // own_reference: of the leaf that holds this warp's keys.
-  __device__ __forceinline__ void Rescales(float (&rescale)[kLeaves][2], float (&own_reference)[2],
-                                           float (&m)[2]) const {
-#pragma unroll
-    for (int leaf = 0; leaf < kLeaves; ++leaf) {
-      float largest[2] = {MinusInfinity(), MinusInfinity()};
-#pragma unroll
-      for (int w = 0; w < kWarpsPerLeaf; ++w) {
-        const auto x =
-            *reinterpret_cast<const float2*>(&shared.maxima[leaf * kWarpsPerLeaf + w][2 * q]);
-        largest[0] = fmaxf(largest[0], x.x);
-        largest[1] = fmaxf(largest[1], x.y);
-      }
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const float next = fmaxf(m[e], largest[e] * p.score_scale);
-        const float reference = Reference(next);
-        rescale[leaf][e] = Exp2(m[e] - reference);
-        m[e] = next;
-        if (warp / kWarpsPerLeaf == leaf) own_reference[e] = reference;
-      }
+  // m of queries 2q and 2q + 1 grows to the maxima of warps [first, end).
+  __device__ __forceinline__ void Grow(float (&m)[2], int first, int end) const {
+    float largest[2] = {MinusInfinity(), MinusInfinity()};
+    for (int w = first; w < end; ++w) {
+      const auto x = *reinterpret_cast<const float2*>(&shared.maxima[w][2 * q]);
+      largest[0] = fmaxf(largest[0], x.x);
+      largest[1] = fmaxf(largest[1], x.y);
     }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) m[e] = fmaxf(m[e], largest[e] * p.score_scale);
   }
 
   // Weights of this warp's keys, as BF16 for all warps; their sums over pairs of keys.
+  // m: of the block before this round.
   __device__ __forceinline__ void ShareWeights(const float (&s)[kKeyTiles][4],
-                                               const float (&reference)[2]) const {
+                                               const float (&m)[2]) const {
+    float grown[2] = {m[0], m[1]};
+    Grow(grown, 0, (warp / kWarpsPerLeaf + 1) * kWarpsPerLeaf);
+    const float reference[2] = {Reference(grown[0]), Reference(grown[1])};
     float pairs[2][2 * kKeyTiles];
 #pragma unroll
     for (int tile = 0; tile < kKeyTiles; ++tile)
@@ -273,19 +258,23 @@ struct StepWorker {
 
   // ---- Values ----
 
-  __device__ __forceinline__ void AddValues(State& block, const float (&rescale)[kLeaves][2],
-                                            const uint8_t* buffer) const {
+  // Leaf by leaf, m moving on.
+  __device__ __forceinline__ void AddValues(State& block, const uint8_t* buffer) const {
     const uint32_t weights_address = ptx::SharedAddress(shared.weights + lane);
     const uint32_t address = ptx::SharedAddress(buffer);
 #pragma unroll
     for (int leaf = 0; leaf < kLeaves; ++leaf) {
+      float rescale[2] = {block.m[0], block.m[1]};
+      Grow(block.m, leaf * kWarpsPerLeaf, (leaf + 1) * kWarpsPerLeaf);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        rescale[e] = Exp2(rescale[e] - Reference(block.m[e]));
+        block.l[e] = __fmaf_rn(block.l[e], rescale[e], LeafSum(leaf, e));
+      }
 #pragma unroll
       for (int u = 0; u < kUnits; ++u)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) block.o[u][i] *= rescale[leaf][i % 2];
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        block.l[e] = __fmaf_rn(block.l[e], rescale[leaf][e], LeafSum(leaf, e));
+        for (int i = 0; i < 4; ++i) block.o[u][i] *= rescale[i % 2];
 #pragma unroll
       for (int key = leaf * kLeafKeys; key < (leaf + 1) * kLeafKeys; key += 32) {
         uint32_t weights[4];
@@ -391,10 +380,8 @@ struct StepWorker {
   // ---- Clusters ----
 
   // CTA `rank` merges slices [rank * SlicesOfCta, ...) if there are any; items are threads.
-  __device__ __forceinline__ int SlicesOfCta() const {
-    return p.splits < kDimAtoms ? kDimAtoms / p.splits : 1;
-  }
-  __device__ __forceinline__ int MergingCtas() const { return min(p.splits, kDimAtoms); }
+  __device__ __forceinline__ int SlicesOfCta() const { return 1 << p.slices_shift; }
+  __device__ __forceinline__ int MergingCtas() const { return kDimAtoms >> p.slices_shift; }
   // What came of a block of the sequence: (slices of this CTA, 32 lanes), then m and l of queries.
   __device__ __forceinline__ float4* BlockBox(int index) const {
     return reinterpret_cast<float4*>(&shared + 1) + index * (SlicesOfCta() * 32 + 4);
@@ -409,7 +396,8 @@ struct StepWorker {
       if (!HasSlice(u)) continue;
       const int slice = warp + u * kStepWarps;
       shared.blocks_came.template Send<4>(
-          reinterpret_cast<float*>(block + slice % slices * 32 + lane), slice / slices, state.o[u]);
+          reinterpret_cast<float*>(block + (slice & (slices - 1)) * 32 + lane),
+          slice >> p.slices_shift, state.o[u]);
     }
     if (warp != 0 || g >= MergingCtas()) return;
     float* ml = reinterpret_cast<float*>(block + slices * 32) + 2 * q;
@@ -423,17 +411,20 @@ struct StepWorker {
     const int first = keys.first / kBlockKeys;
     const int count = keys.last / kBlockKeys - first + 1;
     StepItem total, group;
-#pragma unroll 4
+    bool one_group = true;
+#pragma unroll 1
     for (int i = 0; i < count; ++i) {
       const float4* block = BlockBox(i);
       const float* ml = reinterpret_cast<const float*>(block + slices * 32) + 2 * q;
       if (i > 0 && (first + i) % kBlocksPerGroup == 0) {
         total.Add(group);
         group = {};
+        one_group = false;
       }
       group.Add(*reinterpret_cast<const float2*>(ml),
                 *reinterpret_cast<const float2*>(ml + kStepRows), block[threadIdx.x]);
     }
+    if (one_group) return output.Store(group);
     total.Add(group);
     output.Store(total);
   }
@@ -467,12 +458,17 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   } else if (split > (plan.partial ? last_unit - first_unit : 0)) {
     return;
   }
-  RoundCursor cursor = {(first_unit + split) * plan.unit_keys, Worker::kRoundKeys, plan.unit_keys,
-                        plan.partial ? p.splits - 1 : 0};
-  while (cursor.base + Worker::kRoundKeys <= w.keys.first) cursor.base = cursor.Next();
+  // Rounds of a unit in order, then the unit `splits` on. Sizes are powers of two.
+  const int skipped = plan.partial ? (p.splits - 1) * plan.unit_keys : 0;
+  const auto after = [&](int base) {
+    const int following = base + Worker::kRoundKeys;
+    return (following & (plan.unit_keys - 1)) == 0 ? following + skipped : following;
+  };
+  int coming = (first_unit + split) * plan.unit_keys;
+  while (coming + Worker::kRoundKeys <= w.keys.first) coming = after(coming);
   const auto advance = [&] {
-    const int base = cursor.base;
-    cursor.base = cursor.Next();
+    const int base = coming;
+    coming = after(base);
     return base;
   };
 
@@ -504,6 +500,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   if (merges) output.FetchGates();
   __syncthreads();
   if constexpr (kClustered) ptx::WaitForCluster();
+  const bool writes_newest = owns_newest && round.base <= w.keys.last;
 
   typename Worker::State block, group, total;
   Worker::Clear(block);
@@ -530,9 +527,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
       if (n > 0) w.CopyRows(shared.values[(n + 1) % 2], p.v, next);
       ptx::CommitCopies();
     }
-    float rescale[Worker::kLeaves][2], reference[2] = {};
-    w.Rescales(rescale, reference, block.m);
-    if (w.warp < Worker::kScoreWarps) w.ShareWeights(s, reference);
+    if (w.warp < Worker::kScoreWarps) w.ShareWeights(s, block.m);
     if constexpr (kStages == 2) {
       n == 0 ? ptx::WaitForCopies<3>() : ptx::WaitForCopies<2>();
     } else {
@@ -541,7 +536,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     __syncwarp();
     w.PlaceNewest(values, shared.newest[1], base);
     __syncthreads();
-    w.AddValues(block, rescale, values);
+    w.AddValues(block, values);
     if constexpr (kStages == 1) {
       __syncthreads();
       w.CopyRows(values, p.v, next);
@@ -575,6 +570,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
       Worker::Clear(group);
     }
   }
+  if (writes_newest) WriteNewest<Worker::kRowBytes>(p, w.place, shared.newest[0]);
   if constexpr (kClustered) {
     if (!merges) return;
     shared.blocks_came.Wait(0);

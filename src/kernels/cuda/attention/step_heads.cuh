@@ -1,5 +1,5 @@
 // The rotation inside the step kernel: every CTA turns the query heads of its KV head, and the one
-// that has the sequence's newest key among its own turns and writes key and value, too. Nobody
+// that has the sequence's newest key among its own turns key and value, too. Nobody
 // reads their place in the cache during the step. Bits are rope.cu's, by the same code.
 #pragma once
 
@@ -26,6 +26,21 @@ __device__ __forceinline__ void StoreQuery(uint8_t* row, int d, const float (&x)
   }
 }
 
+// Four neighbouring dimensions of a key or value as the cache has them.
+template <bool kFp8>
+__device__ __forceinline__ void StoreNewest(uint8_t* row, int d, const float (&x)[4],
+                                            const CacheSide& side) {
+  if constexpr (kFp8) {
+    float q[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) q[i] = QuotientByInverse(x[i], side);
+    *reinterpret_cast<uint32_t*>(row + d) =
+        ptx::PackE4m3(q[0], q[1]) | uint32_t{ptx::PackE4m3(q[2], q[3])} << 16;
+  } else {
+    StoreBf16(reinterpret_cast<uint16_t*>(row) + d, x);
+  }
+}
+
 // Where the newest token of a sequence stands.
 struct StepPlace {
   int32_t sequence;
@@ -42,11 +57,9 @@ __device__ __forceinline__ void TurnHeads(const StepProblem& p, const StepPlace&
                                           uint8_t* newest) {
   constexpr int kLanes = kDimAtoms * 2;
   constexpr int kAtOnce = kStepThreads / kLanes;
-  constexpr KvFormat kFormat = kFp8 ? KvFormat::kFp8 : KvFormat::kBf16;
   const RopeAndCacheParams& rope = p.rope;
   const int q_count = p.heads_per_kv;
   const int count = q_count + (owns_newest ? 2 : 0);
-  const int64_t cached_at = HeadOffset(rope.cache, place.slot, place.kv_head);
   for (int i = threadIdx.x * 16; i < (kStepRows - q_count) * q_pitch; i += kStepThreads * 16)
     *reinterpret_cast<uint4*>(queries + q_count * q_pitch + i) = {};
   for (int base = 0; base < count; base += kAtOnce) {
@@ -68,14 +81,27 @@ __device__ __forceinline__ void TurnHeads(const StepProblem& p, const StepPlace&
         StoreQuery<kFp8>(queries + i * q_pitch, slot.second, part.b[s]);
         return;
       }
-      CacheSide side = is_v ? p.v_side : p.k_side;
-      StoreInCache(kFormat, side, cached_at + slot.first, part.a[s]);
-      StoreInCache(kFormat, side, cached_at + slot.second, part.b[s]);
-      side.base = reinterpret_cast<std::byte*>(newest + (is_v ? p.row_bytes : 0));
-      StoreInCache(kFormat, side, slot.first, part.a[s]);
-      StoreInCache(kFormat, side, slot.second, part.b[s]);
+      uint8_t* row = newest + (is_v ? p.row_bytes : 0);
+      const CacheSide& side = is_v ? p.v_side : p.k_side;
+      StoreNewest<kFp8>(row, slot.first, part.a[s], side);
+      StoreNewest<kFp8>(row, slot.second, part.b[s], side);
     });
   }
+}
+
+// What TurnHeads left, into the cache: after a barrier.
+template <int kRowBytes>
+__device__ __forceinline__ void WriteNewest(const StepProblem& p, const StepPlace& place,
+                                            const uint8_t* newest) {
+  constexpr int kPieces = kRowBytes / 16;
+  const int i = static_cast<int>(threadIdx.x) % kPieces;
+  if (threadIdx.x >= 2 * kPieces) return;
+  const bool is_v = threadIdx.x >= kPieces;
+  const int64_t row =
+      (((place.slot >> p.page_shift) * p.kv_heads + place.kv_head) << p.page_shift) +
+      (place.slot & ((1 << p.page_shift) - 1));
+  std::byte* to = (is_v ? p.v_side : p.k_side).base + row * kRowBytes;
+  reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(newest)[threadIdx.x];
 }
 
 }  // namespace nibble::kernels::cuda

@@ -14,16 +14,18 @@ namespace nibble::kernels::cuda {
 inline constexpr int64_t kMaxClusterCtas = 8;
 inline constexpr int64_t kMaxClusterBlocks = 16;
 
-// Shared memory of a multiprocessor as the linears before and after divide it (linear/decode.cu): a
-// launch that wants another division cannot start beside its predecessor.
-inline constexpr int kStepSharedOfMultiprocessor = 164 * 1024;
-inline constexpr int kStepReservedPerCta = 1024;
+// How a multiprocessor's memory is divided between L1 and shared memory. The division of one
+// token's linears (164 KB, linear/decode.cu) lets a launch start beside them. For a small grid this
+// was found to be worse than to start as they end: the linear behind it pairs up CTAs on
+// multiprocessors that are free, and leaves out those that are not.
+inline constexpr int kSharedOfFewCtas = 132 * 1024;
+inline constexpr int kSharedOfManyCtas = 164 * 1024;
+inline constexpr int kStepReserved = 1024;  // of a CTA, by the driver
 
-inline void AgreeOnSharedMemory(const void* kernel, int bytes_of_cta) {
-  const int most = CurrentDevice().shared_memory_per_block + kStepReservedPerCta;
-  const int wanted = std::max(kStepSharedOfMultiprocessor, bytes_of_cta + kStepReservedPerCta);
+inline void DivideMemory(const void* kernel, int shared_of_multiprocessor) {
+  const int most = CurrentDevice().shared_memory_per_block + kStepReserved;
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       std::min(100 * wanted / most, 100));
+                       std::min(100 * shared_of_multiprocessor / most, 100));
 }
 
 // Blocks that a token may see, whatever the length.
@@ -36,33 +38,44 @@ inline int64_t MaxStepBlocks(const AttentionProblem& p, int64_t max_keys) {
   return blocks;
 }
 
-// CTAs of a cluster where clusters are best, else 1: few keys, and room for all CTAs at once.
-inline int64_t StepCluster(int64_t pairs, int64_t blocks) {
+// CTAs of a cluster where clusters are best, else 1: few keys, and fewer sequences than fill the
+// GPU by themselves. All should run at once, of which `resident` fit a multiprocessor.
+inline int64_t StepCluster(int64_t pairs, int64_t blocks, int64_t resident) {
   const DeviceFacts& device = CurrentDevice();
   if (device.major < 9 || blocks > kMaxClusterBlocks) return 1;
   int64_t ctas = std::min<int64_t>(
       kMaxClusterCtas, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(blocks))));
-  while (ctas > 1 && pairs * ctas > 2 * device.multiprocessors) ctas /= 2;
-  return ctas;
+  while (ctas > 2 && pairs * ctas > resident * device.multiprocessors) ctas /= 2;
+  return pairs > device.multiprocessors ? 1 : ctas;
+}
+
+// False: clusters are not best, or do not fit.
+template <bool kFp8, int kDimAtoms>
+bool LaunchInClusters(const OpContext& context, StepProblem p, int64_t pairs, int64_t blocks) {
+  using Worker = StepWorker<kFp8, kDimAtoms, true>;
+  const int64_t cluster = StepCluster(pairs, blocks, Worker::kRowBytes <= 128 ? 2 : 1);
+  if (cluster == 1) return false;
+  const int64_t slices = std::max<int64_t>(1, kDimAtoms / cluster);
+  const auto shared =
+      static_cast<int>(sizeof(typename Worker::Shared) + blocks * (slices * 512 + 64));
+  const DeviceFacts& device = CurrentDevice();
+  if (shared > device.shared_memory_per_block) return false;
+  p.splits = static_cast<int32_t>(cluster);
+  p.slices_shift = std::countr_zero(static_cast<uint64_t>(slices));
+  const int64_t ctas = pairs * cluster;
+  const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, true>;
+  const int divided = ctas <= device.multiprocessors / 2 ? kSharedOfFewCtas : kSharedOfManyCtas;
+  DivideMemory(reinterpret_cast<const void*>(kernel), std::max(divided, shared + kStepReserved));
+  LaunchPdlCluster(kernel, dim3(static_cast<uint32_t>(ctas)), dim3(kStepThreads),
+                   dim3(static_cast<uint32_t>(cluster)), shared, StreamOf(context), p);
+  return true;
 }
 
 template <bool kFp8, int kDimAtoms>
 void LaunchStepOf(const OpContext& context, StepProblem p, int64_t max_keys) {
   const int64_t pairs = int64_t{p.sequences} * p.kv_heads;
   const int64_t blocks = MaxStepBlocks(p, max_keys);
-  const int64_t cluster = StepCluster(pairs, blocks);
-  const auto threads = dim3(kStepThreads);
-  if (cluster > 1) {
-    using Shared = typename StepWorker<kFp8, kDimAtoms, true>::Shared;
-    p.splits = static_cast<int32_t>(cluster);
-    const int64_t slices = std::max<int64_t>(1, kDimAtoms / cluster);
-    const auto shared = static_cast<int>(sizeof(Shared) + blocks * (slices * 512 + 64));
-    const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, true>;
-    AgreeOnSharedMemory(reinterpret_cast<const void*>(kernel), shared);
-    LaunchPdlCluster(kernel, dim3(static_cast<uint32_t>(pairs * cluster)), threads,
-                     dim3(static_cast<uint32_t>(cluster)), shared, StreamOf(context), p);
-    return;
-  }
+  if (LaunchInClusters<kFp8, kDimAtoms>(context, p, pairs, blocks)) return;
   using Shared = typename StepWorker<kFp8, kDimAtoms, false>::Shared;
   const int64_t room = context.workspace_bytes / (PartialFloats(kStepRows, kDimAtoms) * 4) / pairs;
   p.units_per_tile = static_cast<int32_t>(std::min(room, blocks));
@@ -70,12 +83,12 @@ void LaunchStepOf(const OpContext& context, StepProblem p, int64_t max_keys) {
       std::clamp<int64_t>(2 * CurrentDevice().multiprocessors / pairs, 1, blocks));
   if (p.splits == 1 || p.units_per_tile == 0) p.splits = 1, p.units_per_tile = 0;
   const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, false>;
-  AgreeOnSharedMemory(reinterpret_cast<const void*>(kernel), sizeof(Shared));
-  LaunchPdl(kernel, dim3(static_cast<uint32_t>(pairs * p.splits)), threads, sizeof(Shared),
-            StreamOf(context), p);
+  DivideMemory(reinterpret_cast<const void*>(kernel), kSharedOfManyCtas);
+  LaunchPdl(kernel, dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kStepThreads),
+            sizeof(Shared), StreamOf(context), p);
   if (p.splits == 1) return;
   const auto merge = MergeStepKernel<kFp8>;
-  AgreeOnSharedMemory(reinterpret_cast<const void*>(merge), 0);
+  DivideMemory(reinterpret_cast<const void*>(merge), kSharedOfManyCtas);
   LaunchPdl(merge, dim3(static_cast<uint32_t>(pairs * kDimAtoms)), dim3(kMergeWarps * 32), 0,
             StreamOf(context), p);
 }

@@ -18,6 +18,7 @@ struct StepProblem : AttentionProblem {
   CacheSide v_side;
   const uint16_t* gate;
   int64_t gate_stride;
+  int32_t slices_shift;  // log2 of the slices that a CTA of a cluster merges
 };
 
 // Positions that the newest token of a sequence sees.

@@ -62,12 +62,16 @@ struct CacheSide {
 // What rounds to E4M3 as the IEEE quotient x / scale does. Two corrections of x * inverse by the
 // exact remainder give the correctly rounded quotient (Markstein 1990); beyond 1,024 it saturates
 // whatever its last bits.
-__device__ __forceinline__ float Quotient(float x, const CacheSide& side) {
-  if (side.inverse == 0.0f) return __fdiv_rn(x, side.scale);
+__device__ __forceinline__ float QuotientByInverse(float x, const CacheSide& side) {
   const float rough = x * side.inverse;
   float q = fmaf(fmaf(-rough, side.scale, x), side.inverse, rough);
   q = fmaf(fmaf(-q, side.scale, x), side.inverse, q);
   return fabsf(rough) < 1024.0f ? copysignf(q, x) : rough;
+}
+
+__device__ __forceinline__ float Quotient(float x, const CacheSide& side) {
+  if (side.inverse == 0.0f) return __fdiv_rn(x, side.scale);
+  return QuotientByInverse(x, side);
 }
 
 // Into the cache, from element `at` on.

@@ -30,26 +30,34 @@ __device__ __forceinline__ Slot SlotAt(int index, int rotary_dim, RopePairs pair
   return {2 * at, 2 * at + kGroup, at};
 }
 
+// Pairs are brought into one order first: less code than a case each.
 template <int kGroup>
 __device__ __forceinline__ void TurnSlot(const float (&cos)[kGroup], const float (&sin)[kGroup],
                                          RopePairs pairs, float (&a)[kGroup], float (&b)[kGroup]) {
-  if (kGroup == 1 || pairs == RopePairs::kHalves) {
+  const bool halves = kGroup == 1 || pairs == RopePairs::kHalves;
+  constexpr int kHalf = kGroup / 2;
+  float first[kGroup], second[kGroup];
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) Turn(cos[i], sin[i], &a[i], &b[i]);
-  } else {
+  for (int i = 0; i < kGroup; ++i) {
+    const int at = kGroup == 1 ? 0 : i % kHalf * 2;
+    const float(&neighbours)[kGroup] = i < kHalf ? a : b;
+    first[i] = halves ? a[i] : neighbours[at];
+    second[i] = halves ? b[i] : neighbours[kGroup == 1 ? 0 : at + 1];
+    Turn(cos[i], sin[i], &first[i], &second[i]);
+  }
 #pragma unroll
-    for (int i = 0; i + 1 < kGroup; i += 2) {
-      Turn(cos[i / 2], sin[i / 2], &a[i], &a[i + 1]);
-      Turn(cos[(kGroup + i) / 2], sin[(kGroup + i) / 2], &b[i], &b[i + 1]);
-    }
+  for (int i = 0; i < kGroup; ++i) {
+    const int low = i / 2, high = kGroup == 1 ? 0 : kHalf + i / 2;
+    a[i] = halves ? first[i] : i % 2 == 0 ? first[low] : second[low];
+    b[i] = halves ? second[i] : i % 2 == 0 ? first[high] : second[high];
   }
 }
 
-__device__ __forceinline__ float Normalized(float x, float inverse, float weight, NormStyle style) {
+// weight: 1 + the stored one where the style says so.
+__device__ __forceinline__ float Normalized(float x, float inverse, float weight,
+                                            bool round_first) {
   const float normalized = x * inverse;
-  if (style == NormStyle::kRoundThenScale)
-    return ptx::RoundBf16(ptx::RoundBf16(normalized) * weight);
-  return ptx::RoundBf16(normalized * (style == NormStyle::kScaleOnePlus ? 1.0f + weight : weight));
+  return ptx::RoundBf16((round_first ? ptx::RoundBf16(normalized) : normalized) * weight);
 }
 
 // The part of a head that one lane holds. Places beyond the head are 0 and are not stored.
@@ -60,7 +68,7 @@ struct HeadPart {
 
   // All lanes of the warp call it; where `applies` is false nothing changes.
   __device__ __forceinline__ void Normalize(bool applies, const HeadPart& weight, int head_dim,
-                                            float eps, NormStyle style) {
+                                            float eps, bool round_first) {
     float sum = 0.0f;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s)
@@ -75,8 +83,8 @@ struct HeadPart {
     for (int s = 0; s < kSlots; ++s)
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        a[s][i] = Normalized(a[s][i], inverse, weight.a[s][i], style);
-        b[s][i] = Normalized(b[s][i], inverse, weight.b[s][i], style);
+        a[s][i] = Normalized(a[s][i], inverse, weight.a[s][i], round_first);
+        b[s][i] = Normalized(b[s][i], inverse, weight.b[s][i], round_first);
       }
   }
 };
@@ -100,6 +108,12 @@ class RopeHead {
         LoadF32(norm_ + slot.first, weight_.a[s]);
         if (both) LoadF32(norm_ + slot.second, weight_.b[s]);
       });
+      if (p_.norm_style == NormStyle::kScaleOnePlus) {
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s)
+#pragma unroll
+          for (int i = 0; i < kGroup; ++i) weight_.a[s][i] += 1.0f, weight_.b[s][i] += 1.0f;
+      }
     }
     turns_ = kind != HeadKind::kValue && rotary_dim_ > 0;
     angles_ = position * (rotary_dim_ / 2);
@@ -116,16 +130,18 @@ class RopeHead {
       if (both) LoadBf16(in + slot.second, part.b[s]);
     });
     const bool some_norm = p_.q_norm != nullptr || p_.k_norm != nullptr;
-    if (some_norm && !p_.norm_after_rotation)
-      part.Normalize(norm_ != nullptr, weight_, p_.cache.head_dim, p_.eps, p_.norm_style);
+    const bool round_first = p_.norm_style == NormStyle::kRoundThenScale;
+    const auto normalize = [&] {
+      part.Normalize(norm_ != nullptr, weight_, p_.cache.head_dim, p_.eps, round_first);
+    };
+    if (some_norm && !p_.norm_after_rotation) normalize();
     if (turns_) {
       ForSlots([&](int s, const Slot& slot, bool) {
         if (!kEarlyAngles) LoadAngles(slot);
         if (slot.angle >= 0) TurnSlot(cos_, sin_, p_.pairs, part.a[s], part.b[s]);
       });
     }
-    if (some_norm && p_.norm_after_rotation)
-      part.Normalize(norm_ != nullptr, weight_, p_.cache.head_dim, p_.eps, p_.norm_style);
+    if (some_norm && p_.norm_after_rotation) normalize();
     if (kind_ == HeadKind::kQuery) {
 #pragma unroll
       for (int s = 0; s < kSlots; ++s)
