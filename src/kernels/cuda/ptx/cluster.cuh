@@ -31,13 +31,6 @@ __device__ __forceinline__ void WaitForCluster() {
 #endif
 }
 
-// What this thread wrote to shared memory is seen by bulk copies issued after a barrier.
-__device__ __forceinline__ void ShowToCopies() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 // A barrier in shared memory whose phases end when one thread has arrived and the bytes that it
 // announced have come. Peers may send to it after a cluster barrier that follows Init.
 class BytesBarrier {
@@ -105,20 +98,6 @@ class BytesBarrier {
           "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(barrier)
           : "memory");
     }
-#endif
-  }
-
-  // `bytes` of this CTA's shared memory, likewise; multiples of 16. One message, however many
-  // bytes: Send's are one each. By one thread, after ShowToCopies and a barrier.
-  __device__ __forceinline__ void Copy(void* to, const void* from, uint32_t bytes, uint32_t rank) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n.reg .b32 to, barrier;\n"
-        "mapa.shared::cluster.u32 to, %0, %4;\nmapa.shared::cluster.u32 barrier, %1, %4;\n"
-        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%2], %3, "
-        "[barrier];\n}" ::"r"(SharedAddress(to)),
-        "r"(SharedAddress(&state_)), "r"(SharedAddress(from)), "r"(bytes), "r"(rank)
-        : "memory");
 #endif
   }
 
