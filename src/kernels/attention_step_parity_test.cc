@@ -87,6 +87,7 @@ StepResult RunStep(const OpTable& ops, const StepCase& c,
   const KvLayerView cache = {.k = result.k.data(),
                              .v = result.v.data(),
                              .format = shape.format,
+                             .key_layout = shape.key_layout,
                              .k_scale = shape.format == KvFormat::kFp8 ? 0.03f : 1.0f,
                              .v_scale = shape.format == KvFormat::kFp8 ? 0.02f : 1.0f,
                              .page_size = page_size,
@@ -117,7 +118,8 @@ StepResult RunStep(const OpTable& ops, const StepCase& c,
         const int64_t slot = slot_of(position);
         const int64_t row = (slot / page_size * shape.kv_heads + h) * page_size + slot % page_size;
         for (int64_t d = 0; d < dh; ++d) {
-          store(result.k.data(), row * dh + d, AttentionElement(s.id, 1, position, h, d));
+          store(result.k.data(), KeyIndex(cache, row, d),
+                AttentionElement(s.id, 1, position, h, d));
           store(result.v.data(), row * dh + d, AttentionElement(s.id, 2, position, h, d));
         }
       }
@@ -236,6 +238,35 @@ TEST_P(AttentionStepParity, IsRefs) {
     EXPECT_EQ(got.k, expected.k);
     EXPECT_EQ(got.v, expected.v);
     ExpectNear(got.out, expected.out, c.shape.head_dim, AttentionTolerance(ops()));
+  }
+}
+
+// Keys (rows, Dh) of a cache in pairs.
+std::vector<std::byte> InRows(const std::vector<std::byte>& k, const AttentionShape& shape) {
+  const KvLayerView cache = {.key_layout = KeyLayout::kPairs, .head_dim = shape.head_dim};
+  const int64_t bytes = KvElementBytes(shape.format);
+  std::vector<std::byte> rows(k.size());
+  for (int64_t i = 0; i < static_cast<int64_t>(k.size()) / bytes; ++i) {
+    const int64_t at = KeyIndex(cache, i / shape.head_dim, i % shape.head_dim);
+    std::memcpy(&rows[i * bytes], &k[at * bytes], bytes);
+  }
+  return rows;
+}
+
+TEST_P(AttentionStepParity, IsTheSameWithKeysInPairs) {
+  if (ops().backend == "cuda") GTEST_SKIP() << "keys of a GPU lie in rows";
+  const std::vector<AttentionSequence> batch = {{1, 3, 40}, {2, 1, 300}, {3, 2, 2}, {4, 1, 513}};
+  for (StepCase c : kCases) {
+    SCOPED_TRACE(c.name);
+    for (const OpTable* table : {&ops(), &RefOps()}) {
+      c.shape.key_layout = KeyLayout::kRows;
+      const StepResult rows = RunStep(*table, c, batch, true, 32);
+      c.shape.key_layout = KeyLayout::kPairs;
+      const StepResult pairs = RunStep(*table, c, batch, true, 32, 2);
+      EXPECT_EQ(pairs.out, rows.out);
+      EXPECT_EQ(pairs.v, rows.v);
+      EXPECT_EQ(InRows(pairs.k, c.shape), rows.k);
+    }
   }
 }
 

@@ -317,18 +317,32 @@ inline constexpr int32_t kMaxHeadDim = 1024;
 
 inline int64_t KvElementBytes(KvFormat format) { return format == KvFormat::kBf16 ? 2 : 1; }
 
-// One layer's cache. Page p holds page_size tokens: k and v are (pages, Hk, page_size, Dh). FP8:
-// stored = E4M3(x / scale), read = stored * scale.
+// How keys lie within a page. kPairs: of every 16 tokens the elements two by two, so that vectors
+// of 16 keys are read as they are needed; for the CPU and ref, an even Dh and a v of its own.
+enum class KeyLayout : uint8_t {
+  kRows,   // (page_size, Dh)
+  kPairs,  // (page_size / 16, Dh / 2, 16, 2)
+};
+
+// One layer's cache. Page p holds page_size tokens: v is (pages, Hk, page_size, Dh), k too in
+// kRows. FP8: stored = E4M3(x / scale), read = stored * scale.
 struct KvLayerView {
   std::byte* k = nullptr;
   std::byte* v = nullptr;
   KvFormat format = KvFormat::kBf16;
+  KeyLayout key_layout = KeyLayout::kRows;
   float k_scale = 1.0f;
   float v_scale = 1.0f;
   int32_t page_size = 16;  // a power of two, 16..256
   int32_t kv_heads = 0;    // Hk
   int32_t head_dim = 0;    // Dh
 };
+
+// Where element d of a key lies in k; row = (page * Hk + head) * page_size + the token's place.
+inline int64_t KeyIndex(const KvLayerView& cache, int64_t row, int64_t d) {
+  if (cache.key_layout == KeyLayout::kRows) return row * cache.head_dim + d;
+  return row / 16 * 16 * cache.head_dim + (d / 2 * 16 + row % 16) * 2 + d % 2;
+}
 
 // Which dimensions turn together, d = rotary_dim.
 enum class RopePairs : uint8_t {

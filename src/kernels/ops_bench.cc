@@ -4,11 +4,13 @@
 #include <benchmark/benchmark.h>
 
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "device/buffer.h"
 #include "kernels/ops.h"
 #include "numerics/bf16.h"
 
@@ -20,6 +22,15 @@ std::vector<uint16_t> Ramp(int64_t n) {
   for (int64_t i = 0; i < n; ++i)
     values[i] = Bf16FromFloat(static_cast<float>(i * 7919 % 2003) * 0.002f - 2.0f);
   return values;
+}
+
+// Memory as the engine's caches have it.
+template <typename T>
+Buffer OnHugePages(const std::vector<T>& values) {
+  const size_t bytes = values.size() * sizeof(T);
+  Buffer buffer = *Buffer::Allocate(bytes);
+  std::memcpy(buffer.data(), values.data(), bytes);
+  return buffer;
 }
 
 class Bench {
@@ -100,10 +111,10 @@ void Attention(benchmark::State& state, const OpTable* ops, KvFormat format, int
   const int64_t pages = context_tokens / page_size;
   const int64_t layers = q_len > 1 ? 1 : 16;  // walked in turn, as a model walks its layers
   const int64_t elements = layers * pages * page_size * kv_heads * dh;
-  std::vector<uint16_t> k = Ramp(elements * KvElementBytes(format) / 2), v = k;
+  std::vector<uint16_t> values = Ramp(elements * KvElementBytes(format) / 2);
   if (format == KvFormat::kFp8)
-    for (auto* cache : {&k, &v})
-      for (uint16_t& two : *cache) two &= 0x3F3F;
+    for (uint16_t& two : values) two &= 0x3F3F;
+  Buffer k = OnHugePages(values), v = OnHugePages(values);
   std::vector<int32_t> table(pages);
   for (int64_t i = 0; i < pages; ++i) table[i] = static_cast<int32_t>(i);
   const std::vector<uint16_t> q = Ramp(int64_t{q_len} * q_heads * dh);
@@ -124,9 +135,10 @@ void Attention(benchmark::State& state, const OpTable* ops, KvFormat format, int
                                    .max_pages = pages,
                                    .q_heads = q_heads,
                                    .scale = 1.0f / std::sqrt(static_cast<float>(dh)),
-                                   .cache = {.k = reinterpret_cast<std::byte*>(k.data()) + at,
-                                             .v = reinterpret_cast<std::byte*>(v.data()) + at,
+                                   .cache = {.k = k.data() + at,
+                                             .v = v.data() + at,
                                              .format = format,
+                                             .key_layout = KeyLayout::kPairs,
                                              .page_size = page_size,
                                              .kv_heads = kv_heads,
                                              .head_dim = dh}});
@@ -151,7 +163,7 @@ void DeltaNet(benchmark::State& state, const OpTable* ops) {
   const std::vector<float> ba(t * 2 * kValueHeads, 0.3f), conv(kChannels * kWidth, 0.25f);
   const std::vector<float> per_head(kValueHeads, -1.0f), norm(kDim, 1.0f);
   std::vector<uint16_t> windows = Ramp(layers * (kWidth - 1) * kChannels), out(t * kValues);
-  std::vector<float> states(layers * kValues * kDim, 0.01f);
+  Buffer states = OnHugePages(std::vector<float>(layers * kValues * kDim, 0.01f));
   const int32_t q_start[] = {0, t}, kv_len = t + 8, slot = 0;
   GatedDeltaNetParams params = {
       .qkv = qkv.data(),
@@ -179,7 +191,7 @@ void DeltaNet(benchmark::State& state, const OpTable* ops) {
     params.conv_state.base =
         reinterpret_cast<std::byte*>(windows.data() + layer * (kWidth - 1) * kChannels);
     params.recurrent_state.base =
-        reinterpret_cast<std::byte*>(states.data() + layer * kValues * kDim);
+        states.data() + layer * kValues * kDim * static_cast<int64_t>(sizeof(float));
     layer = (layer + 1) % layers;
     ops->gated_delta_net(bench.context, params);
   }

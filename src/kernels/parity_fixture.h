@@ -124,6 +124,7 @@ struct AttentionShape {
   int32_t chunk = 0;
   bool sinks = false;
   KvFormat format = KvFormat::kBf16;
+  KeyLayout key_layout = KeyLayout::kRows;
 };
 
 inline Tolerance AttentionTolerance(const OpTable& ops) {
@@ -167,6 +168,7 @@ inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionSha
   KvLayerView cache = {.k = k.data(),
                        .v = v.data(),
                        .format = shape.format,
+                       .key_layout = shape.key_layout,
                        .k_scale = shape.format == KvFormat::kFp8 ? 0.03f : 1.0f,
                        .v_scale = shape.format == KvFormat::kFp8 ? 0.02f : 1.0f,
                        .page_size = page_size,
@@ -191,7 +193,8 @@ inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionSha
       for (int64_t h = 0; h < shape.kv_heads; ++h) {
         const int64_t row = (page * shape.kv_heads + h) * page_size + position % page_size;
         for (int64_t d = 0; d < dh; ++d) {
-          store(k.data(), cache.k_scale, row * dh + d, AttentionElement(s.id, 1, position, h, d));
+          store(k.data(), cache.k_scale, KeyIndex(cache, row, d),
+                AttentionElement(s.id, 1, position, h, d));
           store(v.data(), cache.v_scale, row * dh + d, AttentionElement(s.id, 2, position, h, d));
         }
       }

@@ -387,6 +387,19 @@ TEST_P(Parity, AttentionIsTheSameInAnyChunkPageSizeAndThreadCount) {
   }
 }
 
+TEST_P(Parity, AttentionIsTheSameWithKeysInPairs) {
+  if (ops().backend == "cuda") GTEST_SKIP() << "keys of a GPU lie in rows";
+  const std::vector<AttentionSequence> batch = {
+      {1, 1, 1}, {2, 3, 40}, {3, 1, 600}, {4, 70, 70}, {5, 2, 258}};
+  for (const AttentionShape& shape : kShapes) {
+    SCOPED_TRACE(Describe(shape));
+    AttentionShape pairs = shape;
+    pairs.key_layout = KeyLayout::kPairs;
+    for (int threads : {1, 3})
+      EXPECT_EQ(RunAttention(ops(), pairs, batch, 32, threads), RunAttention(ops(), shape, batch));
+  }
+}
+
 TEST_P(Parity, AttentionIsTheSameInAnyBatch) {
   std::vector<AttentionSequence> batch;
   for (uint64_t id = 1; id <= 12; ++id)

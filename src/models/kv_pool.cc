@@ -9,6 +9,12 @@ namespace {
 
 int64_t RoundUpToLine(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// Host memory is read by the CPU's kernels and ref alone.
+kernels::KeyLayout KeysIn(const KvSpec& spec, const Device& device) {
+  const bool pairs = device.host_memory() && !spec.shared_kv && spec.head_dim % 2 == 0;
+  return pairs ? kernels::KeyLayout::kPairs : kernels::KeyLayout::kRows;
+}
+
 }  // namespace
 
 int64_t KvBytesPerToken(const ModelInfo& info, kernels::KvFormat format) {
@@ -59,6 +65,7 @@ Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, i
     pool.layers_.push_back({.k = next,
                             .v = spec.shared_kv ? next : next + half,
                             .format = format,
+                            .key_layout = KeysIn(spec, device),
                             .k_scale = spec.k_scale,
                             .v_scale = spec.v_scale,
                             .page_size = page_size,

@@ -10,13 +10,14 @@
 namespace nibble::kernels::ref {
 namespace {
 
-// Element d of the key or value at `position` of a sequence.
-float CacheElement(const KvLayerView& cache, const std::byte* base, float scale,
-                   const int32_t* pages, int32_t position, int32_t kv_head, int32_t d) {
+// The row of a key and a value at `position` of a sequence.
+int64_t CacheRow(const KvLayerView& cache, const int32_t* pages, int32_t position,
+                 int32_t kv_head) {
   const int64_t page = pages[position / cache.page_size];
-  const int64_t row =
-      (page * cache.kv_heads + kv_head) * cache.page_size + position % cache.page_size;
-  const int64_t at = row * cache.head_dim + d;
+  return (page * cache.kv_heads + kv_head) * cache.page_size + position % cache.page_size;
+}
+
+float CacheElement(const KvLayerView& cache, const std::byte* base, float scale, int64_t at) {
   if (cache.format == KvFormat::kFp8) return E4M3ToFloat(static_cast<uint8_t>(base[at])) * scale;
   uint16_t bits;
   std::memcpy(&bits, base + at * 2, 2);
@@ -34,9 +35,10 @@ void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position
   double largest = p.sinks != nullptr ? p.sinks[head] : -INFINITY;
   for (int32_t j = first; j <= position; ++j) {
     double score = 0;
+    const int64_t row = CacheRow(cache, pages, j, kv_head);
     for (int32_t d = 0; d < cache.head_dim; ++d)
       score += double{Bf16ToFloat(q[d])} *
-               CacheElement(cache, cache.k, cache.k_scale, pages, j, kv_head, d);
+               CacheElement(cache, cache.k, cache.k_scale, KeyIndex(cache, row, d));
     weights.push_back(score * p.scale);
     largest = std::max(largest, weights.back());
   }
@@ -47,9 +49,11 @@ void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position
   }
   for (int32_t d = 0; d < cache.head_dim; ++d) {
     double value = 0;
-    for (int32_t j = first; j <= position; ++j)
-      value +=
-          weights[j - first] * CacheElement(cache, cache.v, cache.v_scale, pages, j, kv_head, d);
+    for (int32_t j = first; j <= position; ++j) {
+      const int64_t row = CacheRow(cache, pages, j, kv_head);
+      value += weights[j - first] *
+               CacheElement(cache, cache.v, cache.v_scale, row * cache.head_dim + d);
+    }
     out[d] = Bf16FromFloat(static_cast<float>(value / sum));
   }
 }

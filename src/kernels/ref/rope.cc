@@ -22,19 +22,28 @@ void RotateHead(const float* cos, const float* sin, int32_t rotary_dim, RopePair
   }
 }
 
-// head (Dh) to its place in the cache: slot = page * page_size + offset.
-void StoreHead(const KvLayerView& cache, std::byte* base, float scale, int64_t slot,
-               int32_t kv_head, const uint16_t* head) {
+// The row of the cache that a slot = page * page_size + offset has in a head.
+int64_t CacheRow(const KvLayerView& cache, int64_t slot, int32_t kv_head) {
   const int64_t page = slot / cache.page_size;
-  const int64_t offset = slot % cache.page_size;
-  const int64_t at =
-      ((page * cache.kv_heads + kv_head) * cache.page_size + offset) * cache.head_dim;
-  if (cache.format == KvFormat::kBf16) {
-    std::memcpy(base + at * 2, head, static_cast<size_t>(cache.head_dim) * 2);
-    return;
-  }
-  for (int32_t i = 0; i < cache.head_dim; ++i)
-    base[at + i] = static_cast<std::byte>(E4M3FromFloat(Bf16ToFloat(head[i]) / scale));
+  return (page * cache.kv_heads + kv_head) * cache.page_size + slot % cache.page_size;
+}
+
+void StoreElement(const KvLayerView& cache, std::byte* base, float scale, int64_t at,
+                  uint16_t value) {
+  if (cache.format == KvFormat::kBf16)
+    std::memcpy(base + at * 2, &value, sizeof(value));
+  else
+    base[at] = static_cast<std::byte>(E4M3FromFloat(Bf16ToFloat(value) / scale));
+}
+
+void StoreKey(const KvLayerView& cache, int64_t row, const uint16_t* head) {
+  for (int32_t d = 0; d < cache.head_dim; ++d)
+    StoreElement(cache, cache.k, cache.k_scale, KeyIndex(cache, row, d), head[d]);
+}
+
+void StoreValue(const KvLayerView& cache, int64_t row, const uint16_t* head) {
+  for (int32_t d = 0; d < cache.head_dim; ++d)
+    StoreElement(cache, cache.v, cache.v_scale, row * cache.head_dim + d, head[d]);
 }
 
 }  // namespace
@@ -69,8 +78,9 @@ void RopeAndCache(const OpContext&, const RopeAndCacheParams& p) {
     }
     for (int32_t h = 0; h < kv_heads; ++h) {
       transform(k + h * head_dim, p.k_norm);
-      StoreHead(p.cache, p.cache.k, p.cache.k_scale, p.slots[t], h, head.data());
-      StoreHead(p.cache, p.cache.v, p.cache.v_scale, p.slots[t], h, v + h * head_dim);
+      const int64_t row = CacheRow(p.cache, p.slots[t], h);
+      StoreKey(p.cache, row, head.data());
+      StoreValue(p.cache, row, v + h * head_dim);
     }
   }
 }
@@ -92,7 +102,7 @@ void MlaRopeAndCache(const OpContext&, const MlaRopeAndCacheParams& p) {
     const uint16_t* kv_a = p.kv_a + t * p.kv_a_stride;
     NormalizeRow(kv_a, p.kv_norm, p.latent_dim, p.eps, NormStyle::kRoundThenScale, row.data());
     turn(kv_a + p.latent_dim, t, row.data() + p.latent_dim);
-    StoreHead(p.cache, p.cache.k, p.cache.k_scale, p.slots[t], 0, row.data());
+    StoreKey(p.cache, CacheRow(p.cache, p.slots[t], 0), row.data());
     for (int32_t h = 0; h < p.q_heads; ++h) {
       turn(p.q + t * p.q_stride + h * p.q_head_stride, t,
            p.q_out + (t * p.q_heads + h) * width + p.latent_dim);

@@ -59,7 +59,7 @@ int64_t StateFloats(int64_t rows, int64_t head_dim) {
 // Scratch of one thread: what PrepareTile and RunTile take from its arena.
 int64_t ThreadFloats(int64_t rows, int64_t head_dim) {
   return RoundUpToLine(rows * head_dim) + 2 * RoundUpToLine(rows) +
-         3 * PaddedHeadDim(head_dim) * kBlockKeys + rows * kChunkKeys +
+         (kMaxTileBlocks + 1) * PaddedHeadDim(head_dim) * kBlockKeys + rows * kChunkKeys +
          2 * StateFloats(rows, head_dim);
 }
 
@@ -142,7 +142,7 @@ class AttentionRun {
             .page_table = p_.page_table + tile.sequence * p_.max_pages,
             .kv_head = tile.kv_head,
             .cache = p_.cache,
-            .keys = arena.Floats(2 * PaddedHeadDim(head_dim_) * kBlockKeys),
+            .keys = arena.Floats(kMaxTileBlocks * PaddedHeadDim(head_dim_) * kBlockKeys),
             .values = arena.Floats(PaddedHeadDim(head_dim_) * kBlockKeys),
             .scores = arena.Floats(rows * kChunkKeys)};
   }

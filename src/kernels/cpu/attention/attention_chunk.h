@@ -18,6 +18,7 @@ namespace nibble::kernels {
 
 constexpr int32_t kBlockKeys = 16;
 constexpr int32_t kChunkKeys = 256;
+constexpr int32_t kMaxTileBlocks = 4;  // of keys that are scored together
 
 // FP8 codes are read as value * 2^-8 (exactly, by way of FP16); this factor belongs into the
 // scales.
@@ -44,7 +45,7 @@ struct AttentionChunk {
   KvLayerView cache;
 
   // Scratch.
-  float* keys = nullptr;    // (2, PaddedHeadDim, kBlockKeys)
+  float* keys = nullptr;    // (kMaxTileBlocks, PaddedHeadDim, kBlockKeys)
   float* values = nullptr;  // (kBlockKeys, PaddedHeadDim)
   float* scores = nullptr;  // (rows, kChunkKeys)
 };

@@ -1,6 +1,8 @@
 // attention_chunk.h over simd.h.
 #pragma once
 
+#include <type_traits>
+
 namespace nibble::kernels::NIBBLE_ISA {
 
 // Position range [begin, end) that some row of the chunk sees, as block borders.
@@ -35,12 +37,12 @@ NIBBLE_SIMD const std::byte* BlockAddress(const AttentionChunk& c, const std::by
   return base + row * c.cache.head_dim * element_bytes;
 }
 
-template <typename Count = Full>
-NIBBLE_SIMD F32 LoadElement(const uint16_t* p, Count count = {}) {
+template <typename Count>
+NIBBLE_SIMD F32 LoadElement(const uint16_t* p, Count count) {
   return LoadBf16(p, count);
 }
-template <typename Count = Full>
-NIBBLE_SIMD F32 LoadElement(const uint8_t* p, Count count = {}) {
+template <typename Count>
+NIBBLE_SIMD F32 LoadElement(const uint8_t* p, Count count) {
   return LoadE4M3(p, count);
 }
 
@@ -49,9 +51,42 @@ NIBBLE_SIMD NativeI NativeLoadPairs(const uint16_t* p) {
 }
 NIBBLE_SIMD NativeI NativeLoadPairs(const uint8_t* p) { return NativeLoadE4M3Pairs(p); }
 
-constexpr int64_t kPairLanes = 2 * kNativeLanes;
+// Sixteen pairs of elements: the first of each, and the second. Cheaper than two vectors of
+// neighbours, as nothing moves between lanes.
+struct Pairs {
+  F32 even;
+  F32 odd;
+};
+constexpr int64_t kPairElements = 2 * kLanes;
 
-// kNativeLanes keys of kPairLanes elements, transposed, to out (d, 16). Pairs of BF16 travel as
+NIBBLE_SIMD NativeF FirstOfPairs(NativeI pairs) {
+  return NativeFromBits(NativeShiftLeft<16>(pairs));
+}
+NIBBLE_SIMD NativeF SecondOfPairs(NativeI pairs) {
+  return NativeFromBits(NativeAnd(pairs, NativeSetInt(static_cast<int32_t>(0xFFFF0000u))));
+}
+
+template <typename Element>
+NIBBLE_SIMD Pairs LoadPairs(const Element* p) {
+  Pairs result;
+  for (int i = 0; i < kParts; ++i) {
+    const NativeI pairs = NativeLoadPairs(p + 2 * i * kNativeLanes);
+    result.even.part[i] = FirstOfPairs(pairs);
+    result.odd.part[i] = SecondOfPairs(pairs);
+  }
+  return result;
+}
+
+// Asks for what lies where `p` does, but in the block `ahead`: the hardware does not see that one
+// coming, as pages lie apart. One line per line read, so that requests never queue up.
+template <typename Element>
+NIBBLE_SIMD void PrefetchLike(const Element* p, const Element* block, const std::byte* ahead) {
+  __builtin_prefetch(ahead + (p - block) * static_cast<int64_t>(sizeof(Element)), 0, 2);
+}
+
+// ---- Keys as a tile of scores reads them ----
+
+// kNativeLanes keys of 2 * kNativeLanes elements, transposed, to out (d, 16). Pairs travel as
 // dwords through one transposition and part afterwards.
 template <typename Element>
 NIBBLE_SIMD void TransposePairs(const Element* keys, int64_t head_dim, float* out) {
@@ -59,17 +94,17 @@ NIBBLE_SIMD void TransposePairs(const Element* keys, int64_t head_dim, float* ou
   for (int r = 0; r < kNativeLanes; ++r) square[r] = NativeLoadPairs(keys + r * head_dim);
   NativeTranspose(square);
   for (int c = 0; c < kNativeLanes; ++c) {
-    const NativeI odd = NativeAnd(square[c], NativeSetInt(static_cast<int32_t>(0xFFFF0000u)));
-    NativeStoreF32(out + 2 * c * kBlockKeys, NativeFromBits(NativeShiftLeft<16>(square[c])));
-    NativeStoreF32(out + (2 * c + 1) * kBlockKeys, NativeFromBits(odd));
+    NativeStoreF32(out + 2 * c * kBlockKeys, FirstOfPairs(square[c]));
+    NativeStoreF32(out + (2 * c + 1) * kBlockKeys, SecondOfPairs(square[c]));
   }
 }
 
 // One block of keys (16, Dh) to out (Dh, 16), widened: a score then needs no horizontal sum.
 template <typename Element>
 static void TransposeKeys(const Element* keys, int64_t head_dim, float* out) {
+  constexpr int64_t kWidth = 2 * kNativeLanes;
   int64_t d = 0;
-  for (; d + kPairLanes <= head_dim; d += kPairLanes)
+  for (; d + kWidth <= head_dim; d += kWidth)
     for (int row = 0; row < kBlockKeys; row += kNativeLanes)
       TransposePairs(keys + row * head_dim + d, head_dim, out + d * kBlockKeys + row);
   for (; d < head_dim; d += kLanes) {
@@ -82,90 +117,126 @@ static void TransposeKeys(const Element* keys, int64_t head_dim, float* out) {
   }
 }
 
+// The same from a block of KeyLayout::kPairs, (Dh / 2, 16, 2).
 template <typename Element>
-static void WidenValues(const Element* values, int64_t head_dim, float* out) {
-  const int64_t padded = PaddedHeadDim(head_dim);
-  for (int row = 0; row < kBlockKeys; ++row)
-    ForEachVector(head_dim, [&](int64_t d, auto count) {
-      StoreF32(out + row * padded + d, LoadElement(values + row * head_dim + d, count));
-    });
+static void WidenKeyPairs(const Element* keys, int64_t head_dim, const std::byte* ahead,
+                          float* out) {
+  for (int64_t d = 0; d < head_dim; d += 2) {
+    const Element* at = keys + d * kBlockKeys;
+    PrefetchLike(at, keys, ahead);
+    const Pairs pairs = LoadPairs(at);
+    StoreF32(out + d * kBlockKeys, pairs.even);
+    StoreF32(out + (d + 1) * kBlockKeys, pairs.odd);
+  }
 }
+
+// Blocks of keys that were widened beforehand, (Dh, 16) each.
+struct WideKeys {
+  const float* data;
+  int64_t stride;  // between blocks
+
+  Pairs Load(int block, int64_t d) const {
+    const float* at = data + block * stride + d * kBlockKeys;
+    return {LoadF32(at), LoadF32(at + kBlockKeys)};
+  }
+};
+
+// Blocks of KeyLayout::kPairs, read where they lie.
+template <typename Element, int kBlocks>
+struct KeyPairs {
+  const Element* data[kBlocks];
+  const std::byte* ahead[kBlocks];
+
+  Pairs Load(int block, int64_t d) const {
+    const Element* at = data[block] + d * kBlockKeys;
+    PrefetchLike(at, data[block], ahead[block]);
+    return LoadPairs(at);
+  }
+};
 
 // ---- Scores ----
 
 // scores[r][0, 16 kBlocks) = scale * q[r] . keys, for kRows rows.
-template <int kRows, int kBlocks>
-NIBBLE_SIMD void ScoreTile(const float* q, const float* keys, int64_t head_dim,
-                           int64_t block_stride, F32 scale, float* scores) {
+template <int kRows, int kBlocks, typename Keys>
+NIBBLE_SIMD void ScoreTile(const float* q, const Keys& keys, int64_t head_dim, F32 scale,
+                           float* scores) {
   F32 sums[kRows][kBlocks];
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBlocks; ++b) sums[r][b] = Set(0.0f);
-  for (int64_t d = 0; d < head_dim; ++d) {
-    F32 key[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) key[b] = LoadF32(keys + b * block_stride + d * kBlockKeys);
-    for (int r = 0; r < kRows; ++r) {
-      const F32 element = Set(q[r * head_dim + d]);
-      for (int b = 0; b < kBlocks; ++b) sums[r][b] = Fma(element, key[b], sums[r][b]);
-    }
+  const auto add = [&](int r, int b, int64_t d, F32 key) {
+    sums[r][b] = Fma(Set(q[r * head_dim + d]), key, sums[r][b]);
+  };
+  for (int64_t d = 0; d + 1 < head_dim; d += 2) {
+    Pairs key[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) key[b] = keys.Load(b, d);
+    for (int r = 0; r < kRows; ++r)
+      for (int b = 0; b < kBlocks; ++b) add(r, b, d, key[b].even);
+    for (int r = 0; r < kRows; ++r)
+      for (int b = 0; b < kBlocks; ++b) add(r, b, d + 1, key[b].odd);
   }
+  if (head_dim % 2 != 0)
+    for (int r = 0; r < kRows; ++r)
+      for (int b = 0; b < kBlocks; ++b) add(r, b, head_dim - 1, keys.Load(b, head_dim - 1).even);
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBlocks; ++b)
       StoreF32(scores + r * kChunkKeys + b * kBlockKeys, Mul(sums[r][b], scale));
 }
 
-template <int kBlocks>
-static void ScoreRows(const AttentionChunk& c, float* scores) {
-  const int64_t head_dim = c.cache.head_dim;
-  const int64_t stride = PaddedHeadDim(head_dim) * kBlockKeys;
-  const F32 scale = Set(c.scale);
+// fn.operator()<kRows>(first row) for all rows, kTileRows at a time.
+template <typename Fn>
+NIBBLE_SIMD void ForRowTiles(int64_t rows, Fn&& fn) {
   int64_t r = 0;
-  for (; r + kTileRows <= c.rows; r += kTileRows)
-    ScoreTile<kTileRows, kBlocks>(c.q + r * head_dim, c.keys, head_dim, stride, scale,
-                                  scores + r * kChunkKeys);
-  const auto rest = [&]<int kRows>() {
-    ScoreTile<kRows, kBlocks>(c.q + r * head_dim, c.keys, head_dim, stride, scale,
-                              scores + r * kChunkKeys);
-  };
-  switch (c.rows - r) {
+  for (; r + kTileRows <= rows; r += kTileRows) fn.template operator()<kTileRows>(r);
+  switch (rows - r) {
     case 1:
-      return rest.template operator()<1>();
+      return fn.template operator()<1>(r);
     case 2:
-      return rest.template operator()<2>();
+      return fn.template operator()<2>(r);
     case 3:
-      return rest.template operator()<3>();
+      return fn.template operator()<3>(r);
     default:
       return;
   }
 }
 
-// Asks for one block: the hardware does not see the next one coming, as pages lie apart.
-static void PrefetchBlock(const AttentionChunk& c, const std::byte* base, int32_t position) {
-  const int64_t element_bytes = c.cache.format == KvFormat::kBf16 ? 2 : 1;
-  const int64_t bytes = kBlockKeys * c.cache.head_dim * element_bytes;
-  const std::byte* block = BlockAddress(c, base, position);
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(block + at, 0, 2);
+template <int kBlocks, typename Keys>
+static void ScoreRows(const AttentionChunk& c, const Keys& keys, int32_t position) {
+  const int64_t head_dim = c.cache.head_dim;
+  ForRowTiles(c.rows, [&]<int kRows>(int64_t r) {
+    ScoreTile<kRows, kBlocks>(c.q + r * head_dim, keys, head_dim, Set(c.scale),
+                              c.scores + r * kChunkKeys + (position - c.begin));
+  });
 }
 
-// While it scores a block it asks for the block's values.
+// kBlocks blocks from `position` on; meanwhile it asks for their values. Few rows read keys where
+// they lie; many share keys that were widened once.
+template <typename Element, int kBlocks>
+static void ScoreBlocks(const AttentionChunk& c, int32_t position) {
+  const int64_t head_dim = c.cache.head_dim;
+  const bool pairs = c.cache.key_layout == KeyLayout::kPairs;
+  KeyPairs<Element, kBlocks> keys;
+  for (int b = 0; b < kBlocks; ++b) {
+    const int32_t at = position + b * kBlockKeys;
+    keys.data[b] = reinterpret_cast<const Element*>(BlockAddress(c, c.cache.k, at));
+    keys.ahead[b] = BlockAddress(c, c.cache.v, at);
+  }
+  if (pairs && c.rows <= kTileRows) return ScoreRows<kBlocks>(c, keys, position);
+  const int64_t stride = PaddedHeadDim(head_dim) * kBlockKeys;
+  for (int b = 0; b < kBlocks; ++b) {
+    if (pairs)
+      WidenKeyPairs(keys.data[b], head_dim, keys.ahead[b], c.keys + b * stride);
+    else
+      TransposeKeys(keys.data[b], head_dim, c.keys + b * stride);
+  }
+  ScoreRows<kBlocks>(c, WideKeys{c.keys, stride}, position);
+}
+
 template <typename Element>
 static void ScoreChunk(const AttentionChunk& c, BlockRange range) {
-  const int64_t head_dim = c.cache.head_dim;
-  const int64_t stride = PaddedHeadDim(head_dim) * kBlockKeys;
-  const auto load = [&](int32_t position, float* out) {
-    PrefetchBlock(c, c.cache.v, position);
-    TransposeKeys(reinterpret_cast<const Element*>(BlockAddress(c, c.cache.k, position)), head_dim,
-                  out);
-  };
   int32_t position = range.begin;
-  for (; position + 2 * kBlockKeys <= range.end; position += 2 * kBlockKeys) {
-    load(position, c.keys);
-    load(position + kBlockKeys, c.keys + stride);
-    ScoreRows<2>(c, c.scores + (position - c.begin));
-  }
-  if (position < range.end) {
-    load(position, c.keys);
-    ScoreRows<1>(c, c.scores + (position - c.begin));
-  }
+  for (; position + kTileBlocks * kBlockKeys <= range.end; position += kTileBlocks * kBlockKeys)
+    ScoreBlocks<Element, kTileBlocks>(c, position);
+  for (; position < range.end; position += kBlockKeys) ScoreBlocks<Element, 1>(c, position);
 }
 
 // ---- Softmax of one row over the chunk ----
@@ -198,45 +269,105 @@ static void SoftmaxRow(const AttentionChunk& c, int64_t row, BlockRange range, f
 
 // ---- Weighted values ----
 
+// Where a head consists of whole vectors of pairs, values and their sums are kept as Pairs: of
+// every 32 elements the even ones, then the odd ones. Otherwise they lie in order.
+NIBBLE_SIMD bool ValuesInPairs(int64_t head_dim) { return head_dim % kPairElements == 0; }
+
+template <typename Element>
+static void WidenValues(const Element* values, int64_t head_dim, const std::byte* ahead,
+                        float* out) {
+  const int64_t padded = PaddedHeadDim(head_dim);
+  for (int row = 0; row < kBlockKeys; ++row, values += head_dim, out += padded) {
+    if (ValuesInPairs(head_dim)) {
+      for (int64_t d = 0; d < head_dim; d += kPairElements) {
+        PrefetchLike(values + d, values, ahead);
+        const Pairs pairs = LoadPairs(values + d);
+        StoreF32(out + d, pairs.even);
+        StoreF32(out + d + kLanes, pairs.odd);
+      }
+    } else {
+      ForEachVector(head_dim, [&](int64_t d, auto count) {
+        StoreF32(out + d, LoadElement(values + d, count));
+      });
+    }
+    ahead += head_dim * static_cast<int64_t>(sizeof(Element));
+  }
+}
+
 // A block of values, widened beforehand (float) or as it lies in the cache.
 template <typename Value>
 struct ValueBlock {
   const Value* data;
   int64_t stride;
-};
-NIBBLE_SIMD F32 LoadElement(const float* p) { return LoadF32(p); }
+  const std::byte* ahead;
 
-// o[r] += sum over j in [begin, end) of weights[r][j] * values[j], for kRows rows and kVectors
-// vectors of the head.
-template <int kRows, int kVectors, typename Value>
+  ValueBlock From(int64_t d) const {
+    return {data + d, stride, ahead + d * static_cast<int64_t>(sizeof(Value))};
+  }
+  Pairs Load(int key, int64_t d) const {
+    const Value* at = data + key * stride + d;
+    if constexpr (std::is_same_v<Value, float>) {
+      return {LoadF32(at), LoadF32(at + kLanes)};
+    } else {
+      PrefetchLike(at, data, ahead);
+      return LoadPairs(at);
+    }
+  }
+};
+
+// o[r] += sum over j in [begin, end) of weights[r][j] * values[j], for kRows rows and kPairCount
+// vectors of pairs of the head.
+template <int kRows, int kPairCount, typename Value>
 NIBBLE_SIMD void ValueTile(const float* weights, ValueBlock<Value> values, int64_t padded,
                            int begin, int end, float* o) {
-  F32 sums[kRows][kVectors];
+  Pairs sums[kRows][kPairCount];
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = LoadF32(o + r * padded + v * kLanes);
+    for (int v = 0; v < kPairCount; ++v) {
+      const float* at = o + r * padded + v * kPairElements;
+      sums[r][v] = {LoadF32(at), LoadF32(at + kLanes)};
+    }
   for (int j = begin; j < end; ++j) {
-    F32 value[kVectors];
-    for (int v = 0; v < kVectors; ++v)
-      value[v] = LoadElement(values.data + j * values.stride + v * kLanes);
+    Pairs value[kPairCount];
+    for (int v = 0; v < kPairCount; ++v) value[v] = values.Load(j, v * kPairElements);
     for (int r = 0; r < kRows; ++r) {
       const F32 weight = Set(weights[r * kChunkKeys + j]);
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = Fma(weight, value[v], sums[r][v]);
+      for (int v = 0; v < kPairCount; ++v) {
+        sums[r][v].even = Fma(weight, value[v].even, sums[r][v].even);
+        sums[r][v].odd = Fma(weight, value[v].odd, sums[r][v].odd);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) StoreF32(o + r * padded + v * kLanes, sums[r][v]);
+    for (int v = 0; v < kPairCount; ++v) {
+      float* at = o + r * padded + v * kPairElements;
+      StoreF32(at, sums[r][v].even);
+      StoreF32(at + kLanes, sums[r][v].odd);
+    }
+}
+
+// The last vector of a head whose padded width is an odd number of vectors.
+template <int kRows>
+NIBBLE_SIMD void LastValueVector(const float* weights, ValueBlock<float> values, int64_t padded,
+                                 int begin, int end, float* o) {
+  for (int r = 0; r < kRows; ++r) {
+    F32 sum = LoadF32(o + r * padded);
+    for (int j = begin; j < end; ++j)
+      sum = Fma(Set(weights[r * kChunkKeys + j]), LoadF32(values.data + j * values.stride), sum);
+    StoreF32(o + r * padded, sum);
+  }
 }
 
 template <int kRows, typename Value>
 static void ValueRows(const float* weights, ValueBlock<Value> values, int64_t padded, int begin,
                       int end, float* o) {
+  constexpr int64_t kTile = kTilePairs * kPairElements;
   int64_t d = 0;
-  for (; d + kTileVectors * kLanes <= padded; d += kTileVectors * kLanes)
-    ValueTile<kRows, kTileVectors>(weights, ValueBlock<Value>{values.data + d, values.stride},
-                                   padded, begin, end, o + d);
-  for (; d < padded; d += kLanes)
-    ValueTile<kRows, 1>(weights, ValueBlock<Value>{values.data + d, values.stride}, padded, begin,
-                        end, o + d);
+  for (; d + kTile <= padded; d += kTile)
+    ValueTile<kRows, kTilePairs>(weights, values.From(d), padded, begin, end, o + d);
+  for (; d + kPairElements <= padded; d += kPairElements)
+    ValueTile<kRows, 1>(weights, values.From(d), padded, begin, end, o + d);
+  if constexpr (std::is_same_v<Value, float>)
+    if (d < padded) LastValueVector<kRows>(weights, values.From(d), padded, begin, end, o + d);
 }
 
 // One block for all rows. A row adds its visible keys only: a hidden value may be anything.
@@ -273,15 +404,20 @@ static void AddValueBlock(const AttentionChunk& c, int32_t position, ValueBlock<
   }
 }
 
-// Many rows share values that were widened once; few rows widen them on the way.
+// Meanwhile it asks for the keys of the next chunk. Many rows share values that were widened once;
+// few rows widen them on the way.
 template <typename Element>
 static void AddValues(const AttentionChunk& c, int32_t position, const AttentionState& state) {
   const int64_t head_dim = c.cache.head_dim;
-  const auto* values = reinterpret_cast<const Element*>(BlockAddress(c, c.cache.v, position));
-  if (c.rows <= kTileRows && head_dim % kLanes == 0)
-    return AddValueBlock(c, position, ValueBlock<Element>{values, head_dim}, state);
-  WidenValues(values, head_dim, c.values);
-  AddValueBlock(c, position, ValueBlock<float>{c.values, PaddedHeadDim(head_dim)}, state);
+  const std::byte* block = BlockAddress(c, c.cache.v, position);
+  const auto* values = reinterpret_cast<const Element*>(block);
+  const int32_t last = c.last[c.rows - 1];  // rows are in order of position
+  const bool more = position + kChunkKeys <= last;
+  const std::byte* ahead = more ? BlockAddress(c, c.cache.k, position + kChunkKeys) : block;
+  if (c.rows <= kTileRows && ValuesInPairs(head_dim))
+    return AddValueBlock(c, position, ValueBlock<Element>{values, head_dim, ahead}, state);
+  WidenValues(values, head_dim, ahead, c.values);
+  AddValueBlock(c, position, ValueBlock<float>{c.values, PaddedHeadDim(head_dim), block}, state);
 }
 
 template <typename Element>
@@ -296,11 +432,8 @@ static void AttendChunkOf(const AttentionChunk& c, const AttentionState& state) 
     const BlockRange own = VisibleBlocks(c, r, r + 1);
     if (own.begin < own.end) SoftmaxRow(c, r, own, &state.m[r], &state.l[r]);
   }
-  const int32_t last = c.last[c.rows - 1];  // rows are in order of position
-  for (int32_t position = range.begin; position < range.end; position += kBlockKeys) {
-    if (position + kChunkKeys <= last) PrefetchBlock(c, c.cache.k, position + kChunkKeys);
+  for (int32_t position = range.begin; position < range.end; position += kBlockKeys)
     AddValues<Element>(c, position, state);
-  }
 }
 
 static void AttendChunk(const AttentionChunk& chunk, const AttentionState& state) {
@@ -347,10 +480,15 @@ static void FinishRow(const AttentionState& state, int64_t row, int64_t head_dim
     l = l * keep + ExpOfNonPositive1(*sink - m);
   }
   const float* o = state.o + row * PaddedHeadDim(head_dim);
-  ForEachVector(head_dim, [&](int64_t d, auto count) {
-    const F32 value = Div(Mul(LoadF32(o + d), Set(keep)), Set(l));
-    StoreBf16(out + d, Mul(value, Set(value_scale)), count);
-  });
+  const auto value_at = [&](int64_t d) {
+    return Mul(Div(Mul(LoadF32(o + d), Set(keep)), Set(l)), Set(value_scale));
+  };
+  if (ValuesInPairs(head_dim)) {
+    for (int64_t d = 0; d < head_dim; d += kPairElements)
+      StoreBf16Pairs(out + d, value_at(d), value_at(d + kLanes));
+    return;
+  }
+  ForEachVector(head_dim, [&](int64_t d, auto count) { StoreBf16(out + d, value_at(d), count); });
 }
 
 static void WidenRow(const uint16_t* in, int64_t n, float* out) {

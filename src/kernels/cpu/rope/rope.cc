@@ -7,18 +7,47 @@
 namespace nibble::kernels::cpu {
 namespace {
 
-// head (Dh) to its place in the cache: slot = page * page_size + offset.
-void StoreHead(const VectorKernels& kernels, const KvLayerView& cache, std::byte* base, float scale,
-               int64_t slot, int32_t kv_head, const uint16_t* head) {
-  const int64_t head_dim = cache.head_dim;
+// The row of the cache that a slot = page * page_size + offset has in a head.
+int64_t CacheRow(const KvLayerView& cache, int64_t slot, int32_t kv_head) {
   const int64_t page = slot / cache.page_size;
-  const int64_t offset = slot % cache.page_size;
-  const int64_t row = (page * cache.kv_heads + kv_head) * cache.page_size + offset;
-  std::byte* out = base + row * head_dim * KvElementBytes(cache.format);
+  return (page * cache.kv_heads + kv_head) * cache.page_size + slot % cache.page_size;
+}
+
+// head (Dh) in the cache's format to `out`.
+void EncodeHead(const VectorKernels& kernels, const KvLayerView& cache, float scale,
+                const uint16_t* head, std::byte* out) {
   if (cache.format == KvFormat::kBf16)
-    std::memcpy(out, head, static_cast<size_t>(head_dim) * sizeof(uint16_t));
+    std::memcpy(out, head, static_cast<size_t>(cache.head_dim) * sizeof(uint16_t));
   else
-    kernels.encode_e4m3(head, scale, head_dim, reinterpret_cast<uint8_t*>(out));
+    kernels.encode_e4m3(head, scale, cache.head_dim, reinterpret_cast<uint8_t*>(out));
+}
+
+void StoreValue(const VectorKernels& kernels, const KvLayerView& cache, int64_t row,
+                const uint16_t* head) {
+  const int64_t bytes = cache.head_dim * KvElementBytes(cache.format);
+  EncodeHead(kernels, cache, cache.v_scale, head, cache.v + row * bytes);
+}
+
+// Pair: an integer as wide as two elements.
+template <typename Pair>
+void ScatterPairs(const std::byte* head, int64_t pairs, std::byte* out) {
+  constexpr int64_t kStride = 16 * sizeof(Pair);
+  for (int64_t i = 0; i < pairs; ++i)
+    std::memcpy(out + i * kStride, head + i * static_cast<int64_t>(sizeof(Pair)), sizeof(Pair));
+}
+
+void StoreKey(const VectorKernels& kernels, const KvLayerView& cache, int64_t row,
+              const uint16_t* head) {
+  const int64_t element_bytes = KvElementBytes(cache.format);
+  std::byte* out = cache.k + KeyIndex(cache, row, 0) * element_bytes;
+  if (cache.key_layout == KeyLayout::kRows)
+    return EncodeHead(kernels, cache, cache.k_scale, head, out);
+  std::byte encoded[kMaxHeadDim * sizeof(uint16_t)];
+  EncodeHead(kernels, cache, cache.k_scale, head, encoded);
+  if (element_bytes == 2)
+    ScatterPairs<uint32_t>(encoded, cache.head_dim / 2, out);
+  else
+    ScatterPairs<uint16_t>(encoded, cache.head_dim / 2, out);
 }
 
 class RopeWriter {
@@ -39,9 +68,9 @@ class RopeWriter {
     uint16_t head[kMaxHeadDim];
     for (int32_t h = 0; h < p_.cache.kv_heads; ++h) {
       Transform(t, k + h * head_dim_, p_.k_norm, head);
-      StoreHead(kernels_, p_.cache, p_.cache.k, p_.cache.k_scale, p_.slots[t], h, head);
-      StoreHead(kernels_, p_.cache, p_.cache.v, p_.cache.v_scale, p_.slots[t], h,
-                v + h * head_dim_);
+      const int64_t row = CacheRow(p_.cache, p_.slots[t], h);
+      StoreKey(kernels_, p_.cache, row, head);
+      StoreValue(kernels_, p_.cache, row, v + h * head_dim_);
     }
   }
 
@@ -79,7 +108,7 @@ class MlaRopeWriter {
     uint16_t row[kMaxHeadDim];
     kernels_.rms_norm(kv_a, p_.kv_norm, p_.latent_dim, p_.eps, NormStyle::kRoundThenScale, row);
     Turn(t, kv_a + p_.latent_dim, row + p_.latent_dim);
-    StoreHead(kernels_, p_.cache, p_.cache.k, p_.cache.k_scale, p_.slots[t], 0, row);
+    StoreKey(kernels_, p_.cache, CacheRow(p_.cache, p_.slots[t], 0), row);
     const int64_t width = p_.latent_dim + p_.rope_dim;
     uint16_t* q_out = p_.q_out + t * p_.q_heads * width + p_.latent_dim;
     for (int32_t h = 0; h < p_.q_heads; ++h)

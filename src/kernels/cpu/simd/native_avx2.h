@@ -17,7 +17,8 @@ constexpr int kNativeLanes = 8;
 
 // Tile of the attention kernel, in rows and in vectors: 8 accumulators of 16 registers.
 constexpr int kTileRows = 2;
-constexpr int kTileVectors = 2;
+constexpr int kTileBlocks = 2;  // of keys
+constexpr int kTilePairs = 1;   // of values, 32 elements each
 
 NIBBLE_NATIVE NativeF NativeSet(float x) { return _mm256_set1_ps(x); }
 NIBBLE_NATIVE NativeI NativeSetInt(int32_t x) { return _mm256_set1_epi32(x); }
@@ -63,6 +64,9 @@ NIBBLE_NATIVE NativeI NativeShiftRight(NativeI a) {
 
 NIBBLE_NATIVE NativeF NativeLoadF32(const float* p) { return _mm256_loadu_ps(p); }
 NIBBLE_NATIVE void NativeStoreF32(float* p, NativeF a) { _mm256_storeu_ps(p, a); }
+NIBBLE_NATIVE void NativeStoreI32(int32_t* p, NativeI a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+}
 NIBBLE_NATIVE NativeI NativeLoadI32(const int32_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }

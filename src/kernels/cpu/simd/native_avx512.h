@@ -20,7 +20,8 @@ constexpr int kNativeLanes = 16;
 
 // Tile of the attention kernel, in rows and in vectors: 16 accumulators of 32 registers.
 constexpr int kTileRows = 4;
-constexpr int kTileVectors = 4;
+constexpr int kTileBlocks = 4;  // of keys
+constexpr int kTilePairs = 2;   // of values, 32 elements each
 
 NIBBLE_NATIVE NativeF NativeSet(float x) { return _mm512_set1_ps(x); }
 NIBBLE_NATIVE NativeI NativeSetInt(int32_t x) { return _mm512_set1_epi32(x); }
@@ -66,6 +67,7 @@ NIBBLE_NATIVE NativeI NativeShiftRight(NativeI a) {
 
 NIBBLE_NATIVE NativeF NativeLoadF32(const float* p) { return _mm512_loadu_ps(p); }
 NIBBLE_NATIVE void NativeStoreF32(float* p, NativeF a) { _mm512_storeu_ps(p, a); }
+NIBBLE_NATIVE void NativeStoreI32(int32_t* p, NativeI a) { _mm512_storeu_si512(p, a); }
 NIBBLE_NATIVE NativeI NativeLoadI32(const int32_t* p) { return _mm512_loadu_si512(p); }
 NIBBLE_NATIVE NativeI NativeLoadU16(const uint16_t* p) {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

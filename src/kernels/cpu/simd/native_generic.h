@@ -19,7 +19,8 @@ constexpr int kNativeLanes = 4;
 
 // Tile of the attention kernel, in rows and in vectors: 8 accumulators of 16 registers.
 constexpr int kTileRows = 2;
-constexpr int kTileVectors = 1;
+constexpr int kTileBlocks = 2;  // of keys
+constexpr int kTilePairs = 1;   // of values, 32 elements each
 
 NIBBLE_NATIVE NativeF NativeSet(float x) { return NativeF{x, x, x, x}; }
 NIBBLE_NATIVE NativeI NativeSetInt(int32_t x) { return NativeI{x, x, x, x}; }
@@ -74,6 +75,7 @@ NIBBLE_NATIVE NativeF NativeLoadF32(const float* p) {
   return r;
 }
 NIBBLE_NATIVE void NativeStoreF32(float* p, NativeF a) { std::memcpy(p, &a, sizeof(a)); }
+NIBBLE_NATIVE void NativeStoreI32(int32_t* p, NativeI a) { std::memcpy(p, &a, sizeof(a)); }
 NIBBLE_NATIVE NativeI NativeLoadI32(const int32_t* p) {
   NativeI r;
   std::memcpy(&r, p, sizeof(r));

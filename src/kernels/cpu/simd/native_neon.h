@@ -18,7 +18,8 @@ constexpr int kNativeLanes = 4;
 
 // Tile of the attention kernel, in rows and in vectors: 16 accumulators of 32 registers.
 constexpr int kTileRows = 2;
-constexpr int kTileVectors = 2;
+constexpr int kTileBlocks = 2;  // of keys
+constexpr int kTilePairs = 1;   // of values, 32 elements each
 
 NIBBLE_NATIVE NativeF NativeSet(float x) { return vdupq_n_f32(x); }
 NIBBLE_NATIVE NativeI NativeSetInt(int32_t x) { return vdupq_n_s32(x); }
@@ -60,6 +61,7 @@ NIBBLE_NATIVE NativeI NativeShiftRight(NativeI a) {
 
 NIBBLE_NATIVE NativeF NativeLoadF32(const float* p) { return vld1q_f32(p); }
 NIBBLE_NATIVE void NativeStoreF32(float* p, NativeF a) { vst1q_f32(p, a); }
+NIBBLE_NATIVE void NativeStoreI32(int32_t* p, NativeI a) { vst1q_s32(p, a); }
 NIBBLE_NATIVE NativeI NativeLoadI32(const int32_t* p) { return vld1q_s32(p); }
 NIBBLE_NATIVE NativeI NativeLoadU16(const uint16_t* p) {
   return vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p)));

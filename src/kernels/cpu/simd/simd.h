@@ -145,6 +145,7 @@ NIBBLE_SIMD I32 ShiftRight(I32 a) {  // logical
 NIBBLE_MEMORY(F32, F32, float)
 NIBBLE_MEMORY_STORE(F32, F32, float)
 NIBBLE_MEMORY(I32, I32, int32_t)
+NIBBLE_MEMORY_STORE(I32, I32, int32_t)
 NIBBLE_MEMORY(I32, U16, uint16_t)  // zero-extended
 NIBBLE_MEMORY_STORE(I32, U16, uint16_t)
 NIBBLE_MEMORY_STORE(I32, U8, uint8_t)
@@ -202,6 +203,11 @@ NIBBLE_SIMD F32 LoadBf16(const uint16_t* p, Count count = {}) {
 template <typename Count = Full>
 NIBBLE_SIMD void StoreBf16(uint16_t* p, F32 a, Count count = {}) {
   StoreU16(p, ShiftRight<16>(RoundedBf16Bits(a)), count);
+}
+// even[i] and odd[i] rounded, side by side: 32 elements.
+NIBBLE_SIMD void StoreBf16Pairs(uint16_t* p, F32 even, F32 odd) {
+  StoreI32(reinterpret_cast<int32_t*>(p),
+           Or(ShiftRight<16>(RoundedBf16Bits(even)), RoundedBf16Bits(odd)));
 }
 
 // ---- exp ----
