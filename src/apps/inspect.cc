@@ -9,6 +9,7 @@
 
 #include "apps/load.h"
 #include "device/cpu.h"
+#include "device/cpu_places.h"
 #include "formats/hub.h"
 #include "models/model.h"
 #include "models/token_bytes.h"
@@ -182,12 +183,12 @@ Result<int> InspectModel(const InspectOptions& options) {
   facts.token = models::CountTokenBytes(facts.info, facts.kv_format, facts.context);
   facts.stored = CountFormats(*checkpoint);
   facts.stored_bytes = StoredBytes(*checkpoint);
-  ThreadPool pool(ThreadCount(options.threads));
-  facts.threads = pool.threads();
+  const std::unique_ptr<ThreadPool> pool = MakeThreadPool(options.threads);
+  facts.threads = pool->threads();
   // GB10's data sheet; an H200 as its memory was measured; this machine as it reads now.
   facts.machines = {{"GB10", 273e9},
                     {"H200", 4541e9},
-                    {"this machine", MeasureReadBandwidth(pool, int64_t{1} << 28)}};
+                    {"this machine", MeasureReadBandwidth(*pool, int64_t{1} << 28)}};
   if (options.json) {
     PrintJson(facts);
     return 0;

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "device/cpu.h"
+#include "device/cpu_places.h"
 #include "engine/memory_plan.h"
 #include "formats/hf_checkpoint.h"
 #include "formats/hub.h"
@@ -159,8 +160,6 @@ int64_t StoredBytes(const formats::Checkpoint& checkpoint) {
   return bytes;
 }
 
-int ThreadCount(int option) { return option > 0 ? option : std::max(1, GetCpuInfo().usable_cores); }
-
 int Report(const Error& error) {
   LogError("{}", error.message());
   if (error.code() == Code::kCancelled) return 130;  // as shells say of an interrupted command
@@ -205,7 +204,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   LoadedModel loaded;
   tell("finding the model", 0);
   NIBBLE_ASSIGN(loaded.path, formats::ResolveModel(options.model));
-  loaded.pool = std::make_unique<ThreadPool>(ThreadCount(options.threads));
+  loaded.pool = MakeThreadPool(options.threads);
   NIBBLE_ASSIGN(
       const std::unique_ptr<formats::Checkpoint> checkpoint,
       OpenModel(loaded.path, {.load_format = options.load_format,

@@ -68,9 +68,6 @@ Result<const kernels::OpTable*> ChooseOps(const std::string& device);
 // "42 tokens, 81.3 tokens/s, 12.3 ms/token, 6.2 GB/s (78 % of 8.0 GB/s)": how a generation ends.
 std::string SpeedLine(const LoadedModel& model, int64_t tokens, double seconds);
 
-// Threads for --threads: the option, or what affinity and cgroup limits allow.
-int ThreadCount(int option);
-
 // Prints an error for people and returns the exit status.
 int Report(const Error& error);
 

@@ -10,6 +10,7 @@
 #include "apps/evaluation.h"
 #include "apps/load.h"
 #include "apps/signals.h"
+#include "device/cpu_places.h"
 #include "formats/hub.h"
 #include "quantize/copy.h"
 #include "quantize/quantizer.h"
@@ -118,7 +119,7 @@ Result<quantize::QuantizeReport> QuantizeUnlessStopped(const formats::Checkpoint
 
 // A checkpoint of made-up weights as files.
 Status WriteDummy(const QuantizeOptions& options) {
-  ThreadPool pool(ThreadCount(options.threads));
+  const std::unique_ptr<ThreadPool> pool = MakeThreadPool(options.threads);
   NIBBLE_ASSIGN(const std::string source, formats::ResolveModel(options.source));
   NIBBLE_ASSIGN(const auto checkpoint, OpenModel(source, {.load_format = "dummy",
                                                           .dummy_policy = options.dummy_policy,
@@ -127,7 +128,7 @@ Status WriteDummy(const QuantizeOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   NIBBLE_ASSIGN(const int64_t bytes,
                 quantize::CopyCheckpoint(*checkpoint, options.destination,
-                                         {.pool = &pool,
+                                         {.pool = pool.get(),
                                           // So that the folder can be served.
                                           .tokenizer_json = text::ByteTokenizerJson(),
                                           .replace = options.force,
@@ -142,8 +143,8 @@ Status WriteDummy(const QuantizeOptions& options) {
 
 Status RunQuantize(const QuantizeOptions& options) {
   if (options.dummy) return WriteDummy(options);
-  ThreadPool pool(ThreadCount(options.threads));
-  NIBBLE_ASSIGN(quantize::QuantizeOptions job, ToQuantizeOptions(options, &pool));
+  const std::unique_ptr<ThreadPool> pool = MakeThreadPool(options.threads);
+  NIBBLE_ASSIGN(quantize::QuantizeOptions job, ToQuantizeOptions(options, pool.get()));
   NIBBLE_ASSIGN(const std::string source, formats::ResolveModel(options.source));
   NIBBLE_ASSIGN(const std::string text, EvalText(options.text));
   quantize::Calibration calibration(options.smooth);

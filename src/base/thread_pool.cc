@@ -1,8 +1,14 @@
 #include "base/thread_pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 
 #include "base/check.h"
+#include "base/log.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -11,9 +17,10 @@
 namespace nibble {
 namespace {
 
-// About 20 microseconds on current cores: longer than the gap between two ops of a step, far
-// shorter than the gap between two requests.
-constexpr int kSpins = 4000;
+// Longer than the gap between two ops of a step, far shorter than the gap between two requests.
+// Told by the clock: a pause lasts 5 to 50 ns, as the processor likes.
+constexpr std::chrono::microseconds kSpin{50};
+constexpr int kPausesPerLook = 32;
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -25,22 +32,61 @@ inline void Pause() {
 
 // Waits until value != old: spin, then sleep.
 uint32_t WaitForChange(const std::atomic<uint32_t>& value, uint32_t old) {
-  for (int spin = 0; spin < kSpins; ++spin) {
-    const uint32_t now = value.load(std::memory_order_acquire);
-    if (now != old) return now;
-    Pause();
-  }
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      const uint32_t now = value.load(std::memory_order_acquire);
+      if (now != old) return now;
+      Pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
   value.wait(old, std::memory_order_acquire);
   return value.load(std::memory_order_acquire);
 }
 
+// A place that cannot be had (a container took the core away) is no reason to fail.
+void StayOn(int cpu) {
+  if (cpu < 0) return;
+  cpu_set_t* mask = CPU_ALLOC(cpu + 1);
+  NIBBLE_CHECK(mask != nullptr, "mask of {} cores", cpu + 1);
+  const size_t bytes = CPU_ALLOC_SIZE(cpu + 1);
+  CPU_ZERO_S(bytes, mask);
+  CPU_SET_S(cpu, bytes, mask);
+  if (pthread_setaffinity_np(pthread_self(), bytes, mask) != 0)
+    LogWarning("a thread cannot stay on core {}", cpu);
+  CPU_FREE(mask);
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : threads_(threads) {
-  NIBBLE_CHECK(threads >= 1, "ThreadPool({})", threads);
-  workers_.reserve(threads - 1);
-  for (int thread = 1; thread < threads; ++thread)
-    workers_.emplace_back([this, thread] { WorkerLoop(thread); });
+ThreadPool::ThreadPool(int threads)
+    : ThreadPool(std::vector<ThreadPlace>(static_cast<size_t>(std::max(threads, 0)))) {}
+
+ThreadPool::ThreadPool(const std::vector<ThreadPlace>& places)
+    : threads_(static_cast<int>(places.size())) {
+  NIBBLE_CHECK(!places.empty(), "a pool without threads");
+  std::vector<double> speeds;
+  for (const ThreadPlace& place : places) speeds.push_back(place.speed);
+  SetSpeeds(speeds);
+  workers_.reserve(places.size() - 1);
+  for (int thread = 1; thread < threads_; ++thread)
+    workers_.emplace_back([this, thread, cpu = places[thread].cpu] {
+      StayOn(cpu);
+      WorkerLoop(thread);
+    });
+}
+
+void ThreadPool::SetSpeeds(const std::vector<double>& speeds) {
+  NIBBLE_CHECK(static_cast<int>(speeds.size()) == threads_, "{} speeds of {} threads",
+               speeds.size(), threads_);
+  constexpr double kFastest = 1 << 20;
+  const double fastest = *std::max_element(speeds.begin(), speeds.end());
+  shares_.assign(1, 0);
+  for (const double speed : speeds) {
+    NIBBLE_CHECK(speed > 0, "speed {}", speed);
+    shares_.push_back(shares_.back() +
+                      std::max<int64_t>(1, std::llround(speed / fastest * kFastest)));
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -50,11 +96,19 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+ThreadPool::Range ThreadPool::RangeOf(int64_t n, int64_t grain, int thread) const {
+  const int64_t items = (n + grain - 1) / grain;
+  // In 128 bits: items may count bytes.
+  const auto border = [&](int64_t share) {
+    return std::min(
+        n, static_cast<int64_t>(static_cast<__int128>(items) * share / shares_.back()) * grain);
+  };
+  return {border(shares_[thread]), border(shares_[thread + 1])};
+}
+
 void ThreadPool::RunRange(int thread) const {
-  const int64_t items = (n_ + grain_ - 1) / grain_;
-  const int64_t begin = items * thread / threads_ * grain_;
-  const int64_t end = std::min(n_, items * (thread + 1) / threads_ * grain_);
-  if (begin < end) body_(context_, begin, end, thread);
+  const Range range = RangeOf(n_, grain_, thread);
+  if (range.begin < range.end) body_(context_, range.begin, range.end, thread);
 }
 
 void ThreadPool::Run(int64_t n, int64_t grain, Body body, void* context) {

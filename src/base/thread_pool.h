@@ -1,11 +1,12 @@
 // A fixed pool for data-parallel kernels.
 //
-// ParallelFor splits [0, n) into one contiguous range per thread: ranges are fixed by (n, threads,
-// grain), so that each thread reads one pure stream of weights, and a kernel whose arithmetic per
-// item does not depend on the split gives the same bits for every thread count. The calling thread
-// takes the first range.
+// ParallelFor splits [0, n) into one contiguous range per thread, as long as its core is fast:
+// ranges are fixed by n, grain and the places of the threads, so that each thread reads one pure
+// stream of weights, always the same one, from the memory beside its core. A kernel whose
+// arithmetic per item does not depend on the split gives the same bits for every split. The calling
+// thread takes the first range.
 //
-// Workers wait for the next call by spinning for a few microseconds, then sleep: an idle pool burns
+// Workers wait for the next call by spinning for some microseconds, then sleep: an idle pool burns
 // no CPU. Thread-safety: one ParallelFor at a time (the engine thread's); NIBBLE_CHECK enforces it.
 // Not re-entrant.
 #pragma once
@@ -18,15 +19,33 @@
 
 namespace nibble {
 
+// Where a thread of a pool runs.
+struct ThreadPlace {
+  int cpu = -1;      // the worker stays there; -1: where the system puts it
+  double speed = 1;  // of that core beside the others', above 0
+};
+
 class ThreadPool {
  public:
-  // threads >= 1, the caller included: ThreadPool(1) starts none.
+  // threads >= 1, the caller included: ThreadPool(1) starts none. All cores count as equal.
   explicit ThreadPool(int threads);
+  // One thread per place. The caller is never moved: whoever it is, its place only says its speed.
+  explicit ThreadPool(const std::vector<ThreadPlace>& places);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return threads_; }
+
+  // One speed per thread, above 0: what later calls split by.
+  void SetSpeeds(const std::vector<double>& speeds);
+
+  // What ParallelFor gives to a thread.
+  struct Range {
+    int64_t begin;
+    int64_t end;  // == begin: nothing
+  };
+  Range RangeOf(int64_t n, int64_t grain, int thread) const;
 
   // Calls fn(begin, end, thread) on disjoint ranges that cover [0, n); range borders are multiples
   // of grain. A template, so that the hot path has no std::function.
@@ -51,6 +70,7 @@ class ThreadPool {
   void RunRange(int thread) const;
 
   const int threads_;
+  std::vector<int64_t> shares_;  // (threads + 1): running sums of the threads' shares
   std::vector<std::thread> workers_;
 
   // The job: written by Run before generation_ is released, read by workers after they acquire it.

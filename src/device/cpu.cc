@@ -1,6 +1,5 @@
 #include "device/cpu.h"
 
-#include <sched.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 
 #include "device/buffer.h"
 #include "device/cgroup.h"
+#include "device/cpu_places.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -75,24 +75,12 @@ std::string DetectModel() {
   return fmt::format("Arm processor (implementer {}, part {})", implementer, part);
 }
 
-int CountAffinity(int logical_cores) {
-  // A mask of the default size fails with EINVAL on machines of more than 1,024 cores.
-  for (int cores = 1024; cores <= 1 << 20; cores *= 2) {
-    cpu_set_t* mask = CPU_ALLOC(cores);
-    if (mask == nullptr) break;
-    const size_t bytes = CPU_ALLOC_SIZE(cores);
-    const int count = sched_getaffinity(0, bytes, mask) == 0 ? CPU_COUNT_S(bytes, mask) : 0;
-    CPU_FREE(mask);
-    if (count > 0) return count;
-  }
-  return logical_cores;
-}
-
 CpuInfo DetectCpu() {
   CpuInfo info;
   info.model = DetectModel();
   info.logical_cores = std::max(1, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)));
-  info.usable_cores = std::max(1, CountAffinity(info.logical_cores));
+  const auto allowed = static_cast<int>(AllowedCpus().size());
+  info.usable_cores = allowed > 0 ? allowed : info.logical_cores;
   if (const auto quota = ReadCgroupLimits().cpus) {
     // Rounded down: a thread more than the quota pays for is stopped in the middle of a step.
     const int cores = static_cast<int>(std::floor(*quota + 1e-6));
