@@ -119,6 +119,23 @@ NIBBLE_NATIVE float NativeLargest(NativeF a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+// Lane i: NativeSum(rows[i]).
+NIBBLE_NATIVE NativeF NativeSumRows(const NativeF (&rows)[8]) {
+  __m256 sums[8];
+  for (int i = 0; i < 8; ++i) sums[i] = rows[i % 2 * 4 + i / 2];  // so that rows end in order
+  for (int i = 0; i < 4; ++i)
+    sums[i] = _mm256_add_ps(_mm256_permute2f128_ps(sums[2 * i], sums[2 * i + 1], 0x20),
+                            _mm256_permute2f128_ps(sums[2 * i], sums[2 * i + 1], 0x31));
+  for (int i = 0; i < 2; ++i) {
+    const __m256d a = _mm256_castps_pd(sums[2 * i]);
+    const __m256d b = _mm256_castps_pd(sums[2 * i + 1]);
+    sums[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                            _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+  }
+  return _mm256_add_ps(_mm256_shuffle_ps(sums[0], sums[1], 0x88),
+                       _mm256_shuffle_ps(sums[0], sums[1], 0xDD));
+}
+
 // Transposes a square of kNativeLanes dwords: rows in, columns out.
 NIBBLE_NATIVE void NativeTranspose(NativeI rows[8]) {
   __m256i t[8];

@@ -112,6 +112,26 @@ NIBBLE_NATIVE float NativeLargest(NativeF a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+// Lane i: NativeSum(rows[i]).
+NIBBLE_NATIVE NativeF NativeSumRows(const NativeF (&rows)[16]) {
+  __m512 sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = rows[i % 4 * 4 + i / 4];  // so that rows end in order
+  for (int i = 0; i < 8; ++i)
+    sums[i] = _mm512_add_ps(_mm512_shuffle_f32x4(sums[2 * i], sums[2 * i + 1], 0x44),
+                            _mm512_shuffle_f32x4(sums[2 * i], sums[2 * i + 1], 0xEE));
+  for (int i = 0; i < 4; ++i)
+    sums[i] = _mm512_add_ps(_mm512_shuffle_f32x4(sums[2 * i], sums[2 * i + 1], 0x88),
+                            _mm512_shuffle_f32x4(sums[2 * i], sums[2 * i + 1], 0xDD));
+  for (int i = 0; i < 2; ++i) {
+    const __m512d a = _mm512_castps_pd(sums[2 * i]);
+    const __m512d b = _mm512_castps_pd(sums[2 * i + 1]);
+    sums[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                            _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  return _mm512_add_ps(_mm512_shuffle_ps(sums[0], sums[1], 0x88),
+                       _mm512_shuffle_ps(sums[0], sums[1], 0xDD));
+}
+
 // Transposes a square of kNativeLanes dwords: rows in, columns out.
 NIBBLE_NATIVE void NativeTranspose(NativeI rows[16]) {
   __m512i t[16];

@@ -109,6 +109,11 @@ NIBBLE_NATIVE float NativeLargest(NativeF a) {
   return first > second ? first : second;
 }
 
+// Lane i: NativeSum(rows[i]).
+NIBBLE_NATIVE NativeF NativeSumRows(const NativeF (&rows)[4]) {
+  return NativeF{NativeSum(rows[0]), NativeSum(rows[1]), NativeSum(rows[2]), NativeSum(rows[3])};
+}
+
 // Transposes a square of kNativeLanes dwords: rows in, columns out.
 NIBBLE_NATIVE void NativeTranspose(NativeI rows[4]) {
   const int32x4_t a = vtrn1q_s32(rows[0], rows[1]);

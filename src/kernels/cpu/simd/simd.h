@@ -174,6 +174,21 @@ NIBBLE_SIMD float Sum(F32 a) {
     for (int i = 0; i < half; ++i) a.part[i] = NativeAdd(a.part[i], a.part[i + half]);
   return NativeSum(a.part[0]);
 }
+// Lane i: Sum(rows[i]), with fewer shuffles.
+NIBBLE_SIMD F32 SumRows(const F32 (&rows)[kLanes]) {
+  F32 sums;
+  for (int p = 0; p < kParts; ++p) {
+    NativeF folded[kNativeLanes];
+    for (int r = 0; r < kNativeLanes; ++r) {
+      F32 row = rows[p * kNativeLanes + r];
+      for (int half = kParts / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) row.part[i] = NativeAdd(row.part[i], row.part[i + half]);
+      folded[r] = row.part[0];
+    }
+    sums.part[p] = NativeSumRows(folded);
+  }
+  return sums;
+}
 NIBBLE_SIMD float Largest(F32 a) {
   for (int half = kParts / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) a.part[i] = NativeMax(a.part[i], a.part[i + half]);
