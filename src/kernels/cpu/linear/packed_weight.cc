@@ -1,6 +1,7 @@
 #include "kernels/cpu/linear/packed_weight.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <mutex>
@@ -113,54 +114,83 @@ int64_t ElementBytes(WeightFormat format) {
   return format == WeightFormat::kF32 ? 4 : 2;
 }
 
-// Eight nibbles -> four bytes: byte j gets nibble j low and nibble 4 + j high.
-uint32_t InterleaveNibbles(uint32_t codes) {
-  const auto spread = [](uint32_t half) {
-    half = (half | half << 8) & 0x00FF00FFu;
-    return (half | half << 4) & 0x0F0F0F0Fu;
+// Eight nibbles -> four bytes: byte j gets nibble j low and nibble 4 + j high. In both halves.
+uint64_t InterleaveNibbles(uint64_t codes) {
+  const auto spread = [](uint64_t half) {
+    half = (half | half << 8) & 0x00FF00FF00FF00FFu;
+    return (half | half << 4) & 0x0F0F0F0F0F0F0F0Fu;
   };
-  return spread(codes & 0xFFFFu) | spread(codes >> 16) << 4;
+  constexpr uint64_t kLowHalves = 0x0000FFFF0000FFFFu;
+  return spread(codes & kLowHalves) | spread(codes >> 16 & kLowHalves) << 4;
 }
 
 // Where element (row, k) of 32 k of INT8 lies.
 int64_t PlaceOfInt8(int64_t row, int64_t k) { return k / 4 * kVectorBytes + row * 4 + k % 4; }
 
-// The codes of one row's k [0, k_count): 8 k at a time, one dword of the panel each.
+// The codes of one row's k [0, k_count), a multiple of 16: 8 k are one dword of the panel each.
 void PackCodes(const std::byte* codes, int64_t k_count, int64_t row, CpuPackedWeight::Group group,
                std::byte* panel) {
-  for (int64_t k = 0; k < k_count; k += 8) {
-    uint32_t word;
-    std::memcpy(&word, codes + k / 2, sizeof(word));
-    word = InterleaveNibbles(word);
-    const int64_t in_group = k % group.k;
-    std::memcpy(panel + k / group.k * group.bytes + kScaleBytes + PlaceOfCode(row, in_group).byte,
-                &word, sizeof(word));
+  static_assert(kCodeBytes == kBlockK / 8 * kVectorBytes, "dwords of a row at one distance");
+  for (int64_t begin = 0; begin < k_count; begin += group.k, panel += group.bytes) {
+    const int64_t count = std::min(group.k, k_count - begin);
+    std::byte* place = panel + kScaleBytes + PlaceOfCode(row, 0).byte;
+    for (int64_t k = 0; k < count; k += 16, place += 2 * kVectorBytes) {
+      uint64_t words;
+      std::memcpy(&words, codes + (begin + k) / 2, sizeof(words));
+      words = InterleaveNibbles(words);
+      const auto low = static_cast<uint32_t>(words);
+      const auto high = static_cast<uint32_t>(words >> 32);
+      std::memcpy(place, &low, sizeof(low));
+      std::memcpy(place + kVectorBytes, &high, sizeof(high));
+    }
   }
 }
 
-std::byte* ScalePlace(std::byte* panel, CpuPackedWeight::Group group, int64_t row, int64_t k,
-                      int64_t scale_block) {
-  return panel + k / group.k * group.bytes + row * 4 + k % group.k / scale_block;
+// The BF16 elements of one row's k [0, k_count), a multiple of 8: four dwords of the panel, pairs
+// (0,2) (4,6) (1,3) (5,7).
+void PackBf16(const std::byte* elements, int64_t k_count, int64_t row, std::byte* panel) {
+  std::byte* place = panel + row * 4;
+  for (int64_t k = 0; k < k_count; k += 8, place += 4 * kVectorBytes) {
+    uint64_t four[2];
+    std::memcpy(four, elements + k * 2, sizeof(four));
+    for (int i = 0; i < 2; ++i) {
+      const uint64_t low = four[i] & 0x0000FFFF0000FFFFu;
+      const uint64_t high = four[i] >> 16 & 0x0000FFFF0000FFFFu;
+      const auto even = static_cast<uint32_t>(low | low >> 16);
+      const auto odd = static_cast<uint32_t>(high | high >> 16);
+      std::memcpy(place + i * kVectorBytes, &even, sizeof(even));
+      std::memcpy(place + (i + 2) * kVectorBytes, &odd, sizeof(odd));
+    }
+  }
 }
+
+// The scales of one row, one per kBlock k, as recode (256 entries) has them.
+template <int64_t kBlock>
+void PackScales(const std::byte* scales, int64_t k_count, int64_t row, const uint8_t* recode,
+                CpuPackedWeight::Group group, std::byte* panel) {
+  for (int64_t begin = 0; begin < k_count; begin += group.k, panel += group.bytes) {
+    const int64_t count = CeilDiv(std::min(group.k, k_count - begin), kBlock);
+    for (int64_t i = 0; i < count; ++i)
+      panel[row * 4 + i] = std::byte{recode[std::to_integer<uint8_t>(scales[begin / kBlock + i])]};
+  }
+}
+
+using Recode = std::array<uint8_t, 256>;
 
 // A block without a legal scale holds zeros only (CheckBlockScales): its signs stay, scale 0.
-void PackNvfp4Scales(const std::byte* scales, int64_t k_count, int64_t row,
-                     CpuPackedWeight::Group group, std::byte* panel) {
-  for (int64_t k = 0; k < k_count; k += kNvfp4Block) {
-    const auto code = std::to_integer<uint8_t>(scales[k / kNvfp4Block]);
-    *ScalePlace(panel, group, row, k, kNvfp4Block) =
-        std::byte{E4M3IsNan(code) ? uint8_t{0} : Ue5m3FromE4M3(code)};
-  }
-}
+constexpr Recode kNvfp4Scales = [] {
+  Recode table = {};
+  for (int code = 0; code < 0x7F; ++code) table[code] = Ue5m3FromE4M3(static_cast<uint8_t>(code));
+  return table;
+}();
 
-void PackMxfp4Scales(const std::byte* scales, int64_t k_count, int64_t row,
-                     CpuPackedWeight::Group group, std::byte* panel) {
-  constexpr uint8_t kLargest = 227;  // 2^100; above it CheckBlockScales lets zero blocks through
-  for (int64_t k = 0; k < k_count; k += kBlockK) {
-    const auto code = std::to_integer<uint8_t>(scales[k / kBlockK]);
-    *ScalePlace(panel, group, row, k, kBlockK) = std::byte{std::min(code, kLargest)};
-  }
-}
+constexpr Recode kMxfp4Scales = [] {
+  constexpr int kLargest = 227;  // 2^100; above it CheckBlockScales lets zero blocks through
+  Recode table = {};
+  for (int code = 0; code < 256; ++code)
+    table[code] = static_cast<uint8_t>(std::min(code, kLargest));
+  return table;
+}();
 
 uint8_t ZeroPoint(const QuantView& view, int64_t row, int64_t column) {
   if (view.zeros == nullptr) return view.format == WeightFormat::kInt4 ? 8 : 128;
@@ -300,9 +330,11 @@ Status CpuPackedWeight::PackRow(const QuantView& view, int64_t view_row, int64_t
   if (format_ == WeightFormat::kNvfp4 || format_ == WeightFormat::kMxfp4) {
     PackCodes(view.data + view_row * (k_ / 2), k_, in_panel, group_, panel);
     if (format_ == WeightFormat::kNvfp4) {
-      PackNvfp4Scales(view.scales + view_row * (k_ / kNvfp4Block), k_, in_panel, group_, panel);
+      PackScales<kNvfp4Block>(view.scales + view_row * (k_ / kNvfp4Block), k_, in_panel,
+                              kNvfp4Scales.data(), group_, panel);
     } else {
-      PackMxfp4Scales(view.scales + view_row * (k_ / kBlockK), k_, in_panel, group_, panel);
+      PackScales<kBlockK>(view.scales + view_row * (k_ / kBlockK), k_, in_panel,
+                          kMxfp4Scales.data(), group_, panel);
     }
     return {};
   }
@@ -321,6 +353,7 @@ Status CpuPackedWeight::PackRow(const QuantView& view, int64_t view_row, int64_t
 }
 
 void CpuPackedWeight::PackElements(const std::byte* elements, int64_t in_panel, std::byte* panel) {
+  if (format_ == WeightFormat::kBf16 && k_ % 8 == 0) return PackBf16(elements, k_, in_panel, panel);
   const int64_t size = ElementBytes(format_);
   int64_t places[kMaxGroupK];
   for (int64_t k = 0; k < group_.k; ++k) places[k] = PlaceOfElement(format_, in_panel, k);
@@ -366,7 +399,8 @@ void CpuPackedWeight::PackIntRow(const QuantView& view, int64_t view_row, int64_
     std::memcpy(words, codes + (int4 ? begin / 2 : begin), int4 ? count / 2 : count);
     const int word_k = int4 ? 8 : 4;  // of one dword
     for (int64_t k = 0; k < kBlockK; k += word_k) {
-      const uint32_t word = int4 ? InterleaveNibbles(words[k / 8]) : words[k / 4];
+      const auto word =
+          static_cast<uint32_t>(int4 ? InterleaveNibbles(words[k / 8]) : words[k / 4]);
       const int64_t place = int4 ? PlaceOfCode(in_panel, k).byte : PlaceOfInt8(in_panel, k);
       std::memcpy(block + place, &word, sizeof(word));
     }
