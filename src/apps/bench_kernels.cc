@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "device/cpu.h"
+#include "kernels/benchmark_cpu_ops.h"
 #include "kernels/benchmark_linear.h"
 #include "kernels/benchmark_ops.h"
 
@@ -57,6 +58,20 @@ json::object ToJson(const kernels::LinearBenchReport& report) {
           {"variant", report.variant},
           {"probes", std::move(probes)},
           {"measurements", std::move(measurements)}};
+}
+
+json::object ToJson(const kernels::CpuOpMeasurement& m) {
+  return {{"op", m.op},
+          {"shape", m.shape},
+          {"threads", m.threads},
+          {"m", m.m},
+          {"context", m.context},
+          {"seconds", m.seconds},
+          {"bytes_per_second", m.bytes / m.seconds},
+          {"ideal_seconds", m.ideal_seconds},
+          {"goal", m.goal},
+          {"reached", m.reached()},
+          {"met", m.met()}};
 }
 
 void PrintSummary(const kernels::LinearBenchReport& report) {
@@ -127,6 +142,29 @@ Status BenchGpu(const kernels::OpTable& ops, const BenchKernelsOptions& options)
   return {};
 }
 
+bool Wants(const BenchKernelsOptions& options, std::string_view op) {
+  return std::ranges::find(options.ops, op) != options.ops.end();
+}
+
+// The CPU's ops beside linears, unless single linears are asked for.
+Status BenchOtherOps(const BenchKernelsOptions& options, const kernels::LinearBenchReport& report,
+                     json::array& measurements) {
+  if (!options.kernels.empty()) return {};
+  NIBBLE_ASSIGN(const kernels::OpTable* ops, kernels::CpuOpsVariant(options.variant));
+  const auto take = [&](const kernels::CpuOpMeasurement& m) {
+    measurements.push_back(ToJson(m));
+    if (!options.json) fmt::print("{}\n", kernels::FormatMeasurement(m));
+    std::fflush(stdout);
+  };
+  for (const kernels::LinearProbes& probes : report.probes) {
+    ThreadPool pool(probes.threads);
+    if (Wants(options, "moe")) NIBBLE_TRY(kernels::BenchCpuExperts(*ops, pool, take));
+    if (Wants(options, "attention"))
+      NIBBLE_TRY(kernels::BenchCpuAttention(*ops, pool, probes.bf16, take));
+  }
+  return {};
+}
+
 }  // namespace
 
 int BenchKernels(const BenchKernelsOptions& options) {
@@ -143,17 +181,24 @@ int BenchKernels(const BenchKernelsOptions& options) {
     if (!options.json) fmt::print("{}\n", kernels::FormatMeasurement(m));
     std::fflush(stdout);
   };
-  auto report = kernels::BenchLinear({.variant = options.variant,
-                                      .threads = options.threads,
-                                      .kernels = options.kernels,
-                                      .tokens = TokensOr(options, {1, 4, 16, 128, 512}),
-                                      .stream_bytes = options.stream_bytes,
-                                      .batch_n = options.batch_n,
-                                      .k = options.k},
-                                     print);
+  const bool linears = Wants(options, "linear");
+  auto report = kernels::BenchLinear(
+      {.variant = options.variant,
+       .threads = options.threads,
+       .kernels = options.kernels,
+       .tokens = linears ? TokensOr(options, {1, 4, 16, 128, 512}) : std::vector<int64_t>(),
+       .stream_bytes = options.stream_bytes,
+       .batch_n = options.batch_n,
+       .k = options.k},
+      print);
   if (!report) return Report(report.error());
+  json::array others;
+  if (const Status done = BenchOtherOps(options, *report, others); !done)
+    return Report(done.error());
   if (options.json) {
-    fmt::print("{}\n", json::serialize(ToJson(*report)));
+    json::object result = ToJson(*report);
+    result["ops"] = std::move(others);
+    fmt::print("{}\n", json::serialize(result));
   } else {
     PrintSummary(*report);
   }

@@ -310,7 +310,7 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       command->add_subcommand("kernels", "kernels beside the machine's read and multiply probes");
   of_kernels->add_option("--device", kernels->device, "cpu, cuda, cuda:N or auto")
       ->capture_default_str();
-  of_kernels->add_option("--op", kernels->ops, "of a GPU: linear, moe, attention; a list")
+  of_kernels->add_option("--op", kernels->ops, "linear, moe, attention; a list")
       ->delimiter(',')
       ->capture_default_str();
   of_kernels

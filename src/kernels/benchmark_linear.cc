@@ -1,14 +1,13 @@
 #include "kernels/benchmark_linear.h"
 
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "base/thread_pool.h"
 #include "device/buffer.h"
 #include "device/cpu.h"
+#include "kernels/benchmark_time.h"
 #include "kernels/benchmark_weight.h"
 #include "kernels/cpu/linear/packed_weight.h"
 #include "kernels/linear_goals.h"
@@ -16,37 +15,10 @@
 namespace nibble::kernels {
 namespace {
 
-constexpr double kMinSeconds = 0.1;  // per measurement
-constexpr int kMinRepetitions = 5;
 constexpr int64_t kStreamTokens = 8;  // up to here memory is the limit
 
 bool IsInteger(WeightFormat format) {
   return format == WeightFormat::kInt4 || format == WeightFormat::kInt8;
-}
-
-double Now(bool thread_time) {
-  if (!thread_time) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
-        .count();
-  }
-  timespec time = {};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-// The shortest of several runs, in seconds.
-template <typename Fn>
-double BestSeconds(bool thread_time, Fn&& fn) {
-  double best = 1e30;
-  double total = 0;
-  for (int repetition = 0; repetition < kMinRepetitions || total < kMinSeconds; ++repetition) {
-    const double start = Now(thread_time);
-    fn();
-    const double seconds = Now(thread_time) - start;
-    best = std::min(best, seconds);
-    total += seconds;
-  }
-  return best;
 }
 
 double ProbeOps(ThreadPool& pool, cpu::ComputeProbe probe) {
