@@ -15,6 +15,8 @@ namespace {
 float Sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 float Softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
+constexpr int64_t kMinItemsPerThread = 4;
+
 int64_t RoundUp(int64_t n) { return (n + 15) / 16 * 16; }
 
 // One thread's scratch.
@@ -23,11 +25,11 @@ struct Scratch {
   float* k;     // (kDeltaTokens, padded Dk)
   float* v;     // (kDeltaTokens, Dv)
   float* o;     // (kDeltaTokens, Dv)
-  float* taps;  // (W, Dk) of q, then of k, (W, Dv) of v
+  float* taps;  // (W, Dk) of q, then of k, (W, Dv) of each value head of theirs
 
   static int64_t Floats(const GatedDeltaNetParams& p) {
     return 2 * kDeltaTokens * PaddedKeyDim(p.k_dim) + 2 * RoundUp(kDeltaTokens * p.v_dim) +
-           RoundUp(p.conv_width * (2 * p.k_dim + p.v_dim));
+           RoundUp(p.conv_width * (2 * p.k_dim + p.v_heads / p.k_heads * p.v_dim));
   }
 
   Scratch(const GatedDeltaNetParams& p, float* base) {
@@ -54,10 +56,9 @@ class DeltaNetRun {
                .sequences = p.sequences,
                .window = p.conv_state}) {}
 
-  // All tokens of sequence b through one value head.
-  void RunHead(int64_t b, int64_t head, const Scratch& scratch) const {
-    const int64_t first = p_.sequences.q_start[b];
-    const int64_t count = p_.sequences.q_start[b + 1] - first;
+  // All tokens of sequence b through value heads [head, head + heads), all of one key head.
+  void RunHeads(int64_t b, int64_t head, int64_t heads, const Scratch& scratch) const {
+    const int64_t count = p_.sequences.q_start[b + 1] - p_.sequences.q_start[b];
     if (count == 0) return;
     const int64_t key_head = head / (p_.v_heads / p_.k_heads);
     const ConvChannels q = {.first = key_head * p_.k_dim,
@@ -70,46 +71,30 @@ class DeltaNetRun {
                             .taps = q.taps + p_.conv_width * p_.k_dim,
                             .out = scratch.k,
                             .out_stride = padded_};
-    const ConvChannels v = {.first = 2 * key_width_ + head * p_.v_dim,
-                            .count = p_.v_dim,
-                            .taps = k.taps + p_.conv_width * p_.k_dim,
-                            .out = scratch.v,
-                            .out_stride = p_.v_dim};
-    for (const ConvChannels& channels : {q, k, v}) TransposeTaps(conv_, channels);
+    const auto values_of = [&](int64_t i) -> ConvChannels {
+      return {.first = 2 * key_width_ + (head + i) * p_.v_dim,
+              .count = p_.v_dim,
+              .taps = k.taps + p_.conv_width * (p_.k_dim + i * p_.v_dim),
+              .out = scratch.v,
+              .out_stride = p_.v_dim};
+    };
+    for (const ConvChannels& channels : {q, k}) TransposeTaps(conv_, channels);
+    for (int64_t i = 0; i < heads; ++i) {
+      TransposeTaps(conv_, values_of(i));
+      if (p_.sequences.starts(b)) std::fill_n(StateOf(b, head + i), StateSize(), 0.0f);
+    }
     std::fill_n(scratch.q, 2 * kDeltaTokens * padded_, 0.0f);  // and k
-    const int64_t state_size = int64_t{p_.v_dim} * p_.k_dim;
-    float* state = reinterpret_cast<float*>(Slot(p_.recurrent_state, b)) + head * state_size;
-    if (p_.sequences.starts(b)) std::fill_n(state, state_size, 0.0f);
 
-    const float decay_rate = std::exp(p_.a_log[head]);
     for (int64_t at = 0; at < count; at += kDeltaTokens) {
       const int64_t tokens = std::min(kDeltaTokens, count - at);
-      for (const ConvChannels& channels : {q, k, v})
+      for (const ConvChannels& channels : {q, k})
         Convolve(kernels_, conv_, channels, b, at, tokens);
       kernels_.unit_rows(scratch.q, p_.k_dim, tokens, padded_,
                          1.0f / std::sqrt(static_cast<float>(p_.k_dim)));
       kernels_.unit_rows(scratch.k, p_.k_dim, tokens, padded_, 1.0f);
-      float decay[kDeltaTokens], beta[kDeltaTokens];
-      for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t row = (first + at + t) * p_.ba_stride + head;
-        decay[t] = std::exp(-decay_rate * Softplus(p_.a[row] + p_.dt_bias[head]));
-        beta[t] = Sigmoid(p_.b[row]);
-      }
-      kernels_.delta_rows({.tokens = tokens,
-                           .k_dim = p_.k_dim,
-                           .v_dim = p_.v_dim,
-                           .q = scratch.q,
-                           .k = scratch.k,
-                           .v = scratch.v,
-                           .decay = decay,
-                           .beta = beta,
-                           .state = state,
-                           .o = scratch.o});
-      for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t row = first + at + t;
-        kernels_.gated_norm(scratch.o + t * p_.v_dim, p_.z + row * p_.z_stride + head * p_.v_dim,
-                            p_.norm_weight, p_.v_dim, p_.eps, p_.sigmoid_gate,
-                            p_.out + (row * p_.v_heads + head) * p_.v_dim);
+      for (int64_t i = 0; i < heads; ++i) {
+        Convolve(kernels_, conv_, values_of(i), b, at, tokens);
+        RunBlock(b, head + i, at, tokens, scratch);
       }
     }
   }
@@ -118,8 +103,38 @@ class DeltaNetRun {
   void MoveWindow(int64_t b) const { cpu::MoveWindow(conv_, b); }
 
  private:
-  std::byte* Slot(const StateView& view, int64_t b) const {
-    return view.base + p_.sequences.slots[b] * view.stride;
+  int64_t StateSize() const { return int64_t{p_.v_dim} * p_.k_dim; }
+  float* StateOf(int64_t b, int64_t head) const {
+    std::byte* slot = p_.recurrent_state.base + p_.sequences.slots[b] * p_.recurrent_state.stride;
+    return reinterpret_cast<float*>(slot) + head * StateSize();
+  }
+
+  // Tokens [at, at + tokens) of sequence b, q, k and v of which are prepared, through one head.
+  void RunBlock(int64_t b, int64_t head, int64_t at, int64_t tokens, const Scratch& scratch) const {
+    const int64_t first = p_.sequences.q_start[b] + at;
+    const float decay_rate = std::exp(p_.a_log[head]);
+    float decay[kDeltaTokens], beta[kDeltaTokens];
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t row = (first + t) * p_.ba_stride + head;
+      decay[t] = std::exp(-decay_rate * Softplus(p_.a[row] + p_.dt_bias[head]));
+      beta[t] = Sigmoid(p_.b[row]);
+    }
+    kernels_.delta_rows({.tokens = tokens,
+                         .k_dim = p_.k_dim,
+                         .v_dim = p_.v_dim,
+                         .q = scratch.q,
+                         .k = scratch.k,
+                         .v = scratch.v,
+                         .decay = decay,
+                         .beta = beta,
+                         .state = StateOf(b, head),
+                         .o = scratch.o});
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t row = first + t;
+      kernels_.gated_norm(scratch.o + t * p_.v_dim, p_.z + row * p_.z_stride + head * p_.v_dim,
+                          p_.norm_weight, p_.v_dim, p_.eps, p_.sigmoid_gate,
+                          p_.out + (row * p_.v_heads + head) * p_.v_dim);
+    }
   }
 
   const VectorKernels& kernels_;
@@ -141,9 +156,14 @@ void GatedDeltaNet(const VectorKernels& kernels, const OpContext& context,
                "Dk {}, conv width {}", params.k_dim, params.conv_width);
   const DeltaNetRun run(kernels, params);
   auto* memory = reinterpret_cast<float*>(context.workspace);
-  ForEachItem(context, params.sequences.count * params.v_heads, [&](int64_t item, int thread) {
-    run.RunHead(item / params.v_heads, item % params.v_heads,
-                Scratch(params, memory + thread * Scratch::Floats(params)));
+  // The heads of a key head convolve their q and k once, if that leaves every thread enough to do.
+  const bool together =
+      params.sequences.count * params.k_heads >= kMinItemsPerThread * Threads(context);
+  const int64_t heads = together ? params.v_heads / params.k_heads : 1;
+  const int64_t groups = params.v_heads / heads;
+  ForEachItem(context, params.sequences.count * groups, [&](int64_t item, int thread) {
+    run.RunHeads(item / groups, item % groups * heads, heads,
+                 Scratch(params, memory + thread * Scratch::Floats(params)));
   });
   ForEachRange(context, params.sequences.count, 2, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) run.MoveWindow(b);
