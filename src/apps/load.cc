@@ -33,8 +33,9 @@ Result<ActivationFormat> ParseActivations(const std::string& name) {
   if (name == "auto" || name == "int16") return ActivationFormat::kInt16;
   if (name == "bf16") return ActivationFormat::kBf16;
   if (name == "int8") return ActivationFormat::kInt8;
-  return Fail(Code::kInvalidArgument, "--cpu-activations {}: expected auto, bf16, int16 or int8",
-              name);
+  if (name == "requantized") return ActivationFormat::kRequantized;
+  return Fail(Code::kInvalidArgument,
+              "--cpu-activations {}: expected auto, bf16, int16, int8 or requantized", name);
 }
 
 Result<KvFormat> ParseKvFormat(const std::string& name) {

@@ -41,9 +41,11 @@ struct Case {
 constexpr Case kCases[] = {{WeightFormat::kNvfp4, ActivationFormat::kInt8},
                            {WeightFormat::kNvfp4, ActivationFormat::kInt16},
                            {WeightFormat::kNvfp4, ActivationFormat::kBf16},
+                           {WeightFormat::kNvfp4, ActivationFormat::kRequantized},
                            {WeightFormat::kMxfp4, ActivationFormat::kInt8},
                            {WeightFormat::kMxfp4, ActivationFormat::kInt16},
                            {WeightFormat::kMxfp4, ActivationFormat::kBf16},
+                           {WeightFormat::kMxfp4, ActivationFormat::kRequantized},
                            {WeightFormat::kInt4, ActivationFormat::kInt8},
                            {WeightFormat::kInt4, ActivationFormat::kBf16},
                            {WeightFormat::kInt8, ActivationFormat::kInt8},
@@ -152,6 +154,7 @@ class LinearBench {
   double Peak() const {
     switch (item_.activations) {
       case ActivationFormat::kInt8:
+      case ActivationFormat::kRequantized:
         return probes_.int8;
       case ActivationFormat::kInt16:
         return probes_.int16;

@@ -52,7 +52,8 @@ std::vector<LinearVerdict> VerdictsOf(const LinearMeasurement& m, const LinearPr
       add(LinearCeiling::kInt8, 0.58, of_int8);
     }
   }
-  if (Requantized(m) && m.m == 512 && of_int8 > 0) add(LinearCeiling::kInt8, 0.78, of_int8);
+  if (Requantized(m) && m.m == 512 && of_int8 > 0 && wide_vectors)
+    add(LinearCeiling::kInt8, 0.78, of_int8);
   if (m.m == 512 && wide_vectors && m.kernel.ends_with("bf16") && m.peak > 0) {
     add(LinearCeiling::kMultiply, 0.95, m.compute_share());
   }

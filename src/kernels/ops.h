@@ -49,9 +49,15 @@ struct OpContext {
 // that tokens do not depend on the batch. The integers share a scale per 32 values along K: of
 // kInt8 it is the largest / 127. Of kInt16 it is 2^-13 of the largest's power of two, so that
 // values down to 2^-6 of that one keep all their BF16 bits and smaller ones their leading ones.
-enum class ActivationFormat : uint8_t { kBf16, kInt8, kInt16 };
+//
+// kRequantized breaks the rule, for prompts on CPUs: few tokens meet the weight as with kInt8, from
+// kRequantizedTokens at once on 4-bit weights become int8 with a scale per 128 along K, too, where
+// a backend has such kernels. A token's result then depends on how many tokens it comes with.
+enum class ActivationFormat : uint8_t { kBf16, kInt8, kInt16, kRequantized };
+inline constexpr int64_t kRequantizedTokens = 32;
 
-std::string_view ActivationFormatName(ActivationFormat format);  // "bf16", "int8", "int16"
+// "bf16", "int8", "int16", "requantized"
+std::string_view ActivationFormatName(ActivationFormat format);
 
 // A weight in the layout that a backend's kernels read. Rows of several stored weights may be
 // stacked (q, k and v; gate and up), each with its own tensor scale. Immutable after packing.

@@ -208,13 +208,17 @@ std::string_view ActivationFormatName(ActivationFormat format) {
       return "int8";
     case ActivationFormat::kInt16:
       return "int16";
+    case ActivationFormat::kRequantized:
+      return "requantized";
   }
   return "";
 }
 
 ActivationFormat EffectiveActivations(WeightFormat format, ActivationFormat wanted) {
   const bool has_codes = format == WeightFormat::kNvfp4 || format == WeightFormat::kMxfp4;
-  if (has_codes || (IsInteger(format) && wanted == ActivationFormat::kInt8)) return wanted;
+  if (has_codes) return wanted;
+  const bool int8 = wanted == ActivationFormat::kInt8 || wanted == ActivationFormat::kRequantized;
+  if (IsInteger(format) && int8) return ActivationFormat::kInt8;
   return ActivationFormat::kBf16;
 }
 

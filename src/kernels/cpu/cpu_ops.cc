@@ -47,6 +47,10 @@ const OpTable* FindVariant(std::string_view variant) {
     return &table;
   }
 #elif defined(__aarch64__)
+  if (variant == "i8mm" && features.neon_i8mm) {
+    static const OpTable table = MakeTable<cpu::I8mmLinear>("i8mm", "neon");
+    return &table;
+  }
   if (variant == "neon" && features.neon_dotprod) {
     static const OpTable table = MakeTable<cpu::NeonLinear>("neon", "neon");
     return &table;
@@ -59,7 +63,8 @@ const OpTable* FindVariant(std::string_view variant) {
   return nullptr;
 }
 
-constexpr std::string_view kVariants[] = {"avx512bf16", "avx512", "avx2", "neon", "generic"};
+constexpr std::string_view kVariants[] = {"avx512bf16", "avx512", "avx2",
+                                          "i8mm",       "neon",   "generic"};
 
 const OpTable* BestVariant() {
   for (const std::string_view variant : kVariants) {

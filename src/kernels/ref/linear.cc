@@ -133,7 +133,7 @@ void PrepareToken(const uint16_t* x, int64_t k, ActivationFormat format, double*
     for (int64_t i = 0; i < k; ++i) out[i] = static_cast<double>(Bf16ToFloat(x[i]));
     return;
   }
-  const auto round = format == ActivationFormat::kInt8 ? RoundToInt8 : RoundToInt16;
+  const auto round = format == ActivationFormat::kInt16 ? RoundToInt16 : RoundToInt8;
   for (int64_t i = 0; i < k; i += kIntegerBlock) {
     RoundBlock(x + i, std::min(kIntegerBlock, k - i), round, out + i);
   }

@@ -7,6 +7,8 @@
 namespace nibble::kernels::cpu {
 
 struct CodeRuns {
+  PanelRun nvfp4_requantized = nullptr;
+  PanelRun mxfp4_requantized = nullptr;
   PanelRun nvfp4_int24 = nullptr;
   PanelRun mxfp4_int24 = nullptr;
   PanelRun nvfp4_int8 = nullptr;
@@ -26,6 +28,6 @@ FloatRuns Avx512FloatStreamRuns();  // of one tile up to 7, FP8 alone
 FloatRuns Avx512FloatBatchRuns();   // of tiles up to 7
 
 CodeRuns Avx512StreamRuns();  // of one tile: up to 7 tokens, 3 as digits
-CodeRuns Avx512BatchRuns();   // of tiles up to 7, without digits
+CodeRuns Avx512BatchRuns();   // of tiles up to 7, without digits; requantized for many alone
 
 }  // namespace nibble::kernels::cpu

@@ -141,6 +141,18 @@ struct Int24Block {
 };
 static_assert(sizeof(Int24Block) == 112);
 
+// Quantised, for weights that are requantised to int8: the blocks of 32 k of kWideK k in one.
+// Within every 8 k the order is 0, 4, 2, 6, 1, 5, 3, 7: that of the bytes of two vectors of code
+// words. The start is kFloatMagicBits - 128 * sum(q).
+inline constexpr int kWideK = 128;
+inline constexpr int kWideOrder[8] = {0, 4, 2, 6, 1, 5, 3, 7};
+struct WideInt8Block {
+  int8_t q[kWideK];
+  int32_t start;
+  float scale;
+};
+static_assert(sizeof(WideInt8Block) == 136);
+
 // As pairs for BF16 products: in pair order, times 2^60, in BF16 or, where a pair is two FP32
 // multiply-adds, widened to FP32.
 struct Bf16Block {

@@ -32,14 +32,18 @@ struct Plan {
   PanelKernel kernel;
   void (*prepare)(const PrepareJob&);
   int64_t block_bytes;
+  int64_t block_k = kBlockK;
 };
 
 // Of m tokens.
 Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
   const LinearKernels& kernels = weight.kernels();
-  const bool int8 = weight.activations() == ActivationFormat::kInt8;
+  const bool requantized = weight.activations() == ActivationFormat::kRequantized;
+  const bool int8 = weight.activations() == ActivationFormat::kInt8 || requantized;
   const bool int16 = weight.activations() == ActivationFormat::kInt16;
-  const auto with_int8 = [&](const PanelKernel& kernel) {
+  const auto with_int8 = [&](const PanelKernel& kernel, const PanelKernel& of_many = {}) {
+    if (requantized && m >= kRequantizedTokens && of_many.run != nullptr)
+      return Plan{of_many, kernels.prepare_wide_int8, sizeof(WideInt8Block), kWideK};
     return Plan{kernel, kernels.prepare_int8, sizeof(Int8Block)};
   };
   const auto with_int8_sum = [&](const PanelKernel& kernel) {
@@ -63,11 +67,11 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
   };
   switch (weight.format()) {
     case WeightFormat::kNvfp4:
-      if (int8) return with_int8(kernels.nvfp4_int8);
+      if (int8) return with_int8(kernels.nvfp4_int8, kernels.nvfp4_requantized);
       if (int16) return with_int16(kernels.nvfp4_int16, kernels.nvfp4_digits);
       return with_exact(kernels.nvfp4_int24, kernels.nvfp4_bf16);
     case WeightFormat::kMxfp4:
-      if (int8) return with_int8(kernels.mxfp4_int8);
+      if (int8) return with_int8(kernels.mxfp4_int8, kernels.mxfp4_requantized);
       if (int16) return with_int16(kernels.mxfp4_int16, kernels.mxfp4_digits);
       return with_exact(kernels.mxfp4_int24, kernels.mxfp4_bf16);
     case WeightFormat::kBf16:
@@ -153,7 +157,7 @@ PanelJob JobOf(const LinearParams& params, const Plan& plan, Tiling tiling, int6
       .blocks_per_scale = weight.blocks_per_scale(),
       .header_bytes = weight.header_bytes(),
       .activations = activations,
-      .token_bytes = weight.padded_k() / kBlockK * plan.block_bytes,
+      .token_bytes = CeilDiv(weight.padded_k(), plan.block_k) * plan.block_bytes,
       .m = m,
       .tile = tiling.tile,
       .wide_tokens = tiling.wide_tokens,
@@ -187,7 +191,7 @@ void LinearPass(const OpContext& context, const LinearParams& params, int64_t fi
                 int64_t m) {
   const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
   const Plan plan = PlanFor(weight, m);
-  const int64_t blocks = weight.padded_k() / kBlockK;
+  const int64_t blocks = CeilDiv(weight.padded_k(), plan.block_k);
   const Tiling tiling = TilingFor(plan.kernel, m);
   auto prepare = [&](int64_t begin, int64_t end) {
     PrepareTokens(params, weight, plan, tiling, blocks, first_token, begin, end, context.workspace);
@@ -266,8 +270,8 @@ void LinearOfPanels(const OpContext& context, const LinearParams& params, int64_
     const int64_t m = std::min(kPassTokens, params.m - token);
     const Plan plan = PlanFor(weight, m);
     const Tiling tiling = TilingFor(plan.kernel, m);
-    PrepareTokens(params, weight, plan, tiling, weight.padded_k() / kBlockK, token, 0, m,
-                  context.workspace);
+    PrepareTokens(params, weight, plan, tiling, CeilDiv(weight.padded_k(), plan.block_k), token, 0,
+                  m, context.workspace);
     const PanelJob job = JobOf(params, plan, tiling, token, m, context.workspace);
     RunPanels(plan.kernel, FromPanel(job, begin), 0, end - begin);
   }

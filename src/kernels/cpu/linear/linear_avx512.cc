@@ -131,6 +131,7 @@ PanelKernel FloatKernel(PanelRun batch) {
 PanelKernel CodeKernel(PanelRun stream, PanelRun batch) {
   return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}, .run_one_tile = stream};
 }
+PanelKernel BatchKernel(PanelRun batch) { return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}}; }
 PanelKernel DigitKernel(PanelRun stream) { return {.run = stream, .sizes = {1, 2, 3}}; }
 
 LinearKernels MakeTable() {
@@ -144,6 +145,7 @@ LinearKernels MakeTable() {
       .prepare_int16 = PrepareInt16<Int16Block>,
       .prepare_digits = PrepareInt16<DigitBlock>,
       .prepare_int24 = PrepareInt24,
+      .prepare_wide_int8 = PrepareWideInt8,
       .prepare_bf16 = PrepareBf16,
       .bf16_block_bytes = sizeof(PairBlock),
       .prepare_f32 = PrepareF32,
@@ -159,6 +161,8 @@ LinearKernels MakeTable() {
   kernels.fp8 = CodeKernel(Avx512FloatStreamRuns().fp8, floats.fp8);
   const CodeRuns stream = Avx512StreamRuns();
   const CodeRuns batch = Avx512BatchRuns();
+  kernels.nvfp4_requantized = BatchKernel(batch.nvfp4_requantized);
+  kernels.mxfp4_requantized = BatchKernel(batch.mxfp4_requantized);
   kernels.nvfp4_int24 = CodeKernel(stream.nvfp4_int24, batch.nvfp4_int24);
   kernels.mxfp4_int24 = CodeKernel(stream.mxfp4_int24, batch.mxfp4_int24);
   kernels.nvfp4_int8 = CodeKernel(stream.nvfp4_int8, batch.nvfp4_int8);

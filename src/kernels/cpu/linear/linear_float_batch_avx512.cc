@@ -36,6 +36,7 @@ using AllPairs = std::make_integer_sequence<int, kPairsPerBlock>;
 struct FloatKind {
   static constexpr int kDigits = 1;
   static constexpr int kScaleBlocks = 0;
+  static int64_t Blocks(const PanelJob& job) { return 2 * job.groups; }  // of all float formats
   using Activations = F32Block;
   using Vector = Row;
   static constexpr int kVectors = kBlockK;

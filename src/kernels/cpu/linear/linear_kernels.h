@@ -45,7 +45,7 @@ struct PrepareJob {
   int64_t k = 0;
   const int32_t* column_order = nullptr;    // (K): x[column_order[i]] stands for x[i]
   const float* input_multiplier = nullptr;  // (K): times this, rounded to BF16
-  int64_t blocks = 0;                       // of 32, zero-padded beyond K
+  int64_t blocks = 0;                       // of 32, or kWideK, zero-padded beyond K
   std::byte* out = nullptr;
   int64_t block_stride = 0;
 };
@@ -81,6 +81,7 @@ struct LinearKernels {
   void (*prepare_int16)(const PrepareJob&) = nullptr;
   void (*prepare_digits)(const PrepareJob&) = nullptr;
   void (*prepare_int24)(const PrepareJob&) = nullptr;
+  void (*prepare_wide_int8)(const PrepareJob&) = nullptr;
   void (*prepare_bf16)(const PrepareJob&) = nullptr;
   int64_t bf16_block_bytes = 0;  // what prepare_bf16 makes of 32 activations
   void (*prepare_f32)(const PrepareJob&) = nullptr;
@@ -88,6 +89,8 @@ struct LinearKernels {
   PanelKernel nvfp4_int16;
   // int16 of so few tokens that it is faster, or instead of the other; the same bits.
   PanelKernel nvfp4_digits;
+  PanelKernel nvfp4_requantized;  // optional: int8 otherwise
+  PanelKernel mxfp4_requantized;
   PanelKernel nvfp4_int24;  // BF16 activations in fixed point, or
   PanelKernel nvfp4_bf16;   // as they are
   PanelKernel mxfp4_int8;
@@ -112,6 +115,7 @@ const LinearKernels& Avx512Linear();      // BF16 products as FP32 multiply-adds
 const LinearKernels& Avx512Bf16Linear();  // as vdpbf16ps
 #elif defined(__aarch64__)
 const LinearKernels& NeonLinear();
+const LinearKernels& I8mmLinear();  // with the 8-bit matrix extension
 #endif
 
 }  // namespace nibble::kernels::cpu

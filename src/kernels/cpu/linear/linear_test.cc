@@ -167,6 +167,35 @@ TEST_P(LinearVariant, BitsEqualTheGenericVariant) {
   }
 }
 
+// Requantised weights: few tokens have the bits of int8, many are close to the stored values.
+TEST_P(LinearVariant, RequantizedIsInt8OfFewTokensAndCloseOfMany) {
+  Runner cpu(ops(), 2);
+  for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kMxfp4}) {
+    for (const int64_t k : {64, 128, 192, 576, 1600}) {
+      SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " K=" << k);
+      const int64_t n = 70;
+      const Stored stored = MakeWeight(format, n, k, 23, 0.7f);
+      const auto x = MakeActivations(50 * k, 24);
+      const auto weight = cpu.Pack({&stored.view, 1}, ActivationFormat::kRequantized);
+      const std::vector<uint16_t> few(x.begin(), x.begin() + 5 * k);
+      EXPECT_EQ(cpu.Linear(*weight, few),
+                cpu.Linear(*cpu.Pack({&stored.view, 1}, ActivationFormat::kInt8), few));
+      const auto many = cpu.Linear(*weight, x);
+      const auto exact = cpu.Linear(*cpu.Pack({&stored.view, 1}, ActivationFormat::kBf16), x);
+      double error = 0;
+      double size = 0;
+      for (size_t i = 0; i < many.size(); ++i) {
+        error += (many[i] - exact[i]) * (many[i] - exact[i]);
+        size += exact[i] * exact[i];
+      }
+      EXPECT_LT(std::sqrt(error / size), 0.02);
+      // All of a token's products take part: tokens alike give results alike, whatever their tile.
+      EXPECT_EQ(std::vector<float>(many.begin(), many.begin() + 40 * n),
+                cpu.Linear(*weight, {x.begin(), x.begin() + 40 * k}));
+    }
+  }
+}
+
 TEST_P(LinearVariant, ZeroScalesAndZeroActivationsGiveZero) {
   Runner cpu(ops());
   for (const ActivationFormat activations : kActivations) {
