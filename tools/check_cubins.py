@@ -22,6 +22,7 @@ LIST = pathlib.Path(__file__).with_name("cubin_stacks.txt")
 OPCODES = {
     "HMMA": 0x23C,  # tensor cores, mma.sync of 16-bit types
     "HGMMA": 0xDF0,  # wgmma
+    "QGMMA": 0xDF3,  # wgmma of 8-bit types
     "OMMA": 0x47F,  # block-scaled FP4 MMA
     "F2FP": 0x23E,  # conversions of pairs
     "LDGSTS": 0xFAE,  # cp.async
@@ -36,6 +37,7 @@ NEEDED = [
     ("TilesKernel", ["90a"], ["HGMMA", "LDGSTS"]),
     ("TurnsKernel", ["90a"], ["HGMMA", "LDGSTS"]),
     ("PrefillAttentionKernel", ["90a"], ["HGMMA"]),
+    ("fp8::ScaledTilesKernel", ["90a"], ["QGMMA", "LDGSTS"]),
     ("w4a4::LinearKernel", ["120f"], ["OMMA", "LDGSTS"]),
     ("w4a4::QuantizeKernel", ["120f"], ["F2FP"]),
 ]

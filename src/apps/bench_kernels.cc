@@ -109,9 +109,9 @@ std::vector<int64_t> TokensOr(const BenchKernelsOptions& options, std::vector<in
 
 Result<WeightFormat> ParseFormat(const std::string& name) {
   for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kInt4,
-                                    WeightFormat::kInt8, WeightFormat::kBf16})
+                                    WeightFormat::kInt8, WeightFormat::kFp8, WeightFormat::kBf16})
     if (name == WeightFormatName(format)) return format;
-  return Fail(Code::kInvalidArgument, "--format {}: expected nvfp4, mxfp4, int4, int8 or bf16",
+  return Fail(Code::kInvalidArgument, "--format {}: expected nvfp4, mxfp4, int4, int8, fp8 or bf16",
               name);
 }
 

@@ -317,7 +317,7 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       command->add_subcommand("kernels", "kernels beside the machine's read and multiply probes");
   of_kernels->add_option("--device", kernels->device, "cpu, cuda, cuda:N or auto")
       ->capture_default_str();
-  of_kernels->add_option("--op", kernels->ops, "linear, moe, attention; a list")
+  of_kernels->add_option("--op", kernels->ops, "linear, linear_fp8, moe, attention; a list")
       ->delimiter(',')
       ->capture_default_str();
   of_kernels
@@ -330,7 +330,7 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->capture_default_str();
   of_kernels
       ->add_option("--format", kernels->format,
-                   "of a GPU's weights: nvfp4, mxfp4, int4, int8, bf16")
+                   "of a GPU's weights: nvfp4, mxfp4, int4, int8, fp8 (blocks of 128 x 128), bf16")
       ->capture_default_str();
   of_kernels->add_option("-t,--threads", kernels->threads, "threads; a list measures each (1,2)")
       ->delimiter(',')

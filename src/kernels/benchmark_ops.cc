@@ -126,7 +126,15 @@ std::vector<int64_t> ParseShape(std::string_view text, size_t count) {
 
 // ---- linear
 
-Status BenchLinearShape(Bench& bench, const OpBenchOptions& options, const std::string& shape) {
+// One of the entries that multiply.
+struct LinearEntry {
+  std::string_view name;
+  size_t (*workspace)(int64_t max_m, int64_t max_k);
+  void (*run)(const OpContext&, const LinearParams&);
+};
+
+Status BenchEntry(Bench& bench, const LinearEntry& entry, const OpBenchOptions& options,
+                  const std::string& shape) {
   const std::vector<int64_t> sizes = ParseShape(shape, 2);
   const int64_t n = sizes[0], k = sizes[1];
   NIBBLE_ASSIGN(const BenchWeight stored, BenchWeight::Make(options.format, n, k));
@@ -137,20 +145,20 @@ Status BenchLinearShape(Bench& bench, const OpBenchOptions& options, const std::
     weights.push_back(std::move(weight));
   } while (weights[0]->bytes() * static_cast<int64_t>(weights.size()) < kColdBytes);
   for (const int64_t m : options.tokens) {
-    NIBBLE_TRY(bench.ReserveWorkspace(bench.ops().linear_workspace(m, k)));
+    NIBBLE_TRY(bench.ReserveWorkspace(entry.workspace(m, k)));
     NIBBLE_ASSIGN(const Buffer x, bench.Activations(m * k));
     NIBBLE_ASSIGN(Buffer y, bench.Room(m * n * 2));
     const auto copies = static_cast<int64_t>(weights.size());
     const double seconds = bench.Time(m > 256 ? 4 : std::max(kChain, copies), [&](int64_t i) {
-      bench.ops().linear(bench.context(), {.x = x.as<uint16_t>(),
-                                           .x_stride = k,
-                                           .weight = weights[i % copies].get(),
-                                           .y = y.as<uint16_t>(),
-                                           .y_stride = n,
-                                           .m = m});
+      entry.run(bench.context(), {.x = x.as<uint16_t>(),
+                                  .x_stride = k,
+                                  .weight = weights[i % copies].get(),
+                                  .y = y.as<uint16_t>(),
+                                  .y_stride = n,
+                                  .m = m});
     });
     NIBBLE_TRY(bench.Report(
-        {.op = "linear",
+        {.op = std::string(entry.name),
          .shape = shape,
          .m = m,
          .seconds = seconds,
@@ -159,6 +167,22 @@ Status BenchLinearShape(Bench& bench, const OpBenchOptions& options, const std::
          .bf16_seconds = m >= kPrompt ? bench.Bf16MatmulSeconds(m, n, k) : 0}));
   }
   return {};
+}
+
+Status BenchLinearShape(Bench& bench, const OpBenchOptions& options, const std::string& shape) {
+  const OpTable& ops = bench.ops();
+  return BenchEntry(bench, {"linear", ops.linear_workspace, ops.linear}, options, shape);
+}
+
+Status BenchLinearFp8Shape(Bench& bench, const OpBenchOptions& options, const std::string& shape) {
+  const OpTable& ops = bench.ops();
+  if (ops.linear_fp8 == nullptr)
+    return Fail(Code::kUnsupported, "linear_fp8: {} does not multiply FP8", ops.device->name());
+  if (options.format != WeightFormat::kFp8)
+    return Fail(Code::kInvalidArgument, "linear_fp8: takes --format fp8, not {}",
+                WeightFormatName(options.format));
+  return BenchEntry(bench, {"linear_fp8", ops.linear_fp8_workspace, ops.linear_fp8}, options,
+                    shape);
 }
 
 // ---- moe
@@ -376,6 +400,10 @@ const std::vector<BenchedOp>& BenchedOps() {
        {"2048x4096", "14336x4096", "8192x8192", "151936x2048"},
        [](std::string_view shape) { return !ParseShape(shape, 2).empty(); },
        BenchLinearShape},
+      {"linear_fp8",
+       {"4096x4096", "14336x4096"},
+       [](std::string_view shape) { return !ParseShape(shape, 2).empty(); },
+       BenchLinearFp8Shape},
       {"moe",
        {"30b", "next"},
        [](std::string_view shape) { return FindMoe(shape) != nullptr; },
@@ -396,13 +424,15 @@ Status BenchOps(const OpTable& ops, const OpBenchOptions& options,
   for (const std::string& name : options.ops) {
     const auto found = std::ranges::find(BenchedOps(), name, &BenchedOp::name);
     if (found == BenchedOps().end())
-      return Fail(Code::kInvalidArgument, "--op {}: expected linear, moe or attention", name);
+      return Fail(Code::kInvalidArgument, "--op {}: expected linear, linear_fp8, moe or attention",
+                  name);
     chosen.push_back(&*found);
   }
   for (const std::string& shape : options.shapes)
     if (std::ranges::none_of(chosen, [&](const BenchedOp* op) { return op->knows(shape); }))
       return Fail(Code::kInvalidArgument,
-                  "--shape {}: expected NxK of linear, 30b or next of moe, HqxHkxDh of attention",
+                  "--shape {}: expected NxK of linear and linear_fp8, 30b or next of moe, HqxHkxDh "
+                  "of attention",
                   shape);
   for (const BenchedOp* op : chosen)
     for (const std::string& shape : options.shapes.empty() ? op->usual : options.shapes)
@@ -420,7 +450,7 @@ std::string FormatMeasurement(const OpMeasurement& m, double ceiling) {
                         m.flops / m.bf16_seconds / 1e12)
           : "";
   return fmt::format(
-      "{:9} {:12} M={:<5}{:14} {:9.1f} us{}  {:7.0f} GB/s ({:3.0f} % of read) {:7.1f} TFLOP/s{}",
+      "{:10} {:12} M={:<5}{:14} {:9.1f} us{}  {:7.0f} GB/s ({:3.0f} % of read) {:7.1f} TFLOP/s{}",
       m.op, m.shape, m.m, context, 1e6 * m.seconds, read, m.bytes / m.seconds / 1e9,
       100 * m.bytes / m.seconds / ceiling, m.flops / m.seconds / 1e12, bf16);
 }

@@ -43,6 +43,7 @@ TEST(CudaRoutes, InstructionsServeWhereTheyExist) {
   for (const ComputeCapability c : {ComputeCapability{8, 0}, {8, 9}, {9, 0}, {10, 0}, {12, 1}}) {
     EXPECT_EQ(Serves(c, "linear", "wgmma"), HasWgmma(c));
     EXPECT_EQ(Serves(c, "linear_w4a4", "FP4"), HasBlockScaledMma(c));
+    EXPECT_EQ(Serves(c, "linear_fp8", "wgmma"), HasWgmma(c));
     // Every op has a kernel that takes what the others do not.
     for (const std::string_view op : {"linear", "moe", "attention"})
       EXPECT_TRUE(Serves(c, op, "mma.sync"));

@@ -59,6 +59,12 @@ inline constexpr int64_t kRequantizedTokens = 32;
 // "bf16", "int8", "int16", "requantized"
 std::string_view ActivationFormatName(ActivationFormat format);
 
+// How linear_fp8 brings x to E4M3.
+struct Fp8Activations {
+  int64_t group = 0;   // columns per scale, K where a token has one; 0: it does not take the weight
+  float scale = 0.0f;  // the checkpoint's, the largest of stacked parts; 0: found in x
+};
+
 // A weight in the layout that a backend's kernels read. Rows of several stored weights may be
 // stacked (q, k and v; gate and up), each with its own tensor scale. Immutable after packing.
 class PackedWeight {
@@ -71,6 +77,7 @@ class PackedWeight {
   virtual int64_t bytes() const = 0;  // resident
   // The largest activation scale of the stacked parts: what linear_w4a4 needs. 0: it has none.
   virtual float input_scale() const { return 0.0f; }
+  virtual Fp8Activations fp8() const { return {}; }
 };
 
 struct PackParams {
@@ -644,6 +651,13 @@ struct OpTable {
   // not multiply FP4; takes NVFP4 weights with input_scale() > 0.
   size_t (*linear_w4a4_workspace)(int64_t max_m, int64_t max_k) = nullptr;
   void (*linear_w4a4)(const OpContext&, const LinearParams&) = nullptr;
+  // The same with x in E4M3, as the weight's fp8() says (numerics/fp8_activations.h). Null where
+  // the device does not multiply FP8; takes weights with fp8().group > 0. Faster than linear for
+  // many tokens, and less exact: models use linear unless asked for FP8 activations. Then a token's
+  // role in its request decides which of the two multiplies it (prompt or generated, as for
+  // linear_w4a4), never the number of tokens in a step: bits would depend on the batch.
+  size_t (*linear_fp8_workspace)(int64_t max_m, int64_t max_k) = nullptr;
+  void (*linear_fp8)(const OpContext&, const LinearParams&) = nullptr;
   void (*embed)(const OpContext&, const EmbedParams&) = nullptr;
   void (*rms_norm)(const OpContext&, const RmsNormParams&) = nullptr;
   void (*add)(const OpContext&, const AddParams&) = nullptr;

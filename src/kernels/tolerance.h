@@ -9,6 +9,9 @@ namespace nibble::kernels {
 // outputs add half a unit of BF16.
 inline constexpr float kLinearTolerance = 0x1p-19f;
 
+// The same for linear_fp8: tensor cores add products of E4M3 with about 14 bits, in chains of 128.
+inline constexpr float kLinearFp8Tolerance = 0x1p-11f;
+
 // The other ops: |y - ref| <= relative * |ref| + absolute * (largest |ref| of the row). BF16
 // results differ by one unit in the last place (at most 2^-7 relative) where two FP32 sums in
 // another order fall on different sides of a rounding boundary; a second rounding doubles that.

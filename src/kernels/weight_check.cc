@@ -5,6 +5,7 @@
 
 #include "numerics/e4m3.h"
 #include "numerics/e8m0.h"
+#include "numerics/fp8_activations.h"
 #include "numerics/mxfp4.h"
 #include "numerics/nvfp4.h"
 
@@ -229,6 +230,23 @@ float StackedInputScale(std::span<const QuantView> parts) {
     largest = std::max(largest, part.input_scale);
   }
   return largest;
+}
+
+Fp8Activations Fp8ActivationsOf(std::span<const QuantView> parts) {
+  Fp8Activations x = {.group = parts[0].k};
+  bool all_have_scales = true;
+  for (const QuantView& part : parts) {
+    if (part.format != WeightFormat::kFp8 || part.scale_dtype == DType::kF8E8M0) return {};
+    if (part.column_order != nullptr || part.input_multiplier != nullptr) return {};
+    if (part.scale_block_k < part.k) {
+      if (part.scale_block_k != kFp8GroupColumns) return {};
+      x.group = kFp8GroupColumns;
+    }
+    all_have_scales = all_have_scales && part.input_scale > 0.0f;
+    x.scale = std::max(x.scale, part.input_scale);
+  }
+  if (!all_have_scales) x.scale = 0.0f;
+  return x;
 }
 
 }  // namespace nibble::kernels

@@ -29,4 +29,8 @@ ActivationFormat EffectiveActivations(WeightFormat format, ActivationFormat want
 // The largest input_scale of stacked NVFP4 parts; 0 where one has none.
 float StackedInputScale(std::span<const QuantView> parts);
 
+// PackedWeight::fp8. linear_fp8 takes FP8 weights that take x as it is and have a scale per tensor,
+// per row or per 128 columns, not E8M0. x has a scale of its own for as many columns.
+Fp8Activations Fp8ActivationsOf(std::span<const QuantView> parts);
+
 }  // namespace nibble::kernels

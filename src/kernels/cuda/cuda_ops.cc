@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/fp8/fp8.h"
 #include "kernels/cuda/gated_delta_net/gated_delta_net.h"
 #include "kernels/cuda/gather_rows/gather_rows.h"
 #include "kernels/cuda/linear/linear.h"
@@ -80,6 +81,10 @@ Result<const OpTable*> CudaOps(int index) {
   if (cuda::HasW4a4()) {
     table.linear_w4a4_workspace = cuda::LinearW4a4Workspace;
     table.linear_w4a4 = cuda::LinearW4a4;
+  }
+  if (cuda::HasFp8()) {
+    table.linear_fp8_workspace = cuda::LinearFp8Workspace;
+    table.linear_fp8 = cuda::LinearFp8;
   }
   table.device = device;
   return &table;

@@ -5,6 +5,7 @@
 #include "kernels/ref/ref.h"
 #include "kernels/weight_check.h"
 #include "numerics/bf16.h"
+#include "numerics/fp8_activations.h"
 #include "numerics/nvfp4.h"
 
 namespace nibble::kernels::ref {
@@ -41,6 +42,7 @@ class RefWeight final : public PackedWeight {
       bytes_ += static_cast<int64_t>(part.data.size() + part.scales.size() + part.zeros.size());
     }
     input_scale_ = StackedInputScale(parts);
+    fp8_ = Fp8ActivationsOf(parts);
     // Of all parts: they are equal.
     if (const int32_t* order = parts[0].column_order; order != nullptr) {
       column_order_.assign(order, order + parts[0].k);
@@ -56,6 +58,7 @@ class RefWeight final : public PackedWeight {
   int64_t k() const override { return parts_[0].view.k; }
   int64_t bytes() const override { return bytes_; }
   float input_scale() const override { return input_scale_; }
+  Fp8Activations fp8() const override { return fp8_; }
 
   // What meets the weight's columns in place of x, (K) both.
   std::vector<uint16_t> TransformedActivations(const uint16_t* x) const {
@@ -81,6 +84,7 @@ class RefWeight final : public PackedWeight {
   std::vector<float> input_multiplier_;  // (K) or empty: 1
   ActivationFormat activations_;
   float input_scale_ = 0.0f;
+  Fp8Activations fp8_;
   int64_t n_ = 0;
   int64_t bytes_ = 0;
 };
@@ -154,6 +158,21 @@ void RoundToNvfp4(const uint16_t* x, int64_t k, float input_scale, double* out) 
   }
 }
 
+// FP8 and back.
+void RoundToFp8(const uint16_t* x, const RefWeight& weight, double* out) {
+  const int64_t k = weight.k(), group = weight.fp8().group;
+  for (int64_t first = 0; first < k; first += group) {
+    const int64_t end = std::min(k, first + group);
+    float amax = 0.0f;  // NaN leaves it as it is
+    for (int64_t i = first; i < end; ++i) amax = std::fmax(amax, std::fabs(Bf16ToFloat(x[i])));
+    const float scale = weight.fp8().scale > 0.0f ? weight.fp8().scale : Fp8ActivationScale(amax);
+    const float multiplier = Fp8ActivationMultiplier(scale);
+    for (int64_t i = first; i < end; ++i)
+      out[i] = static_cast<double>(E4M3ToFloat(E4M3FromFloat(Bf16ToFloat(x[i]) * multiplier))) *
+               static_cast<double>(scale);
+  }
+}
+
 // What a token's k columns count as in a product.
 using PrepareRow = void (*)(const RefWeight& weight, const uint16_t* x, double* out);
 
@@ -203,6 +222,12 @@ void Linear(const OpContext&, const LinearParams& params) {
 void LinearW4a4(const OpContext&, const LinearParams& params) {
   Multiply(params, [](const RefWeight& weight, const uint16_t* x, double* out) {
     RoundToNvfp4(x, weight.k(), weight.input_scale(), out);
+  });
+}
+
+void LinearFp8(const OpContext&, const LinearParams& params) {
+  Multiply(params, [](const RefWeight& weight, const uint16_t* x, double* out) {
+    RoundToFp8(x, weight, out);
   });
 }
 

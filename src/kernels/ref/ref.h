@@ -16,6 +16,7 @@ namespace nibble::kernels::ref {
 Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params);
 void Linear(const OpContext&, const LinearParams& params);
 void LinearW4a4(const OpContext&, const LinearParams& params);
+void LinearFp8(const OpContext&, const LinearParams& params);
 void HeadLinear(const OpContext&, const HeadLinearParams& params);
 void Embed(const OpContext&, const EmbedParams& params);
 void RmsNorm(const OpContext&, const RmsNormParams& params);

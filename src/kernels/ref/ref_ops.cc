@@ -25,6 +25,8 @@ const OpTable& RefOps() {
       .linear = ref::Linear,
       .linear_w4a4_workspace = NoLinearWorkspace,
       .linear_w4a4 = ref::LinearW4a4,
+      .linear_fp8_workspace = NoLinearWorkspace,
+      .linear_fp8 = ref::LinearFp8,
       .embed = ref::Embed,
       .rms_norm = ref::RmsNorm,
       .add = ref::Add,

@@ -207,6 +207,7 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::Pack(const PackParams& params, D
   std::unique_ptr<CudaWeight> weight(new CudaWeight());
   weight->format_ = first.format;
   weight->input_scale_ = StackedInputScale(parts);
+  weight->fp8_ = Fp8ActivationsOf(parts);
   WeightTiles& tiles = weight->tiles_;
   tiles = LayoutOf(parts);
   const int64_t tile_bytes = RoundUp(tiles.row_tiles * tiles.row_tile_bytes, kAlignment);

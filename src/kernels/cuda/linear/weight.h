@@ -22,6 +22,7 @@ class CudaWeight final : public PackedWeight {
   int64_t k() const override { return tiles_.k; }
   int64_t bytes() const override { return static_cast<int64_t>(buffer_.size()); }
   float input_scale() const override { return input_scale_; }
+  Fp8Activations fp8() const override { return fp8_; }
 
   // Of device memory that lives as long as this.
   const WeightTiles& tiles() const { return tiles_; }
@@ -35,6 +36,7 @@ class CudaWeight final : public PackedWeight {
 
   WeightFormat format_ = WeightFormat::kBf16;
   float input_scale_ = 0.0f;
+  Fp8Activations fp8_;
   WeightTiles tiles_;
   const int32_t* column_order_ = nullptr;
   const float* input_multiplier_ = nullptr;

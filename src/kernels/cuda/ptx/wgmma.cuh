@@ -195,6 +195,47 @@ __device__ __forceinline__ void WgmmaBf16SharedA(float (&d)[32], uint64_t a, uin
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
+// D (64, N) += A (64, 32) B (32, N), E4M3 in. A register has four neighbouring k of a row: a[0] row
+// g, k 4 q .. 4 q + 3; a[1] row g + 8, the same; a[2] and a[3] these rows, k 16 + 4 q. B: rows of
+// 128 E4M3 in the same swizzle; atom j's are 32 j bytes on. FP32 sums keep about 14 bits: chains
+// should be short.
+template <int kN>
+__device__ __forceinline__ void WgmmaE4m3(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate);
+
+template <>
+__device__ __forceinline__ void WgmmaE4m3<64>(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                              bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1;}"
+      : NIBBLE_ACC16(0), NIBBLE_ACC16(16)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
+__device__ __forceinline__ void WgmmaE4m3<192>(float (&d)[96], const uint32_t (&a)[4], uint64_t b,
+                                               bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %101, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
+      "{%96, %97, %98, %99}, %100, p, 1, 1;}"
+      : NIBBLE_ACC16(0), NIBBLE_ACC16(16), NIBBLE_ACC16(32), NIBBLE_ACC16(48), NIBBLE_ACC16(64),
+        NIBBLE_ACC16(80)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
 #undef NIBBLE_ACC16
 #undef NIBBLE_ACC4
 

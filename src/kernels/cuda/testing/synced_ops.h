@@ -46,6 +46,7 @@ inline const OpTable* SyncedOps() {
     t.variant = "cuda";  // names the tests, the same on every GPU
     Wrap<LinearParams, &OpTable::linear>(&t);
     Wrap<LinearParams, &OpTable::linear_w4a4>(&t);
+    Wrap<LinearParams, &OpTable::linear_fp8>(&t);
     Wrap<EmbedParams, &OpTable::embed>(&t);
     Wrap<RmsNormParams, &OpTable::rms_norm>(&t);
     Wrap<AddParams, &OpTable::add>(&t);
