@@ -302,7 +302,7 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
   of_model->add_flag("--profile", model->profile,
-                     "the time of every op in decode steps, each measured alone");
+                     "what a decode step loses when an op is left out of it, and what the op reads");
   of_model->add_flag("--mixed", model->mixed,
                      "a prompt arrives beside --batch answers: the longest gap between two tokens "
                      "of an answer");

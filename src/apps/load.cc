@@ -194,7 +194,7 @@ Result<const kernels::OpTable*> ChooseOps(const std::string& device) {
 }
 
 Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage,
-                               models::LinearObserver* observer, kernels::OpProfile* profile) {
+                               models::LinearObserver* observer, kernels::OpProbe* probe) {
   const auto tell = [&](std::string_view name, double fraction) {
     if (stage) stage(name, fraction);
   };
@@ -258,14 +258,14 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   {
     tell("loading weights", 0);
     Progress progress("loading weights", StoredBytes(*checkpoint));
-    NIBBLE_ASSIGN(
-        model, models::LoadModel(*checkpoint, {.ops = profile != nullptr ? &profile->table() : ops,
-                                               .pool = loaded.pool.get(),
-                                               .activations = activations,
-                                               .w4a4_prompts = options.activations != "16",
-                                               .max_positions = options.max_model_len,
-                                               .progress = &progress,
-                                               .observer = observer}));
+    NIBBLE_ASSIGN(model,
+                  models::LoadModel(*checkpoint, {.ops = probe != nullptr ? &probe->table() : ops,
+                                                  .pool = loaded.pool.get(),
+                                                  .activations = activations,
+                                                  .w4a4_prompts = options.activations != "16",
+                                                  .max_positions = options.max_model_len,
+                                                  .progress = &progress,
+                                                  .observer = observer}));
   }
   if (model->info().w4a4_prompts) loaded.activations = "nvfp4 of prompts, bf16 of answers";
   const double seconds =

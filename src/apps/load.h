@@ -11,7 +11,7 @@
 #include "base/thread_pool.h"
 #include "engine/engine.h"
 #include "formats/checkpoint.h"
-#include "kernels/profile.h"
+#include "kernels/op_probe.h"
 #include "text/tokenizer.h"
 
 namespace nibble::apps {
@@ -58,10 +58,11 @@ Result<std::unique_ptr<formats::Checkpoint>> OpenModel(const std::string& path,
 int64_t StoredBytes(const formats::Checkpoint& checkpoint);
 
 // Opens, checks, loads and plans; prints the kernels, the memory plan and the bytes per token.
-// observer: hears the inputs of every linear; outlives the model. profile: of the device's ops.
+// observer: hears the inputs of every linear; outlives the model. probe: of the device's ops;
+// outlives the model.
 Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage = {},
                                models::LinearObserver* observer = nullptr,
-                               kernels::OpProfile* profile = nullptr);
+                               kernels::OpProbe* probe = nullptr);
 // The ops that --device means.
 Result<const kernels::OpTable*> ChooseOps(const std::string& device);
 

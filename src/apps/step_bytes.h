@@ -10,13 +10,16 @@ namespace nibble::apps {
 struct StepBytes {
   double bytes = 0;           // of weights
   double experts_hit = 0;     // per layer of experts, in the mean; 0: the model has none
-  double experts_likely = 0;  // E (1 - (1 - k / E)^B): what random choices hit
+  double experts_likely = 0;  // what random choices hit (kernels::LikelyHits)
+
+  // Made-up weights choose by a hash in place of the router: then a figure counts only if as many
+  // experts were hit as random choices hit.
+  static constexpr double kTolerance = 0.05;
+  bool hits_as_random() const;
 };
 
-// Of steps in which `batch` sequences, whose seeds are 0, 1, ..., stand at positions [first,
-// first + steps): with EngineOptions.even_routing exactly, else what random choices would read.
-StepBytes CountStepBytes(const models::ModelInfo& info, int32_t batch, int64_t first, int64_t steps,
-                         bool even_routing);
+// Of a step of `batch` sequences that hit so many experts of each layer, in the mean.
+StepBytes CountStepBytes(const models::ModelInfo& info, int32_t batch, double experts_hit);
 
 // Seconds of a step, from bytes and from what lies between two phases of it (a phase: all blocks of
 // the device work on one matrix, then wait for each other).

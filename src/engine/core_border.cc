@@ -161,7 +161,8 @@ void Core::Admit(Sequence& sequence) {
   }
   const auto shared = static_cast<int64_t>(shared_.size());
   for (int64_t i = shared; i < pages; ++i) sequence.pages.push_back(cache_.Allocate());
-  sequence.computed = std::max(shared * page_size, sequence.request.request.assumed_context);
+  const int64_t assumed = sequence.request.request.assumed_context;
+  sequence.computed = std::max(shared * page_size, assumed - assumed % prompt_chunk_);
   if (states_.enabled()) {
     sequence.state_slot = states_.AcquireLive();
     if (shared > 0) pool_.CopyState(states_.Find(shared_.back()), sequence.state_slot);

@@ -6,6 +6,8 @@
 #include <set>
 #include <vector>
 
+#include "kernels/likely_hits.h"
+
 namespace nibble::kernels {
 namespace {
 
@@ -32,7 +34,7 @@ TEST(EvenRouting, HitsWhatRandomChoicesHit) {
       distinct += static_cast<double>(hit.size()) / kLayers;
     }
     const double e = experts, k = top_k;
-    EXPECT_NEAR(distinct, e * (1 - std::pow(1 - k / e, kTokens)), 0.02 * e);
+    EXPECT_NEAR(distinct, LikelyHits(e, k, kTokens), 0.02 * e);
     const double mean = double{kLayers} * kTokens * k / e;
     for (const int count : hits) EXPECT_NEAR(count, mean, 6 * std::sqrt(mean));
   }

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "device/device.h"
+#include "kernels/recordings.h"
 #include "models/model.h"
 
 namespace nibble::models {
@@ -27,11 +28,13 @@ class StepGraphs {
     const bool decode = batch.kv_len.size() == batch.tokens.size();
     Device& device = *ops.device;
     if (device.host_memory() || !ops.recordable || !decode || tokens > kMaxTokens) return launch();
-    const Shape shape = {.tokens = tokens,
+    const Shape shape = {.arrays = batch.tokens.data(),
+                         .tokens = tokens,
                          .rows = static_cast<int64_t>(batch.logits_rows.size()),
                          .page_stride = batch.max_pages,
                          .drawn = batch.drawn,
-                         .pool = kv.id()};
+                         .pool = kv.id(),
+                         .recording = kernels::RecordingNumber()};
     const auto [entry, first] = graphs_.try_emplace(shape);
     if (first) return launch();
     if (entry->second == nullptr) entry->second = device.Record(launch);
@@ -41,11 +44,13 @@ class StepGraphs {
 
  private:
   struct Shape {
+    const int32_t* arrays = nullptr;  // where StepInputs has put the batch
     int64_t tokens = 0;
     int64_t rows = 0;
     int64_t page_stride = 0;
     const int32_t* drawn = nullptr;
     uint64_t pool = 0;
+    uint32_t recording = 0;
     auto operator<=>(const Shape&) const = default;
   };
 

@@ -134,6 +134,7 @@ struct CoreRunner {
     std::vector<int32_t> eos;
     ThreadPool* pool = nullptr;
     std::optional<bool> launches_ahead = {};
+    bool even_routing = false;
   };
 
   CoreRunner(models::Model& model, const text::Tokenizer* tokenizer, const Config& config)
@@ -146,6 +147,7 @@ struct CoreRunner {
     options.prefix_cache = config.prefix_cache;
     options.eos_token_ids = config.eos;
     options.pool = config.pool;
+    options.even_routing = config.even_routing;
     MemoryPlan plan;
     plan.max_model_len = config.max_model_len;
     plan.kv_tokens = config.pages * config.page_size;
