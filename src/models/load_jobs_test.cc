@@ -18,14 +18,14 @@ namespace {
 using nibble::testing::ModelRunner;
 using nibble::testing::RunnerSequence;
 
-// Counts lanes, which carry nothing: the host's kernels pack from where the bytes are.
+// Counts lanes. The host's kernels pack from where the bytes are, so they carry steps alone.
 class PosingDevice final : public Device {
  public:
   class Lane final : public UploadLane {
    public:
-    explicit Lane(PosingDevice& device) : device_(device) {}
-    size_t slot_bytes() const override { return 0; }
-    Slot Next() override { return {}; }
+    Lane(PosingDevice& device, size_t slot_bytes) : device_(device), slot_(slot_bytes) {}
+    size_t slot_bytes() const override { return slot_.size(); }
+    Slot Next() override { return {.host = slot_.data(), .device = slot_.data()}; }
     void Send(const Slot&, size_t) override {}
     void Launched(const Slot&) override {}
     void Clear(void*, size_t) override {}
@@ -37,6 +37,7 @@ class PosingDevice final : public Device {
 
    private:
     PosingDevice& device_;
+    std::vector<std::byte> slot_;
   };
 
   const std::string& name() const override { return name_; }
@@ -48,10 +49,10 @@ class PosingDevice final : public Device {
   void Free(std::byte* memory, size_t bytes) override { host_.Free(memory, bytes); }
   Result<std::byte*> AllocateShared(size_t bytes) override { return host_.AllocateShared(bytes); }
   void FreeShared(std::byte* memory, size_t bytes) override { host_.FreeShared(memory, bytes); }
-  Result<std::unique_ptr<UploadLane>> MakeLane(size_t) override {
+  Result<std::unique_ptr<UploadLane>> MakeLane(size_t slot_bytes) override {
     if (no_memory) return Fail(Code::kResourceExhausted, "no memory for a lane");
     ++lanes;
-    return std::make_unique<Lane>(*this);
+    return std::make_unique<Lane>(*this, slot_bytes);
   }
   void Upload(void* to, const void* from, size_t bytes) override { host_.Copy(to, from, bytes); }
   void Download(void* to, const void* from, size_t bytes) override { host_.Copy(to, from, bytes); }

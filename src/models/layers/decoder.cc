@@ -95,7 +95,6 @@ void Decoder::Carve(ScratchArena& arena, const MaxStep& max) {
                            .threads = pool_->threads(),
                            .w4a4_prompts = info_.w4a4_prompts};
   const int64_t d = config_.hidden_size;
-  inputs_.Carve(arena, *ops_->device, max);
   const std::vector<const Sublayer*> sublayers = AllSublayers();
   const bool post_norms =
       std::ranges::any_of(sublayers, [](const Sublayer* s) { return !s->post_norm.empty(); });
@@ -128,14 +127,15 @@ void Decoder::Carve(ScratchArena& arena, const MaxStep& max) {
 int64_t Decoder::ActivationBytes(const MaxStep& max) const {
   // Counting points every tensor at null, which is what they are before Prepare.
   auto& self = const_cast<Decoder&>(*this);
-  return ScratchArena::Count([&](ScratchArena& arena) { self.Carve(arena, max); });
+  return StepInputs::Bytes(*ops_->device, max) +
+         ScratchArena::Count([&](ScratchArena& arena) { self.Carve(arena, max); });
 }
 
 Status Decoder::Prepare(const MaxStep& max) {
   context_.pool = pool_;
   NIBBLE_ASSIGN(memory_, ScratchArena::Make([&](ScratchArena& arena) { Carve(arena, max); },
                                             *ops_->device, &context_));
-  inputs_.Prepare(max);
+  NIBBLE_TRY(inputs_.Prepare(*ops_->device, max));
   if (info_.w4a4_prompts) runs_.reserve(max.tokens);
   if (!draft_) return {};
   pair_distance_ = max.tokens;
@@ -214,7 +214,7 @@ void Decoder::Embed(const Batch& batch, uint16_t* out) const {
 
 const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
   FindRuns(batch);
-  const Batch placed = inputs_.Place(batch, info_.rope_long_rows, *ops_->device);
+  const Batch placed = inputs_.Place(batch, info_.rope_long_rows);
   const auto launch = [&] {
     Embed(placed, x_);
     RunStack(Step(placed, kv), stack_);
@@ -225,12 +225,13 @@ const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
   } else {
     launch();
   }
+  inputs_.Launched();
   return logits_;
 }
 
 const float* Decoder::ForwardDraft(const Batch& batch, const uint16_t* hidden, const KvPool& kv) {
   runs_.clear();  // drafts change no token: no role matters
-  const Batch placed = inputs_.Place(batch, info_.rope_long_rows, *ops_->device);
+  const Batch placed = inputs_.Place(batch, info_.rope_long_rows);
   const StepContext step = Step(placed, kv);
   const int64_t t = step.t, d = config_.hidden_size;
   const size_t row_bytes = d * sizeof(uint16_t);
@@ -247,6 +248,7 @@ const float* Decoder::ForwardDraft(const Batch& batch, const uint16_t* hidden, c
   const float* logits = RunStack(step, draft_->stack);
   // RunStack has added all that the blocks gave.
   if (draft_->continues_before_norm) ops_->device->Copy(hidden_, x_, t * row_bytes);
+  inputs_.Launched();
   return logits;
 }
 
