@@ -123,7 +123,9 @@ Result<PromptRound> RunPrompts(engine::Engine& engine, const BenchSampling& samp
 Result<DecodeRound> RunDecode(engine::Engine& engine, const BenchSampling& sampling,
                               const BenchShape& shape, int64_t answer, uint32_t seed) {
   const int32_t vocab = engine.tokenizer().vocab_size();
+  constexpr int64_t kStarts = 8;  // more tokens, while the others start
   const int64_t assumed = AssumedTokens(engine.model_info(), shape);
+  answer = std::min(answer + kStarts, engine.max_model_len() - assumed - 1);
   Requests requests(engine, sampling, shape.batch, answer);
   for (int32_t i = 0; i < shape.batch; ++i)
     NIBBLE_TRY(requests.Submit(i, PromptTokens(assumed + 1, vocab, PromptSeed(seed, i)), assumed));

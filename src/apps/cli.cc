@@ -301,8 +301,9 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->delimiter(',')
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
-  of_model->add_flag("--profile", model->profile,
-                     "what a decode step loses when an op is left out of it, and what the op reads");
+  of_model->add_flag(
+      "--profile", model->profile,
+      "what a decode step loses when an op is left out of it, and what the op reads");
   of_model->add_flag("--mixed", model->mixed,
                      "a prompt arrives beside --batch answers: the longest gap between two tokens "
                      "of an answer");
