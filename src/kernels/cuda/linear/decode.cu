@@ -31,24 +31,36 @@ constexpr int kMaxGroupTiles = 16;
 constexpr int kCachedX = 64 * 1024;
 constexpr int kCachedXBesideTwoStages = 10 * 1024;
 
-// Shared memory of a multiprocessor; the rest is L1, which keeps x. For up to 8 tokens it depends
-// on their number alone, so that all linears of a step agree: a multiprocessor changes the split
-// only while it is idle, and a launch that wants another one cannot start beside its predecessor.
+// Shared memory of a multiprocessor that up to 8 tokens use, where the rest is L1, which keeps x.
 constexpr int kReservedPerCta = 1024;
 int SharedOfMultiprocessor(int m) { return (m == 1 ? 164 : 132) * 1024; }
-// Of a CTA, two of which share a multiprocessor.
-int MostShared(int m) { return SharedOfMultiprocessor(m) / 2 - kReservedPerCta; }
 
 // Weights from here on have a multiprocessor's slots to themselves: behind a small kernel, two CTAs
 // of a launch would share one multiprocessor while others stand idle, and the launch would take as
 // long as those two. What a second launch could load ahead is little beside so many bytes.
 constexpr int64_t kLoneBytes = int64_t{24} << 20;
 
-// Of normed x, within MostShared.
+bool IsLone(const WeightTiles& weight) {
+  return weight.row_tiles * weight.row_tile_bytes >= kLoneBytes;
+}
+
+// Of a CTA of up to 8 tokens: half a multiprocessor's, or where x lies there, too, and the weight
+// is large, all of it.
+int MostShared(const WeightTiles& weight, int m, bool staged) {
+  const int ctas = staged && IsLone(weight) ? 1 : 2;
+  return std::min(CurrentDevice().shared_memory_per_block,
+                  SharedOfMultiprocessor(m) / ctas - kReservedPerCta);
+}
+
+// Of x in shared memory. Where a warp has but a unit or two, reading x where it lies is faster: all
+// of it would have to be there before the first product.
+constexpr int kMostStagedBytes = 72 * 1024;
+constexpr int kStagedRounds = 3;
+// Where it is normed there, that alone is worth more.
 int MostNormedBytes(int m) { return (m == 1 ? 33 : 18) * 1024; }
 
-int NormedBytes(const WeightTiles& weight, int m) {
-  return m * decode::NormedStride(weight.k) * static_cast<int>(sizeof(uint16_t));
+int StagedBytes(const WeightTiles& weight, int m) {
+  return m * decode::StagedStride(weight.k) * static_cast<int>(sizeof(uint16_t));
 }
 
 // Up to 8 tokens: a unit is one row tile's slice; many rounds between reductions.
@@ -99,7 +111,7 @@ int SharedBytes(const WeightTiles& weight, const DecodePlan& plan) {
 }
 
 // `stages`: of up to 8 tokens. May need more shared memory than there is.
-DecodePlan PlanFor(const WeightTiles& weight, int m, bool norms, int stages, int blocks) {
+DecodePlan PlanFor(const WeightTiles& weight, int m, bool staged, int stages, int blocks) {
   const int limit = CurrentDevice().shared_memory_per_block;
   DecodePlan plan;
   plan.m = m;
@@ -107,7 +119,7 @@ DecodePlan PlanFor(const WeightTiles& weight, int m, bool norms, int stages, int
   plan.token_tiles = TokenTiles(m);
   plan.stages = plan.token_tiles > 1 ? 2 : stages;
   plan.prepares_x = decode::PreparesX(plan.token_tiles);
-  plan.x_bytes = norms ? NormedBytes(weight, m) : 0;
+  plan.x_bytes = staged ? StagedBytes(weight, m) : 0;
   plan.share = weight.row_tiles / blocks;
   plan.larger = weight.row_tiles % blocks;
   const int tiles = plan.share + (plan.larger > 0 ? 1 : 0);
@@ -115,7 +127,7 @@ DecodePlan PlanFor(const WeightTiles& weight, int m, bool norms, int stages, int
   if (plan.token_tiles == 1) {
     for (int partial = kMaxPartialBytes; partial >= 1024; partial /= 2) {
       PlanSmall(weight, m, tiles, partial, &plan);
-      if (SharedBytes(weight, plan) <= std::min(limit, MostShared(m))) break;
+      if (SharedBytes(weight, plan) <= MostShared(weight, m, staged)) break;
     }
   } else {
     const int rows = decode::RowTilesOfUnit(weight.format, plan.token_tiles);
@@ -125,7 +137,7 @@ DecodePlan PlanFor(const WeightTiles& weight, int m, bool norms, int stages, int
     }
   }
   plan.shared_bytes = SharedBytes(weight, plan);
-  if (plan.token_tiles == 1 && weight.row_tiles * weight.row_tile_bytes >= kLoneBytes)
+  if (plan.token_tiles == 1 && IsLone(weight))
     plan.shared_bytes = std::max(plan.shared_bytes, limit / 2 + kReservedPerCta);
   return plan;
 }
@@ -153,16 +165,38 @@ const void* KernelOf(const WeightTiles& weight, const DecodePlan& plan, decode::
 }
 
 decode::Input InputOf(const DecodePlan& plan) {
-  return plan.x_bytes > 0 ? decode::Input::kNormed : decode::Input::kPlain;
+  return plan.x_bytes > 0 ? decode::Input::kStaged : decode::Input::kPlain;
 }
 
-void SetSharedMemory(const void* kernel, const DecodePlan& plan) {
+// Launches of a step should agree on the split: a multiprocessor changes it only while it is idle,
+// and a launch that wants another one cannot start beside its predecessor. So all is shared memory,
+// as the experts' kernels ask, too, unless L1 has to keep x.
+bool LeavesRoomForX(const WeightTiles& weight, const DecodePlan& plan) {
+  return plan.token_tiles == 1 && plan.x_bytes == 0 &&
+         kSliceColumns * 2 * plan.m * weight.slices() > kCachedXBesideTwoStages;
+}
+
+void SetSharedMemory(const void* kernel, const WeightTiles& weight, const DecodePlan& plan) {
   const int most = CurrentDevice().shared_memory_per_block + kReservedPerCta;
   int wanted = plan.shared_bytes + kReservedPerCta;
-  if (plan.token_tiles == 1) wanted = std::max(SharedOfMultiprocessor(plan.m), wanted);
+  if (plan.token_tiles == 1)
+    wanted = std::max(LeavesRoomForX(weight, plan) ? SharedOfMultiprocessor(plan.m) : most, wanted);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                        std::min(100 * wanted / most, 100));  // the next larger split is taken
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
+}
+
+bool MayStage(const WeightTiles& weight, int m) {
+  return TokenTiles(m) == 1 && weight.k % kTileColumns == 0;
+}
+
+// Whether x goes through shared memory though it is not normed.
+bool StagesX(const WeightTiles& weight, int m) {
+  const int blocks = CurrentDevice().multiprocessors;
+  const int units = CeilDiv(weight.row_tiles, blocks) * weight.slices();
+  return MayStage(weight, m) && CeilDiv(units, kWarps) >= kStagedRounds &&
+         StagedBytes(weight, m) <= kMostStagedBytes &&
+         PlanFor(weight, m, true, 1, blocks).shared_bytes <= MostShared(weight, m, true);
 }
 
 }  // namespace
@@ -182,25 +216,27 @@ bool DecodeTakes(const WeightTiles& weight, const uint16_t* x, int64_t x_stride,
 }
 
 bool NormsInDecode(const WeightTiles& weight, const InputNorm& norm, int m) {
-  return TokenTiles(m) == 1 && weight.k % kTileColumns == 0 && weight.k <= kMaxFusedNormWidth &&
+  return MayStage(weight, m) && weight.k <= kMaxFusedNormWidth &&
          reinterpret_cast<uintptr_t>(norm.weight) % 16 == 0 &&
-         NormedBytes(weight, m) <= MostNormedBytes(m);
+         (StagedBytes(weight, m) <= MostNormedBytes(m) || StagesX(weight, m));
 }
 
 DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages) {
   const int blocks = CurrentDevice().multiprocessors;
-  if (stages > 0) return PlanFor(weight, m, norms, stages, blocks);
-  // Two where L1, beside them, still keeps x.
-  if (kSliceColumns * 2 * m * weight.slices() <= kCachedXBesideTwoStages) {
-    const DecodePlan two = PlanFor(weight, m, norms, 2, blocks);
-    if (two.shared_bytes <= MostShared(m)) return two;
+  const bool stages_x = StagesX(weight, m);
+  const bool staged = norms || stages_x;
+  if (stages > 0) return PlanFor(weight, m, staged, stages, blocks);
+  // Two where x is there, or where L1, beside them, still keeps it.
+  if (stages_x || kSliceColumns * 2 * m * weight.slices() <= kCachedXBesideTwoStages) {
+    const DecodePlan two = PlanFor(weight, m, staged, 2, blocks);
+    if (two.shared_bytes <= MostShared(weight, m, staged)) return two;
   }
-  return PlanFor(weight, m, norms, 1, blocks);
+  return PlanFor(weight, m, staged, 1, blocks);
 }
 
 int DecodeBlocksPerMultiprocessor(const WeightTiles& weight, const DecodePlan& plan) {
   const void* const kernel = KernelOf(weight, plan, InputOf(plan));
-  SetSharedMemory(kernel, plan);
+  SetSharedMemory(kernel, weight, plan);
   int blocks = 0;
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, decode::kThreads,
                                                 plan.shared_bytes);
@@ -209,7 +245,7 @@ int DecodeBlocksPerMultiprocessor(const WeightTiles& weight, const DecodePlan& p
 
 void LaunchDecode(const DecodeArgs& args, const DecodePlan& plan, void* stream) {
   const void* const kernel = KernelOf(args.weight, plan, InputOf(plan));
-  SetSharedMemory(kernel, plan);
+  SetSharedMemory(kernel, args.weight, plan);
   const auto launchable =
       reinterpret_cast<void (*)(DecodeArgs, DecodePlan)>(const_cast<void*>(kernel));
   LaunchPdl(launchable, dim3(plan.blocks), dim3(decode::kThreads), plan.shared_bytes,
@@ -225,7 +261,7 @@ void LaunchHeadDecode(const HeadDecodeArgs& args, void* stream) {
   if (plan.shared_bytes > CurrentDevice().shared_memory_per_block)
     plan = PlanFor(weight, 8, false, 1, blocks);
   const void* const kernel = KernelOf(weight, plan, decode::Input::kOfHeads);
-  SetSharedMemory(kernel, plan);
+  SetSharedMemory(kernel, weight, plan);
   const auto launchable =
       reinterpret_cast<void (*)(HeadDecodeArgs, DecodePlan)>(const_cast<void*>(kernel));
   const int token_blocks = CeilDiv(args.each.m, 8 * plan.token_tiles);

@@ -3,10 +3,10 @@
 // A CTA takes a contiguous share of the row tiles. Its units are (row tile, slice of 256 columns),
 // or pairs of row tiles for more than 8 tokens; warp w takes units w, w + 16, ... Each warp copies
 // what it will decode into a ring of its own, with cp.async, and requests the first stages before
-// it waits for its predecessor: weights depend on nobody. x is read where it lies: a lane's four
-// atoms of a k-tile are 32 bytes of a token's row, and L1 keeps them for the next row tile. A unit
-// ends as partial sums in shared memory; after some rounds the CTA adds them up, ascending by
-// slice.
+// it waits for its predecessor: weights depend on nobody. x is read where it lies, where L1 keeps
+// it for the next row tile, or is brought into shared memory first: a lane's four atoms of a k-tile
+// are 32 bytes of a token's row. A unit ends as partial sums in shared memory; after some rounds
+// the CTA adds them up, ascending by slice.
 //
 // Where x of all K is more than L1 keeps, K is walked in chunks, and running sums wait in shared
 // memory.
@@ -28,17 +28,21 @@
 
 namespace nibble::kernels::cuda::decode {
 
-// x, normed, into rows of shared memory, NormedStride apart: by all threads, with the bits of
-// rms_norm. A warp takes runs of 256 values; `sums` has room for one sum per run.
-struct NormX {
+// x into rows of shared memory, StagedStride apart, by all threads: as it is, or normed, with the
+// bits of rms_norm. A warp takes runs of 256 values, and asks for several before it waits for the
+// first. `sums` has room for one sum per run.
+struct StageX {
+  static constexpr int kAtOnce = 4;
+
   const DecodeArgs& args;
   const int warp;
   const int lane;
   float weight[kVector];  // of the warp's first run: depends on nobody
 
-  __device__ __forceinline__ NormX(const DecodeArgs& a, int w, int l) : args(a), warp(w), lane(l) {
-    LoadWeight(w % runs());
+  __device__ __forceinline__ StageX(const DecodeArgs& a, int w, int l) : args(a), warp(w), lane(l) {
+    if (norms()) LoadWeight(w % runs());
   }
+  __device__ __forceinline__ bool norms() const { return args.norm.weight != nullptr; }
   __device__ __forceinline__ int runs() const {
     return (args.weight.k + kRunValues - 1) / kRunValues;
   }
@@ -49,17 +53,31 @@ struct NormX {
 
   __device__ __forceinline__ void Run(uint16_t* out, float* sums) {
     const int row_runs = runs();
-    const int stride = NormedStride(args.weight.k);
+    const int stride = StagedStride(args.weight.k);
     const int count = args.m * row_runs;
-    // Values wait where their thread will norm them.
-    for (int i = warp; i < count; i += kWarps) {
-      const int token = i / row_runs, at = column(i % row_runs), left = args.weight.k - at;
-      const uint4 vector = LoadBf16x8(args.x + token * args.x_stride + at, left, true);
-      const float sum = WarpSum(AddSquares(vector, 0.0f));
-      if (lane == 0) sums[i] = sum;
-      StoreBf16x8(out + token * stride + at, vector, left, true);
+#pragma unroll 1
+    for (int first = warp; first < count; first += kAtOnce * kWarps) {
+      uint4 vectors[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = min(first + j * kWarps, count - 1);
+        const int token = i / row_runs, at = column(i - token * row_runs);
+        vectors[j] = LoadBf16x8(args.x + token * args.x_stride + at, args.weight.k - at, true);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + j * kWarps;
+        if (i >= count) break;
+        const int token = i / row_runs, at = column(i - token * row_runs);
+        StoreBf16x8(out + token * stride + at, vectors[j], args.weight.k - at, true);
+        if (!norms()) continue;
+        const float sum = WarpSum(AddSquares(vectors[j], 0.0f));
+        if (lane == 0) sums[i] = sum;
+      }
     }
     __syncthreads();
+    if (!norms()) return;
+    // Values waited where their thread norms them.
     const float inverse_d = 1.0f / static_cast<float>(args.weight.k);
     for (int i = warp; i < count; i += kWarps) {
       const int token = i / row_runs, run = i % row_runs, at = column(run);
@@ -494,7 +512,7 @@ __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan&
   }
 }
 
-template <TileFormat kFormat, int kTokenTiles, int kStages, bool kNorms>
+template <TileFormat kFormat, int kTokenTiles, int kStages, bool kStaged>
 __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan& plan) {
   extern __shared__ uint4 memory[];
   constexpr int kRows = RowTilesOfUnit(kFormat, kTokenTiles);
@@ -512,7 +530,7 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
   auto* at = reinterpret_cast<std::byte*>(memory);
   Ring<kFormat, kTokenTiles, kStages> ring = {at + warp * ring_bytes, scale_bytes};
   at += kWarps * ring_bytes;
-  [[maybe_unused]] auto* const normed = reinterpret_cast<uint16_t*>(at);
+  [[maybe_unused]] auto* const staged = reinterpret_cast<uint16_t*>(at);
   at += plan.x_bytes;
   Shared shared;
   shared.running = reinterpret_cast<float*>(at);
@@ -534,12 +552,12 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
   }
   const uint16_t* x_rows = args.x;
   int x_stride = static_cast<int>(args.x_stride);
-  if constexpr (kNorms) {
-    NormX norm(args, warp, lane);
+  if constexpr (kStaged) {
+    StageX stage(args, warp, lane);
     ptx::WaitForPredecessor();
-    norm.Run(normed, shared.partials);
-    x_rows = normed;
-    x_stride = NormedStride(weight.k);
+    stage.Run(staged, shared.partials);
+    x_rows = staged;
+    x_stride = StagedStride(weight.k);
   } else {
     ptx::WaitForPredecessor();
   }
@@ -590,10 +608,10 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
 
 constexpr int CtasOfMultiprocessor(int token_tiles) { return token_tiles == 1 ? 2 : 1; }
 
-template <TileFormat kFormat, int kTokenTiles, int kStages, bool kNorms = false>
+template <TileFormat kFormat, int kTokenTiles, int kStages, bool kStaged = false>
 __global__ __launch_bounds__(kThreads, CtasOfMultiprocessor(kTokenTiles)) void DecodeKernel(
     const DecodeArgs args, const DecodePlan plan) {
-  Decode<kFormat, kTokenTiles, kStages, kNorms>(args, plan);
+  Decode<kFormat, kTokenTiles, kStages, kStaged>(args, plan);
 }
 
 // CTAs (of a head, heads, blocks of tokens).
@@ -619,7 +637,7 @@ __global__ __launch_bounds__(kThreads, CtasOfMultiprocessor(kTokenTiles)) void H
 template <TileFormat kFormat>
 const void* KernelOf(int token_tiles, int stages, Input input) {
   const bool heads = input == Input::kOfHeads;
-  if (input == Input::kNormed) {
+  if (input == Input::kStaged) {
     if (token_tiles != 1) return nullptr;
     return stages == 1 ? reinterpret_cast<const void*>(&DecodeKernel<kFormat, 1, 1, true>)
                        : reinterpret_cast<const void*>(&DecodeKernel<kFormat, 1, 2, true>);

@@ -49,7 +49,7 @@ struct DecodePlan {
   int group_tiles = 0;    // row tiles before it goes to the next chunk
   int partial_units = 0;  // slice sums between two reductions, a multiple of the warps
   int slot_shift = 0;     // log2 of the tokens, rounded up, of a reduction
-  int x_bytes = 0;        // of normed x, in shared memory
+  int x_bytes = 0;        // of x in shared memory; 0: it is read where it lies
   int run_bytes = 0;      // of running sums
   int scale_bytes = 0;    // of row scales and bias
   int shared_bytes = 0;

@@ -30,14 +30,15 @@ constexpr int StageBytes(TileFormat format, int token_tiles, int group_columns) 
          (StageVectors(format, token_tiles) * 512 + ScaleBytes(format, group_columns));
 }
 
-// Of rows of normed x in shared memory: the lanes of two tokens meet other banks.
-constexpr int NormedStride(int k) { return k + 8; }
+// Of rows of x in shared memory: the lanes of two tokens meet other banks.
+constexpr int StagedStride(int k) { return k + 8; }
 
 // Token tiles whose slice sums are exchanged at a time.
 constexpr int ReducedTokenTiles(int token_tiles) { return token_tiles == 8 ? 2 : token_tiles; }
 
-// Whether a kernel norms x first, up to 8 tokens; or has a weight and an x per head.
-enum class Input : uint8_t { kPlain, kNormed, kOfHeads };
+// Whether a kernel reads x where it lies; or brings it into shared memory first and perhaps norms
+// it, up to 8 tokens; or has a weight and an x per head.
+enum class Input : uint8_t { kPlain, kStaged, kOfHeads };
 
 // DecodeKernel of 1 token tile and 1 or 2 stages, or of 2, 4 or 8 and 2 stages; HeadDecodeKernel of
 // 1 and 1, or 2 and 2. Null for what has no instance.
