@@ -82,8 +82,8 @@ __device__ __forceinline__ void Produce(const TileStorage<Shape>& storage,
   }
 }
 
-// As sums are added between chains of MMAs, warpgroups take turns at the tensor cores, a chain
-// each: while one adds, another multiplies. Without that they fall into step and add together.
+// Warpgroups take turns at the tensor cores, a chain each, so that one adds while another
+// multiplies. On an H100 it is as fast without.
 // Barriers 1..kWarpgroups are Store's.
 template <int kWarpgroups>
 struct ChainTurns {
