@@ -323,6 +323,58 @@ Pairs IntPair(const std::byte* p, const Zeros& zeros) {
 //
 #include "kernels/cpu/linear/int_loops.inc"
 
+// int16: the order of code_loops.inc.
+template <CodeFormat F>
+struct CodesInt16 {
+  // Adds the products of pairs [Begin, End) of the 32 k at codes.
+  template <int Begin, int End, int T>
+  static inline __attribute__((always_inline)) void AddWords(const std::byte* codes,
+                                                             const Int16Block* x,
+                                                             WordSum (&sum)[T]) {
+    if constexpr (Begin < End) {
+      const Words words = CodeWords<Begin>(codes);
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) sum[t] = WordDot(words, &x[t].q[2 * Begin], sum[t]);
+      AddWords<Begin + 1, End>(codes, x, sum);
+    }
+  }
+
+  template <int Begin, int T>
+  static inline __attribute__((always_inline)) void AddHalf(const std::byte* codes,
+                                                            const Int16Block* x, const Row& scale,
+                                                            Row (&acc)[T]) {
+    WordSum sum[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) sum[t] = StartWords();
+    AddWords<Begin, Begin + kPairsPerBlock / 2>(codes, x, sum);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) acc[t] = FmaSplat(ScaleWords(sum[t], scale), x[t].scale, acc[t]);
+  }
+
+  template <int T>
+  static void Run(const PanelJob& job, const Tile& tile) {
+    using Layout = CodeLayout<F>;
+    constexpr int64_t kGroupBytes = kScaleBytes + Layout::kBlocks * kCodeBytes;
+    const auto* x = reinterpret_cast<const Int16Block*>(tile.activations);
+    const std::byte* w = tile.weights;
+    Row acc[T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) acc[t] = ZeroRow();
+    for (int64_t group = 0; group < job.groups; ++group, w += kGroupBytes) {
+      if (tile.prefetch) Prefetch<kGroupBytes>(w);
+      ScaleBytes scale_bytes = LoadScaleBytes(w);
+      for (int block = 0; block < Layout::kBlocks; ++block, x += T) {
+        const std::byte* codes = w + kScaleBytes + block * kCodeBytes;
+        AddHalf<0>(codes, x, ScaleRow<F, 0>(scale_bytes), acc);
+        AddHalf<kPairsPerBlock / 2>(codes, x, ScaleRow<F, Layout::kScalesPerBlock - 1>(scale_bytes),
+                                    acc);
+        scale_bytes = NextScales<F>(scale_bytes);
+      }
+    }
+    StoreTile<T>(job, tile, acc);
+  }
+};
+
 constexpr LinearKernels kKernels = {
     .name = "generic",
     .prepare_int8 = PrepareInt8<Int8Block>,
