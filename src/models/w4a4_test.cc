@@ -164,8 +164,11 @@ TEST_P(W4a4Test, MatchesReference) {
   const auto reference = Load(kernels::RefOps(), true), fast = Load(ops(), true);
   const RunnerSequence expected = Run(*reference, Sequence(29, kPrompt), kMaxStep);
   const RunnerSequence actual = Run(*fast, Sequence(29, kPrompt), kMaxStep);
-  std::printf("%s: from the reference: %.4f\n", GetParam().name.c_str(),
-              Distance(actual, expected, 0, kTokens));
+  // Where a sum in another order rounds an activation the other way, its code may flip: far more
+  // than W4A16's roundings, and still below what W4A4 itself is from W4A16 (measured: up to 0.25).
+  const double distance = Distance(actual, expected, 0, kTokens);
+  EXPECT_LT(distance, 0.35);
+  std::printf("%s: from the reference: %.4f\n", GetParam().name.c_str(), distance);
 }
 
 INSTANTIATE_TEST_SUITE_P(Registry, W4a4Test, ::testing::ValuesIn(AllCases()),
