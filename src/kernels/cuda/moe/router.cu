@@ -1,15 +1,12 @@
 // Warp w takes slices w, w + 8, ... of a row tile; the first one's weights come before the wait.
 #include <algorithm>
 
-#include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/moe/carveout.h"
 #include "kernels/cuda/moe/router.h"
-#include "kernels/cuda/norm/norm_scale.cuh"
-#include "kernels/cuda/ptx/async_copy.cuh"
+#include "kernels/cuda/norm/normalize.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
-#include "kernels/cuda/reduce.cuh"
 
 namespace nibble::kernels::cuda::moe {
 namespace {
@@ -44,58 +41,68 @@ struct SliceCodes {
 // Normed rows in shared memory, so far apart that lanes of neighbouring rows read different banks.
 __host__ __device__ constexpr int NormedStride(int d) { return d + 8; }
 
-// The square sum of a row, by one warp, in the order of rms_norm (norm.cu): of that op's threads
-// this warp's lanes are 32 at a time.
-__device__ __forceinline__ float SquareSum(const uint16_t* row, int d) {
-  constexpr int kMaxThreads = 1024;
-  const int lane = threadIdx.x % 32, vectors = d / kVector;
-  const int warps = min((vectors + 31) / 32, kMaxThreads / 32);
-  float of_warp = 0.0f;
+// Rows of x (tokens, D), normed, into shared memory and from one block to those who come later. A
+// warp takes runs of 256 values, in the order of normalize.cuh.
+struct NormX {
+  const RouterParams& p;
+  const int d;
+  const int runs;
+  const int warp;
+  const int lane;
+  const float inverse_d;
+  float weight[kVector];  // of the warp's first run: depends on nobody
+
+  __device__ __forceinline__ NormX(const RouterParams& params, int w, int l)
+      : p(params),
+        d(params.router.k),
+        runs((d + kRunValues - 1) / kRunValues),
+        warp(w),
+        lane(l),
+        inverse_d(1.0f / static_cast<float>(d)) {
+    if (p.norm.weight != nullptr) LoadWeight(warp);
+  }
+  __device__ __forceinline__ int column(int run) const { return run * kRunValues + lane * kVector; }
+  __device__ __forceinline__ void LoadWeight(int run) {
+    LoadF32x8(p.norm.weight + column(run), d - column(run), true, weight);
+  }
+
+  // sums: a place per run. Ends with a barrier.
+  __device__ __forceinline__ void Run(int first_token, int tokens, bool publishes, float* sums,
+                                      uint16_t* rows) {
+    // Values wait where their thread will norm them.
+    for (int run = warp; run < runs; run += kWarps) {
+      const int at = column(run);
+      const uint16_t* x = p.x + first_token * p.x_stride + at;
 #pragma unroll 4
-  for (int w = 0; w < warps; ++w) {
-    float sum = 0.0f;
-    for (int v = w * 32 + lane; v < vectors; v += warps * 32) {
-      float values[kVector];
-      Unpack(*reinterpret_cast<const uint4*>(row + v * kVector), values);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) sum = fmaf(values[i], values[i], sum);
+      for (int token = 0; token < tokens; ++token, x += p.x_stride) {
+        const uint4 vector = LoadBf16x8(x, d - at, true);
+        const float sum = WarpSum(AddSquares(vector, 0.0f));
+        if (lane == 0) sums[token * runs + run] = sum;
+        StoreBf16x8(rows + token * NormedStride(d) + at, vector, d - at, true);
+      }
     }
-    sum = WarpSum(sum);
-    if (lane == w) of_warp = sum;
+    __syncthreads();
+    for (int run = warp; run < runs; run += kWarps) {
+      const int at = column(run);
+      if (run != warp) LoadWeight(run);
+#pragma unroll 1
+      for (int token = 0; token < tokens; ++token) {
+        const float sum = WarpSum(lane < runs ? sums[token * runs + lane] : 0.0f);
+        if (at >= d) continue;
+        uint16_t* const place = rows + token * NormedStride(d) + at;
+        const uint4 vector =
+            NormVector(*reinterpret_cast<const uint4*>(place),
+                       InverseRoot(sum, inverse_d, p.norm.eps), weight, p.norm.style);
+        *reinterpret_cast<uint4*>(place) = vector;
+        if (publishes)
+          *reinterpret_cast<uint4*>(p.normed + int64_t{first_token + token} * d + at) = vector;
+      }
+    }
+    __syncthreads();
   }
-  return warps == 1 ? __shfl_sync(kAllLanes, of_warp, 0) : WarpSum(of_warp);
-}
+};
 
-// Rows (tokens, D) in place, a warp for each; weight: (D).
-__device__ __forceinline__ void NormRows(const InputNorm& norm, const float* weight, int tokens,
-                                         int d, uint16_t* rows) {
-  const int lane = threadIdx.x % 32, token = threadIdx.x / 32;
-  static_assert(kWarps >= kTokens);
-  if (token >= tokens) return;
-  uint16_t* const row = rows + token * NormedStride(d);
-  const float inverse = rsqrtf(SquareSum(row, d) * (1.0f / static_cast<float>(d)) + norm.eps);
-#pragma unroll 4
-  for (int at = lane * kVector; at < d; at += 32 * kVector) {
-    float values[kVector], scale[kVector];
-    Unpack(*reinterpret_cast<const uint4*>(row + at), values);
-    LoadF32x8(weight + at, kVector, true, scale);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i)
-      values[i] = NormScale(values[i], inverse, scale[i], norm.style);
-    *reinterpret_cast<uint4*>(row + at) = Pack(values);
-  }
-}
-
-// Copies `count` elements of 16-byte aligned rows, all threads together; the caller commits.
-template <typename T>
-__device__ __forceinline__ void CopyRow(T* to, const T* from, int count) {
-  constexpr int kOfVector = 16 / sizeof(T);
-#pragma unroll 4
-  for (int i = threadIdx.x * kOfVector; i < count; i += kThreads * kOfVector)
-    ptx::CopyAsync16(to + i, from + i);
-}
-
-// Shared memory: slice sums, then with a norm its weight and the block's rows.
+// Shared memory: slice sums, then with a norm the block's rows.
 __global__ void __launch_bounds__(kThreads) RouterKernel(const __grid_constant__ RouterParams p) {
   extern __shared__ __align__(16) float partial_sums[];
   auto* const partial = reinterpret_cast<float(*)[kTokens * kTokenStride]>(partial_sums);
@@ -114,10 +121,9 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const __grid_constant__
   if (warp < slices) codes.Load(data + warp * stride, weight.tiles_of(warp), lane);
   const bool norms = p.norm.weight != nullptr;
   const int d = p.router.k;
-  auto* const norm_weight =
-      partial_sums + max(p.router.slices(), p.gate.slices()) * (kTokens * kTokenStride);
-  auto* const rows = reinterpret_cast<uint16_t*>(norm_weight + d);
-  if (norms) CopyRow(norm_weight, p.norm.weight, d);
+  auto* const rows = reinterpret_cast<uint16_t*>(
+      partial_sums + max(p.router.slices(), p.gate.slices()) * (kTokens * kTokenStride));
+  NormX norm(p, warp, lane);
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
 
@@ -127,31 +133,30 @@ __global__ void __launch_bounds__(kThreads) RouterKernel(const __grid_constant__
   const uint16_t* x =
       (is_gate ? p.x + token * p.x_stride : p.router_x + token * p.router_stride) + lane % 4 * 16;
   if (norms) {
-    for (int i = 0; i < tokens; ++i)
-      CopyRow(rows + i * NormedStride(d), p.x + (first_token + i) * p.x_stride, d);
-    ptx::CommitCopies();
-    ptx::WaitForCopies<0>();
-    __syncthreads();
-    NormRows(p.norm, norm_weight, tokens, d, rows);
-    __syncthreads();
+    norm.Run(first_token, tokens, blockIdx.x == 0, partial_sums, rows);
     x = rows + min(lane / 4, tokens - 1) * NormedStride(d) + lane % 4 * 16;
-    if (blockIdx.x == 0) {
-      for (int i = threadIdx.x * kVector; i < tokens * d; i += kThreads * kVector)
-        *reinterpret_cast<uint4*>(p.normed + first_token * int64_t{d} + i) =
-            *reinterpret_cast<const uint4*>(rows + i / d * NormedStride(d) + i % d);
-    }
   }
   for (int slice = warp; slice < slices; slice += kWarps) {
     const int tiles = weight.tiles_of(slice);
     if (slice > warp) codes.Load(data + slice * stride, tiles, lane);
+    uint4 columns[kSliceTiles][2];
+    int x_tile = slice * kSliceTiles;
+#pragma unroll 1
+    while (x_tile >= weight.x_tiles) x_tile -= weight.x_tiles;
+#pragma unroll
+    for (int i = 0; i < kSliceTiles; ++i) {
+      columns[i][0] = columns[i][1] = make_uint4(0, 0, 0, 0);
+      if (i < tiles) {
+        const auto* at = reinterpret_cast<const uint4*>(x + x_tile * kTileColumns);
+        columns[i][0] = at[0];
+        columns[i][1] = at[1];
+      }
+      if (++x_tile == weight.x_tiles) x_tile = 0;
+    }
     float sum[4] = {};
 #pragma unroll
     for (int i = 0; i < kSliceTiles; ++i) {
-      if (i >= tiles) break;
-      int x_tile = slice * kSliceTiles + i;
-      while (x_tile >= weight.x_tiles) x_tile -= weight.x_tiles;
-      const auto* at = reinterpret_cast<const uint4*>(x + x_tile * kTileColumns);
-      const uint4 first = at[0], second = at[1];
+      const uint4 first = columns[i][0], second = columns[i][1];
       const uint4(&c)[kVectors] = codes.codes[i];
       ptx::MmaBf16(sum, {c[0].x, c[2].x, c[0].y, c[2].y}, first.x, first.y);
       ptx::MmaBf16(sum, {c[0].z, c[2].z, c[0].w, c[2].w}, first.z, first.w);
@@ -189,7 +194,7 @@ size_t SharedBytes(const RouterParams& p) {
       sizeof(float) * kTokens * kTokenStride * std::max(p.router.slices(), p.gate.slices());
   if (p.norm.weight != nullptr) {
     const auto tokens = std::min<int64_t>(p.t, kTokens);
-    bytes += sizeof(float) * p.router.k + sizeof(uint16_t) * tokens * NormedStride(p.router.k);
+    bytes += sizeof(uint16_t) * tokens * NormedStride(p.router.k);
   }
   return bytes;
 }
@@ -197,10 +202,10 @@ size_t SharedBytes(const RouterParams& p) {
 }  // namespace
 
 bool RouterTakes(const RouterParams& p) {
-  if (p.norm.weight != nullptr &&
-      (reinterpret_cast<uintptr_t>(p.norm.weight) % 16 != 0 || p.x != p.router_x ||
-       SharedBytes(p) > static_cast<size_t>(CurrentDevice().shared_memory_per_block)))
+  if (p.norm.weight != nullptr && (reinterpret_cast<uintptr_t>(p.norm.weight) % 16 != 0 ||
+                                   p.x != p.router_x || p.router.k > kMaxFusedNormWidth))
     return false;
+  if (SharedBytes(p) > static_cast<size_t>(CurrentDevice().shared_memory_per_block)) return false;
   return p.t <= kMaxRouterTokens && Takes(p.router, p.router_x, p.router_stride) &&
          (p.gate.data == nullptr || Takes(p.gate, p.x, p.x_stride));
 }
@@ -209,7 +214,11 @@ void Router(const OpContext& context, const RouterParams& params) {
   const int gate = params.gate.data == nullptr ? 0 : 1;
   const dim3 grid(static_cast<unsigned>(params.router.row_tiles + gate),
                   static_cast<unsigned>((params.t + kTokens - 1) / kTokens));
-  PreferSharedMemory(RouterKernel, params.before_few);
+  if (params.before_few && params.t == 1) {
+    ShareMultiprocessor(RouterKernel, static_cast<int64_t>(SharedBytes(params)));
+  } else {
+    PreferSharedMemory(RouterKernel, params.before_few);
+  }
   LaunchPdl(RouterKernel, grid, kThreads, SharedBytes(params), StreamOf(context), params);
 }
 
