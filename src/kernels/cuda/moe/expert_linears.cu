@@ -393,6 +393,8 @@ void WeightSet::Add(const WeightTiles& tiles) {
   if (slices == 0) like = tiles;
   uniform = uniform && tiles.format == like.format && tiles.n == like.n && tiles.k == like.k &&
             tiles.k_tiles == like.k_tiles && tiles.group_columns == like.group_columns;
+  scales_follow = scales_follow && reinterpret_cast<const std::byte*>(tiles.row_scales) ==
+                                       tiles.data + int64_t{tiles.row_tiles} * tiles.row_tile_bytes;
   all_nvfp4 = all_nvfp4 && tiles.format == TileFormat::kNvfp4;
   all_mxfp4 = all_mxfp4 && tiles.format == TileFormat::kMxfp4;
   slices = std::max(slices, tiles.slices());
@@ -402,6 +404,7 @@ void WeightSet::Add(const WeightTiles& tiles) {
 
 void WeightSet::Add(const WeightSet& other) {
   if (other.slices == 0) return;
+  scales_follow = scales_follow && other.scales_follow;
   all_nvfp4 = all_nvfp4 && other.all_nvfp4;
   all_mxfp4 = all_mxfp4 && other.all_mxfp4;
   slices = std::max(slices, other.slices);

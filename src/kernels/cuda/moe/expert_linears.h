@@ -16,11 +16,12 @@ inline constexpr int kMaxDownSlices = 112;
 struct WeightSet {
   bool all_nvfp4 = true;
   bool all_mxfp4 = true;
-  int32_t slices = 0;       // of the weight with most
-  int32_t slice_bytes = 0;  // of the largest
-  int32_t tile_bytes = 0;   // of the largest row tile, for the balance of work
-  WeightTiles like;         // one of them
-  bool uniform = true;      // all have its sizes and format
+  int32_t slices = 0;         // of the weight with most
+  int32_t slice_bytes = 0;    // of the largest
+  int32_t tile_bytes = 0;     // of the largest row tile, for the balance of work
+  WeightTiles like;           // one of them
+  bool uniform = true;        // all have its sizes and format
+  bool scales_follow = true;  // row scales lie right behind the tiles, in all
 
   void Add(const WeightTiles& tiles);
   void Add(const WeightSet& other);

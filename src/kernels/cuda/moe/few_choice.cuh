@@ -5,6 +5,7 @@
 #include "kernels/cuda/moe/choose.cuh"
 #include "kernels/cuda/moe/even.cuh"
 #include "kernels/cuda/moe/few_tokens.h"
+#include "kernels/cuda/moe/touch_params.cuh"
 
 namespace nibble::kernels::cuda::moe {
 
@@ -66,12 +67,6 @@ __device__ inline void LoadTable(const FewParams& p, const std::byte* const* tab
                                  const FewChoice& choice) {
 #pragma unroll 1
   for (int e = threadIdx.x; e < p.routing.experts; e += kFewThreads) choice.data[e] = table[e];
-}
-
-// Into the cache of constants, where their first reads would wait for memory, one after the other.
-__device__ __forceinline__ void TouchParams(const FewParams& p) {
-  const auto* const words = reinterpret_cast<const uint32_t*>(&p);
-  if (threadIdx.x < sizeof(FewParams) / 4) asm volatile("" ::"r"(words[threadIdx.x]));
 }
 
 __device__ __forceinline__ uint32_t PackTokens(uint32_t mask) {

@@ -39,7 +39,8 @@ struct FewParams {
   int64_t h_stride = 0;
   uint16_t* out = nullptr;  // (T, D), or
   float* out_f32 = nullptr;
-  bool add = false;  // to out
+  bool add = false;     // to out
+  bool biased = false;  // experts may have biases
   Activation activation;
   Expert shared;
 };
@@ -49,6 +50,7 @@ struct FewSets {
   WeightSet gate_up, down;                // of routed experts
   WeightSet shared_gate_up, shared_down;  // empty: none
   bool stacked = false;                   // gate and up are one weight, everywhere
+  bool all_held = false;                  // by this rank
 };
 
 // Whether these experts and tokens can go this way; D is a multiple of 64 and x aligned.

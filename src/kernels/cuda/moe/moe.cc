@@ -12,6 +12,7 @@
 #include "kernels/cuda/moe/gather.h"
 #include "kernels/cuda/moe/grouped.h"
 #include "kernels/cuda/moe/listen.h"
+#include "kernels/cuda/moe/one_token.h"
 #include "kernels/cuda/moe/prepared_experts.h"
 #include "kernels/cuda/moe/route.h"
 #include "kernels/cuda/moe/router.h"
@@ -151,8 +152,9 @@ class MoeRun {
     if (RunsFew()) {
       const FewParams few = FewOf();
       const FewSets sets = FewSetsOf();
-      if (phases_.gate_up) FewGateUp(context_, few, sets);
-      if (phases_.down) FewDown(context_, few, sets);
+      const bool one = OneTakes(few, sets);
+      if (phases_.gate_up) (one ? OneGateUp : FewGateUp)(context_, few, sets);
+      if (phases_.down) (one ? OneDown : FewDown)(context_, few, sets);
       return;
     }
     if (phases_.route) Route(context_, RouteOf());
@@ -359,7 +361,8 @@ class MoeRun {
             .down = prepared_.down(),
             .shared_gate_up = shared_gate_up_,
             .shared_down = shared_down_,
-            .stacked = prepared_.stacked() && p_.shared.up == nullptr};
+            .stacked = prepared_.stacked() && p_.shared.up == nullptr,
+            .all_held = prepared_.all_held()};
   }
 
   FewParams FewOf() const {
@@ -379,6 +382,8 @@ class MoeRun {
             .out = out(),
             .out_f32 = out_f32(),
             .add = p_.add,
+            .biased = prepared_.biased() || shared_.expert.gate_bias != nullptr ||
+                      shared_.expert.down_bias != nullptr,
             .activation = p_.activation,
             .shared = shared_.expert};
   }

@@ -3,7 +3,9 @@
 #include <fmt/core.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <set>
 #include <sstream>
 #include <string>
@@ -88,7 +90,8 @@ TEST(CudaMoe, AnExpertHasTheBitsOfItsLinears) {
   }
 }
 
-// Many rows per expert go through grouped products, few through the stream of weights.
+// Many rows per expert go through grouped products, few through the stream of weights; up to 8
+// tokens and one token have kernels of their own.
 TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
   const OpTable* ops = SyncedOps();
   if (ops == nullptr) GTEST_SKIP() << "no GPU";
@@ -99,6 +102,9 @@ TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
     ActivationKind activation = ActivationKind::kSilu;
     bool biases = false;
     BlockScales scales = {};
+    Routing routing = {};
+    bool biased_choice = false;
+    bool evenly = false;
   };
   const std::vector<Case> cases = {
       {WeightFormat::kNvfp4, 512, 192, 0, 700, 8, 2},
@@ -130,6 +136,41 @@ TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
        .experts = 6,
        .top_k = 3,
        .scales = {DType::kBF16, 128, 128}},
+      {WeightFormat::kNvfp4, 256, 768, 0, 24, 12, 8},
+      {WeightFormat::kNvfp4, 2304, 16, 32, 24, 20, 8},
+      {.format = WeightFormat::kMxfp4,
+       .d = 64,
+       .f = 32,
+       .shared_f = 32,
+       .t = 64,
+       .experts = 512,
+       .top_k = 10,
+       .routing = {.renormalize = false, .scale = 2.5f}},
+      {.format = WeightFormat::kNvfp4,
+       .d = 320,
+       .f = 80,
+       .shared_f = 0,
+       .t = 64,
+       .experts = 40,
+       .top_k = 32,
+       .routing = {.score = RouterScore::kSigmoid}},
+      {.format = WeightFormat::kNvfp4,
+       .d = 128,
+       .f = 32,
+       .shared_f = 32,
+       .t = 64,
+       .experts = 160,
+       .top_k = 8,
+       .routing = {.score = RouterScore::kSigmoid},
+       .biased_choice = true},
+      {.format = WeightFormat::kNvfp4,
+       .d = 128,
+       .f = 32,
+       .shared_f = 0,
+       .t = 64,
+       .experts = 130,
+       .top_k = 6,
+       .evenly = true},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(fmt::format("{} D {} F {} and {} T {}", WeightFormatName(c.format), c.d, c.f,
@@ -159,19 +200,26 @@ TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
     const PackedWeight* shared_gate = c.shared_f > 0 ? pack(WeightFormat::kBf16, 1, c.d) : nullptr;
     const auto prepared = std::move(*ops->prepare_experts(experts));
     const std::vector<uint16_t> x = NoiseBf16(8, c.t * c.d);
-    const auto run = [&](int64_t at_once) {
-      std::vector<uint16_t> out(c.t * c.d);
+    const std::vector<float> choice_bias = NoiseF32(9, c.experts);
+    Routing routing = c.routing;
+    routing.experts = c.experts, routing.top_k = c.top_k;
+    if (c.biased_choice) routing.choice_bias = choice_bias.data();
+    std::vector<uint32_t> even_keys(c.t);
+    std::iota(even_keys.begin(), even_keys.end(), 77u);
+    const auto run = [&](int64_t at_once, int64_t t) {
+      std::vector<uint16_t> out(t * c.d);
       const DirtyContext context(1, ops->moe_workspace(1, {.t = at_once,
                                                            .d = c.d,
                                                            .f = std::max(c.f, c.shared_f),
                                                            .experts = c.experts,
                                                            .top_k = c.top_k}));
-      for (int64_t first = 0; first < c.t; first += at_once)
+      for (int64_t first = 0; first < t; first += at_once) {
+        if (c.evenly) routing.even_keys = even_keys.data() + first;
         ops->moe(context, {.x = x.data() + first * c.d,
-                           .t = std::min(at_once, c.t - first),
+                           .t = std::min(at_once, t - first),
                            .d = c.d,
                            .router = router,
-                           .routing = {.experts = c.experts, .top_k = c.top_k},
+                           .routing = routing,
                            .experts = experts,
                            .f = c.f,
                            .activation = activation,
@@ -180,11 +228,14 @@ TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
                            .shared_gate = shared_gate,
                            .prepared = prepared.get(),
                            .out = out.data() + first * c.d});
+      }
       return out;
     };
-    const std::vector<uint16_t> many = run(c.t), few = run(20);
-    EXPECT_TRUE(many == few);
+    std::vector<uint16_t> many = run(c.t, c.t);
+    EXPECT_TRUE(many == run(20, c.t));
     EXPECT_NE(many, std::vector<uint16_t>(many.size()));
+    many.resize(20 * c.d);
+    for (const int64_t at_once : {8, 3, 1}) EXPECT_TRUE(many == run(at_once, 20)) << at_once;
   }
 }
 
@@ -307,6 +358,7 @@ class BenchBlock {
 
   MoeParams ParamsOf(const Layer& layer, int64_t t, Call& call) const {
     return {.x = call.x.as<uint16_t>(),
+            .norm = {.weight = bias_.as<float>()},
             .t = t,
             .d = s_.d,
             .router = layer.router,
@@ -318,7 +370,8 @@ class BenchBlock {
             .shared_f = s_.shared_f,
             .shared_gate = layer.shared_gate,
             .prepared = layer.prepared.get(),
-            .out = call.out.as<uint16_t>()};
+            .out = call.out.as<uint16_t>(),
+            .add = true};
   }
 
   OpContext ContextOf(Call& call) const {

@@ -105,6 +105,9 @@ Result<std::unique_ptr<PreparedExperts>> PreparedExperts::Create(
     data[experts.size() + table.size()] = facts.expert.down.data;
     table.push_back(facts.expert);
     held.push_back(weights.gate_up != nullptr);
+    prepared->all_held_ = prepared->all_held_ && weights.gate_up != nullptr;
+    prepared->biased_ =
+        prepared->biased_ || weights.gate_up_bias != nullptr || weights.down_bias != nullptr;
     transforms.push_back(facts.transforms);
   }
   NIBBLE_TRY(CheckSlices("gate and up", prepared->gate_up_.slices, kMaxGateUpSlices));

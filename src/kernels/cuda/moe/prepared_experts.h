@@ -47,6 +47,8 @@ class PreparedExperts final : public PreparedWeights {
   const std::byte* const* down_data() const { return gate_up_data() + experts_; }
   // Gate and up are one weight, in all experts.
   bool stacked() const { return stacked_; }
+  bool all_held() const { return all_held_; }
+  bool biased() const { return biased_; }
   // (E), on the device; null where no input is transformed.
   const ExpertTransforms* transforms() const {
     return transforms_x_ || transforms_h_ ? transforms_.as<ExpertTransforms>() : nullptr;
@@ -63,6 +65,8 @@ class PreparedExperts final : public PreparedWeights {
   Buffer data_;  // of gate and up, then of down
   int64_t experts_ = 0;
   bool stacked_ = true;
+  bool all_held_ = true;
+  bool biased_ = false;
   Buffer held_;
   Buffer transforms_;
   bool transforms_x_ = false;

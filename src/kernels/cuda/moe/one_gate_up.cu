@@ -1,0 +1,227 @@
+// An item is 16 outputs of one expert: a gate tile and the up tile of the same rows. Every block
+// has a contiguous share of the items of all chosen experts, whose slices its warps take in turns;
+// all sums of slices wait in shared memory until the end.
+#include <algorithm>
+
+#include "kernels/cuda/activation/activate.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/moe/carveout.h"
+#include "kernels/cuda/moe/one_choice.cuh"
+#include "kernels/cuda/moe/one_slice.cuh"
+#include "kernels/cuda/ptx/convert.cuh"
+#include "kernels/cuda/ptx/pdl.cuh"
+
+namespace nibble::kernels::cuda::moe {
+namespace {
+
+constexpr int kWarps = kOneThreads / 32;
+constexpr int kStages = 2;
+// A thread finishes one output.
+constexpr int kMostItems = kOneThreads / kTileRows;
+
+struct Plan {
+  int32_t share = 0;   // items of a block
+  int32_t larger = 0;  // blocks with one more
+  int32_t slices = 0;  // of gate, and of up
+  int32_t units = 0;   // slices of an item
+  int32_t k_tiles = 0;
+  int32_t tile_bytes = 0;
+  int32_t routed_tiles = 0;  // items of an expert
+  int32_t routed_up = 0;     // bytes from a gate tile to its up tile
+  int32_t shared_up = 0;
+  int32_t routed_scales_at = 0;  // bytes from a weight's begin to its row scales
+  int32_t shared_scales_at = 0;
+  // Shared memory, in bytes from its begin; the ring comes first.
+  uint32_t partial_at = 0;  // (items, units, 16)
+  uint32_t scales_at = 0;   // (gate and up, outputs of the block)
+  uint32_t x_at = 0;
+  uint32_t choice_at = 0;
+  uint32_t shared_bytes = 0;
+};
+
+// Walks the slices of the block's share that one warp takes. The shared expert is the last rank.
+struct Cursor {
+  int unit;  // of the share
+  int rank;
+  int tile;     // of the expert
+  int of_item;  // unit of the item
+
+  __device__ __forceinline__ void Settle(const Plan& plan, int top_k) {
+#pragma unroll 1
+    while (of_item >= plan.units) of_item -= plan.units, ++tile;
+#pragma unroll 1
+    while (tile >= plan.routed_tiles && rank < top_k) tile -= plan.routed_tiles, ++rank;
+  }
+};
+
+template <Formats kFormats>
+__global__ void __launch_bounds__(kOneThreads, 2)
+    OneGateUpKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
+  extern __shared__ __align__(16) std::byte memory[];
+  constexpr int kSliceBytes = kSliceBytesOf<kFormats>;
+  const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
+  const int lane = threadIdx.x % 32, block = blockIdx.x, top_k = p.routing.top_k;
+  auto& choice = *reinterpret_cast<OneChoice*>(memory + plan.choice_at);
+  auto* const x = reinterpret_cast<uint16_t*>(memory + plan.x_at);
+  auto* const partial = reinterpret_cast<float*>(memory + plan.partial_at);
+  const bool has_expert = static_cast<int>(threadIdx.x) < p.routing.experts;
+  const std::byte* const data = has_expert ? p.gate_up[threadIdx.x] : nullptr;
+  const int even_rank = EvenRank(p.routing);
+  const int first_item = block * plan.share + min(block, plan.larger);
+  const int items = plan.share + (block < plan.larger ? 1 : 0);
+  const int units = items * plan.units;
+  Cursor ahead = {warp, 0, first_item, warp};
+  ahead.Settle(plan, top_k);
+  // The output that this thread finishes.
+  Cursor output = {0, 0, first_item + static_cast<int>(threadIdx.x) / kTileRows, 0};
+  output.Settle(plan, top_k);
+  const bool finishes = static_cast<int>(threadIdx.x) < items * kTileRows;
+  const int row = threadIdx.x % kTileRows, n = output.tile * kTileRows + row;
+  const bool gated = plan.units > plan.slices;
+  if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared.gate.data};
+  TouchParams(p);
+  const uint32_t ring = ptx::SharedAddress(memory) + warp * kStages * kSliceBytes;
+  float* const scales = reinterpret_cast<float*>(memory + plan.scales_at) + threadIdx.x;
+  const float* const sums = partial + threadIdx.x / kTileRows * plan.units * kTileRows + row;
+
+  ptx::WaitForPredecessor();
+  // After the wait: few_tokens.h.
+  ptx::LaunchSuccessor();
+  // Zeros behind D.
+#pragma unroll 1
+  for (int i = threadIdx.x * 8; i < plan.slices * kSliceColumns; i += kOneThreads * 8)
+    ptx::CopyAsync16OrZero(x + i, p.x + i, i < p.d);
+  ptx::CommitCopies();
+  Choose(p.routing, has_expert ? __ldcg(p.logits + threadIdx.x) : 0.0f, data, even_rank, choice);
+
+  const auto fill = [&](int stage) {
+    if (ahead.unit < units) {
+      const bool up = ahead.of_item >= plan.slices;
+      const int slice = up ? ahead.of_item - plan.slices : ahead.of_item;
+      const int up_bytes = ahead.rank == top_k ? plan.shared_up : plan.routed_up;
+      const std::byte* const from = choice.ranks[ahead.rank].data +
+                                    (ahead.tile * plan.tile_bytes + (up ? up_bytes : 0)) +
+                                    slice * kSliceBytes;
+      CopyOneSlice<kFormats>(ring + stage * kSliceBytes, from,
+                             min(plan.k_tiles - slice * kSliceTiles, kSliceTiles), lane);
+      ahead.unit += kWarps, ahead.of_item += kWarps;
+      ahead.Settle(plan, top_k);
+    }
+    ptx::CommitCopies();
+  };
+#pragma unroll
+  for (int s = 0; s < kStages; ++s) fill(s);
+  // Of two neighbours; a copy does not hold up the warp, as a load would.
+  if (finishes && threadIdx.x % 2 == 0) {
+    const OneChoice::Rank& of = choice.ranks[output.rank];
+    const bool shared = output.rank == top_k;
+    const auto* const row_scales = reinterpret_cast<const float*>(
+        of.data + (shared ? plan.shared_scales_at : plan.routed_scales_at));
+    ptx::CopyAsync8(scales, row_scales + n);
+    if (gated) ptx::CopyAsync8(scales + kOneThreads, row_scales + (shared ? p.shared_f : p.f) + n);
+  }
+  ptx::CommitCopies();
+  ptx::WaitForCopies<kStages + 1>();
+  __syncthreads();  // x is there
+
+  int stage = 0, of_item = warp;
+#pragma unroll 1
+  for (int unit = warp; unit < units; unit += kWarps, of_item += kWarps) {
+#pragma unroll 1
+    while (of_item >= plan.units) of_item -= plan.units;
+    const int slice = of_item >= plan.slices ? of_item - plan.slices : of_item;
+    if (unit == warp) {
+      ptx::WaitForCopies<kStages>();
+    } else {
+      ptx::WaitForCopies<kStages - 1>();
+    }
+    __syncwarp();
+    const OneSlice<kFormats> weights[1] = {{memory + (warp * kStages + stage) * kSliceBytes, lane}};
+    __syncwarp();
+    fill(stage);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+    float2 sum[1];
+    MultiplySlices<kFormats, 1>(weights, {x + slice * kSliceColumns}, lane, sum);
+    StoreOneSum(partial + unit * kTileRows, sum[0], lane);
+  }
+  ptx::WaitForCopies<0>();
+  __syncthreads();
+  if (finishes) {
+    RowScale gate = {scales[0]}, up = {};
+    if (gated) up.scale = scales[kOneThreads];
+    if (p.biased) {
+      const Expert& expert =
+          output.rank == top_k ? p.shared : p.experts[choice.ranks[output.rank].expert];
+      if (expert.gate_bias != nullptr) gate.bias = expert.gate_bias[n];
+      if (gated && expert.up_bias != nullptr) up.bias = expert.up_bias[n];
+    }
+    const float gate_sum = gate.Apply(AddSlices(sums, plan.slices, kTileRows));
+    float up_sum = 0.0f;
+    if (gated) up_sum = up.Apply(AddSlices(sums + plan.slices * kTileRows, plan.slices, kTileRows));
+    const float value = Activate(p.activation, ptx::RoundBf16(gate_sum), ptx::RoundBf16(up_sum));
+    uint16_t* const h = p.h + output.rank * p.h_stride + n;
+    *h = static_cast<uint16_t>(ptx::PackBf16(value, 0.0f));
+    // What FC2 reads beside the last tile.
+    const int f = output.rank == top_k ? p.shared_f : p.f;
+    if (n - row + kTileRows == f)
+#pragma unroll 1
+      for (int m = n + kTileRows; m < RoundUp(f, kTileColumns); m += kTileRows) h[m - n] = 0;
+  }
+}
+
+// False where shared memory is too small.
+bool MakePlan(const FewParams& p, const WeightSet& set, Plan* plan) {
+  const int blocks = CurrentDevice().multiprocessors, parts = p.activation.gated() ? 2 : 1;
+  plan->routed_tiles = p.f / kTileRows;
+  const int shared_tiles = p.shared_f / kTileRows;
+  const int items = p.routing.top_k * plan->routed_tiles + shared_tiles;
+  plan->share = items / blocks;
+  plan->larger = items % blocks;
+  plan->slices = set.slices;
+  plan->units = set.slices * parts;
+  plan->k_tiles = set.like.k_tiles;
+  plan->tile_bytes = set.tile_bytes;
+  plan->routed_up = plan->routed_tiles * set.tile_bytes;
+  plan->shared_up = shared_tiles * set.tile_bytes;
+  plan->routed_scales_at = parts * plan->routed_tiles * set.tile_bytes;
+  plan->shared_scales_at = parts * shared_tiles * set.tile_bytes;
+  uint32_t used = 0;
+  const auto take = [&](int64_t bytes) {
+    const uint32_t at = used;
+    used += static_cast<uint32_t>((bytes + 15) / 16 * 16);
+    return at;
+  };
+  take(int64_t{kWarps} * kStages * set.slice_bytes);
+  plan->partial_at = take(int64_t{4} * (plan->share + 1) * plan->units * kTileRows);
+  plan->scales_at = take(2 * kOneThreads * int64_t{sizeof(float)});
+  plan->x_at = take(int64_t{2} * plan->slices * kSliceColumns);
+  plan->choice_at = take(OneChoice::Bytes(p.routing.experts));
+  plan->shared_bytes = used;
+  return plan->share < kMostItems &&
+         used <= static_cast<uint32_t>(CurrentDevice().shared_memory_per_block);
+}
+
+}  // namespace
+
+bool OneTakes(const FewParams& p, const FewSets& sets) {
+  const bool by_logit = p.routing.choice_bias == nullptr;
+  for (const WeightSet* set : {&sets.gate_up, &sets.down, &sets.shared_gate_up, &sets.shared_down})
+    if (!set->scales_follow) return false;
+  Plan ignored;
+  return p.t == 1 && sets.all_held && p.routing.experts <= kOneExperts &&
+         p.routing.top_k <= kOneTopK && p.routing.groups == 1 &&
+         (by_logit || p.routing.score == RouterScore::kSigmoid) &&
+         MakePlan(p, sets.gate_up, &ignored) && OneDownFits(p, sets);
+}
+
+void OneGateUp(const OpContext& context, const FewParams& p, const FewSets& sets) {
+  const auto kernel = FormatsOf(sets.gate_up) == Formats::kNvfp4 ? OneGateUpKernel<Formats::kNvfp4>
+                                                                 : OneGateUpKernel<Formats::kMxfp4>;
+  Plan plan;
+  MakePlan(p, sets.gate_up, &plan);
+  ShareMultiprocessor(kernel, plan.shared_bytes);
+  LaunchPdl(kernel, static_cast<unsigned>(CurrentDevice().multiprocessors), kOneThreads,
+            plan.shared_bytes, StreamOf(context), p, plan);
+}
+
+}  // namespace nibble::kernels::cuda::moe
