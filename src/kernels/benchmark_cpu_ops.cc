@@ -212,8 +212,7 @@ Result<CpuOpMeasurement> MeasureAttention(const OpTable& ops, ThreadPool& pool, 
                              .bytes = static_cast<double>(2 * layer_bytes),
                              .goal = kAttentionGoal};
   const double multiplied = 2.0 * heads.q / heads.kv * 2.0 * static_cast<double>(elements);
-  result.ideal_seconds =
-      result.bytes / read + (multiply_rate > 0 ? multiplied / multiply_rate : 0);
+  result.ideal_seconds = result.bytes / read + (multiply_rate > 0 ? multiplied / multiply_rate : 0);
   return result;
 }
 

@@ -1,6 +1,6 @@
-// How activations become E4M3 for products with FP8 weights: code = E4M3(x / scale), where one scale
-// holds for some columns of a token. It is the checkpoint's, or the largest magnitude / 448, which
-// uses the whole range.
+// How activations become E4M3 for products with FP8 weights: code = E4M3(x / scale), where one
+// scale holds for some columns of a token. It is the checkpoint's, or the largest magnitude / 448,
+// which uses the whole range.
 #pragma once
 
 #include <cstdint>
