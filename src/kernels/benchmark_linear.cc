@@ -199,12 +199,14 @@ Status MeasureCase(const OpTable& ops, ThreadPool& pool, const LinearBenchOption
     const int64_t n = stream ? RowsOf(item, StreamBytes(options), options.k) : options.batch_n;
     NIBBLE_ASSIGN(const auto weight,
                   MakeBenchWeight(ops, pool, item.format, item.activations, n, options.k));
-    LinearBench bench(ops, pool, *weight, item, report.probes.back());
+    // The clock changes from second to second: what the case is compared with is measured with it.
+    NIBBLE_ASSIGN(const LinearProbes probes, MeasureProbes(ops, pool));
+    LinearBench bench(ops, pool, *weight, item, probes);
     for (const int64_t m : options.tokens) {
       if (!belongs(m)) continue;
       NIBBLE_ASSIGN(LinearMeasurement measurement, bench.Measure(m));
-      measurement.verdicts = VerdictsOf(measurement, report.probes.back(),
-                                        report.variant.starts_with("avx512"), report.measurements);
+      measurement.verdicts = VerdictsOf(measurement, probes, report.variant.starts_with("avx512"),
+                                        report.measurements);
       if (on_measurement) on_measurement(measurement);
       report.measurements.push_back(std::move(measurement));
     }

@@ -163,8 +163,11 @@ void RoundToFp8(const uint16_t* x, const RefWeight& weight, double* out) {
   const int64_t k = weight.k(), group = weight.fp8().group;
   for (int64_t first = 0; first < k; first += group) {
     const int64_t end = std::min(k, first + group);
-    float amax = 0.0f;  // NaN leaves it as it is
-    for (int64_t i = first; i < end; ++i) amax = std::fmax(amax, std::fabs(Bf16ToFloat(x[i])));
+    float amax = 0.0f;
+    for (int64_t i = first; i < end; ++i) {  // no std::fmax: g++ 12 fails on it for aarch64
+      const float magnitude = std::fabs(Bf16ToFloat(x[i]));
+      if (magnitude > amax) amax = magnitude;  // NaN leaves it as it is
+    }
     const float scale = weight.fp8().scale > 0.0f ? weight.fp8().scale : Fp8ActivationScale(amax);
     const float multiplier = Fp8ActivationMultiplier(scale);
     for (int64_t i = first; i < end; ++i)
