@@ -107,15 +107,17 @@ ThreadPool::Range ThreadPool::RangeOf(int64_t n, int64_t grain, int thread) cons
 }
 
 void ThreadPool::RunRange(int thread) const {
+  if (on_every_thread_) return body_(context_, thread, thread + 1, thread);
   const Range range = RangeOf(n_, grain_, thread);
   if (range.begin < range.end) body_(context_, range.begin, range.end, thread);
 }
 
-void ThreadPool::Run(int64_t n, int64_t grain, Body body, void* context) {
+void ThreadPool::Run(int64_t n, int64_t grain, Body body, void* context, bool on_every_thread) {
   NIBBLE_CHECK(!busy_.exchange(true, std::memory_order_acquire),
                "nested or concurrent ParallelFor");
   n_ = n;
   grain_ = std::max<int64_t>(grain, 1);
+  on_every_thread_ = on_every_thread;
   body_ = body;
   context_ = context;
   pending_.store(static_cast<uint32_t>(threads_ - 1), std::memory_order_relaxed);

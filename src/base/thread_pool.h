@@ -59,13 +59,26 @@ class ThreadPool {
     Run(n, grain, &Trampoline<std::remove_reference_t<Fn>>, &fn);
   }
 
+  // Calls fn(thread) once on every thread, however fast its core is.
+  template <typename Fn>
+  void OnEveryThread(Fn&& fn) {
+    if (threads_ == 1) {
+      fn(0);
+      return;
+    }
+    const auto body = [&](int64_t, int64_t, int thread) { fn(thread); };
+    Run(0, 1, &Trampoline<const decltype(body)>, const_cast<void*>(static_cast<const void*>(&body)),
+        true);
+  }
+
  private:
   using Body = void (*)(void* context, int64_t begin, int64_t end, int thread);
   template <typename Fn>
   static void Trampoline(void* context, int64_t begin, int64_t end, int thread) {
     (*static_cast<Fn*>(context))(begin, end, thread);
   }
-  void Run(int64_t n, int64_t grain, Body body, void* context);
+  // on_every_thread: n does not count.
+  void Run(int64_t n, int64_t grain, Body body, void* context, bool on_every_thread = false);
   void WorkerLoop(int thread);
   void RunRange(int thread) const;
 
@@ -76,6 +89,7 @@ class ThreadPool {
   // The job: written by Run before generation_ is released, read by workers after they acquire it.
   int64_t n_ = 0;
   int64_t grain_ = 1;
+  bool on_every_thread_ = false;
   Body body_ = nullptr;
   void* context_ = nullptr;
   std::atomic<bool> busy_{false};

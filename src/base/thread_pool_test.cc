@@ -99,5 +99,14 @@ TEST(ThreadPool, AnIdlePoolBurnsNoCpu) {
   EXPECT_LT(ProcessSeconds() - before, 0.03);
 }
 
+TEST(ThreadPool, CallsEveryThreadOnceHoweverSlowItsCoreIs) {
+  std::vector<ThreadPlace> places(12);
+  for (size_t i = 7; i < places.size(); ++i) places[i].speed = 0.2;
+  ThreadPool pool(places);
+  std::vector<int> calls(places.size(), 0);
+  for (int round = 0; round < 3; ++round) pool.OnEveryThread([&](int thread) { ++calls[thread]; });
+  EXPECT_EQ(calls, std::vector<int>(places.size(), 3));
+}
+
 }  // namespace
 }  // namespace nibble

@@ -161,8 +161,7 @@ std::vector<ThreadPlace> PlanThreads(std::vector<CpuPlace> cpus, int threads) {
 
 std::vector<double> MeasureSpeeds(ThreadPool& pool, const std::vector<double>& planned) {
   std::vector<double> measured(planned.size(), 0.0);
-  pool.ParallelFor(pool.threads(), 1,
-                   [&](int64_t, int64_t, int thread) { measured[thread] = MultiplyRate(); });
+  pool.OnEveryThread([&](int thread) { measured[thread] = MultiplyRate(); });
   std::map<double, std::vector<double>> kinds;
   // The caller may have run anywhere.
   for (size_t i = 1; i < planned.size(); ++i) kinds[planned[i]].push_back(measured[i]);
@@ -186,7 +185,12 @@ std::unique_ptr<ThreadPool> MakeThreadPool(int threads) {
                usable);
   }
   const int count = threads > 0 ? std::min(threads, usable) : usable;
-  const std::vector<ThreadPlace> places = PlanThreads(ReadCpuPlaces(AllowedCpus()), count);
+  const std::vector<CpuPlace> cpus = ReadCpuPlaces(AllowedCpus());
+  std::vector<ThreadPlace> places = PlanThreads(cpus, count);
+  if (cpus.empty()) places.resize(static_cast<size_t>(count));  // the mask cannot be read
+  // Where cores are left over, another process may have chosen the same ones: the system decides.
+  if (places.size() < cpus.size() && OneKind(cpus))
+    for (ThreadPlace& place : places) place.cpu = -1;
   auto pool = std::make_unique<ThreadPool>(places);
   std::vector<double> planned;
   for (const ThreadPlace& place : places) planned.push_back(place.speed);

@@ -26,7 +26,7 @@ double ProbeOps(ThreadPool& pool, cpu::ComputeProbe probe) {
   constexpr int64_t kIterations = 200000;
   int64_t ops = 0;
   const double seconds = BestSeconds(pool.threads() == 1, [&] {
-    pool.ParallelFor(pool.threads(), 1, [&](int64_t, int64_t, int thread) {
+    pool.OnEveryThread([&](int thread) {
       const int64_t done = probe(kIterations);
       if (thread == 0) ops = done;
     });

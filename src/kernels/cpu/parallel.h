@@ -35,7 +35,7 @@ void ForEachItem(const OpContext& context, int64_t n, Fn&& fn) {
     return;
   }
   std::atomic<int64_t> next{0};
-  context.pool->ParallelFor(threads, 1, [&](int64_t, int64_t, int thread) {
+  context.pool->OnEveryThread([&](int thread) {
     for (int64_t item = next.fetch_add(1); item < n; item = next.fetch_add(1)) fn(item, thread);
   });
 }
