@@ -8,25 +8,12 @@
 #include "kernels/cuda/attention/step_attention.cuh"
 #include "kernels/cuda/attention/step_launch.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/shared_memory_split.h"
 
 namespace nibble::kernels::cuda {
 
 inline constexpr int64_t kMaxClusterCtas = 8;
 inline constexpr int64_t kMaxClusterBlocks = 16;
-
-// How a multiprocessor's memory is divided between L1 and shared memory. The division of one
-// token's linears (164 KB, linear/decode.cu) lets a launch start beside them. For a small grid this
-// was found to be worse than to start as they end: the linear behind it pairs up CTAs on
-// multiprocessors that are free, and leaves out those that are not.
-inline constexpr int kSharedOfFewCtas = 132 * 1024;
-inline constexpr int kSharedOfManyCtas = 164 * 1024;
-inline constexpr int kStepReserved = 1024;  // of a CTA, by the driver
-
-inline void DivideMemory(const void* kernel, int shared_of_multiprocessor) {
-  const int most = CurrentDevice().shared_memory_per_block + kStepReserved;
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       std::min(100 * shared_of_multiprocessor / most, 100));
-}
 
 // Blocks that a token may see, whatever the length.
 inline int64_t MaxStepBlocks(const AttentionProblem& p, int64_t max_keys) {
@@ -64,8 +51,11 @@ bool LaunchInClusters(const OpContext& context, StepProblem p, int64_t pairs, in
   p.slices_shift = std::countr_zero(static_cast<uint64_t>(slices));
   const int64_t ctas = pairs * cluster;
   const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, true>;
-  const int divided = ctas <= device.multiprocessors / 2 ? kSharedOfFewCtas : kSharedOfManyCtas;
-  DivideMemory(reinterpret_cast<const void*>(kernel), std::max(divided, shared + kStepReserved));
+  // One token's split lets a launch start beside its linears. For a small grid this was found to be
+  // worse than to start as they end: the linear behind it pairs up CTAs on multiprocessors that are
+  // free, and leaves out those that are not.
+  const int split = ctas <= device.multiprocessors / 2 ? kSplitOfFewTokens : kSplitOfOneToken;
+  AskForSplit(reinterpret_cast<const void*>(kernel), std::max(split, shared + kReservedPerCta));
   LaunchPdlCluster(kernel, dim3(static_cast<uint32_t>(ctas)), dim3(kStepThreads),
                    dim3(static_cast<uint32_t>(cluster)), shared, StreamOf(context), p);
   return true;
@@ -83,12 +73,12 @@ void LaunchStepOf(const OpContext& context, StepProblem p, int64_t max_keys) {
       std::clamp<int64_t>(2 * CurrentDevice().multiprocessors / pairs, 1, blocks));
   if (p.splits == 1 || p.units_per_tile == 0) p.splits = 1, p.units_per_tile = 0;
   const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, false>;
-  DivideMemory(reinterpret_cast<const void*>(kernel), kSharedOfManyCtas);
+  AskForSplit(reinterpret_cast<const void*>(kernel), kSplitOfOneToken);
   LaunchPdl(kernel, dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kStepThreads),
             sizeof(Shared), StreamOf(context), p);
   if (p.splits == 1) return;
   const auto merge = MergeStepKernel<kFp8>;
-  DivideMemory(reinterpret_cast<const void*>(merge), kSharedOfManyCtas);
+  AskForSplit(reinterpret_cast<const void*>(merge), kSplitOfOneToken);
   LaunchPdl(merge, dim3(static_cast<uint32_t>(pairs * kDimAtoms)), dim3(kMergeWarps * 32), 0,
             StreamOf(context), p);
 }

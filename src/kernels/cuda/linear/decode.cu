@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/shared_memory_split.h"
 #include "kernels/cuda/linear/decode_kernels.h"
 #include "kernels/cuda/norm/norm.h"
 
@@ -32,8 +33,7 @@ constexpr int kCachedX = 64 * 1024;
 constexpr int kCachedXBesideTwoStages = 10 * 1024;
 
 // Shared memory of a multiprocessor that up to 8 tokens use, where the rest is L1, which keeps x.
-constexpr int kReservedPerCta = 1024;
-int SharedOfMultiprocessor(int m) { return (m == 1 ? 164 : 132) * 1024; }
+int SharedOfMultiprocessor(int m) { return m == 1 ? kSplitOfOneToken : kSplitOfFewTokens; }
 
 // Weights from here on have a multiprocessor's slots to themselves: behind a small kernel, two CTAs
 // of a launch would share one multiprocessor while others stand idle, and the launch would take as
@@ -177,12 +177,11 @@ bool LeavesRoomForX(const WeightTiles& weight, const DecodePlan& plan) {
 }
 
 void SetSharedMemory(const void* kernel, const WeightTiles& weight, const DecodePlan& plan) {
-  const int most = CurrentDevice().shared_memory_per_block + kReservedPerCta;
   int wanted = plan.shared_bytes + kReservedPerCta;
   if (plan.token_tiles == 1)
-    wanted = std::max(LeavesRoomForX(weight, plan) ? SharedOfMultiprocessor(plan.m) : most, wanted);
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                       std::min(100 * wanted / most, 100));  // the next larger split is taken
+    wanted = std::max(
+        LeavesRoomForX(weight, plan) ? SharedOfMultiprocessor(plan.m) : WholeSplit(), wanted);
+  AskForSplit(kernel, wanted);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
 }
 

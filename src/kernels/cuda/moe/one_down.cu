@@ -5,11 +5,11 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/moe/carveout.h"
 #include "kernels/cuda/moe/one_choice.cuh"
 #include "kernels/cuda/moe/one_slice.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/shared_memory_split.h"
 
 namespace nibble::kernels::cuda::moe {
 namespace {

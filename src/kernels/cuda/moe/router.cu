@@ -2,11 +2,11 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/moe/carveout.h"
 #include "kernels/cuda/moe/router.h"
 #include "kernels/cuda/norm/normalize.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/shared_memory_split.h"
 
 namespace nibble::kernels::cuda::moe {
 namespace {

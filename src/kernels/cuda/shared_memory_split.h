@@ -10,7 +10,23 @@
 
 #include "kernels/cuda/launch.h"
 
-namespace nibble::kernels::cuda::moe {
+namespace nibble::kernels::cuda {
+
+// Of every CTA's shared memory, by the driver.
+inline constexpr int kReservedPerCta = 1024;
+
+// What decode steps ask for, of one token and of up to 8: the rest is L1, which keeps x.
+inline constexpr int kSplitOfOneToken = 164 * 1024;
+inline constexpr int kSplitOfFewTokens = 132 * 1024;
+
+// Bytes of shared memory of a multiprocessor that has no more than that.
+inline int WholeSplit() { return CurrentDevice().shared_memory_per_block + kReservedPerCta; }
+
+// Of the launches that follow. wanted: bytes; the driver takes the next larger split that there is.
+inline void AskForSplit(const void* kernel, int64_t wanted) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                       static_cast<int>(std::min<int64_t>(100 * wanted / WholeSplit(), 100)));
+}
 
 // Of the launches that follow: as much shared memory as there is, or what the kernel itself needs.
 template <typename... Params>
@@ -24,12 +40,8 @@ void PreferSharedMemory(void (*kernel)(Params...), bool prefer = true) {
 // (linear/decode.cu), within which a block of each of two launches shares a multiprocessor.
 template <typename... Params>
 void ShareMultiprocessor(void (*kernel)(Params...), int64_t shared_bytes) {
-  constexpr int kReservedPerBlock = 1024, kWanted = 164 * 1024;
-  const int most = CurrentDevice().shared_memory_per_block + kReservedPerBlock;
-  const auto wanted = std::max<int64_t>(kWanted, shared_bytes + kReservedPerBlock);
-  cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                       cudaFuncAttributePreferredSharedMemoryCarveout,
-                       static_cast<int>(std::min<int64_t>(100 * wanted / most, 100)));
+  AskForSplit(reinterpret_cast<const void*>(kernel),
+              std::max<int64_t>(kSplitOfOneToken, shared_bytes + kReservedPerCta));
 }
 
-}  // namespace nibble::kernels::cuda::moe
+}  // namespace nibble::kernels::cuda
