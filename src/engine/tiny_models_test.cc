@@ -38,6 +38,23 @@ std::vector<Case> AllCases() {
 
 class TinyModelsTest : public ::testing::TestWithParam<Case> {
  protected:
+  // Of the model's vocabulary, with log-probabilities and at least so many tokens to generate.
+  static std::vector<Request> RandomRequests(uint32_t seed, int count, int32_t least_tokens,
+                                             RequestShape shape) {
+    Random random(seed);
+    shape.vocab = static_cast<int32_t>(GetParam().config.at("vocab_size").as_int64());
+    std::vector<Request> requests;
+    for (int i = 0; i < count; ++i) {
+      Request request = RandomRequest(random, shape);
+      request.sampling.max_tokens = random.In(least_tokens, shape.max_output);
+      request.sampling.min_tokens = 0;
+      request.sampling.logprobs = 3;
+      std::erase_if(request.sampling.stop_token_ids, [&](int32_t t) { return t >= shape.vocab; });
+      requests.push_back(std::move(request));
+    }
+    return requests;
+  }
+
   // Runs all requests together, or one after the other.
   std::vector<Generation> Run(const std::vector<Request>& requests, CoreRunner::Config config,
                               bool together, const kernels::OpTable* ops = nullptr,
@@ -72,23 +89,13 @@ class TinyModelsTest : public ::testing::TestWithParam<Case> {
 };
 
 TEST_P(TinyModelsTest, AnswersDoNotDependOnBatchPagesChunksOrCache) {
-  Random random(5);
-  RequestShape shape{.max_output = 24, .max_choices = 2, .text = false};
-  shape.vocab = static_cast<int32_t>(GetParam().config.at("vocab_size").as_int64());
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
   constexpr int kRequests = 3;  // many times slower
 #else
   constexpr int kRequests = 10;
 #endif
-  std::vector<Request> requests;
-  for (int i = 0; i < kRequests; ++i) {
-    Request request = RandomRequest(random, shape);
-    request.sampling.max_tokens = random.In(0, shape.max_output);
-    request.sampling.min_tokens = 0;
-    request.sampling.logprobs = 3;
-    std::erase_if(request.sampling.stop_token_ids, [&](int32_t t) { return t >= shape.vocab; });
-    requests.push_back(std::move(request));
-  }
+  const std::vector<Request> requests =
+      RandomRequests(5, kRequests, 0, {.max_output = 24, .max_choices = 2, .text = false});
   constexpr int64_t kLength = 100;
   for (const kernels::KvFormat format : {kernels::KvFormat::kBf16, kernels::KvFormat::kFp8}) {
     const std::vector<Generation> want = Run(requests,
@@ -132,19 +139,9 @@ class ChunkedModelsTest : public TinyModelsTest {};
 
 TEST_P(ChunkedModelsTest, AnswersDoNotDependOnBatchPagesStepsOrCache) {
   const kernels::OpTable& ops = kernels::RefOps();
-  Random random(6);
-  RequestShape shape{.max_prompt = 200, .max_output = 6, .text = false};
-  shape.vocab = static_cast<int32_t>(GetParam().config.at("vocab_size").as_int64());
-  std::vector<Request> requests;
-  for (int i = 0; i < 4; ++i) {
-    Request request = RandomRequest(random, shape);
-    request.sampling.max_tokens = random.In(1, shape.max_output);
-    request.sampling.min_tokens = 0;
-    request.sampling.logprobs = 3;
-    request.sampling.n = 1;
-    std::erase_if(request.sampling.stop_token_ids, [&](int32_t t) { return t >= shape.vocab; });
-    requests.push_back(std::move(request));
-  }
+  std::vector<Request> requests =
+      RandomRequests(6, 4, 1, {.max_prompt = 200, .max_output = 6, .text = false});
+  for (Request& request : requests) request.sampling.n = 1;
   const std::vector<Generation> want = Run(requests,
                                            {.page_size = 64,
                                             .max_model_len = 210,
@@ -182,18 +179,8 @@ class W4a4ModelsTest : public TinyModelsTest {
 };
 
 TEST_P(W4a4ModelsTest, AnswersDoNotDependOnBatchPagesStepsOrCache) {
-  Random random(7);
-  RequestShape shape{.max_prompt = 50, .max_output = 12, .max_choices = 2, .text = false};
-  shape.vocab = static_cast<int32_t>(GetParam().config.at("vocab_size").as_int64());
-  std::vector<Request> requests;
-  for (int i = 0; i < 5; ++i) {
-    Request request = RandomRequest(random, shape);
-    request.sampling.max_tokens = random.In(1, shape.max_output);
-    request.sampling.min_tokens = 0;
-    request.sampling.logprobs = 3;
-    std::erase_if(request.sampling.stop_token_ids, [&](int32_t t) { return t >= shape.vocab; });
-    requests.push_back(std::move(request));
-  }
+  std::vector<Request> requests = RandomRequests(
+      7, 5, 1, {.max_prompt = 50, .max_output = 12, .max_choices = 2, .text = false});
   // A prompt that goes on where another's answer was: what was generated is now a prompt.
   const std::vector<Generation> first = Run(requests, {.max_model_len = 100}, false);
   Request next = requests[0];
