@@ -1,4 +1,4 @@
-"""The seeded text generator of the tokenizer goldens; src/text/tokenizer_testdata.h is the same in C++.
+"""The seeded text generator of the tokenizer goldens; src/text/testing/tokenizer_data.h is the same in C++.
 
 Text is a sequence of segments drawn by a SplitMix64 stream: words of many scripts, code points of one block, digits,
 blanks, marks, special tokens. Both sides read words and blocks from tests/golden/tokenizer/corpus.json.

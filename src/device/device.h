@@ -88,7 +88,7 @@ class Device {
   virtual void Clear(void* memory, size_t bytes) = 0;
   virtual void Synchronize() = 0;
 
-  // Records what `launch` launches. Null where nothing is recorded: call it every time instead.
+  // Records what `launch` launches. Null where nothing can be (no memory): call it every time.
   virtual std::unique_ptr<DeviceGraph> Record(const std::function<void()>& launch) = 0;
 
   virtual std::unique_ptr<DeviceMark> Mark() = 0;

@@ -128,10 +128,6 @@ void Core::Step() {
     if (!launches_ahead_ || step.read_at_once()) ReadStep();
   }
   Sweep();
-  stats_.running = static_cast<int64_t>(running_.size());
-  stats_.waiting = static_cast<int64_t>(waiting_.size());
-  stats_.kv_usage = static_cast<double>(cache_.pages() - cache_.available()) /
-                    static_cast<double>(cache_.pages());
 }
 
 // From here on sequences count the tokens that the step draws.
@@ -185,7 +181,8 @@ void Core::FailAll(const Error& error) {
   for (LaunchedStep& step : steps_) step.Forget();
 }
 
-// Forgets what ended. Sequences live until here, so that a step may point at them.
+// Forgets what ended and counts what is left. Sequences live until here, so that a step may point
+// at them.
 void Core::Sweep() {
   std::erase_if(running_, [](const Sequence* s) { return s->state != Sequence::State::kRunning; });
   std::erase_if(waiting_, [](const Sequence* s) { return s->state != Sequence::State::kWaiting; });
@@ -193,6 +190,10 @@ void Core::Sweep() {
     if (request->ended) ended_.push_back(request->id);
     return request->ended;
   });
+  stats_.running = static_cast<int64_t>(running_.size());
+  stats_.waiting = static_cast<int64_t>(waiting_.size());
+  stats_.kv_usage = static_cast<double>(cache_.pages() - cache_.available()) /
+                    static_cast<double>(cache_.pages());
 }
 
 std::string Core::CheckInvariants() const {

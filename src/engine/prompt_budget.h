@@ -5,12 +5,14 @@
 // s of them: since part of s does not depend on p, growing does not overshoot, and shrinking comes
 // close in a few steps. Nothing is believed beyond twice what was measured, since kernels change
 // with the number of tokens; and a step that was far from full makes nothing shrink, since what it
-// took was not its prompt's. Where answers alone take long, prompts may add half of that. Pure but
-// for its state; no threads.
+// took was not its prompt's. Where answers alone take long, prompts may add half of that; a single
+// slow step does not make them slow (a device records a step's first shape). Pure but for its
+// state; no threads.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "kernels/ops.h"
 
@@ -36,9 +38,10 @@ class PromptBudget {
   void Observe(int64_t prompt_tokens, double seconds) {
     if (!limits_ || seconds <= 0) return;
     if (prompt_tokens == 0) {
-      answers_seconds_ = seconds;
+      answers_seconds_ = std::min(seconds, std::exchange(last_answers_seconds_, seconds));
       return;
     }
+    answers_seconds_ = std::min(answers_seconds_, seconds);  // the step held the answers, too
     const double limit = std::max(kStepSeconds, kMostSlower * answers_seconds_);
     const auto allowed =
         static_cast<int64_t>(std::min(static_cast<double>(prompt_tokens) * limit / seconds, 1e9));
@@ -53,7 +56,8 @@ class PromptBudget {
   const bool limits_;
   const int64_t max_tokens_;
   int64_t tokens_;
-  double answers_seconds_ = 0;  // of the last step of answers alone
+  double answers_seconds_ = 0;       // of a step of answers alone, at most
+  double last_answers_seconds_ = 0;  // of the last such step
 };
 
 }  // namespace nibble::engine

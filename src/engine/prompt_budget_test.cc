@@ -51,6 +51,22 @@ TEST(PromptBudget, SlowAnswersAndShortTailsDoNotStarvePrompts) {
   EXPECT_NEAR(static_cast<double>(budget.tokens()), 0.025 / 2e-5, 50);
 }
 
+TEST(PromptBudget, OneSlowStepOfAnswersDoesNotLiftTheLimit) {
+  PromptBudget budget(true, 8192);
+  Converge(budget, 5e-3, 2e-5, 1 << 20);
+  budget.Observe(0, 5e-3);
+  budget.Observe(0, 1.5);  // records a shape
+  Converge(budget, 5e-3, 2e-5, 1 << 20);
+  // Two were slow; then a step with a prompt shows what answers take at most.
+  budget.Observe(0, 1.5);
+  budget.Observe(0, 1.5);
+  for (int step = 0; step < 20; ++step) {
+    const double seconds = 5e-3 + 2e-5 * static_cast<double>(budget.tokens());
+    EXPECT_LT(seconds, PromptBudget::kMostSlower * PromptBudget::kStepSeconds * 1.01);
+    budget.Observe(budget.tokens(), seconds);
+  }
+}
+
 TEST(PromptBudget, WithoutALimitAStepIsFull) {
   PromptBudget budget(false, 512);
   budget.Observe(512, 100.0);

@@ -12,15 +12,14 @@
 #include "numerics/bf16.h"
 #include "numerics/f16.h"
 #include "testing/gguf_writer.h"
+#include "testing/golden.h"
 
 namespace nibble::formats {
 namespace {
 
 namespace json = boost::json;
 
-std::string GoldenPath(const std::string& name) {
-  return std::string(NIBBLE_SOURCE_DIR) + "/tests/golden/gguf/" + name;
-}
+std::string GoldenPath(const std::string& name) { return nibble::GoldenPath("gguf/" + name); }
 
 const json::object& Expected() {
   static const json::value expected = json::parse(*ReadFile(GoldenPath("expected.json")));

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "formats/hub_download.h"
 #include "formats/hub_http.h"
+#include "testing/source_folder.h"
 #include "testing/temp_folder.h"
 
 namespace nibble::formats {
@@ -35,7 +36,7 @@ class FakeHub {
     int to_child[2];
     int from_child[2];
     if (::pipe2(to_child, O_CLOEXEC) != 0 || ::pipe2(from_child, O_CLOEXEC) != 0) return;
-    const std::string script = std::string(NIBBLE_SOURCE_DIR) + "/tests/fake_hub.py";
+    const std::string script = SourceFolder() / "tests/fake_hub.py";
     child_ = ::fork();
     if (child_ == 0) {
       ::dup2(to_child[0], 0);

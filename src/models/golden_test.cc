@@ -19,6 +19,7 @@
 #include "testing/golden.h"
 #include "testing/golden_weights.h"
 #include "testing/model_runner.h"
+#include "testing/source_folder.h"
 
 namespace nibble::models {
 namespace {
@@ -244,7 +245,7 @@ INSTANTIATE_TEST_SUITE_P(Tiny, DraftGoldenTest, ::testing::ValuesIn(TinyCases("d
 
 // The real SmolLM2, read from the same GGUF as the golden; `make model` fetches it.
 TEST(SmolLm2Test, WithinTheYardstick) {
-  const fs::path gguf = fs::path(NIBBLE_SOURCE_DIR) / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf";
+  const fs::path gguf = SourceFolder() / "models/SmolLM2-135M-Instruct.Q4_1.gguf";
   if (!fs::exists(gguf)) GTEST_SKIP() << gguf << " is not there: `make model` fetches it";
   CheckAgainstGolden({.name = "smollm2",
                       .checkpoint = gguf,

@@ -18,6 +18,7 @@
 #include "models/dummy_checkpoint.h"
 #include "models/registry.h"
 #include "models/token_bytes.h"
+#include "testing/source_folder.h"
 #include "testing/temp_folder.h"
 
 namespace nibble::models {
@@ -26,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 constexpr int64_t kContext = 1024;
 
-fs::path Configs() { return fs::path(NIBBLE_SOURCE_DIR) / "configs"; }
+fs::path Configs() { return SourceFolder() / "configs"; }
 
 // Of configs/, not registered yet. Empty when every family is there.
 const std::set<std::string> kPending = {};
@@ -126,7 +127,7 @@ TEST(ScaleConfigs, EachHasAnEntryHere) {
 
 TEST(FamilyTable, ListsEveryRegisteredArchitecture) {
   for (const char* file : {"docs/families.md", "README.md"}) {
-    const auto text = ReadFile((fs::path(NIBBLE_SOURCE_DIR) / file).string());
+    const auto text = ReadFile((SourceFolder() / file).string());
     ASSERT_TRUE(text) << text.error().message();
     for (const Architecture& architecture : RegisteredArchitectures()) {
       EXPECT_NE(text->find("| " + architecture.architectures.front() + " |"), std::string::npos)

@@ -1,12 +1,15 @@
 // Recorded launches of decode steps: the first step of a shape runs as it is, the second is
 // recorded, later ones are replayed. Shapes are what launches depend on; everything else is read on
-// the device.
+// the device. A recording takes memory of the device that no plan knows, so that only the shapes
+// used last keep theirs, and where there is no memory for one its shape goes on without.
 #pragma once
 
+#include <algorithm>
 #include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "device/device.h"
 #include "kernels/recordings.h"
@@ -18,6 +21,7 @@ class StepGraphs {
  public:
   // Larger steps spend so long in kernels that launches do not show.
   static constexpr int64_t kMaxTokens = 256;
+  static constexpr size_t kMostShapes = 128;
 
   // Runs `launch`, a step over `batch` as ops see it, or its recording. A template, so that no step
   // but the recorded one makes a std::function, which would allocate.
@@ -35,11 +39,16 @@ class StepGraphs {
                          .drawn = batch.drawn,
                          .pool = kv.id(),
                          .recording = kernels::RecordingNumber()};
-    const auto [entry, first] = graphs_.try_emplace(shape);
-    if (first) return launch();
-    if (entry->second == nullptr) entry->second = device.Record(launch);
-    if (entry->second == nullptr) return launch();
-    entry->second->Launch();
+    const auto [entry, first] = shapes_.try_emplace(shape);
+    Recording& recording = entry->second;
+    recording.last_step = ++steps_;
+    if (first) {
+      ForgetTheOldest();
+      return launch();
+    }
+    if (!std::exchange(recording.tried, true)) recording.graph = device.Record(launch);
+    if (recording.graph == nullptr) return launch();
+    recording.graph->Launch();
   }
 
  private:
@@ -54,7 +63,21 @@ class StepGraphs {
     auto operator<=>(const Shape&) const = default;
   };
 
-  std::map<Shape, std::unique_ptr<DeviceGraph>> graphs_;
+  struct Recording {
+    std::unique_ptr<DeviceGraph> graph;
+    bool tried = false;
+    uint64_t last_step = 0;
+  };
+
+  // Its last step has been read by now: far fewer are under way than shapes are kept.
+  void ForgetTheOldest() {
+    if (shapes_.size() <= kMostShapes) return;
+    shapes_.erase(std::ranges::min_element(
+        shapes_, {}, [](const auto& entry) { return entry.second.last_step; }));
+  }
+
+  std::map<Shape, Recording> shapes_;
+  uint64_t steps_ = 0;
 };
 
 }  // namespace nibble::models

@@ -7,6 +7,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "testing/source_folder.h"
+
 namespace nibble::text {
 namespace {
 
@@ -20,9 +22,7 @@ std::string ReadText(const std::filesystem::path& path) {
   return text.str();
 }
 
-std::filesystem::path GoldenFolder() {
-  return std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests/golden/chat_templates";
-}
+std::filesystem::path GoldenFolder() { return SourceFolder() / "tests/golden/chat_templates"; }
 
 json::value ReadGolden(std::string_view name) {
   return json::parse(ReadText(GoldenFolder() / std::string(name)));
@@ -92,11 +92,7 @@ TEST(ChatTemplate, OwnTemplatesRenderAsInJinja2) {
 }
 
 TEST(ChatTemplate, PublishedTemplatesRenderAsInJinja2) {
-  const char* shared = std::getenv("NIBBLE_SHARED");
-  const std::filesystem::path folder =
-      (shared != nullptr ? std::filesystem::path(shared)
-                         : std::filesystem::path(NIBBLE_SOURCE_DIR) / "../shared") /
-      "data/tokenizers";
+  const std::filesystem::path folder = SharedFolder() / "data/tokenizers";
   for (const std::string name : {"qwen3", "deepseek_v3"}) {
     const auto path = folder / name / "tokenizer_config.json";
     if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is absent";

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "text/testing/tokenizer_data.h"
 #include "text/tokenizer.h"
-#include "text/tokenizer_testdata.h"
 
 namespace nibble::text {
 namespace {

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "text/testing/tokenizer_data.h"
 #include "text/tokenizer.h"
-#include "text/tokenizer_testdata.h"
 #include "text/unicode/utf8.h"
 
 namespace nibble::text {

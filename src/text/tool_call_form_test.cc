@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "text/tokenizer_testdata.h"
+#include "text/testing/tokenizer_data.h"
 
 namespace nibble::text {
 namespace {

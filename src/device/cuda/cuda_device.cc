@@ -203,8 +203,13 @@ class Cuda final : public Device {
     launch();
     Check(cudaStreamEndCapture(stream_, &graph));
     if (graph == nullptr) return nullptr;
-    Check(cudaGraphInstantiate(&executable, graph, 0));
+    const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
     cudaGraphDestroy(graph);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // nothing is broken: the launches go on one by one
+      return nullptr;
+    }
+    Check(error);
     if (executable == nullptr) return nullptr;
     return std::make_unique<CudaGraph>(executable, stream_);
   }

@@ -7,9 +7,9 @@
 #include <functional>
 #include <string>
 
+#include "text/testing/tokenizer_data.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer/base64.h"
-#include "text/tokenizer_testdata.h"
 
 namespace nibble::text {
 namespace {

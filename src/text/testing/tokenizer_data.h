@@ -16,12 +16,13 @@
 #include <utility>
 #include <vector>
 
+#include "testing/source_folder.h"
 #include "text/unicode/utf8.h"
 
 namespace nibble::text {
 
 inline std::filesystem::path TokenizerGoldens() {
-  return std::filesystem::path(NIBBLE_SOURCE_DIR) / "tests" / "golden" / "tokenizer";
+  return SourceFolder() / "tests/golden/tokenizer";
 }
 
 inline std::string ReadText(const std::filesystem::path& path) {
@@ -35,11 +36,7 @@ inline boost::json::object ReadJson(const std::filesystem::path& path) {
 
 // Where files of published tokenizers are, if they are.
 inline std::filesystem::path PublishedFolder(const std::string& name) {
-  const char* shared = std::getenv("NIBBLE_SHARED");
-  const std::filesystem::path root =
-      shared != nullptr ? std::filesystem::path(shared)
-                        : std::filesystem::path(NIBBLE_SOURCE_DIR).parent_path() / "shared";
-  return root / "data" / "tokenizers" / name;
+  return SharedFolder() / "data/tokenizers" / name;
 }
 
 // Empty where the shared data folder does not have it.
