@@ -166,7 +166,7 @@ Result<int> RunBench(const BenchModelOptions& options) {
   model.even_routing = model.load_format == "dummy";
   if (options.profile || std::ranges::max(options.contexts) > 0) model.prefix_caching = false;
   std::optional<ExitOnSignal> exit_on_signal(std::in_place);
-  NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(model.device));
+  NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(model.device, model.cpu_isa));
   kernels::OpProbe probe(*ops);
   NIBBLE_ASSIGN(const LoadedModel loaded, LoadEngine(model, {}, nullptr, &probe));
   exit_on_signal.reset();

@@ -99,9 +99,10 @@ int Doctor(bool report) {
   }
   PrintCuda();
   fmt::print("kernels     {}\n", kernels::CpuOps().variant);
-  for (const std::string_view variant : {"avx512", "avx2", "neon", "generic"}) {
+  for (const std::string_view variant :
+       {"avx512", "avx512bf16", "avx2", "i8mm", "neon", "generic"}) {
     const auto ops = kernels::CpuOpsVariant(variant);
-    fmt::print("  {:<9} {}\n", variant,
+    fmt::print("  {:<10} {}\n", variant,
                !ops ? "not on this processor or not in this build"
                : (*ops)->variant == kernels::CpuOps().variant
                    ? "chosen: the fastest that this processor runs"

@@ -167,8 +167,18 @@ int Report(const Error& error) {
   return error.code() == Code::kInvalidArgument || error.code() == Code::kUnsupported ? 2 : 1;
 }
 
-// --device auto, cpu, cuda or cuda:N. auto: the first GPU, if there is one that can be used.
-Result<const kernels::OpTable*> ChooseOps(const std::string& device) {
+// --device auto, cpu, cuda or cuda:N. auto: the first GPU, if there is one that can be used and no
+// instruction set of the CPU is asked for.
+Result<const kernels::OpTable*> ChooseOps(const std::string& device, const std::string& cpu_isa) {
+  if (cpu_isa != "auto") {
+    if (device != "cpu" && device != "auto") {
+      return Fail(Code::kInvalidArgument, "--cpu-isa {}: goes with --device cpu, not {}", cpu_isa,
+                  device);
+    }
+    auto ops = kernels::CpuOpsVariant(cpu_isa);
+    if (!ops) return tl::unexpected(ops.error().Context("--cpu-isa"));
+    return *ops;
+  }
   if (device == "cpu") return &kernels::CpuOps();
   if (device == "auto") {
     const auto ops = kernels::CudaOps();
@@ -198,7 +208,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   const auto tell = [&](std::string_view name, double fraction) {
     if (stage) stage(name, fraction);
   };
-  NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(options.device));
+  NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(options.device, options.cpu_isa));
   NIBBLE_ASSIGN(const ActivationFormat activations, ParseActivations(options.cpu_activations));
   NIBBLE_ASSIGN(const KvFormat kv_format, ParseKvFormat(options.kv_cache_dtype));
 

@@ -63,8 +63,9 @@ int64_t StoredBytes(const formats::Checkpoint& checkpoint);
 Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback& stage = {},
                                models::LinearObserver* observer = nullptr,
                                kernels::OpProbe* probe = nullptr);
-// The ops that --device means.
-Result<const kernels::OpTable*> ChooseOps(const std::string& device);
+// The ops that --device and --cpu-isa mean.
+Result<const kernels::OpTable*> ChooseOps(const std::string& device,
+                                          const std::string& cpu_isa = "auto");
 
 // "42 tokens, 81.3 tokens/s, 12.3 ms/token, 6.2 GB/s (78 % of 8.0 GB/s)": how a generation ends.
 std::string SpeedLine(const LoadedModel& model, int64_t tokens, double seconds);

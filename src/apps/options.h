@@ -15,8 +15,9 @@ struct ModelOptions {
   std::string dummy_policy = "config";   // of --load-format dummy: config, all-4bit
   uint64_t dummy_seed = 2;               // of --load-format dummy
   std::string device = "auto";           // auto, cpu, cuda, cuda:N
+  std::string cpu_isa = "auto";          // auto, or a variant of kernels::CpuOpsVariant
   int threads = 0;                       // 0: what affinity and cgroup limits allow
-  std::string cpu_activations = "auto";  // auto, bf16, int16, int8
+  std::string cpu_activations = "auto";  // auto, bf16, int16, int8, requantized
   std::string activations = "auto";      // auto, 16
   std::string kv_cache_dtype = "auto";   // auto, bf16, fp8
   std::string quantization;              // a cross-check, "" for none

@@ -255,9 +255,7 @@ inline void ExpectClose(const std::vector<float>& y, const std::vector<float>& r
 
 inline std::vector<std::string> Variants() {
   std::vector<std::string> names;
-  for (const char* name : {"generic", "avx2", "avx512", "avx512bf16", "neon", "i8mm"}) {
-    if (CpuOpsVariant(name)) names.push_back(name);
-  }
+  for (const OpTable* table : CpuOpsVariants()) names.emplace_back(table->variant);
   return names;
 }
 

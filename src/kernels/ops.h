@@ -694,11 +694,13 @@ std::vector<std::string_view> MissingOps(const OpTable& table);
 const OpTable& RefOps();
 
 // The fastest kernels that this processor runs, chosen once. `variant` ("", "avx512bf16",
-// "avx512", "avx2", "neon", "generic") forces one, for tests and benchmarks; an error when this
-// processor or build lacks it.
+// "avx512", "avx2", "i8mm", "neon", "generic") forces one; an error when this processor or build
+// lacks it.
 const OpTable& CpuOps();
+Result<const OpTable*> CpuOpsVariant(std::string_view variant);
+// All that this processor and build have.
+std::vector<const OpTable*> CpuOpsVariants();
 // The kernels of GPU `index`. kUnsupported, with the reason, where there is none.
 Result<const OpTable*> CudaOps(int index = 0);
-Result<const OpTable*> CpuOpsVariant(std::string_view variant);
 
 }  // namespace nibble::kernels

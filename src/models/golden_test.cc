@@ -28,6 +28,7 @@ namespace fs = std::filesystem;
 using kernels::ActivationFormat;
 using nibble::testing::Backend;
 using nibble::testing::ModelRunner;
+using nibble::testing::OtherCpuBackends;
 using nibble::testing::RunnerSequence;
 using nibble::testing::TestedBackends;
 
@@ -38,26 +39,35 @@ struct Case {
   fs::path checkpoint;  // or a golden's folder: one is made from its weights.json
   fs::path golden;
   ActivationFormat activations;
-  const kernels::OpTable* ops = &kernels::CpuOps();
+  const kernels::OpTable* ops;
 };
 
 fs::path GoldenRoot() { return GoldenPath(""); }
 
-// With the golden of that name in their folders. integers: with int8 and int16 activations, too.
+// With the golden of that name in their folders, on every instruction set. integers: with int8 and
+// int16 activations, too.
 std::vector<Case> TinyCases(const char* golden, bool integers) {
+  std::vector<Backend> exact = TestedBackends();
+  const std::vector<Backend> others = OtherCpuBackends();
+  exact.insert(exact.end(), others.begin(), others.end());
+  std::vector<Backend> hosts = others;
+  hosts.push_back({&kernels::CpuOps(), ""});
   std::vector<Case> cases;
   for (const fs::directory_entry& model : fs::directory_iterator(GoldenRoot())) {
     for (const char* format : {"bf16", "nvfp4", "fp8", "mxfp4"}) {
       const fs::path folder = model.path() / format;
       if (!fs::exists(folder / golden)) continue;
       const std::string name = model.path().filename().string() + "_" + format;
-      for (const Backend& backend : TestedBackends())
+      for (const Backend& backend : exact)
         cases.push_back({name + "_a16" + backend.suffix, folder, folder / golden,
                          ActivationFormat::kBf16, backend.ops});
-      if (integers &&
-          (format == std::string_view("nvfp4") || format == std::string_view("mxfp4"))) {
-        cases.push_back({name + "_a8", folder, folder / golden, ActivationFormat::kInt8});
-        cases.push_back({name + "_int16", folder, folder / golden, ActivationFormat::kInt16});
+      if (!integers || (format != std::string_view("nvfp4") && format != std::string_view("mxfp4")))
+        continue;
+      for (const Backend& backend : hosts) {
+        cases.push_back({name + "_a8" + backend.suffix, folder, folder / golden,
+                         ActivationFormat::kInt8, backend.ops});
+        cases.push_back({name + "_int16" + backend.suffix, folder, folder / golden,
+                         ActivationFormat::kInt16, backend.ops});
       }
     }
   }

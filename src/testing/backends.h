@@ -20,4 +20,12 @@ inline std::vector<Backend> TestedBackends() {
   return backends;
 }
 
+// This processor's kernels of other instruction sets than the chosen one.
+inline std::vector<Backend> OtherCpuBackends() {
+  std::vector<Backend> backends;
+  for (const kernels::OpTable* ops : kernels::CpuOpsVariants())
+    if (ops != &kernels::CpuOps()) backends.push_back({ops, "_" + std::string(ops->variant)});
+  return backends;
+}
+
 }  // namespace nibble::testing

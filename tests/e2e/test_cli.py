@@ -215,6 +215,20 @@ def test_doctor_names_processor_and_kernels():
 
 
 @needs_model
+def test_an_instruction_set_can_be_chosen():
+    done = nibble("run", MODEL, "Hello", "--cpu-isa", "generic", "--max-tokens", 2)
+    assert done.returncode == 0, done.stderr
+    assert "kernels: cpu generic" in done.stderr
+
+
+@needs_model
+def test_an_unknown_instruction_set_is_refused_with_those_there_are():
+    done = nibble("run", MODEL, "Hello", "--cpu-isa", "mmx")
+    assert done.returncode == 2
+    assert "--cpu-isa" in done.stderr and "generic" in done.stderr
+
+
+@needs_model
 def test_run_answers_on_stdout_alone():
     done = nibble("run", MODEL, "What is the capital of France?", "--temperature", 0, "--max-tokens", 24)
     assert done.returncode == 0, done.stderr

@@ -82,14 +82,20 @@ const OpTable& CpuOps() {
   return *best;
 }
 
+std::vector<const OpTable*> CpuOpsVariants() {
+  std::vector<const OpTable*> tables;
+  for (const std::string_view name : kVariants)
+    if (const OpTable* table = FindVariant(name)) tables.push_back(table);
+  return tables;
+}
+
 Result<const OpTable*> CpuOpsVariant(std::string_view variant) {
   if (variant.empty()) return &CpuOps();
   if (const OpTable* table = FindVariant(variant)) return table;
   std::string available;
-  for (const std::string_view name : kVariants) {
-    if (FindVariant(name) == nullptr) continue;
+  for (const OpTable* table : CpuOpsVariants()) {
     available += available.empty() ? "" : ", ";
-    available += name;
+    available += table->variant;
   }
   return Fail(Code::kUnsupported, "CPU variant '{}': not on this processor or build; available: {}",
               variant, available);
