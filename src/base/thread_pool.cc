@@ -44,16 +44,17 @@ uint32_t WaitForChange(const std::atomic<uint32_t>& value, uint32_t old) {
   return value.load(std::memory_order_acquire);
 }
 
-// A place that cannot be had (a container took the core away) is no reason to fail.
-void StayOn(int cpu) {
-  if (cpu < 0) return;
-  cpu_set_t* mask = CPU_ALLOC(cpu + 1);
-  NIBBLE_CHECK(mask != nullptr, "mask of {} cores", cpu + 1);
-  const size_t bytes = CPU_ALLOC_SIZE(cpu + 1);
+// A place that cannot be had (a container took the cores away) is no reason to fail.
+void StayOn(const std::vector<int>& cpus) {
+  if (cpus.empty()) return;
+  const int most = *std::max_element(cpus.begin(), cpus.end());
+  cpu_set_t* mask = CPU_ALLOC(most + 1);
+  NIBBLE_CHECK(mask != nullptr, "mask of {} cores", most + 1);
+  const size_t bytes = CPU_ALLOC_SIZE(most + 1);
   CPU_ZERO_S(bytes, mask);
-  CPU_SET_S(cpu, bytes, mask);
+  for (const int cpu : cpus) CPU_SET_S(cpu, bytes, mask);
   if (pthread_setaffinity_np(pthread_self(), bytes, mask) != 0)
-    LogWarning("a thread cannot stay on core {}", cpu);
+    LogWarning("a thread cannot stay on its {} cores, of which core {} is one", cpus.size(), most);
   CPU_FREE(mask);
 }
 
@@ -70,8 +71,8 @@ ThreadPool::ThreadPool(const std::vector<ThreadPlace>& places)
   SetSpeeds(speeds);
   workers_.reserve(places.size() - 1);
   for (int thread = 1; thread < threads_; ++thread)
-    workers_.emplace_back([this, thread, cpu = places[thread].cpu] {
-      StayOn(cpu);
+    workers_.emplace_back([this, thread, cpus = places[thread].cpus] {
+      StayOn(cpus);
       WorkerLoop(thread);
     });
 }

@@ -21,8 +21,8 @@ namespace nibble {
 
 // Where a thread of a pool runs.
 struct ThreadPlace {
-  int cpu = -1;      // the worker stays there; -1: where the system puts it
-  double speed = 1;  // of that core beside the others', above 0
+  std::vector<int> cpus;  // the worker stays on these cores; none: where the system puts it
+  double speed = 1;       // of such a core beside the others', above 0
 };
 
 class ThreadPool {

@@ -1,6 +1,7 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <time.h>
 
 #include <atomic>
@@ -78,10 +79,25 @@ TEST(ThreadPool, NewSpeedsHoldFromTheNextCall) {
 }
 
 TEST(ThreadPool, ACoreThatDoesNotExistIsNoError) {
-  ThreadPool pool({{}, {.cpu = 1 << 14}});
+  ThreadPool pool({{}, {.cpus = {1 << 14}}});
   std::atomic<int64_t> sum = 0;
   pool.ParallelFor(10, 1, [&](int64_t begin, int64_t end, int) { sum += end - begin; });
   EXPECT_EQ(sum, 10);
+}
+
+TEST(ThreadPool, AWorkerStaysOnTheCoresOfItsPlace) {
+  cpu_set_t allowed;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+    if (CPU_ISSET(cpu, &allowed)) cpus.push_back(cpu);
+  ThreadPool pool({{}, {.cpus = {cpus.back()}}, {.cpus = cpus}});
+  std::vector<cpu_set_t> masks(3);
+  pool.OnEveryThread(
+      [&](int thread) { sched_getaffinity(0, sizeof(masks[thread]), &masks[thread]); });
+  EXPECT_EQ(CPU_COUNT(&masks[1]), 1);
+  EXPECT_TRUE(CPU_ISSET(cpus.back(), &masks[1]));
+  EXPECT_TRUE(CPU_EQUAL(&masks[2], &allowed));
 }
 
 double ProcessSeconds() {

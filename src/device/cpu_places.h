@@ -1,10 +1,11 @@
 // Which cores a pool's threads run on.
 //
 // Machines of one kind of core and one memory node, the usual ones, leave that to the system. Where
-// nodes differ, workers stay on their cores and are numbered by node: the contiguous range of
-// panels that a thread packs is in its own node's memory, and is the one that it reads later. Where
-// cores differ (GB10: Cortex-X925 and A725), the fastest come first, and ranges are as long as the
-// cores are fast, measured at the start.
+// nodes differ, workers stay on their node and are numbered by node: the contiguous range of panels
+// that a thread packs is in its own node's memory, and is the one that it reads later. Where cores
+// differ (GB10: Cortex-X925 and A725), workers stay on cores of one kind, the fastest come first,
+// and ranges are as long as the cores are fast, measured at the start. Which of these cores a
+// worker gets is the system's choice: another process may have chosen the same kind.
 #pragma once
 
 #include <memory>
@@ -27,15 +28,15 @@ struct CpuPlace {
 std::vector<CpuPlace> ReadCpuPlaces(const std::vector<int>& cpus, const std::string& root = "");
 
 // Places for `threads` threads: as many of each node as its share of the cores, the fastest of a
-// node first and no second thread of a core before every core has one. More threads than cores are
-// cut to the cores.
+// node first and no second thread of a core before every core has one. A place is all cores of that
+// kind and node. More threads than cores are cut to the cores.
 std::vector<ThreadPlace> PlanThreads(std::vector<CpuPlace> cpus, int threads);
 
 // The cores that the affinity mask allows.
 std::vector<int> AllowedCpus();
 
-// Speeds of the pool's threads, measured side by side; threads of equal `planned` speed get the
-// same.
+// Speeds of the pool's threads, measured side by side, the best of several passes in some 20 ms;
+// threads of equal `planned` speed get the same.
 std::vector<double> MeasureSpeeds(ThreadPool& pool, const std::vector<double>& planned);
 
 // A pool of at most as many threads as may run (affinity, cgroup quota), on places planned and

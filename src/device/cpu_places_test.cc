@@ -7,7 +7,6 @@
 #include <fstream>
 #include <map>
 #include <numeric>
-#include <set>
 #include <string>
 
 #include "device/cpu.h"
@@ -91,7 +90,7 @@ TEST(PlanThreads, EqualCoresAreLeftToTheSystem) {
     const std::vector<ThreadPlace> places = PlanThreads(cpus, threads);
     EXPECT_EQ(static_cast<int>(places.size()), threads);
     for (const ThreadPlace& place : places) {
-      EXPECT_EQ(place.cpu, -1);
+      EXPECT_TRUE(place.cpus.empty());
       EXPECT_EQ(place.speed, 1);
     }
   }
@@ -109,12 +108,12 @@ TEST(PlanThreads, NodesShareThreadsEvenlyAndEachHasAContiguousRange) {
     SCOPED_TRACE(threads);
     const std::vector<ThreadPlace> places = PlanThreads(cpus, threads);
     ASSERT_EQ(static_cast<int>(places.size()), threads);
-    std::set<int> used;
     int of_first = 0;
     for (size_t i = 0; i < places.size(); ++i) {
-      EXPECT_TRUE(used.insert(places[i].cpu).second);
-      const int node = cpus[places[i].cpu].node;
-      if (i > 0) EXPECT_GE(node, cpus[places[i - 1].cpu].node);
+      ASSERT_EQ(places[i].cpus.size(), 32u);
+      const int node = cpus[places[i].cpus[0]].node;
+      for (const int cpu : places[i].cpus) EXPECT_EQ(cpus[cpu].node, node);
+      if (i > 0) EXPECT_GE(node, cpus[places[i - 1].cpus[0]].node);
       of_first += node == 0;
     }
     EXPECT_LE(std::abs(2 * of_first - threads), 1);
@@ -150,17 +149,23 @@ TEST(PlanThreads, FastCoresComeFirstAndSharesFollowTheirSpeed) {
   for (int threads = 1; threads <= 20; ++threads) {
     const std::vector<ThreadPlace> places = PlanThreads(cpus, threads);
     for (int i = 0; i < threads; ++i) {
-      EXPECT_EQ(cpus[places[i].cpu].capacity, i < 10 ? 1024 : 718);
+      ASSERT_EQ(places[i].cpus.size(), 10u);  // all of the kind: the system chooses among them
+      for (const int cpu : places[i].cpus) EXPECT_EQ(cpus[cpu].capacity, i < 10 ? 1024 : 718);
       EXPECT_DOUBLE_EQ(places[i].speed, i < 10 ? 1.0 : 718 / 1024.0);
     }
   }
 }
 
+// Two large cores of two threads each, four small ones.
 TEST(PlanThreads, SecondThreadsOfACoreComeLast) {
   std::vector<CpuPlace> cpus;
   for (int cpu = 0; cpu < 8; ++cpu)
-    cpus.push_back({.cpu = cpu, .node = cpu % 2, .sibling = cpu / 4});
-  for (const ThreadPlace& place : PlanThreads(cpus, 4)) EXPECT_EQ(cpus[place.cpu].sibling, 0);
+    cpus.push_back(
+        {.cpu = cpu, .capacity = cpu < 4 ? 1024 : 600, .sibling = cpu < 4 ? cpu % 2 : 0});
+  const std::vector<ThreadPlace> places = PlanThreads(cpus, 6);
+  const std::vector<int> large = {0, 1, 2, 3};
+  const std::vector<int> small = {4, 5, 6, 7};
+  for (size_t i = 0; i < places.size(); ++i) EXPECT_EQ(places[i].cpus, i < 2 ? large : small);
 }
 
 TEST(MeasureSpeeds, ThreadsOfOneKindGetTheSameSpeed) {
