@@ -83,7 +83,10 @@ class AttentionRun {
     if (share_tiles) return RunByChunk();
     // Later tiles of a prompt see more keys: the longest come first.
     ForEachItem(context_, tiles_, [&](int64_t item, int thread) {
-      RunTile(TileAt(tiles_ - 1 - item), ThreadArena(thread));
+      const Tile tile = TileAt(tiles_ - 1 - item);
+      const AttentionAhead after =
+          item + threads < tiles_ ? Keys(TileAt(tiles_ - 1 - item - threads)) : AttentionAhead();
+      RunTile(tile, after, ThreadArena(thread));
     });
   }
 
@@ -114,6 +117,15 @@ class AttentionRun {
   int32_t EndChunk(const Tile& tile) const {
     return static_cast<int32_t>((tile.position + tile.tokens - 1) / kChunkKeys) + 1;
   }
+
+  // The tile's keys from its chunk `c` on; without c from its first.
+  AttentionAhead Keys(const Tile& tile, int32_t c) const {
+    return {.page_table = p_.page_table + tile.sequence * p_.max_pages,
+            .kv_head = tile.kv_head,
+            .begin = c * kChunkKeys,
+            .last = static_cast<int32_t>(tile.position + tile.tokens - 1)};
+  }
+  AttentionAhead Keys(const Tile& tile) const { return Keys(tile, FirstChunk(tile)); }
 
   Arena ThreadArena(int thread) const {
     return Arena(reinterpret_cast<float*>(context_.workspace) + thread * thread_floats_);
@@ -164,13 +176,15 @@ class AttentionRun {
     }
   }
 
-  void RunTile(const Tile& tile, Arena arena) const {
+  // after: what the thread is going to read then.
+  void RunTile(const Tile& tile, const AttentionAhead& after, Arena arena) const {
     AttentionChunk chunk = PrepareTile(tile, arena);
     const AttentionState part = arena.State(chunk.rows, head_dim_);
     const AttentionState sum = arena.State(chunk.rows, head_dim_);
     ClearState(sum, chunk.rows);
     for (int32_t c = FirstChunk(tile); c < EndChunk(tile); ++c) {
       chunk.begin = c * kChunkKeys;
+      chunk.ahead = c + 1 < EndChunk(tile) ? Keys(tile, c + 1) : after;
       kernels_.attend_chunk(chunk, part);
       kernels_.merge_state(part, sum, chunk.rows, head_dim_);
     }
@@ -219,8 +233,10 @@ void AttentionRun::RunByChunk() const {
     }
     ForEachItem(context_, count, [&](int64_t item, int thread) {
       Arena scratch = ThreadArena(thread);
-      AttentionChunk chunk = PrepareTile(TileAt(pieces[item].tile), scratch);
+      const Tile tile = TileAt(pieces[item].tile);
+      AttentionChunk chunk = PrepareTile(tile, scratch);
       chunk.begin = pieces[item].chunk * kChunkKeys;
+      chunk.ahead = Keys(tile, pieces[item].chunk + 1);
       kernels_.attend_chunk(chunk, state_at(slots, item));
     });
     const int64_t first_tile = pieces[0].tile;

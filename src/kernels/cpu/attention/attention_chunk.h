@@ -33,6 +33,14 @@ struct AttentionState {
   float* o = nullptr;  // (rows, PaddedHeadDim)
 };
 
+// The keys that the thread will read next, which it asks for meanwhile. last < begin: none.
+struct AttentionAhead {
+  const int32_t* page_table = nullptr;
+  int32_t kv_head = 0;
+  int32_t begin = 0;
+  int32_t last = -1;
+};
+
 struct AttentionChunk {
   const float* q = nullptr;             // (rows, Dh), widened
   const int32_t* first = nullptr;       // (rows): first visible position
@@ -43,6 +51,7 @@ struct AttentionChunk {
   const int32_t* page_table = nullptr;  // of the sequence
   int32_t kv_head = 0;
   KvLayerView cache;
+  AttentionAhead ahead;
 
   // Scratch.
   float* keys = nullptr;    // (kMaxTileBlocks, PaddedHeadDim, kBlockKeys)

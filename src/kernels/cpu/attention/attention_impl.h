@@ -28,13 +28,18 @@ static BlockRange VisibleBlocks(const AttentionChunk& c, int64_t row_begin, int6
 }
 
 // The block's first row in k or v: a block never crosses a page.
+NIBBLE_SIMD const std::byte* BlockAddress(const KvLayerView& cache, const std::byte* base,
+                                          const int32_t* page_table, int32_t kv_head,
+                                          int32_t position) {
+  const int64_t page = page_table[position / cache.page_size];
+  const int64_t row =
+      (page * cache.kv_heads + kv_head) * cache.page_size + position % cache.page_size;
+  const int64_t element_bytes = cache.format == KvFormat::kBf16 ? 2 : 1;
+  return base + row * cache.head_dim * element_bytes;
+}
 NIBBLE_SIMD const std::byte* BlockAddress(const AttentionChunk& c, const std::byte* base,
                                           int32_t position) {
-  const int64_t page = c.page_table[position / c.cache.page_size];
-  const int64_t row =
-      (page * c.cache.kv_heads + c.kv_head) * c.cache.page_size + position % c.cache.page_size;
-  const int64_t element_bytes = c.cache.format == KvFormat::kBf16 ? 2 : 1;
-  return base + row * c.cache.head_dim * element_bytes;
+  return BlockAddress(c.cache, base, c.page_table, c.kv_head, position);
 }
 
 template <typename Count>
@@ -404,16 +409,18 @@ static void AddValueBlock(const AttentionChunk& c, int32_t position, ValueBlock<
   }
 }
 
-// Meanwhile it asks for the keys of the next chunk. Many rows share values that were widened once;
+// Meanwhile it asks for the keys that come next. Many rows share values that were widened once;
 // few rows widen them on the way.
 template <typename Element>
 static void AddValues(const AttentionChunk& c, int32_t position, const AttentionState& state) {
   const int64_t head_dim = c.cache.head_dim;
   const std::byte* block = BlockAddress(c, c.cache.v, position);
   const auto* values = reinterpret_cast<const Element*>(block);
-  const int32_t last = c.last[c.rows - 1];  // rows are in order of position
-  const bool more = position + kChunkKeys <= last;
-  const std::byte* ahead = more ? BlockAddress(c, c.cache.k, position + kChunkKeys) : block;
+  const int32_t next = c.ahead.begin + position % kChunkKeys;
+  const std::byte* ahead =
+      next <= c.ahead.last
+          ? BlockAddress(c.cache, c.cache.k, c.ahead.page_table, c.ahead.kv_head, next)
+          : block;
   if (c.rows <= kTileRows && ValuesInPairs(head_dim))
     return AddValueBlock(c, position, ValueBlock<Element>{values, head_dim, ahead}, state);
   WidenValues(values, head_dim, ahead, c.values);
