@@ -3,7 +3,7 @@
 #   nibble_layer(NAME [DEPS layer...] [LIBS target...] [HEADER_ONLY] [WHOLE_ARCHIVE] [EXECUTABLE name])
 #
 # Sources are found by name: x.cc belongs to the library, x_test.cc to NAME_tests, x_bench.cc to NAME_bench,
-# x_fuzz.cc to a fuzz target of its own. Files that end in _avx2, _avx512, _neon or _i8mm are compiled with
+# x_fuzz.cc to a fuzz target of its own. Files that end in _avx2, _avx512, _amx, _neon or _i8mm are compiled with
 # that instruction set, and left out where the target processor has none. Folders named cuda/, and their .cu files, are
 # compiled with NIBBLE_CUDA alone. Configure stops when a dependency is not on a lower level. tools/check_layers.py holds
 # the same law per include.
@@ -52,6 +52,12 @@ function(nibble_isa_flags SOURCES_VAR)
       if(x86)
         set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
           "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-mavx512bf16;-mavx2;-mfma;-mf16c;-mbmi2;-mprefer-vector-width=512")
+        list(APPEND kept ${file})
+      endif()
+    elseif(file MATCHES "_amx\\.cc$")
+      if(x86)
+        set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS
+          "-mamx-tile;-mamx-int8;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512vbmi;-mavx512vbmi2;-mavx2;-mfma;-mf16c;-mbmi2;-mprefer-vector-width=512")
         list(APPEND kept ${file})
       endif()
     elseif(file MATCHES "_avx2\\.cc$")

@@ -94,9 +94,10 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command
-      ->add_option("--cpu-isa", o->cpu_isa,
-                   "instruction set of the CPU's kernels: avx512, avx512bf16, avx2, neon, i8mm or "
-                   "generic; auto: the fastest that this processor runs (nibble doctor)")
+      ->add_option(
+          "--cpu-isa", o->cpu_isa,
+          "instruction set of the CPU's kernels: amx, avx512, avx512bf16, avx2, neon, i8mm or "
+          "generic; auto: the fastest that this processor runs (nibble doctor)")
       ->capture_default_str();
   command
       ->add_option(
@@ -344,7 +345,7 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       ->capture_default_str();
   of_kernels->add_option(
       "--isa,--variant", kernels->variant,
-      "of the CPU: avx512, avx512bf16, avx2, neon, i8mm or generic; default: the fastest");
+      "of the CPU: amx, avx512, avx512bf16, avx2, neon, i8mm or generic; default: the fastest");
   of_kernels
       ->add_option(
           "--kernel", kernels->kernels,

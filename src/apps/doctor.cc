@@ -100,7 +100,7 @@ int Doctor(bool report) {
   PrintCuda();
   fmt::print("kernels     {}\n", kernels::CpuOps().variant);
   for (const std::string_view variant :
-       {"avx512", "avx512bf16", "avx2", "i8mm", "neon", "generic"}) {
+       {"amx", "avx512", "avx512bf16", "avx2", "i8mm", "neon", "generic"}) {
     const auto ops = kernels::CpuOpsVariant(variant);
     fmt::print("  {:<10} {}\n", variant,
                !ops ? "not on this processor or not in this build"

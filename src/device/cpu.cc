@@ -14,12 +14,34 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
 
 namespace nibble {
 namespace {
+
+#if defined(__x86_64__)
+// Whether the operating system lets this process use tile registers: it saves them, and grants them
+// to who asks (Linux 5.16 and later), threads started afterwards included.
+bool RequestTiles() {
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  constexpr unsigned kOsXsave = 1u << 27;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & kOsXsave) == 0) return false;
+  unsigned saved = 0;
+  unsigned saved_high = 0;
+  asm volatile("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
+  constexpr unsigned kTileState = 3u << 17;  // configuration and data
+  if ((saved & kTileState) != kTileState) return false;
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 CpuFeatures DetectFeatures() {
   CpuFeatures features;
@@ -40,7 +62,9 @@ CpuFeatures DetectFeatures() {
     features.avx2 = false;  // no F16C: no processor with AVX2 lacks it, an emulator may
   }
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0) {
-    features.amx_int8 = (edx & (1u << 25)) != 0;
+    constexpr unsigned kTile = 1u << 24;
+    constexpr unsigned kInt8 = 1u << 25;
+    features.amx_int8 = (edx & kTile) != 0 && (edx & kInt8) != 0 && RequestTiles();
   }
 #elif defined(__aarch64__)
   constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP

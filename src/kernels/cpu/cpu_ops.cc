@@ -34,6 +34,10 @@ OpTable MakeTable(std::string_view variant, std::string_view vector_variant) {
 const OpTable* FindVariant(std::string_view variant) {
   [[maybe_unused]] const CpuFeatures& features = GetCpuInfo().features;
 #if defined(__x86_64__)
+  if (variant == "amx" && features.amx_int8 && features.avx512) {
+    static const OpTable table = MakeTable<cpu::AmxLinear>("amx", "avx512");
+    return &table;
+  }
   if (variant == "avx512bf16" && features.avx512_bf16) {
     static const OpTable table = MakeTable<cpu::Avx512Bf16Linear>("avx512bf16", "avx512");
     return &table;
@@ -63,8 +67,8 @@ const OpTable* FindVariant(std::string_view variant) {
   return nullptr;
 }
 
-constexpr std::string_view kVariants[] = {"avx512bf16", "avx512", "avx2",
-                                          "i8mm",       "neon",   "generic"};
+constexpr std::string_view kVariants[] = {"amx",  "avx512bf16", "avx512", "avx2",
+                                          "i8mm", "neon",       "generic"};
 
 const OpTable* BestVariant() {
   for (const std::string_view variant : kVariants) {

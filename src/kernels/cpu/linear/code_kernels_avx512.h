@@ -28,6 +28,14 @@ FloatRuns Avx512FloatStreamRuns();  // of one tile up to 7, FP8 alone
 FloatRuns Avx512FloatBatchRuns();   // of tiles up to 7
 
 CodeRuns Avx512StreamRuns();  // of one tile: up to 7 tokens, 3 as digits
+// By tiles of 16 tokens; one_tile's few tokens stream.
+struct TileKernelRuns {
+  CodeRuns many;
+  CodeRuns one_tile;
+};
+// AVX-512's table with these runs in it.
+LinearKernels WithTiles(const TileKernelRuns& runs);
+
 CodeRuns Avx512BatchRuns();   // of tiles up to 7, without digits; requantized for many alone
 
 }  // namespace nibble::kernels::cpu

@@ -134,6 +134,14 @@ PanelKernel CodeKernel(PanelRun stream, PanelRun batch) {
 PanelKernel BatchKernel(PanelRun batch) { return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}}; }
 PanelKernel DigitKernel(PanelRun stream) { return {.run = stream, .sizes = {1, 2, 3}}; }
 
+// Sizes beyond the streaming kernels': those that tiles of 16 tokens lose least with.
+PanelKernel TileKernel(PanelRun many, PanelRun one_tile) {
+  return {.run = many, .sizes = {1, 2, 3, 4, 5, 6, 7, 12, 16}, .run_one_tile = one_tile};
+}
+PanelKernel TileDigitKernel(PanelRun many, PanelRun one_tile) {
+  return {.run = many, .sizes = {1, 2, 3, 4, 6, 8, 12, 16}, .run_one_tile = one_tile};
+}
+
 LinearKernels MakeTable() {
   LinearKernels kernels = {
       .name = "avx512",
@@ -176,6 +184,21 @@ LinearKernels MakeTable() {
 
 }  // namespace
 }  // namespace avx512
+
+LinearKernels WithTiles(const TileKernelRuns& runs) {
+  using namespace avx512;
+  LinearKernels kernels = MakeTable();
+  kernels.name = "amx";
+  kernels.nvfp4_int8 = TileKernel(runs.many.nvfp4_int8, runs.one_tile.nvfp4_int8);
+  kernels.mxfp4_int8 = TileKernel(runs.many.mxfp4_int8, runs.one_tile.mxfp4_int8);
+  kernels.nvfp4_requantized = TileKernel(runs.many.nvfp4_requantized, nullptr);
+  kernels.mxfp4_requantized = TileKernel(runs.many.mxfp4_requantized, nullptr);
+  kernels.nvfp4_int16 = {};  // as digits, however many tokens
+  kernels.mxfp4_int16 = {};
+  kernels.nvfp4_digits = TileDigitKernel(runs.many.nvfp4_digits, runs.one_tile.nvfp4_digits);
+  kernels.mxfp4_digits = TileDigitKernel(runs.many.mxfp4_digits, runs.one_tile.mxfp4_digits);
+  return kernels;
+}
 
 const LinearKernels& Avx512Linear() {
   static const LinearKernels kernels = avx512::MakeTable();

@@ -113,6 +113,7 @@ const LinearKernels& GenericLinear();
 const LinearKernels& Avx2Linear();
 const LinearKernels& Avx512Linear();      // BF16 products as FP32 multiply-adds
 const LinearKernels& Avx512Bf16Linear();  // as vdpbf16ps
+const LinearKernels& AmxLinear();         // AVX-512 with integer products by tiles
 #elif defined(__aarch64__)
 const LinearKernels& NeonLinear();
 const LinearKernels& I8mmLinear();  // with the 8-bit matrix extension
