@@ -91,6 +91,12 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
   return {};
 }
 
+// kPassTokens or kWidePassTokens.
+int64_t PassTokens(const PackedWeight& weight) {
+  const Plan plan = PlanFor(static_cast<const CpuPackedWeight&>(weight), kPassTokens);
+  return plan.block_bytes <= 3 * plan.block_k / 2 ? kPassTokens : kWidePassTokens;
+}
+
 // One pass of m tokens as tiles of `tile` tokens, then of last_tile slots.
 struct Tiling {
   int64_t tile = 1;
@@ -233,8 +239,9 @@ size_t LinearWorkspace(int64_t max_m, int64_t max_k) {
 
 void Linear(const OpContext& context, const LinearParams& params) {
   CheckWorkspace(context, params);
-  for (int64_t token = 0; token < params.m; token += kPassTokens) {
-    LinearPass(context, params, token, std::min(kPassTokens, params.m - token));
+  const int64_t most = PassTokens(*params.weight);
+  for (int64_t token = 0; token < params.m; token += most) {
+    LinearPass(context, params, token, std::min(most, params.m - token));
   }
 }
 
@@ -244,8 +251,9 @@ void NormedLinear(const VectorKernels& kernels, const OpContext& context,
   CheckWorkspace(context, params);
   const int64_t k = params.weight->k();
   auto* const normed = reinterpret_cast<uint16_t*>(context.workspace + PreparedBytes(params.m, k));
-  for (int64_t token = 0; token < params.m; token += kPassTokens) {
-    const int64_t m = std::min(kPassTokens, params.m - token);
+  const int64_t most = PassTokens(*params.weight);
+  for (int64_t token = 0; token < params.m; token += most) {
+    const int64_t m = std::min(most, params.m - token);
     NormRows(kernels, context, params.norm, params.x + token * params.x_stride, params.x_stride, m,
              k, normed);
     LinearParams pass = params;
@@ -266,8 +274,9 @@ void LinearOfPanels(const OpContext& context, const LinearParams& params, int64_
                     int64_t end) {
   CheckWorkspace(context, params);
   const auto& weight = static_cast<const CpuPackedWeight&>(*params.weight);
-  for (int64_t token = 0; token < params.m; token += kPassTokens) {
-    const int64_t m = std::min(kPassTokens, params.m - token);
+  const int64_t most = PassTokens(weight);
+  for (int64_t token = 0; token < params.m; token += most) {
+    const int64_t m = std::min(most, params.m - token);
     const Plan plan = PlanFor(weight, m);
     const Tiling tiling = TilingFor(plan.kernel, m);
     PrepareTokens(params, weight, plan, tiling, CeilDiv(weight.padded_k(), plan.block_k), token, 0,

@@ -14,7 +14,7 @@ namespace nibble::kernels::cpu {
 namespace {
 
 // Tokens of one expert that a thread takes at a time: their prepared form stays in its cache.
-constexpr int64_t kPassTokens = 192;
+constexpr int64_t kRunTokens = 192;
 
 // Panels of a piece at most, where there are fewer threads than pieces: every piece prepares its
 // activations again, so the longer ones waste less; the outputs of a piece stay in a thread's
@@ -54,8 +54,8 @@ struct InputLinear {
 
 struct ThreadScratch {
   std::byte* linear = nullptr;  // workspace
-  uint16_t* x = nullptr;        // (kPassTokens, D): rows of an expert's tokens
-  float* y = nullptr;           // (kPassTokens, columns of a piece)
+  uint16_t* x = nullptr;        // (kRunTokens, D): rows of an expert's tokens
+  float* y = nullptr;           // (kRunTokens, columns of a piece)
   float* routing = nullptr;
 };
 
@@ -98,7 +98,7 @@ int64_t LinearBytes(const MoeSizes& s) {
 
 int64_t CarveThread(std::byte* base, const MoeSizes& s, ThreadScratch* out) {
   Carver carver(base);
-  const int64_t rows = std::min(s.t, kPassTokens);
+  const int64_t rows = std::min(s.t, kRunTokens);
   carver.Take(&out->linear, LinearBytes(s));
   carver.Take(&out->x, rows * s.d);
   carver.Take(&out->y, rows * kMaxOutputPanels * kPanelRows);
@@ -258,8 +258,8 @@ class MoeRun {
     uint16_t* rows = OfThread(0).x;
     for (int64_t i = 0; i < runs_; ++i) {
       const ExpertRun& run = scratch_.runs[i];
-      for (int64_t row = 0; row < run.m; row += kPassTokens) {
-        const int64_t m = std::min(kPassTokens, run.m - row);
+      for (int64_t row = 0; row < run.m; row += kRunTokens) {
+        const int64_t m = std::min(kRunTokens, run.m - row);
         p_.listener->OnExpertInput(run.expert, false, InputRows(run, row, m, rows), m, p_.d);
       }
     }
@@ -313,8 +313,8 @@ class MoeRun {
                      const ThreadScratch& scratch) const {
     const ExpertRun& run = *input.run;
     const int64_t width = p_.activation.inputs(run.f);
-    for (int64_t i = 0; i < run.m; i += kPassTokens) {
-      const int64_t m = std::min(kPassTokens, run.m - i);
+    for (int64_t i = 0; i < run.m; i += kRunTokens) {
+      const int64_t m = std::min(kRunTokens, run.m - i);
       RunPanels(scratch,
                 {.x = InputRows(run, i, m, scratch.x),
                  .x_stride = p_.d,
@@ -384,8 +384,8 @@ class MoeRun {
     for (int64_t t = 0; t < p_.t; ++t) std::fill_n(sum_ + t * p_.d + first, columns, 0.0f);
     for (int64_t i = 0; i < runs_; ++i) {
       const ExpertRun& run = scratch_.runs[i];
-      for (int64_t row = 0; row < run.m; row += kPassTokens) {
-        const int64_t m = std::min(kPassTokens, run.m - row);
+      for (int64_t row = 0; row < run.m; row += kRunTokens) {
+        const int64_t m = std::min(kRunTokens, run.m - row);
         const int64_t width = p_.activation.inputs(run.f);
         RunPanels(scratch,
                   {.x = run.hidden + row * width,
