@@ -11,7 +11,7 @@
 set(NIBBLE_LEVELS
   base 0  numerics 1  device 2  tensor 3
   formats 4  text 4  grammar 4  comm 4  kernels 4
-  models 5  engine 6  quantize 6  server 7  eval 7  apps 8)
+  models 5  capi 5  engine 6  quantize 6  server 7  eval 7  apps 8)
 
 function(nibble_level NAME OUT)
   list(FIND NIBBLE_LEVELS ${NAME} at)

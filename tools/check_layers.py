@@ -9,7 +9,7 @@ import re
 import sys
 
 LEVELS = {"base": 0, "numerics": 1, "device": 2, "tensor": 3, "formats": 4, "text": 4, "grammar": 4, "comm": 4,
-          "kernels": 4, "models": 5, "engine": 6, "quantize": 6, "server": 7, "eval": 7, "apps": 8}
+          "kernels": 4, "models": 5, "capi": 5, "engine": 6, "quantize": 6, "server": 7, "eval": 7, "apps": 8}
 
 # What a layer may not include although the levels would allow it.
 FORBIDDEN = {"server": {"models", "kernels", "formats", "tensor", "device", "numerics"},
