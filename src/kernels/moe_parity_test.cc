@@ -37,6 +37,7 @@ struct MoeShape {
   bool shared_gate = false;
   bool weight_on_input = false;
   bool even = false;             // Routing.even_keys
+  bool w4a4 = false;             // weights have input scales
   std::vector<int32_t> missing;  // experts held elsewhere
 };
 
@@ -90,6 +91,7 @@ class MoeWeights {
       }
       stored.view.data = stored.data.data();
     }
+    if (shape_.w4a4) stored.view.input_scale = 0.001f * static_cast<float>(1 + seed % 3);
     auto packed = packer_.pack_weight(
         {.parts = {&stored.view, 1}, .activations = shape_.activations, .pool = &pool_});
     EXPECT_TRUE(packed) << packed.error().message();
@@ -141,8 +143,10 @@ std::vector<float> RunMoe(const OpTable& ops, const MoeWeights& weights, const M
                                                          .f = std::max(shape.f, shape.shared_f),
                                                          .router_d = shape.router_d,
                                                          .experts = shape.routing.experts,
-                                                         .top_k = shape.routing.top_k}));
+                                                         .top_k = shape.routing.top_k,
+                                                         .w4a4 = shape.w4a4}));
   MoeParams params = weights.Params();
+  params.w4a4 = shape.w4a4;
   params.x = stream.data() + first * shape.d;
   const std::vector<uint16_t> router_stream = NoiseBf16(6, 1024 * shape.router_d, 2.0f);
   if (shape.router_d > 0) params.router_x = router_stream.data() + first * shape.router_d;
@@ -225,6 +229,41 @@ TEST_P(MoeParity, MatchesReference) {
     const MoeWeights reference(RefOps(), shape), weights(PackerOf(ops()), shape);
     ExpectNear(RunMoe(ops(), weights, shape, 0, shape.t, 2),
                RunMoe(RefOps(), reference, shape, 0, shape.t), shape.d, kMoeTolerance);
+  }
+}
+
+std::vector<std::pair<std::string, MoeShape>> W4a4Shapes() {
+  const Routing single = {
+      .experts = 5, .top_k = 1, .score = RouterScore::kSigmoid, .renormalize = false};
+  std::vector<std::pair<std::string, MoeShape>> shapes = {
+      {"few tokens", {}},
+      {"shared expert", {.t = 30, .shared_f = 112, .shared_gate = true}},
+      {"weight on the input", {.routing = single, .weight_on_input = true}},
+      {"biases", {.t = 20, .activation = {.kind = ActivationKind::kClampedSilu}, .biases = true}},
+      {"without gates",
+       {.t = 20, .shared_f = 64, .activation = {.kind = ActivationKind::kSquaredRelu}}},
+      {"several groups of rows per expert",
+       {.t = 250, .d = 272, .f = 144, .routing = {.experts = 3, .top_k = 2}}},
+      {"several chains of launches",
+       {.t = 700, .d = 64, .f = 16, .shared_f = 16, .routing = {.experts = 6, .top_k = 2}}},
+      {"in a latent space", {.t = 20, .d = 48, .router_d = 160}},
+  };
+  for (auto& [_, shape] : shapes) shape.w4a4 = true;
+  return shapes;
+}
+
+TEST_P(MoeParity, W4a4MatchesReferenceAndBatchesDoNotMatter) {
+  if (ops().backend != "cuda") GTEST_SKIP() << "CPUs do not multiply FP4";
+  for (const auto& [name, shape] : W4a4Shapes()) {
+    SCOPED_TRACE(name);
+    const MoeWeights reference(RefOps(), shape), weights(ops(), shape);
+    const std::vector<float> whole = RunMoe(ops(), weights, shape, 0, shape.t);
+    ExpectNear(whole, RunMoe(RefOps(), reference, shape, 0, shape.t), shape.d, kMoeW4a4Tolerance);
+    for (const int64_t token : {int64_t{0}, shape.t / 2, shape.t - 1}) {
+      const std::vector<float> alone = RunMoe(ops(), weights, shape, token, 1);
+      EXPECT_TRUE(std::equal(alone.begin(), alone.end(), whole.begin() + token * shape.d))
+          << "token " << token;
+    }
   }
 }
 

@@ -296,7 +296,11 @@ struct MoeParams {
   uint16_t* out = nullptr;                    // (T, D) BF16, or
   float* out_f32 = nullptr;                   // (T, D): exactly one of the two is set
   bool add = false;                           // with out alone
-  MoeListener* listener = nullptr;            // null but while calibrating
+  // x and what goes into down in NVFP4, as linear_w4a4 has it: of the routed experts if all of them
+  // are here, gate and up stacked, and every weight has an input_scale; of the shared expert for
+  // each weight that has one. With OpTable.moe_w4a4.
+  bool w4a4 = false;
+  MoeListener* listener = nullptr;  // null but while calibrating
 };
 
 struct MoeSizes {
@@ -306,6 +310,7 @@ struct MoeSizes {
   int64_t router_d = 0;  // of router_x; 0: none
   int32_t experts = 0;
   int32_t top_k = 0;
+  bool w4a4 = false;  // some calls have MoeParams.w4a4
 };
 
 // One linear per head: y[t, h] = x[t, h] Wᵀ of head h. For MLA's absorbed projections.
@@ -670,6 +675,7 @@ struct OpTable {
       std::span<const ExpertWeights> experts) = nullptr;
   Result<std::unique_ptr<PreparedWeights>> (*prepare_heads)(
       std::span<const PackedWeight* const> weights) = nullptr;
+  bool moe_w4a4 = false;  // moe takes MoeParams.w4a4: where linear_w4a4 is there
   size_t (*moe_workspace)(int threads, const MoeSizes&) = nullptr;
   void (*moe)(const OpContext&, const MoeParams&) = nullptr;
   size_t (*head_linear_workspace)(int threads, int64_t max_t, int64_t k) = nullptr;

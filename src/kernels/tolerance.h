@@ -42,6 +42,9 @@ inline constexpr Tolerance kMamba2Tolerance = {0x1p-6f, 0x1p-8f};
 // FP32 outputs of two linears with BF16 between them: where a sum in another order flips one of F
 // roundings there, the output moves by 2^-9 of one product of F.
 inline constexpr Tolerance kMoeTolerance = {0x1p-10f, 0x1p-8f};
+// With h in NVFP4 a rounding that falls the other way may flip a code, by up to a quarter of a
+// product of F.
+inline constexpr Tolerance kMoeW4a4Tolerance = {0x1p-8f, 0x1p-5f};
 // Log-probabilities, absolute: a sum of up to 2^18 FP32 exponentials, in blocks.
 inline constexpr float kLogprobTolerance = 2e-5f;
 

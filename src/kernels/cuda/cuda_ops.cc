@@ -81,6 +81,7 @@ Result<const OpTable*> CudaOps(int index) {
   if (cuda::HasW4a4()) {
     table.linear_w4a4_workspace = cuda::LinearW4a4Workspace;
     table.linear_w4a4 = cuda::LinearW4a4;
+    table.moe_w4a4 = true;
   }
   if (cuda::HasFp8()) {
     table.linear_fp8_workspace = cuda::LinearFp8Workspace;
@@ -99,6 +100,7 @@ Result<const OpTable*> CudaOpsWithW4a4() {
     OpTable with = *ops;
     with.linear_w4a4_workspace = cuda::LinearW4a4Workspace;
     with.linear_w4a4 = cuda::LinearW4a4;
+    with.moe_w4a4 = true;
     return with;
   }();
   return &table;

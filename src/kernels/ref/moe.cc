@@ -93,6 +93,14 @@ std::vector<Choice> Route(const Routing& routing, const std::vector<float>& logi
   return choices;
 }
 
+// All routed experts or none.
+bool RoutedTakeW4a4(const MoeParams& p) {
+  return std::ranges::all_of(p.experts, [](const ExpertWeights& expert) {
+    return expert.gate_up != nullptr && expert.up == nullptr &&
+           expert.gate_up->input_scale() > 0.0f && expert.down->input_scale() > 0.0f;
+  });
+}
+
 // down(activation(gate_up x)) of one token, (D).
 std::vector<float> RunExpert(const MoeParams& p, int32_t id, const uint16_t* x) {
   const bool is_shared = id == MoeListener::kShared;
@@ -103,15 +111,19 @@ std::vector<float> RunExpert(const MoeParams& p, int32_t id, const uint16_t* x) 
   std::vector<uint16_t> hidden(activation.inputs(f)), activated(f);
   std::vector<float> y(d);
   if (p.listener != nullptr) p.listener->OnExpertInput(id, false, x, 1, p.d);
-  Linear(
-      {},
+  const bool takes_w4a4 = p.w4a4 && (is_shared || RoutedTakeW4a4(p));
+  const auto linear = [&](const LinearParams& params) {
+    const bool w4a4 = takes_w4a4 && params.weight->input_scale() > 0.0f;
+    (w4a4 ? LinearW4a4 : Linear)({}, params);
+  };
+  linear(
       {.x = x, .weight = expert.gate_up, .bias = expert.gate_up_bias, .y = hidden.data(), .m = 1});
   if (expert.up != nullptr) {
-    Linear({}, {.x = x,
-                .weight = expert.up,
-                .bias = expert.gate_up_bias == nullptr ? nullptr : expert.gate_up_bias + f,
-                .y = hidden.data() + f,
-                .m = 1});
+    linear({.x = x,
+            .weight = expert.up,
+            .bias = expert.gate_up_bias == nullptr ? nullptr : expert.gate_up_bias + f,
+            .y = hidden.data() + f,
+            .m = 1});
   }
   Activation({}, {.gate_up = hidden.data(),
                   .out = activated.data(),
@@ -119,11 +131,11 @@ std::vector<float> RunExpert(const MoeParams& p, int32_t id, const uint16_t* x) 
                   .f = f,
                   .activation = activation});
   if (p.listener != nullptr) p.listener->OnExpertInput(id, true, activated.data(), 1, f);
-  Linear({}, {.x = activated.data(),
-              .weight = expert.down,
-              .bias = expert.down_bias,
-              .y_f32 = y.data(),
-              .m = 1});
+  linear({.x = activated.data(),
+          .weight = expert.down,
+          .bias = expert.down_bias,
+          .y_f32 = y.data(),
+          .m = 1});
   return y;
 }
 

@@ -34,6 +34,7 @@ const OpTable& RefOps() {
       .gather_rows = ref::GatherRows,
       .activation = ref::Activation,
       .sigmoid_gate = ref::SigmoidGate,
+      .moe_w4a4 = true,
       .moe_workspace = NoMoeWorkspace,
       .moe = ref::Moe,
       .head_linear_workspace = NoHeadLinearWorkspace,

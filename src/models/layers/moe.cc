@@ -100,11 +100,24 @@ void Moe::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSize
                                         .f = std::max(config_.expert_size, shared_share_.count),
                                         .router_d = config_.router_size,
                                         .experts = config_.routing.experts,
-                                        .top_k = config_.routing.top_k}));
+                                        .top_k = config_.routing.top_k,
+                                        .w4a4 = sizes.w4a4_prompts && ops.moe_w4a4}));
 }
 
 void Moe::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
   ForwardRoutedBy(step, in, in.x, out);
+}
+
+// The rows of `run` alone, by their role.
+static kernels::MoeParams OfRun(kernels::MoeParams params, const RowRun& run) {
+  params.x += run.first * params.d;
+  if (params.router_x != nullptr) params.router_x += run.first * params.router->k();
+  if (params.routing.even_keys != nullptr) params.routing.even_keys += run.first;
+  if (params.out != nullptr) params.out += run.first * params.d;
+  if (params.out_f32 != nullptr) params.out_f32 += run.first * params.d;
+  params.t = run.count;
+  params.w4a4 = run.prompt;
+  return params;
 }
 
 void Moe::ForwardRoutedBy(const StepContext& step, const LayerInput& router_in, const uint16_t* x,
@@ -118,28 +131,33 @@ void Moe::ForwardRoutedBy(const StepContext& step, const LayerInput& router_in, 
   router_.Observe(step.ops, step.context, router_in, step.t);
   shared_gate_.Observe(step.ops, step.context, router_in, step.t);
   Listener listener(*this);
-  step.ops.moe(step.context,
-               {.x = x,
-                .norm = router_in.norm,
-                .t = step.t,
-                .d = config_.hidden_size,
-                .router_x = router_in.x != x ? router_in.x : nullptr,
-                .router = router_.segments[0].weight.get(),
-                .router_bias = router_.bias.empty() ? nullptr : router_.bias.data(),
-                .routing = routing,
-                .experts = table_,
-                .f = config_.expert_size,
-                .activation = config_.activation,
-                .weight_on_input = config_.weight_on_input,
-                .shared = shared_,
-                .shared_f = shared_share_.count,
-                .shared_gate =
-                    shared_gate_.segments.empty() ? nullptr : shared_gate_.segments[0].weight.get(),
-                .prepared = prepared_.get(),
-                .out = tp_.active() ? nullptr : out.y,
-                .out_f32 = tp_.active() ? partial_ : nullptr,
-                .add = out.add,
-                .listener = router_.observer != nullptr ? &listener : nullptr});
+  kernels::MoeParams params = {.x = x,
+                               .norm = router_in.norm,
+                               .t = step.t,
+                               .d = config_.hidden_size,
+                               .router_x = router_in.x != x ? router_in.x : nullptr,
+                               .router = router_.segments[0].weight.get(),
+                               .router_bias = router_.bias.empty() ? nullptr : router_.bias.data(),
+                               .routing = routing,
+                               .experts = table_,
+                               .f = config_.expert_size,
+                               .activation = config_.activation,
+                               .weight_on_input = config_.weight_on_input,
+                               .shared = shared_,
+                               .shared_f = shared_share_.count,
+                               .shared_gate = shared_gate_.segments.empty()
+                                                  ? nullptr
+                                                  : shared_gate_.segments[0].weight.get(),
+                               .prepared = prepared_.get(),
+                               .out = tp_.active() ? nullptr : out.y,
+                               .out_f32 = tp_.active() ? partial_ : nullptr,
+                               .add = out.add,
+                               .listener = router_.observer != nullptr ? &listener : nullptr};
+  if (!step.has_prompts() || !step.ops.moe_w4a4) {
+    step.ops.moe(step.context, params);
+  } else {
+    for (const RowRun& run : step.runs) step.ops.moe(step.context, OfRun(params, run));
+  }
   if (tp_.active()) step.Reduce(partial_, step.t * config_.hidden_size, out.y);
 }
 

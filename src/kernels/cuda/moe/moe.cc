@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/moe/expert_linears.h"
@@ -17,6 +18,8 @@
 #include "kernels/cuda/moe/route.h"
 #include "kernels/cuda/moe/router.h"
 #include "kernels/cuda/norm/norm.h"
+#include "kernels/cuda/w4a4/experts.h"
+#include "kernels/cuda/w4a4/w4a4.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -54,9 +57,18 @@ struct Scratch {
   uint16_t* gathered_h = nullptr;  // (gathered rows, F rounded up)
   std::byte* linear = nullptr;
   std::byte* grouped = nullptr;
+  // Of W4A4:
+  uint16_t* hidden = nullptr;   // (rows, 2F)
+  std::byte* pieces = nullptr;  // rows in NVFP4
 };
 
-size_t LinearBytes(const MoeSizes& s) { return LinearWorkspace(s.t, std::max(s.d, s.router_d)); }
+// W4A4 takes the shared expert's linears from here, too.
+size_t LinearBytes(const MoeSizes& s) {
+  const int64_t router_k = std::max(s.d, s.router_d);
+  if (!s.w4a4) return LinearWorkspace(s.t, router_k);
+  const int64_t k = std::max(router_k, s.f);
+  return std::max(LinearWorkspace(s.t, k), LinearW4a4Workspace(s.t, k));
+}
 
 int64_t GroupedBytes(const MoeSizes& s) {
   return GroupedWorkspace({.t = s.t, .d = s.d, .f = s.f, .experts = s.experts, .top_k = s.top_k});
@@ -95,6 +107,12 @@ int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
   take(&out->gathered_h, gathered * h_stride);
   take(&out->linear, static_cast<int64_t>(LinearBytes(s)));
   take(&out->grouped, GroupedBytes(s));
+  if (s.w4a4) {
+    const int64_t groups =
+        MaxGroups(std::min(s.t, kMaxStreamedTokens), s.experts, s.top_k, true, kColumnsOfGroup);
+    take(&out->hidden, streamed * 2 * s.f);
+    take(&out->pieces, static_cast<int64_t>(w4a4::ExpertTokenBytes(groups, std::max(s.d, s.f))));
+  }
   return used;
 }
 
@@ -105,6 +123,7 @@ class MoeRun {
         p_(params),
         phases_(phases),
         prepared_(static_cast<const PreparedExperts&>(*params.prepared)),
+        w4a4_(params.w4a4 && params.listener == nullptr && prepared_.takes_w4a4()),
         shared_(FactsOf(params.shared)),
         transforms_x_(prepared_.transforms_x() || shared_.transforms_x),
         transforms_h_(prepared_.transforms_h() || shared_.transforms_h) {
@@ -122,6 +141,7 @@ class MoeRun {
   // How many tokens the next chain of launches takes.
   int64_t TokensFrom(int64_t first) const {
     const int64_t left = std::min(p_.t - first, kMaxTokens);
+    if (w4a4_) return std::min(left, kMaxStreamedTokens);
     if (gathers_x_ || transforms_h_) return GatheredTokens(left, p_.routing.top_k);
     return RunsGrouped(left) ? left : std::min(left, kMaxStreamedTokens);
   }
@@ -131,7 +151,7 @@ class MoeRun {
   }
 
   bool RunsFew() const {
-    return !gathers_x_ && !transforms_h_ && p_.listener == nullptr && t_ <= kFewTokens &&
+    return !w4a4_ && !gathers_x_ && !transforms_h_ && p_.listener == nullptr && t_ <= kFewTokens &&
            FewTakes(FewOf(), FewSetsOf());
   }
 
@@ -142,7 +162,8 @@ class MoeRun {
                             .f = std::max(p_.f, p_.shared_f),
                             .router_d = p_.router_x != nullptr ? p_.router->k() : 0,
                             .experts = p_.routing.experts,
-                            .top_k = p_.routing.top_k};
+                            .top_k = p_.routing.top_k,
+                            .w4a4 = w4a4_};
     const int64_t needed = Carve(context_.workspace, sizes, &scratch_);
     NIBBLE_CHECK(needed <= static_cast<int64_t>(context_.workspace_bytes),
                  "experts of {} tokens: workspace of {} bytes", t, context_.workspace_bytes);
@@ -158,6 +179,7 @@ class MoeRun {
       return;
     }
     if (phases_.route) Route(context_, RouteOf());
+    if (w4a4_) return RunW4a4(sizes);
     if (RunsGrouped(t)) {
       GroupedParams grouped = GroupedOf(t);
       grouped.workspace = scratch_.grouped;
@@ -176,13 +198,13 @@ class MoeRun {
   // As many rows per group as an expert is likely to have, and as shared memory takes.
   void ChooseGroups() {
     const int64_t rows = t_ * p_.routing.top_k / std::max(1, p_.routing.experts);
-    group_rows_ = rows <= 5 ? 8 : rows <= 12 ? 16 : 32;
+    group_rows_ = w4a4_ ? kColumnsOfGroup : rows <= 5 ? 8 : rows <= 12 ? 16 : 32;
     const auto set = [&] {
       max_groups_ = MaxGroups(t_, p_.routing.experts, p_.routing.top_k, has_shared(), group_rows_);
       gate_up_ = GateUpOf();
       down_ = DownOf();
     };
-    for (set(); group_rows_ > 8 && !(PhaseFits(gate_up_) && PhaseFits(down_)); set())
+    for (set(); !w4a4_ && group_rows_ > 8 && !(PhaseFits(gate_up_) && PhaseFits(down_)); set())
       group_rows_ /= 2;
   }
 
@@ -262,6 +284,66 @@ class MoeRun {
             .chosen_weight = scratch_.chosen_weight};
   }
 
+  // Routed experts, whose rows come first, then the shared one's, and the sum.
+  void RunW4a4(const MoeSizes& sizes) const {
+    w4a4::RunExperts(context_, {.lists = scratch_.lists,
+                                .max_groups = max_groups_,
+                                .input_scales = prepared_.input_scales(),
+                                .transforms = prepared_.transforms(),
+                                .gate_up = prepared_.gate_up().like,
+                                .down = prepared_.down().like,
+                                .x = x(),
+                                .d = static_cast<int32_t>(p_.d),
+                                .f = static_cast<int32_t>(p_.f),
+                                .activation = p_.activation,
+                                .scale_by_weight = p_.weight_on_input,
+                                .hidden = scratch_.hidden,
+                                .y = scratch_.y,
+                                .pieces = scratch_.pieces});
+    if (has_shared()) RunSharedApart(sizes);
+    Sum();
+  }
+
+  // The shared expert by linears of its own, each in W4A4 if it can.
+  void RunSharedApart(const MoeSizes& sizes) const {
+    OpContext context = context_;
+    context.workspace = scratch_.linear;
+    context.workspace_bytes = LinearBytes(sizes);
+    const int64_t f = p_.shared_f, inputs = p_.activation.inputs(f);
+    const auto linear = [&](const LinearParams& params) {
+      (params.weight->input_scale() > 0.0f ? LinearW4a4 : Linear)(context, params);
+    };
+    const float* const bias = p_.shared.gate_up_bias;
+    linear({.x = x(),
+            .x_stride = p_.d,
+            .weight = p_.shared.gate_up,
+            .bias = bias,
+            .y = scratch_.hidden,
+            .y_stride = inputs,
+            .m = t_});
+    if (p_.shared.up != nullptr) {
+      linear({.x = x(),
+              .x_stride = p_.d,
+              .weight = p_.shared.up,
+              .bias = bias == nullptr ? nullptr : bias + f,
+              .y = scratch_.hidden + f,
+              .y_stride = inputs,
+              .m = t_});
+    }
+    ApplyActivation(context, {.gate_up = scratch_.hidden,
+                              .out = scratch_.h,
+                              .t = t_,
+                              .f = f,
+                              .activation = p_.activation});
+    linear({.x = scratch_.h,
+            .x_stride = f,
+            .weight = p_.shared.down,
+            .bias = p_.shared.down_bias,
+            .y_f32 = scratch_.y + t_ * p_.routing.top_k * p_.d,
+            .y_stride = p_.d,
+            .m = t_});
+  }
+
   void RunGateUp() const {
     if (gathers_x_) {
       GatherInput(Input::kGateUp, x(), p_.d, p_.d, p_.d, scratch_.gathered_x, x_stride());
@@ -276,6 +358,10 @@ class MoeRun {
       GatherInput(Input::kDown, scratch_.h, h_stride_, p_.f, p_.shared_f, scratch_.gathered_h,
                   h_stride_);
     RunPhase(context_, down_);
+    Sum();
+  }
+
+  void Sum() const {
     SumRows(context_, {.lists = scratch_.lists,
                        .y = scratch_.y,
                        .top_k = p_.routing.top_k,
@@ -430,6 +516,7 @@ class MoeRun {
   const MoeParams& p_;
   const MoePhases phases_;
   const PreparedExperts& prepared_;
+  const bool w4a4_;
   const ExpertFacts shared_;
   const bool transforms_x_;
   const bool transforms_h_;

@@ -95,7 +95,12 @@ Result<std::unique_ptr<PreparedExperts>> PreparedExperts::Create(
   std::vector<uint8_t> held;
   prepared->experts_ = static_cast<int64_t>(experts.size());
   std::vector<const std::byte*> data(2 * experts.size());
+  std::vector<float> input_scales;
   for (const ExpertWeights& weights : experts) {
+    for (const PackedWeight* weight : {weights.gate_up, weights.down}) {
+      input_scales.push_back(weight == nullptr ? 0.0f : weight->input_scale());
+      prepared->takes_w4a4_ = prepared->takes_w4a4_ && input_scales.back() > 0.0f;
+    }
     const ExpertFacts facts = FactsOf(weights);
     AddTo(weights, &prepared->gate_up_, &prepared->down_);
     prepared->transforms_x_ = prepared->transforms_x_ || facts.transforms_x;
@@ -115,6 +120,11 @@ Result<std::unique_ptr<PreparedExperts>> PreparedExperts::Create(
   NIBBLE_ASSIGN(prepared->table_, ToDevice(table, device));
   NIBBLE_ASSIGN(prepared->data_, ToDevice(data, device));
   NIBBLE_ASSIGN(prepared->held_, ToDevice(held, device));
+  prepared->takes_w4a4_ = prepared->takes_w4a4_ && prepared->stacked_ &&
+                          prepared->gate_up_.uniform && prepared->down_.uniform;
+  if (prepared->takes_w4a4_) {
+    NIBBLE_ASSIGN(prepared->input_scales_, ToDevice(input_scales, device));
+  }
   if (prepared->transforms_x_ || prepared->transforms_h_) {
     NIBBLE_ASSIGN(prepared->transforms_, ToDevice(transforms, device));
   }

@@ -53,6 +53,10 @@ class PreparedExperts final : public PreparedWeights {
   const ExpertTransforms* transforms() const {
     return transforms_x_ || transforms_h_ ? transforms_.as<ExpertTransforms>() : nullptr;
   }
+  // Whether all experts are here, alike, in NVFP4 with an input_scale, gate and up stacked.
+  bool takes_w4a4() const { return takes_w4a4_; }
+  // (E, 2), on the device, with takes_w4a4(): of gate_up, of down.
+  const float* input_scales() const { return input_scales_.as<float>(); }
   bool transforms_x() const { return transforms_x_; }
   bool transforms_h() const { return transforms_h_; }
   const WeightSet& gate_up() const { return gate_up_; }
@@ -67,6 +71,8 @@ class PreparedExperts final : public PreparedWeights {
   bool stacked_ = true;
   bool all_held_ = true;
   bool biased_ = false;
+  bool takes_w4a4_ = true;
+  Buffer input_scales_;
   Buffer held_;
   Buffer transforms_;
   bool transforms_x_ = false;

@@ -3,8 +3,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
-#include "kernels/cuda/w4a4/order.h"
-#include "numerics/nvfp4.h"
+#include "kernels/cuda/w4a4/block.cuh"
 
 namespace nibble::kernels::cuda::w4a4 {
 namespace {
@@ -47,31 +46,14 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int tile = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
   if (tile >= k_tiles) return;
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int g = lane / 4;
-  const int block = lane % 4;
   const int group = static_cast<int>(blockIdx.y);
-  const int64_t token = int64_t{group} * kGroupTokens + g;
-  const int column = tile * kTileColumns + block * kNvfp4Block;
+  const int64_t token = int64_t{group} * kGroupTokens + lane / 4;
+  const int column = tile * kTileColumns + lane % 4 * kNvfp4Block;
 
   float values[kNvfp4Block] = {};
   if (token < p.m && column < p.k) LoadBlock<kPlain>(p, p.x + token * p.x_stride, column, values);
-  const uint8_t scale = Nvfp4ActivationScale(MaxMagnitude(values, kNvfp4Block), p.inverse_scale);
-  const float multiplier = Nvfp4ActivationMultiplier(scale, p.inverse_scale);
-
-  const int u = tile % kSliceTiles;
   std::byte* const piece = out + (int64_t{tile / kSliceTiles} * gridDim.y + group) * kPieceBytes;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float ordered[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) ordered[i] = values[8 * half + NibbleColumn(i)] * multiplier;
-    const int to = CodeOffset(u, 4 * g + block / 2 * 2 + half, block % 2);
-    *reinterpret_cast<uint32_t*>(piece + to) = ptx::PackE2M1(ordered);
-  }
-  uint32_t scales = static_cast<uint32_t>(scale) << (8 * BlockGroup(block));
-  scales |= __shfl_xor_sync(~0u, scales, 1);
-  scales |= __shfl_xor_sync(~0u, scales, 2);
-  if (block == 0) *reinterpret_cast<uint32_t*>(piece + ScaleOffset(u, g)) = scales;
+  StoreBlock(values, p.inverse_scale, tile % kSliceTiles, lane, piece);
 }
 
 }  // namespace
