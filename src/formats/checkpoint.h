@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 #include "formats/name_index.h"
+#include "tensor/made_up.h"
 #include "tensor/quant_view.h"
 #include "tensor/tensor.h"
 
@@ -42,6 +43,13 @@ struct TensorData {
 struct LinearData {
   QuantView view;
   std::shared_ptr<const void> owner;
+};
+
+// How a linear's weight is wanted.
+enum class LinearBytes : uint8_t {
+  kChecked,    // in memory, values of scales checked: they are read then
+  kUnchecked,  // in memory
+  kMadeUp,     // as QuantView.made_up where its tensors are made up in rows, else checked
 };
 
 // A linear by names, shapes and dtypes alone.
@@ -96,6 +104,9 @@ class Checkpoint {
   virtual Result<TensorData> ReadSlice(const TensorEntry& entry, int64_t begin,
                                        int64_t count) const;
 
+  // How the tensor's bytes are made up, null where they are stored. Lives as long as this.
+  virtual const MadeUpBytes* MadeUp(const TensorEntry&) const { return nullptr; }
+
   // A hint that a tensor's bytes are not needed soon: their memory may go until they are read
   // again.
   virtual void Release(const TensorEntry&) const {}
@@ -110,10 +121,9 @@ class Checkpoint {
 
   // The linear whose tensors start with `prefix` ("model.layers.0.mlp.up_proj"): classified by what
   // is stored. n, k: the shape that the architecture expects; 0 accepts any. Names, shapes and
-  // dtypes are checked here; scale values are checked too when `check_values` is set (they are read
-  // then).
+  // dtypes are checked here.
   Result<LinearData> ReadLinear(std::string_view prefix, int64_t n, int64_t k,
-                                bool check_values = true) const;
+                                LinearBytes bytes = LinearBytes::kChecked) const;
 
   // That linear from names and dtypes alone, or why it is none.
   Result<LinearShape> DescribeLinear(std::string_view prefix) const;
@@ -135,7 +145,8 @@ class Checkpoint {
   // others gathered into a buffer.
   Result<LinearData> ReadExpert(std::string_view experts, int64_t expert,
                                 std::string_view projection, int64_t n, int64_t k,
-                                const ExpertLayout& layout, bool check_values = true) const;
+                                const ExpertLayout& layout,
+                                LinearBytes bytes = LinearBytes::kChecked) const;
 
   // From names, shapes and dtypes alone.
   Result<LinearShape> DescribeExpert(std::string_view experts, int64_t expert,

@@ -49,13 +49,16 @@ std::string OwnPrefix(const Checkpoint& checkpoint, std::string_view experts, in
 
 Result<LinearData> Checkpoint::ReadExpert(std::string_view experts, int64_t expert,
                                           std::string_view projection, int64_t n, int64_t k,
-                                          const ExpertLayout& layout, bool check_values) const {
+                                          const ExpertLayout& layout, LinearBytes bytes) const {
   const ProjectionName& known = FindProjection(projection);
   const std::string own = OwnPrefix(*this, experts, expert, known);
-  if (!own.empty()) return ReadLinear(own, n, k, check_values);
+  if (!own.empty()) return ReadLinear(own, n, k, bytes);
   NIBBLE_ASSIGN(const StackedLinear linear,
                 ClassifyStack(*this, experts, expert, known.projection, n, k, layout));
-  NIBBLE_ASSIGN(LinearData data, ReadStack(*this, linear, expert));
+  const auto made_up = bytes == LinearBytes::kMadeUp ? MakeUpStack(*this, linear, expert)
+                                                     : std::optional<LinearData>();
+  NIBBLE_ASSIGN(LinearData data,
+                made_up ? Result<LinearData>(*made_up) : ReadStack(*this, linear, expert));
   const ExpertStack& stack = linear.stack;
   const auto read_scalar = [&](const TensorEntry& entry) -> Result<float> {
     NIBBLE_ASSIGN(const int64_t at, ScalarIndex(*this, entry, linear, known.projection, expert));
@@ -71,7 +74,7 @@ Result<LinearData> Checkpoint::ReadExpert(std::string_view experts, int64_t expe
     NIBBLE_ASSIGN(const float stored, read_scalar(*stack.input_scale));
     NIBBLE_TRY(InTensor(*stack.input_scale, SetInputScale(stored, false, &data.view)));
   }
-  if (check_values && stack.scale != nullptr) {
+  if (bytes != LinearBytes::kUnchecked && !made_up && stack.scale != nullptr) {
     if (const Status status = CheckScaleValues(data.view); !status) {
       return tl::unexpected<Error>(status.error().Context(fmt::format(
           "{}: tensor {}: expert {}, {}", path_, Quoted(stack.scale->name), expert, projection)));

@@ -12,28 +12,42 @@
 #include "formats/json_file.h"
 #include "formats/linear_parts.h"
 #include "formats/linear_values.h"
+#include "formats/made_up_linear.h"
 
 namespace nibble::formats {
 namespace {
 
+// The weight without its bytes.
+QuantView Outline(const LinearParts& parts) {
+  QuantView view = {.format = parts.format,
+                    .n = parts.n,
+                    .k = parts.k,
+                    .scale_block_n = parts.scale_block_n,
+                    .scale_block_k = parts.scale_block_k};
+  if (parts.scale != nullptr) view.scale_dtype = parts.scale->dtype;
+  return view;
+}
+
 // Codes and scales that lie as QuantView describes them.
 Result<LinearData> ReadAsViewed(const Checkpoint& checkpoint, const LinearParts& parts) {
   NIBBLE_ASSIGN(const TensorData weight, checkpoint.Read(*parts.weight));
-  LinearData linear;
-  linear.owner = weight.owner;
-  linear.view.format = parts.format;
-  linear.view.n = parts.n;
-  linear.view.k = parts.k;
+  LinearData linear = {.view = Outline(parts), .owner = weight.owner};
   linear.view.data = weight.view.data;
-  linear.view.scale_block_n = parts.scale_block_n;
-  linear.view.scale_block_k = parts.scale_block_k;
   if (parts.scale != nullptr) {
     NIBBLE_ASSIGN(const TensorData scale, checkpoint.Read(*parts.scale));
     linear.view.scales = scale.view.data;
-    linear.view.scale_dtype = parts.scale->dtype;
     linear.owner = JoinOwners({linear.owner, scale.owner});
   }
   return linear;
+}
+
+// All rows of it, none where its tensors are not all made up.
+std::optional<LinearData> MakeUp(const Checkpoint& checkpoint, const LinearParts& parts) {
+  if (parts.layout != CodeLayout::kAsViewed) return std::nullopt;
+  const QuantView view = Outline(parts);
+  return MakeUpLinear(view, checkpoint.MadeUp(*parts.weight),
+                      parts.scale == nullptr ? nullptr : checkpoint.MadeUp(*parts.scale),
+                      {.count = parts.n}, parts.scale != nullptr);
 }
 
 Status SetInputMultiplier(const Checkpoint& checkpoint, const TensorEntry& entry,
@@ -85,7 +99,7 @@ std::vector<std::string> Checkpoint::LinearTensors(std::string_view prefix) cons
 }
 
 Result<LinearData> Checkpoint::ReadLinear(std::string_view prefix, int64_t n, int64_t k,
-                                          bool check_values) const {
+                                          LinearBytes bytes) const {
   NIBBLE_ASSIGN(const LinearParts parts, ClassifyLinear(*this, prefix));
   if ((n != 0 && n != parts.n) || (k != 0 && k != parts.k)) {
     return Fail(Code::kCorruption,
@@ -95,7 +109,10 @@ Result<LinearData> Checkpoint::ReadLinear(std::string_view prefix, int64_t n, in
                 parts.weight->shape.ToString(), WeightFormatName(parts.format), parts.n, parts.k,
                 n == 0 ? parts.n : n, k == 0 ? parts.k : k);
   }
-  NIBBLE_ASSIGN(LinearData linear, parts.layout == CodeLayout::kAsViewed
+  const auto made_up =
+      bytes == LinearBytes::kMadeUp ? MakeUp(*this, parts) : std::optional<LinearData>();
+  NIBBLE_ASSIGN(LinearData linear, made_up ? Result<LinearData>(*made_up)
+                                   : parts.layout == CodeLayout::kAsViewed
                                        ? ReadAsViewed(*this, parts)
                                        : ReadIntegers(*this, parts));
   if (parts.global_scale != nullptr) {
@@ -113,7 +130,7 @@ Result<LinearData> Checkpoint::ReadLinear(std::string_view prefix, int64_t n, in
     NIBBLE_TRY(InTensor(*parts.input_multiplier,
                         SetInputMultiplier(*this, *parts.input_multiplier, &linear)));
   }
-  if (check_values && parts.scale != nullptr) {
+  if (bytes != LinearBytes::kUnchecked && !made_up && parts.scale != nullptr) {
     NIBBLE_TRY(InTensor(*parts.scale, CheckScaleValues(linear.view)));
   }
   return linear;

@@ -7,6 +7,7 @@
 
 #include "formats/float_tensor.h"
 #include "formats/json_file.h"
+#include "formats/made_up_linear.h"
 #include "formats/quantization_config.h"
 #include "numerics/mxfp4.h"
 #include "numerics/nvfp4.h"
@@ -390,6 +391,23 @@ Result<LinearData> ReadStack(const Checkpoint& checkpoint, const StackedLinear& 
   data.owner = JoinOwners({codes.owner != nullptr ? codes.owner : weights.owner,
                            picked.owner != nullptr ? picked.owner : scales.owner});
   return data;
+}
+
+std::optional<LinearData> MakeUpStack(const Checkpoint& checkpoint, const StackedLinear& linear,
+                                      int64_t expert) {
+  const ExpertStack& stack = linear.stack;
+  if (linear.transposed || linear.scale_block_n != 1) return std::nullopt;
+  QuantView view = {
+      .format = linear.format, .n = linear.n, .k = linear.k, .scale_block_k = linear.scale_block_k};
+  const MadeUpBytes* scales = nullptr;
+  if (stack.scale != nullptr) {
+    view.scale_dtype = stack.scale->dtype;
+    scales = checkpoint.MadeUp(*stack.scale);
+    if (stack.scale->shape.elements() == 1) return std::nullopt;
+  }
+  RowSelection rows = linear.rows;
+  rows.first += expert * stack.Rows(linear.n);
+  return MakeUpLinear(view, checkpoint.MadeUp(*stack.weight), scales, rows, stack.scale != nullptr);
 }
 
 Result<int64_t> ScalarIndex(const Checkpoint& checkpoint, const TensorEntry& entry,

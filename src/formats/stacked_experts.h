@@ -67,6 +67,10 @@ Result<StackedLinear> ClassifyStack(const Checkpoint& checkpoint, std::string_vi
 Result<LinearData> ReadStack(const Checkpoint& checkpoint, const StackedLinear& linear,
                              int64_t expert);
 
+// The same as QuantView.made_up; none where it is stored, or does not lie in rows.
+std::optional<LinearData> MakeUpStack(const Checkpoint& checkpoint, const StackedLinear& linear,
+                                      int64_t expert);
+
 // Element of a scalar that may be one for all, (E), (E, 1) or, for a pair, (E, 2).
 Result<int64_t> ScalarIndex(const Checkpoint& checkpoint, const TensorEntry& entry,
                             const StackedLinear& linear, Projection projection, int64_t expert);

@@ -296,9 +296,9 @@ struct MoeParams {
   uint16_t* out = nullptr;                    // (T, D) BF16, or
   float* out_f32 = nullptr;                   // (T, D): exactly one of the two is set
   bool add = false;                           // with out alone
-  // x and what goes into down in NVFP4, as linear_w4a4 has it: of the routed experts if all of them
-  // are here, gate and up stacked, and every weight has an input_scale; of the shared expert for
-  // each weight that has one. With OpTable.moe_w4a4.
+  // x and what goes into down in NVFP4, as linear_w4a4 has it, if all routed experts are here, gate
+  // and up stacked, and every weight has an input_scale; then of the shared expert, too, for each
+  // weight that has one. With OpTable.moe_w4a4.
   bool w4a4 = false;
   MoeListener* listener = nullptr;  // null but while calibrating
 };
@@ -649,6 +649,7 @@ struct OpTable {
   double (*read_bandwidth)() = nullptr;
 
   Result<std::unique_ptr<PackedWeight>> (*pack_weight)(const PackParams&) = nullptr;
+  bool packs_made_up = false;  // pack_weight takes QuantView.made_up
   size_t (*linear_workspace)(int64_t max_m, int64_t max_k) = nullptr;
   void (*linear)(const OpContext&, const LinearParams&) = nullptr;
   // The same with x in NVFP4, too: quantised by the rule of numerics/nvfp4.h after column order and

@@ -210,6 +210,11 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
     return Make(entry, shape, begin * row);
   }
 
+  const MadeUpBytes* MadeUp(const formats::TensorEntry& entry) const override {
+    const formats::TensorEntry* own = Find(entry.name);
+    return own == nullptr ? nullptr : &values_[static_cast<size_t>(own - tensors_.data())];
+  }
+
  private:
   bool IsOverridden() const {
     return options_.policy != DummyPolicy::kAsConfigured || options_.linear_format;

@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "base/check.h"
 #include "numerics/e2m1.h"
 #include "numerics/e4m3.h"
-#include "numerics/f16.h"
 
 namespace nibble::models {
 namespace {
@@ -18,36 +16,21 @@ constexpr int64_t kChunk = 4096;  // bytes: made at a time, whatever part of the
 constexpr int64_t kWords = kChunk / 8;
 constexpr int64_t kParallelBytes = int64_t{1} << 20;
 
-// splitmix64's finaliser: every input bit reaches every output bit.
-uint64_t Mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return x ^ (x >> 31);
-}
-
-uint64_t Word(uint64_t stream, uint64_t index) {
-  return Mix(stream + (index + 1) * 0x9E3779B97F4A7C15u);
-}
-
-uint64_t Repeat(uint8_t byte) { return 0x0101010101010101u * byte; }
-
 void FillWords(const DummyValues& values, int64_t word, uint64_t* out) {
   for (int64_t i = 0; i < kWords; ++i)
-    out[i] = Word(values.stream, static_cast<uint64_t>(word + i));
+    out[i] = CounterHash(values.stream, static_cast<uint64_t>(word + i));
 }
 
 // Masks and shifts all bytes of a word at once: base + mask stays within each.
 void FillMasked(const DummyValues& values, int64_t word, uint64_t mask, uint64_t base,
                 uint64_t* out) {
   for (int64_t i = 0; i < kWords; ++i) {
-    out[i] = (Word(values.stream, static_cast<uint64_t>(word + i)) & mask) + base;
+    out[i] = (CounterHash(values.stream, static_cast<uint64_t>(word + i)) & mask) + base;
   }
 }
 
-// A NaN's code less 1 is the largest number's.
 void ReplaceNans(uint8_t* codes) {
-  for (int64_t i = 0; i < kChunk; ++i)
-    codes[i] = static_cast<uint8_t>(codes[i] - ((codes[i] & 0x7F) == 0x7F ? 1 : 0));
+  for (int64_t i = 0; i < kChunk; ++i) codes[i] = WithoutNan(codes[i]);
 }
 
 // Elements from `element` on, a multiple of four: a word gives four of them, of 16 bits each.
@@ -56,21 +39,12 @@ void FillFloats(const DummyValues& values, int64_t element, const Convert& conve
   constexpr int64_t kCount = kChunk / static_cast<int64_t>(sizeof(T));
   alignas(64) std::array<uint64_t, kCount / 4> words;
   for (size_t i = 0; i < words.size(); ++i)
-    words[i] = Word(values.stream, static_cast<uint64_t>(element / 4) + i);
+    words[i] = CounterHash(values.stream, static_cast<uint64_t>(element / 4) + i);
   alignas(64) std::array<int16_t, kCount> noise;
   static_assert(sizeof(noise) == sizeof(words));
   std::memcpy(noise.data(), words.data(), sizeof(noise));  // little-endian, as all targets are
-  const float step = values.spread / 32768.0f;
-  const float centre = values.centre + 0.5f * step;
-  // Of plain steps, for compilers that make vectors of them.
-  for (int64_t i = 0; i < kCount; ++i)
-    out[i] = convert(centre + step * static_cast<float>(noise[i]));
-}
-
-// Bf16FromFloat of a finite number.
-uint16_t FiniteBf16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+  const MadeUpFloats floats(values);
+  for (int64_t i = 0; i < kCount; ++i) out[i] = convert(floats.Of(noise[i]));
 }
 
 void FillFloatChunk(const DummyValues& values, int64_t byte, std::byte* out) {
@@ -105,10 +79,10 @@ void FillChunk(const DummyValues& values, int64_t byte, std::byte* out) {
       FillWords(values, byte / 8, words);
       return ReplaceNans(reinterpret_cast<uint8_t*>(out));
     case Kind::kBytes:
-      return FillMasked(values, byte / 8, Repeat(values.mask), Repeat(values.base), words);
+      return FillMasked(values, byte / 8, RepeatByte(values.mask), RepeatByte(values.base), words);
     case Kind::kNibbles:
-      return FillMasked(values, byte / 8, Repeat(static_cast<uint8_t>(values.mask * 0x11)),
-                        Repeat(static_cast<uint8_t>(values.base * 0x11)), words);
+      return FillMasked(values, byte / 8, RepeatByte(values.mask * 0x11),
+                        RepeatByte(values.base * 0x11), words);
     case Kind::kFloats:
       return FillFloatChunk(values, byte, out);
     case Kind::kQuotient:
@@ -149,7 +123,7 @@ double Rms(int first, int count, const Decode& decode) {
 uint64_t DummyStream(uint64_t seed, std::string_view name) {
   uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a
   for (const char c : name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001B3u;
-  return Mix(hash ^ Word(seed, 0));
+  return MixBits(hash ^ CounterHash(seed, 0));
 }
 
 void FillDummy(const DummyValues& values, int64_t first, std::span<std::byte> out,

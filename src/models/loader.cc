@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <utility>
 
@@ -18,6 +19,7 @@ namespace nibble::models {
 namespace {
 
 using formats::Checkpoint;
+using formats::LinearBytes;
 using formats::LinearData;
 using formats::TensorData;
 using formats::TensorEntry;
@@ -57,8 +59,14 @@ class Loader : public TableWalk {
   Loader(const Checkpoint& checkpoint, const kernels::OpTable& ops, const LoadOptions& options)
       : TableWalk(checkpoint), ops_(ops), options_(options), jobs_(*ops.device, *options.pool) {}
 
-  // Of any weight that is there.
-  bool has_input_scales() const { return has_input_scales_; }
+  // Whether some tokens of prompts would meet a weight in W4A4: a dense linear that has an
+  // input_scale, or a layer of experts that all have.
+  bool takes_w4a4() const {
+    return linears_take_w4a4_ ||
+           (ops_.moe_w4a4 && std::ranges::any_of(experts_, [](const ExpertsSeen& experts) {
+              return experts.have_input_scales;
+            }));
+  }
 
   // Loads what has been visited and is not there yet.
   void Finish() {
@@ -71,11 +79,18 @@ class Loader : public TableWalk {
       UseLinear(part.prefix);
       LetHear(part.prefix, out);
     }
-    AddJob(RowsOf(parts) * k,
-           [=, this, use = LinearUse{.section = section()}](UploadLane* lane) -> Status {
-             NIBBLE_TRY(LoadLinear(parts, k, columns, use, lane, out));
-             return bias == Bias::kNone ? Status() : LoadBias(parts, bias, use.section, out);
-           });
+    const LinearUse use = {.section = section(), .by_role = RunsByRole(section())};
+    AddJob(RowsOf(parts) * k, [=, this](UploadLane* lane) -> Status {
+      NIBBLE_TRY(LoadLinear(parts, k, columns, use, lane, out));
+      return bias == Bias::kNone ? Status() : LoadBias(parts, bias, use.section, out);
+    });
+  }
+
+  void VisitRouter(const std::string& prefix, int64_t n, int64_t k, Bias bias,
+                   Linear* out) override {
+    is_router_ = true;
+    TableWalk::VisitRouter(prefix, n, k, bias, out);
+    is_router_ = false;
   }
 
   void VisitHeadLinears(const HeadLinears& heads, std::vector<Linear>* out) override {
@@ -87,6 +102,8 @@ class Loader : public TableWalk {
 
   void VisitExperts(const ExpertsSpec& spec, std::vector<Expert>* out) override {
     out->resize(static_cast<size_t>(spec.count));
+    ExpertsSeen* const seen = &experts_.emplace_back();
+    seen->have_input_scales = spec.count == spec.experts && section() != Section::kDraft;
     for (int64_t e = 0; e < spec.experts; ++e) {
       const int64_t i = e - spec.first;
       if (i < 0 || i >= spec.count) {  // another rank uses it
@@ -98,7 +115,10 @@ class Loader : public TableWalk {
       AddJob(3 * spec.d * spec.f, [=, this](UploadLane* lane) -> Status {
         UseExpertOf(spec, e);
         NIBBLE_TRY(LoadExpert(spec, e, InputProjections(spec), use, lane, &expert->gate_up));
-        return LoadExpert(spec, e, {OutputProjection(spec)}, use, lane, &expert->down);
+        NIBBLE_TRY(LoadExpert(spec, e, {OutputProjection(spec)}, use, lane, &expert->down));
+        if (!HasInputScales(expert->gate_up) || !HasInputScales(expert->down))
+          seen->have_input_scales = false;
+        return {};
       });
     }
   }
@@ -145,12 +165,30 @@ class Loader : public TableWalk {
   }
 
  private:
+  static constexpr LinearBytes kChecked = LinearBytes::kChecked;
+
   struct LinearUse {
     Section section = Section::kOther;
     double share = 1.0;        // the part of it that one token uses
     bool gather_rows = false;  // an embedding
+    bool by_role = false;      // Linear::Run of a step decides by tokens' roles how it runs
     int64_t tensors = 1;       // what it adds to the summary
   };
+
+  // A layer's; set to false by jobs.
+  struct ExpertsSeen {
+    std::atomic<bool> have_input_scales = true;
+  };
+
+  // Routers and shared experts run inside the op of experts, heads and drafts on generated tokens.
+  bool RunsByRole(Section section) const {
+    return !is_router_ && section != Section::kSharedExpert && section != Section::kHead &&
+           section != Section::kDraft;
+  }
+
+  static bool HasInputScales(const Linear& linear) {
+    return linear.segments.size() == 1 && linear.segments[0].weight->input_scale() > 0.0f;
+  }
 
   // After the walk, jobs write what they were given and, under the mutex, what this class and the
   // walk hold.
@@ -222,9 +260,14 @@ class Loader : public TableWalk {
     return taken;
   }
 
+  // Of weights that are packed as they are.
+  LinearBytes Wanted() const { return ops_.packs_made_up ? LinearBytes::kMadeUp : kChecked; }
+
   Result<LinearData> ReadPart(const LinearPart& part, int64_t k, ColumnRange columns) {
-    NIBBLE_ASSIGN(LinearData data, checkpoint_.ReadLinear(part.prefix, part.n, k));
-    if (part.rows.empty() && columns.count == 0) return data;
+    const bool whole = part.rows.empty() && columns.count == 0;
+    NIBBLE_ASSIGN(LinearData data,
+                  checkpoint_.ReadLinear(part.prefix, part.n, k, whole ? Wanted() : kChecked));
+    if (whole) return data;
     auto slice = SliceWeight(data.view, part.rows, columns);
     if (!slice) {
       return tl::unexpected(
@@ -250,8 +293,8 @@ class Loader : public TableWalk {
     std::vector<float> bias;
     for (const Projection& p : projections) {
       LetHear(checkpoint_.ExpertModule(spec.prefix, expert, p.name), out);
-      NIBBLE_ASSIGN(LinearData data,
-                    checkpoint_.ReadExpert(spec.prefix, expert, p.name, p.n, p.k, spec.layout));
+      NIBBLE_ASSIGN(LinearData data, checkpoint_.ReadExpert(spec.prefix, expert, p.name, p.n, p.k,
+                                                            spec.layout, Wanted()));
       stack.push_back(std::move(data));
       if (spec.bias) NIBBLE_TRY(AppendExpertBias(spec, expert, p, use, &bias));
     }
@@ -310,7 +353,7 @@ class Loader : public TableWalk {
       for (const QuantView& view : views)
         Count(use.section, view.format, view.n * view.k, packed->bytes() * view.n / rows, use.share,
               use.tensors);
-      has_input_scales_ = has_input_scales_ || packed->input_scale() > 0.0f;
+      linears_take_w4a4_ = linears_take_w4a4_ || (use.by_role && packed->input_scale() > 0.0f);
     }
     out->segments.push_back({std::move(packed), out->n});
     out->n += rows;
@@ -319,7 +362,8 @@ class Loader : public TableWalk {
 
   Status LoadHeadLinears(const HeadLinears& heads, Section section, UploadLane* lane,
                          std::vector<Linear>* out) {
-    NIBBLE_ASSIGN(const LinearData data, ReadPart({heads.prefix, heads.n, {}}, heads.k, {}));
+    NIBBLE_ASSIGN(const LinearData data,
+                  checkpoint_.ReadLinear(heads.prefix, heads.n, heads.k, kChecked));
     if (heads.transposed) {
       const std::lock_guard lock(mutex_);
       CountDequantised(data.view.format);
@@ -387,7 +431,9 @@ class Loader : public TableWalk {
   const LoadOptions& options_;
   LoadJobs jobs_;
   std::mutex mutex_;  // of what jobs count and use
-  bool has_input_scales_ = false;
+  bool linears_take_w4a4_ = false;
+  std::deque<ExpertsSeen> experts_;
+  bool is_router_ = false;  // while one is visited
   std::atomic<int64_t> read_ = 0;
 };
 
@@ -428,7 +474,7 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
   loader.ReportLeftOver();
   loader.TakeCounts(&model->mutable_info());
   model->mutable_info().w4a4_prompts =
-      options.w4a4_prompts && ops.linear_w4a4 != nullptr && loader.has_input_scales();
+      options.w4a4_prompts && ops.linear_w4a4 != nullptr && loader.takes_w4a4();
   int64_t& limit = model->mutable_info().max_positions;
   if (options.max_positions == 0 && limit > kDefaultPositions) {
     LogInfo(

@@ -10,6 +10,8 @@
 
 namespace nibble {
 
+struct MadeUpWeight;  // tensor/made_up.h
+
 // kInt4, kInt8: groups of columns with a scale and, if asymmetric, a zero point each: AWQ, GPTQ,
 // compressed-tensors' pack-quantized and ModelOpt's INT4, all brought to one form by the reader.
 enum class WeightFormat : uint8_t { kF32, kF16, kBf16, kFp8, kNvfp4, kMxfp4, kInt4, kInt8 };
@@ -50,6 +52,10 @@ struct QuantView {
   // Activation multiplier of W4A4 and static FP8 checkpoints; 0 when absent. Weight-only kernels
   // ignore it.
   float input_scale = 0.0f;
+
+  // Set: nothing is stored, whoever packs the weight makes its codes and scales up; data and scales
+  // are null. For backends whose table says packs_made_up.
+  const MadeUpWeight* made_up = nullptr;
 
   int64_t data_bytes() const;   // of `data`
   int64_t scale_bytes() const;  // of `scales`

@@ -52,6 +52,7 @@ Result<const OpTable*> CudaOps(int index) {
       .delta_chunk = cuda::GatedDeltaNetChunk(),
       .read_bandwidth = cuda::ReadBandwidth,
       .pack_weight = cuda::PackWeight,
+      .packs_made_up = true,
       .linear_workspace = cuda::LinearWorkspace,
       .linear = cuda::Linear,
       .embed = cuda::Embed,

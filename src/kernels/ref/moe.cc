@@ -111,7 +111,7 @@ std::vector<float> RunExpert(const MoeParams& p, int32_t id, const uint16_t* x) 
   std::vector<uint16_t> hidden(activation.inputs(f)), activated(f);
   std::vector<float> y(d);
   if (p.listener != nullptr) p.listener->OnExpertInput(id, false, x, 1, p.d);
-  const bool takes_w4a4 = p.w4a4 && (is_shared || RoutedTakeW4a4(p));
+  const bool takes_w4a4 = p.w4a4 && RoutedTakeW4a4(p);
   const auto linear = [&](const LinearParams& params) {
     const bool w4a4 = takes_w4a4 && params.weight->input_scale() > 0.0f;
     (w4a4 ? LinearW4a4 : Linear)({}, params);

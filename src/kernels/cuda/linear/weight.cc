@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/cuda/linear/fill.h"
 #include "kernels/cuda/linear/pack.h"
 #include "kernels/weight_check.h"
 
@@ -104,6 +105,7 @@ class Stage {
     if (bytes.RowsIn(slot_bytes) == 0)
       return Fail(Code::kUnsupported, "rows of {} columns: one does not fit into {} bytes", view.k,
                   slot_bytes);
+    if (!pending_.empty() && makes_up_ != (view.made_up != nullptr)) Flush();
     for (int64_t begin = 0; begin < view.n;) {
       int64_t rows = std::min(view.n - begin, bytes.RowsIn(slot_bytes - used_));
       // A slot's rest that takes few rows is not worth a launch.
@@ -119,7 +121,13 @@ class Stage {
 
   void Flush() {
     if (pending_.empty()) return;
-    lane_.Send(slot_, static_cast<size_t>(used_));
+    if (makes_up_) {
+      for (const MadeUp& rows : made_up_)
+        FillRows(rows.rows, rows.count, rows.row_bytes, rows.out, lane_.stream());
+      made_up_.clear();
+    } else {
+      lane_.Send(slot_, static_cast<size_t>(used_));
+    }
     for (const StoredRows& rows : pending_)
       PackRows(rows, weight_, tiles_, row_scales_, lane_.stream());
     lane_.Launched(slot_);
@@ -130,28 +138,43 @@ class Stage {
  private:
   static constexpr int64_t kFewRows = 256;
 
+  // Rows that FillRows makes in the slot.
+  struct MadeUp {
+    MadeUpRows rows;
+    int64_t count;
+    int64_t row_bytes;
+    std::byte* out;
+  };
+
   Status Put(const QuantView& view, const RowBytes& bytes, int64_t begin, int64_t rows,
              int64_t tile_row) {
     if (pending_.empty()) slot_ = lane_.Next();
+    makes_up_ = view.made_up != nullptr;
     const int64_t first_scale_row = begin / view.scale_block_n;
     const int64_t scale_rows = (begin + rows - 1) / view.scale_block_n + 1 - first_scale_row;
-    QuantView copy = view;
-    copy.n = rows;
-    copy.data = Copy(view.data + begin * bytes.data, rows * bytes.data);
-    copy.scales = Copy(view.scales + first_scale_row * bytes.scales, scale_rows * bytes.scales);
-    copy.zeros = reinterpret_cast<const uint8_t*>(Copy(
-        reinterpret_cast<const std::byte*>(view.zeros) + begin * bytes.zeros, rows * bytes.zeros));
-    // The copy is in the caches. An error names the row of the whole.
-    const bool alone = view.scale_block_n == 1;
-    if (!alone || !CheckBlockScales(copy, 0, rows))
-      NIBBLE_TRY(CheckBlockScales(view, begin, begin + rows));
+    QuantView stored = view;  // in the slot's half of the host, though nothing may be written there
+    stored.n = rows;
+    if (makes_up_) {
+      stored.data = MakeUp(view.made_up->data, begin, rows, bytes.data);
+      stored.scales = MakeUp(view.made_up->scales, first_scale_row, scale_rows, bytes.scales);
+    } else {
+      stored.data = Copy(view.data + begin * bytes.data, rows * bytes.data);
+      stored.scales = Copy(view.scales + first_scale_row * bytes.scales, scale_rows * bytes.scales);
+      stored.zeros = reinterpret_cast<const uint8_t*>(
+          Copy(reinterpret_cast<const std::byte*>(view.zeros) + begin * bytes.zeros,
+               rows * bytes.zeros));
+      // The copy is in the caches. An error names the row of the whole.
+      const bool alone = view.scale_block_n == 1;
+      if (!alone || !CheckBlockScales(stored, 0, rows))
+        NIBBLE_TRY(CheckBlockScales(view, begin, begin + rows));
+    }
     pending_.push_back({
         .format = view.format,
         .scale_dtype = view.scale_dtype,
-        .data = OnDevice(copy.data),
-        .scales = OnDevice(copy.scales),
+        .data = OnDevice(stored.data),
+        .scales = OnDevice(stored.scales),
         .zeros = reinterpret_cast<const uint8_t*>(
-            OnDevice(reinterpret_cast<const std::byte*>(copy.zeros))),
+            OnDevice(reinterpret_cast<const std::byte*>(stored.zeros))),
         .rows = rows,
         .first_row = begin,
         .first_scale_row = first_scale_row,
@@ -163,13 +186,24 @@ class Stage {
     return {};
   }
 
-  // Null for no bytes.
+  // Both: null for no bytes.
   const std::byte* Copy(const std::byte* from, int64_t bytes) {
     if (bytes == 0) return nullptr;
-    std::byte* const to = slot_.host + used_;
+    std::byte* const to = Take(bytes);
     std::memcpy(to, from, static_cast<size_t>(bytes));
-    used_ += RoundUp(bytes, kAlignment);
     return to;
+  }
+  const std::byte* MakeUp(MadeUpRows rows, int64_t first_row, int64_t count, int64_t row_bytes) {
+    if (row_bytes == 0) return nullptr;
+    std::byte* const to = Take(count * row_bytes);
+    rows.first += first_row * rows.stride;
+    made_up_.push_back({rows, count, row_bytes, slot_.device + (to - slot_.host)});
+    return to;
+  }
+  std::byte* Take(int64_t bytes) {
+    std::byte* const taken = slot_.host + used_;
+    used_ += RoundUp(bytes, kAlignment);
+    return taken;
   }
   const std::byte* OnDevice(const std::byte* host) const {
     return host == nullptr ? nullptr : slot_.device + (host - slot_.host);
@@ -182,6 +216,8 @@ class Stage {
   UploadLane::Slot slot_;
   int64_t used_ = 0;
   std::vector<StoredRows> pending_;  // in the slot
+  bool makes_up_ = false;            // all of them, or none
+  std::vector<MadeUp> made_up_;      // what they consist of
 };
 
 // A lane for one weight.

@@ -29,6 +29,8 @@ using namespace moe;
 // Tokens of one chain of launches, with grouped products and without: bounds the workspace.
 constexpr int64_t kMaxTokens = 4096;
 constexpr int64_t kMaxStreamedTokens = 512;
+// The same in W4A4, which reads each expert once per chain, too.
+constexpr int64_t kMaxW4a4Tokens = 2048;
 
 // More than multiprocessors.
 constexpr int64_t kMaxShares = 512;
@@ -100,7 +102,8 @@ int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
   take(&out->chosen, routed_rows);
   take(&out->chosen_weight, routed_rows);
   take(&out->h, rows * h_stride);
-  const int64_t streamed = std::min(s.t, kMaxStreamedTokens) * (s.top_k + 1);
+  const int64_t streamed_tokens = std::min(s.t, s.w4a4 ? kMaxW4a4Tokens : kMaxStreamedTokens);
+  const int64_t streamed = streamed_tokens * (s.top_k + 1);
   take(&out->y, streamed * s.d);
   take(&out->gathered_x, gathered * x_stride);
   take(&out->gathered_x_up, gathered * x_stride);
@@ -108,8 +111,7 @@ int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
   take(&out->linear, static_cast<int64_t>(LinearBytes(s)));
   take(&out->grouped, GroupedBytes(s));
   if (s.w4a4) {
-    const int64_t groups =
-        MaxGroups(std::min(s.t, kMaxStreamedTokens), s.experts, s.top_k, true, kColumnsOfGroup);
+    const int64_t groups = MaxGroups(streamed_tokens, s.experts, s.top_k, true, kColumnsOfGroup);
     take(&out->hidden, streamed * 2 * s.f);
     take(&out->pieces, static_cast<int64_t>(w4a4::ExpertTokenBytes(groups, std::max(s.d, s.f))));
   }
@@ -141,7 +143,7 @@ class MoeRun {
   // How many tokens the next chain of launches takes.
   int64_t TokensFrom(int64_t first) const {
     const int64_t left = std::min(p_.t - first, kMaxTokens);
-    if (w4a4_) return std::min(left, kMaxStreamedTokens);
+    if (w4a4_) return std::min(left, kMaxW4a4Tokens);
     if (gathers_x_ || transforms_h_) return GatheredTokens(left, p_.routing.top_k);
     return RunsGrouped(left) ? left : std::min(left, kMaxStreamedTokens);
   }
