@@ -7,8 +7,8 @@ if(NIBBLE_CUDA)
   set(in_all)
 endif()
 
-add_library(nibble_kernels SHARED ${in_all})
-target_link_libraries(nibble_kernels PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,capi>)
+add_library(nibble_kernels SHARED ${in_all} $<TARGET_OBJECTS:capi>)
+target_link_libraries(nibble_kernels PRIVATE kernels)
 target_link_options(nibble_kernels PRIVATE -Wl,--version-script=${exports} -Wl,--no-undefined -Wl,--gc-sections)
 set_target_properties(nibble_kernels PROPERTIES LINKER_LANGUAGE CXX LINK_DEPENDS ${exports} LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}
   PUBLIC_HEADER ${CMAKE_SOURCE_DIR}/src/capi/nibble_kernels.h)

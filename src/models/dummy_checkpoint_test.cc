@@ -11,6 +11,7 @@
 #include "formats/stored_formats.h"
 #include "models/dummy_values.h"
 #include "models/model.h"
+#include "models/registry.h"
 #include "testing/model_runner.h"
 #include "testing/temp_folder.h"
 
@@ -57,6 +58,112 @@ TEST(DummyValues, AnyPartIsAPartOfTheSameWhole) {
       FillDummy(values, first, part, nullptr);
       EXPECT_EQ(0, std::memcmp(part.data(), whole.data() + first, count)) << first;
     }
+  }
+}
+
+// What a GPU makes for itself, word by word.
+std::vector<std::byte> MadeUpRange(const DummyValues& values, int64_t first, int64_t count) {
+  std::vector<std::byte> bytes;
+  for (int64_t at = first; at < first + count; ++at)
+    bytes.push_back(static_cast<std::byte>(MadeUpWord(values, at / 8) >> (at % 8 * 8)));
+  return bytes;
+}
+
+TEST(DummyValues, WordsAreTheSameBytes) {
+  using Kind = DummyValues::Kind;
+  const uint64_t stream = DummyStream(3, "x");
+  for (const DummyValues& values :
+       {DummyValues{.kind = Kind::kBits, .stream = stream},
+        DummyValues{.kind = Kind::kE4m3Codes, .stream = stream},
+        DummyValues{.kind = Kind::kBytes, .base = 0x38, .mask = 0x0F, .stream = stream},
+        DummyValues{.kind = Kind::kNibbles, .base = 6, .mask = 1, .stream = stream},
+        DummyValues{.kind = Kind::kFloats, .dtype = DType::kBF16, .spread = 1, .stream = stream},
+        DummyValues{.kind = Kind::kFloats,
+                    .dtype = DType::kF16,
+                    .centre = 0.1f,
+                    .spread = 0.05f,
+                    .stream = stream},
+        DummyValues{.kind = Kind::kFloats,
+                    .dtype = DType::kF32,
+                    .centre = 2,
+                    .spread = 1,
+                    .stream = stream},
+        DummyValues{.kind = Kind::kQuotient, .first = 128},
+        DummyValues{.kind = Kind::kPair, .first = 5, .second = -7}}) {
+    std::vector<std::byte> whole(20000);
+    FillDummy(values, 0, whole, nullptr);
+    EXPECT_EQ(MadeUpRange(values, 0, 20000), whole) << static_cast<int>(values.kind);
+  }
+}
+
+// The rows that a view without bytes describes, one after another.
+std::vector<std::byte> MadeUpRowBytes(const MadeUpRows& rows, int64_t count, int64_t row_bytes) {
+  std::vector<std::byte> bytes;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto row = MadeUpRange(rows.bytes, rows.first + i * rows.stride, row_bytes);
+    bytes.insert(bytes.end(), row.begin(), row.end());
+  }
+  return bytes;
+}
+
+void ExpectSameWeight(const formats::LinearData& made_up, const formats::LinearData& stored) {
+  const QuantView& view = made_up.view;
+  ASSERT_NE(view.made_up, nullptr);
+  EXPECT_EQ(view.data, nullptr);
+  EXPECT_EQ(view.scales, nullptr);
+  EXPECT_EQ(view.format, stored.view.format);
+  EXPECT_EQ(view.global_scale, stored.view.global_scale);
+  EXPECT_EQ(view.input_scale, stored.view.input_scale);
+  const auto bytes = [](const std::byte* data, int64_t count) {
+    return std::vector<std::byte>(data, data + count);
+  };
+  EXPECT_EQ(MadeUpRowBytes(view.made_up->data, view.n, view.data_bytes() / view.n),
+            bytes(stored.view.data, stored.view.data_bytes()));
+  if (view.scale_bytes() == 0) return;
+  const int64_t scale_rows = (view.n + view.scale_block_n - 1) / view.scale_block_n;
+  EXPECT_EQ(MadeUpRowBytes(view.made_up->scales, scale_rows, view.scale_bytes() / scale_rows),
+            bytes(stored.view.scales, stored.view.scale_bytes()));
+}
+
+TEST(DummyCheckpoint, WeightsCanBeDescribedInsteadOfMade) {
+  const std::string module = "model.layers.0.self_attn.q_proj";
+  for (const WeightFormat format :
+       {WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kFp8, WeightFormat::kBf16}) {
+    SCOPED_TRACE(WeightFormatName(format));
+    const auto checkpoint =
+        MakeDummyCheckpoint(LlamaConfig(), {.linear_format = format,
+                                            .activation_scales = format == WeightFormat::kNvfp4})
+            .value();
+    ExpectSameWeight(checkpoint->ReadLinear(module, 0, 0, formats::LinearBytes::kMadeUp).value(),
+                     checkpoint->ReadLinear(module, 0, 0).value());
+  }
+  // Integers are repacked, so they are made.
+  const auto integers =
+      MakeDummyCheckpoint(LlamaConfig(), {.linear_format = WeightFormat::kInt4}).value();
+  const auto read = integers->ReadLinear(module, 0, 0, formats::LinearBytes::kMadeUp).value();
+  EXPECT_EQ(read.view.made_up, nullptr);
+  EXPECT_NE(read.view.data, nullptr);
+}
+
+// Stacked, gate and up rows alternating.
+TEST(DummyCheckpoint, ExpertsCanBeDescribedInsteadOfMade) {
+  boost::json::object config;
+  for (const Architecture& architecture : RegisteredArchitectures())
+    if (architecture.architectures.front() == "GptOssForCausalLM")
+      config = boost::json::parse(architecture.tiny_configs.front()).as_object();
+  const auto checkpoint = MakeDummyCheckpoint(config).value();
+  const int64_t f = config.at("intermediate_size").as_int64();
+  const int64_t d = config.at("hidden_size").as_int64();
+  for (const char* projection : {"gate_proj", "up_proj", "down_proj"}) {
+    SCOPED_TRACE(projection);
+    const bool down = std::string_view(projection) == "down_proj";
+    const auto read = [&](formats::LinearBytes bytes) {
+      return checkpoint
+          ->ReadExpert("model.layers.0.mlp.experts", 1, projection, down ? d : f, down ? f : d,
+                       {.interleaved = true, .transposed = {}}, bytes)
+          .value();
+    };
+    ExpectSameWeight(read(formats::LinearBytes::kMadeUp), read(formats::LinearBytes::kChecked));
   }
 }
 

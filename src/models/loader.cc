@@ -64,7 +64,7 @@ class Loader : public TableWalk {
   bool takes_w4a4() const {
     return linears_take_w4a4_ ||
            (ops_.moe_w4a4 && std::ranges::any_of(experts_, [](const ExpertsSeen& experts) {
-              return experts.have_input_scales;
+              return experts.have_input_scales.load();
             }));
   }
 
