@@ -644,6 +644,9 @@ struct OpTable {
   // and callers need not care how prompts are cut.
   int32_t delta_chunk = 1;
 
+  // Largest Dh of attention's caches here, in any format; at most kMaxHeadDim.
+  int32_t max_head_dim = kMaxHeadDim;
+
   // Measured, in bytes per second: what decoding cannot outrun. Null: of the host's memory
   // (MeasureReadBandwidth).
   double (*read_bandwidth)() = nullptr;

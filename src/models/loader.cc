@@ -448,6 +448,13 @@ Status CheckOps(const LoadableModel& model, const kernels::OpTable& ops) {
                         "{} needs the op {}, which the {} {} backend does not have",
                         model.info().architecture, op, ops.backend, ops.variant);
   }
+  for (const KvSpec& kv : model.info().kv) {
+    if (kv.head_dim <= ops.max_head_dim) continue;
+    return nibble::Fail(
+        Code::kUnsupported,
+        "{} has attention heads of {} dimensions: on {} the {} backend takes at most {}",
+        model.info().architecture, kv.head_dim, ops.device->name(), ops.backend, ops.max_head_dim);
+  }
   return {};
 }
 

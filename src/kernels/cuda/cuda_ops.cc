@@ -50,6 +50,7 @@ Result<const OpTable*> CudaOps(int index) {
       .backend = "cuda",
       .variant = variant,
       .delta_chunk = cuda::GatedDeltaNetChunk(),
+      .max_head_dim = cuda::MaxHeadDim(),
       .read_bandwidth = cuda::ReadBandwidth,
       .pack_weight = cuda::PackWeight,
       .packs_made_up = true,

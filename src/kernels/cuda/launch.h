@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "kernels/cuda/device_facts.h"
 #include "kernels/ops.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 12 && !defined(__CUDA_ARCH_FAMILY_SPECIFIC__)
@@ -26,6 +27,7 @@ template <typename... Params, typename... Args>
 void LaunchPdlCluster(void (*kernel)(Params...), dim3 grid, dim3 block, dim3 cluster, size_t smem,
                       cudaStream_t stream, Args&&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  NoteLaunch(smem);
   if (smem > 48 * 1024) {
     cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                          cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
@@ -49,29 +51,6 @@ template <typename... Params, typename... Args>
 void LaunchPdl(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem, cudaStream_t stream,
                Args&&... args) {
   LaunchPdlCluster(kernel, grid, block, dim3(1), smem, stream, std::forward<Args>(args)...);
-}
-
-// Facts of the current device that launches depend on; read once.
-struct DeviceFacts {
-  int multiprocessors = 0;
-  int major = 0;
-  int minor = 0;
-  int shared_memory_per_block = 0;  // with opt-in
-};
-
-inline const DeviceFacts& CurrentDevice() {
-  static const DeviceFacts facts = [] {
-    DeviceFacts f;
-    int device = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&f.multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    cudaDeviceGetAttribute(&f.major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&f.minor, cudaDevAttrComputeCapabilityMinor, device);
-    cudaDeviceGetAttribute(&f.shared_memory_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                           device);
-    return f;
-  }();
-  return facts;
 }
 
 }  // namespace nibble::kernels::cuda

@@ -182,6 +182,15 @@ bool StepTakes(const AttentionParams& params) {
          SideOf(nullptr, params.cache.v_scale).inverse != 0.0f;
 }
 
+int32_t MaxHeadDim() {
+  AttentionProblem p = {};
+  for (p.dim_atoms = DimAtoms(kMaxHeadDim); p.dim_atoms > 16; --p.dim_atoms) {
+    const SplitShared least = LayoutOf(p, false, 16, 64, ValueBuffer::kOverKeys);
+    if (least.bytes <= CurrentDevice().shared_memory_per_block) break;
+  }
+  return 16 * p.dim_atoms;
+}
+
 size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim) {
   const int64_t entry_bytes = PartialFloats(kSplitTileRows, DimAtoms(head_dim)) * 4;
   return static_cast<size_t>(std::min(kMaxWorkspace, max_t * q_heads * kUnitsWanted * entry_bytes));

@@ -9,6 +9,9 @@
 
 namespace nibble::kernels::cuda {
 
+// Largest head dimension for which shared memory suffices in any KV format.
+int32_t MaxHeadDim();
+
 // Bounded by 64 MiB whatever the contexts.
 size_t AttentionWorkspace(int threads, int64_t max_t, int32_t q_heads, int32_t head_dim);
 void Attention(const OpContext& context, const AttentionParams& params);

@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/shared_memory_split.h"
 #include "kernels/cuda/linear/decode_kernels.h"
 #include "kernels/cuda/norm/norm.h"
+#include "kernels/cuda/shared_memory_split.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -179,8 +179,8 @@ bool LeavesRoomForX(const WeightTiles& weight, const DecodePlan& plan) {
 void SetSharedMemory(const void* kernel, const WeightTiles& weight, const DecodePlan& plan) {
   int wanted = plan.shared_bytes + kReservedPerCta;
   if (plan.token_tiles == 1)
-    wanted = std::max(
-        LeavesRoomForX(weight, plan) ? SharedOfMultiprocessor(plan.m) : WholeSplit(), wanted);
+    wanted = std::max(LeavesRoomForX(weight, plan) ? SharedOfMultiprocessor(plan.m) : WholeSplit(),
+                      wanted);
   AskForSplit(kernel, wanted);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
 }
@@ -220,8 +220,9 @@ bool NormsInDecode(const WeightTiles& weight, const InputNorm& norm, int m) {
          (StagedBytes(weight, m) <= MostNormedBytes(m) || StagesX(weight, m));
 }
 
-DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages) {
-  const int blocks = CurrentDevice().multiprocessors;
+namespace {
+
+DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages, int blocks) {
   const bool stages_x = StagesX(weight, m);
   const bool staged = norms || stages_x;
   if (stages > 0) return PlanFor(weight, m, staged, stages, blocks);
@@ -231,6 +232,18 @@ DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages) 
     if (two.shared_bytes <= MostShared(weight, m, staged)) return two;
   }
   return PlanFor(weight, m, staged, 1, blocks);
+}
+
+}  // namespace
+
+DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages) {
+  int blocks = CurrentDevice().multiprocessors;
+  DecodePlan plan = PlanDecode(weight, m, norms, stages, blocks);
+  // Where few multiprocessors have little memory, the row scales of a large head alone fill it.
+  while (plan.token_tiles == 1 && plan.share > 0 &&
+         plan.shared_bytes > CurrentDevice().shared_memory_per_block)
+    plan = PlanDecode(weight, m, norms, stages, blocks *= 2);
+  return plan;
 }
 
 int DecodeBlocksPerMultiprocessor(const WeightTiles& weight, const DecodePlan& plan) {

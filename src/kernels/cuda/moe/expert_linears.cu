@@ -14,18 +14,19 @@
 namespace nibble::kernels::cuda::moe {
 namespace {
 
-constexpr int kWarps = 16;
-constexpr int kThreads = 32 * kWarps;
+constexpr int kMostWarps = 16;
+constexpr int kMostThreads = 32 * kMostWarps;
 
 struct Plan {
   RingShape ring;
+  int32_t warps = kMostWarps;  // fewer where shared memory has no room for the rings of so many
   int32_t buffers = 2;
   int32_t parts = 2;         // 1: no gate
   int32_t slices = 0;        // of every part, as counted
   int32_t columns = 0;       // rows of a group, at most
   int32_t batch_items = 0;   // between two additions, where groups have that many rows
   int32_t block_groups = 0;  // that a block's share may touch
-  int32_t step_items = 0;    // what kWarps units are, in items and units
+  int32_t step_items = 0;    // what `warps` units are, in items and units
   int32_t step_units = 0;
   int32_t routed_tiles = 0;  // items of a group
   int32_t shared_tiles = 0;
@@ -40,7 +41,8 @@ struct Plan {
 };
 
 // So that a thread holds at most one scale of a batch.
-constexpr int kMaxBatchItems = kThreads / (2 * kTileRows);
+constexpr int MaxBatchItems(int warps) { return 32 * warps / (2 * kTileRows); }
+constexpr int kMaxBatchItems = MaxBatchItems(kMostWarps);
 
 // 16 outputs of a group.
 struct Item {
@@ -70,7 +72,7 @@ struct Items {
 // First elements of the rows of x that the groups multiply by.
 __device__ void LoadRows(const PhaseParams& p, const Plan& plan, const Group* groups, int count,
                          uint32_t* x_offsets) {
-  for (int i = threadIdx.x; i < count * plan.columns; i += kThreads) {
+  for (int i = threadIdx.x; i < count * plan.columns; i += 32 * plan.warps) {
     const Group& group = groups[i / plan.columns];
     const int row = group.first_row + min(i % plan.columns, group.rows - 1);
     const int at = p.by_row ? row : p.lists.row_token[row];
@@ -92,7 +94,7 @@ struct Cursor {
     items.Settle(&item);
   }
   __device__ __forceinline__ void Step(const Items& items, const Plan& plan, int units_of_item) {
-    unit += kWarps;
+    unit += plan.warps;
     of_item += plan.step_units;
     item.tile += plan.step_items;
     Settle(items, units_of_item);
@@ -182,7 +184,7 @@ __device__ __forceinline__ void FinishGateUp(const PhaseParams& p, const Plan& p
 }
 
 template <Phase kPhase, int kTiles, Formats kFormats>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMostThreads)
     PhaseKernel(const __grid_constant__ PhaseParams p, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) std::byte memory[];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(kThreads)
   const Share& share = items.share;
   if (share.items == 0) return;
   constexpr int kVectors = sizeof(Group) / 16;
-  for (int g = warp; g < share.groups; g += kWarps) {
+  for (int g = warp; g < share.groups; g += plan.warps) {
     if (lane < kVectors) {
       reinterpret_cast<uint4*>(groups + g)[lane] =
           reinterpret_cast<const uint4*>(p.lists.groups + share.group + g)[lane];
@@ -230,7 +232,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int g = 0; g < share.groups; ++g) columns = max(columns, groups[g].rows);
   const int sum_floats = columns * kColumnStride;
   const int column_shift = 32 - __clz(columns - 1);
-  const int batch_items = min(kMaxBatchItems, plan.partial_floats / (units_of_item * sum_floats));
+  const int batch_items =
+      min(MaxBatchItems(plan.warps), plan.partial_floats / (units_of_item * sum_floats));
   const int batches = (items_here + batch_items - 1) / batch_items;
   __syncthreads();
 
@@ -255,7 +258,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     const int end_unit = end_item * units_of_item;
     float* to = partial + (now.unit - first_item * units_of_item) * sum_floats;
-    for (; now.unit < end_unit; to += kWarps * sum_floats) {
+    for (; now.unit < end_unit; to += plan.warps * sum_floats) {
       const Group& group = groups[now.item.group];
       const int part = now.part(plan);
       const uint16_t* const x = part == 0 ? p.x : p.x_up;
@@ -281,7 +284,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     const int outputs = (end_item - first_item) * kTileRows << column_shift;
-    for (int i = threadIdx.x; i < outputs; i += kThreads) {
+    for (int i = threadIdx.x; i < outputs; i += 32 * plan.warps) {
       const int row = i % kTileRows, rest = i / kTileRows;
       const int column = rest & ((1 << column_shift) - 1), item = rest >> column_shift;
       const auto [index, tile] = batch[item];
@@ -315,7 +318,7 @@ void PlaceInShared(Plan* plan) {
   };
   plan->partial_floats =
       plan->batch_items * plan->parts * plan->slices * plan->columns * kColumnStride;
-  take(kWarps * plan->ring.stages * plan->ring.stage_bytes);
+  take(plan->warps * plan->ring.stages * plan->ring.stage_bytes);
   plan->partial_at = take(int64_t{4} * plan->buffers * plan->partial_floats);
   plan->scales_at =
       take(plan->buffers * kMaxBatchItems * 2 * kTileRows * int64_t{sizeof(RowScale)});
@@ -337,8 +340,6 @@ bool MakePlan(const PhaseParams& p, Plan* plan) {
   plan->routed_tiles = split.routed_tiles;
   plan->shared_tiles = split.shared_tiles;
   const int units_of_item = std::max(1, plan->parts * plan->slices);
-  plan->step_items = kWarps / units_of_item;
-  plan->step_units = kWarps % units_of_item;
   const int64_t largest = std::max(split.routed_tiles, split.shared_tiles);
   const int64_t smallest =
       p.shared_outputs > 0 ? std::min(split.routed_tiles, split.shared_tiles) : split.routed_tiles;
@@ -354,17 +355,26 @@ bool MakePlan(const PhaseParams& p, Plan* plan) {
   const auto most = static_cast<size_t>(CurrentDevice().shared_memory_per_block);
   const size_t budget = lean ? std::min<size_t>(most, 160 * 1024) : most;
   const int most_stages = lean ? kLeanStages : 2, fewest_stages = lean ? kLeanStages : 1;
-  for (const size_t limit : {budget, most}) {
+  const auto fits = [&](size_t limit) {
+    plan->step_items = plan->warps / units_of_item;
+    plan->step_units = plan->warps % units_of_item;
     for (plan->buffers = 2; plan->buffers >= 1; --plan->buffers) {
       for (plan->ring.stages = most_stages; plan->ring.stages >= fewest_stages;
            --plan->ring.stages) {
-        for (plan->batch_items = kMaxBatchItems; plan->batch_items >= 1; --plan->batch_items) {
+        for (plan->batch_items = MaxBatchItems(plan->warps); plan->batch_items >= 1;
+             --plan->batch_items) {
           PlaceInShared(plan);
           if (plan->shared_bytes <= limit) return true;
         }
       }
     }
-  }
+    return false;
+  };
+  if (fits(budget) || fits(most)) return true;
+  // Groups of more rows would be cut instead.
+  if (p.group_rows > 8) return false;
+  for (plan->warps = kMostWarps / 2; plan->warps >= 2; plan->warps /= 2)
+    if (fits(most)) return true;
   return false;
 }
 
@@ -441,8 +451,8 @@ void RunPhase(const OpContext& context, const PhaseParams& params) {
   const auto kernel = params.phase == Phase::kDown
                           ? KernelOf<Phase::kDown>(params, FormatsOf(all))
                           : KernelOf<Phase::kGateUp>(params, FormatsOf(all));
-  LaunchPdl(kernel, CurrentDevice().multiprocessors, kThreads, plan.shared_bytes, StreamOf(context),
-            params, plan);
+  LaunchPdl(kernel, CurrentDevice().multiprocessors, 32 * plan.warps, plan.shared_bytes,
+            StreamOf(context), params, plan);
 }
 
 }  // namespace nibble::kernels::cuda::moe

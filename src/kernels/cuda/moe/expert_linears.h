@@ -11,6 +11,9 @@ namespace nibble::kernels::cuda::moe {
 // Most slices along K: then groups of 8 rows fit shared memory, whatever the format.
 inline constexpr int kMaxGateUpSlices = 44;
 inline constexpr int kMaxDownSlices = 112;
+// The same where a block has but 99 KB.
+inline constexpr int kMaxGateUpSlicesOfSmall = 29;
+inline constexpr int kMaxDownSlicesOfSmall = 88;
 
 // What the host knows about the weights of a phase, for the choice of kernel and shared memory.
 struct WeightSet {

@@ -3,6 +3,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/cuda/device_facts.h"
 #include "kernels/cuda/linear/weight.h"
 
 namespace nibble::kernels::cuda::moe {
@@ -50,8 +51,8 @@ bool Changes(const InputTransform& transform) {
 Status CheckSlices(std::string_view name, int slices, int most) {
   if (slices <= most) return {};
   return Fail(Code::kUnsupported,
-              "{} weights of experts have {} columns (F16 counts twice, F32 three times): the CUDA "
-              "backend takes at most {}",
+              "{} weights of experts have {} columns (F16 counts twice, F32 three times): on this "
+              "GPU the CUDA backend takes at most {}",
               name, slices * kSliceColumns, most * kSliceColumns);
 }
 
@@ -115,8 +116,11 @@ Result<std::unique_ptr<PreparedExperts>> PreparedExperts::Create(
         prepared->biased_ || weights.gate_up_bias != nullptr || weights.down_bias != nullptr;
     transforms.push_back(facts.transforms);
   }
-  NIBBLE_TRY(CheckSlices("gate and up", prepared->gate_up_.slices, kMaxGateUpSlices));
-  NIBBLE_TRY(CheckSlices("down", prepared->down_.slices, kMaxDownSlices));
+  const bool large = HasLargeSharedMemory();
+  NIBBLE_TRY(CheckSlices("gate and up", prepared->gate_up_.slices,
+                         large ? kMaxGateUpSlices : kMaxGateUpSlicesOfSmall));
+  NIBBLE_TRY(
+      CheckSlices("down", prepared->down_.slices, large ? kMaxDownSlices : kMaxDownSlicesOfSmall));
   NIBBLE_ASSIGN(prepared->table_, ToDevice(table, device));
   NIBBLE_ASSIGN(prepared->data_, ToDevice(data, device));
   NIBBLE_ASSIGN(prepared->held_, ToDevice(held, device));
