@@ -39,6 +39,7 @@ NEEDED = [
     ("PrefillAttentionKernel", ["90a"], ["HGMMA"]),
     ("fp8::ScaledTilesKernel", ["90a"], ["QGMMA", "LDGSTS"]),
     ("w4a4::LinearKernel", ["120f"], ["OMMA", "LDGSTS"]),
+    ("w4a4::ProductKernel", ["120f"], ["OMMA", "LDGSTS"]),
     ("w4a4::QuantizeKernel", ["120f"], ["F2FP"]),
 ]
 

@@ -14,7 +14,7 @@ compile() {
 }
 
 for target in 121a 103a; do
-  for file in ptx/block_scaled_probe.cu w4a4/tokens.cu w4a4/w4a4.cu linear/embed.cu; do
+  for file in ptx/block_scaled_probe.cu w4a4/tokens.cu w4a4/w4a4.cu w4a4/experts.cu linear/embed.cu; do
     compile "$target" "$file"
     echo "$target $file: compiles"
   done

@@ -115,11 +115,14 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
           "int8); auto is int16")
       ->capture_default_str();
   command
-      ->add_option("--activations", o->activations,
-                   "of linears with NVFP4 weights on GPUs that multiply FP4: auto (tokens of "
-                   "prompts in NVFP4 where the checkpoint has scales for it, generated ones in 16 "
-                   "bits) or 16 (all of them in 16 bits)")
-      ->check(CLI::IsMember({"auto", "16"}))
+      ->add_option(
+          "--activations", o->activations,
+          "of linears on GPUs: auto (where the GPU multiplies FP4, tokens of prompts meet "
+          "NVFP4 weights in NVFP4 if the checkpoint has scales for it, generated ones in 16 "
+          "bits), fp8 (as auto, and on GPUs of compute capability 9.0 tokens of prompts "
+          "meet FP8 weights in E4M3, faster for long prompts and less exact; experts stay "
+          "in 16 bits) or 16 (all of them in 16 bits)")
+      ->check(CLI::IsMember({"auto", "fp8", "16"}))
       ->capture_default_str();
   command->add_option("--kv-cache-dtype", o->kv_cache_dtype, "auto (bf16), bf16 or fp8")
       ->capture_default_str();

@@ -155,6 +155,26 @@ Result<std::unique_ptr<formats::Checkpoint>> OpenModel(const std::string& path,
       options.quantization);
 }
 
+// Who asks for FP8 activations gets them or is told why not.
+Status CheckFp8Prompts(const models::Model& model) {
+  if (model.info().prompt_forms.fp8) return {};
+  if (model.ops().linear_fp8 == nullptr) {
+    return Fail(
+        Code::kUnsupported,
+        "--activations fp8: {} has no kernels for it (compute capability 9.0 has); use auto",
+        model.ops().device->name());
+  }
+  return Fail(Code::kUnsupported,
+              "--activations fp8: no linear of this model has FP8 weights with scales per tensor, "
+              "row or 128 columns; use auto");
+}
+
+std::string PromptActivations(const models::PromptForms& forms) {
+  return fmt::format("{} of prompts, bf16 of answers", !forms.fp8   ? "nvfp4"
+                                                       : forms.w4a4 ? "nvfp4 and fp8"
+                                                                    : "fp8");
+}
+
 int64_t StoredBytes(const formats::Checkpoint& checkpoint) {
   int64_t bytes = 0;
   for (const formats::TensorEntry& entry : checkpoint.tensors()) bytes += entry.stored_bytes;
@@ -268,16 +288,19 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   {
     tell("loading weights", 0);
     Progress progress("loading weights", StoredBytes(*checkpoint));
-    NIBBLE_ASSIGN(model,
-                  models::LoadModel(*checkpoint, {.ops = probe != nullptr ? &probe->table() : ops,
-                                                  .pool = loaded.pool.get(),
-                                                  .activations = activations,
-                                                  .w4a4_prompts = options.activations != "16",
-                                                  .max_positions = options.max_model_len,
-                                                  .progress = &progress,
-                                                  .observer = observer}));
+    NIBBLE_ASSIGN(model, models::LoadModel(*checkpoint,
+                                           {.ops = probe != nullptr ? &probe->table() : ops,
+                                            .pool = loaded.pool.get(),
+                                            .activations = activations,
+                                            .prompt_forms = {.w4a4 = options.activations != "16",
+                                                             .fp8 = options.activations == "fp8"},
+                                            .max_positions = options.max_model_len,
+                                            .progress = &progress,
+                                            .observer = observer}));
   }
-  if (model->info().w4a4_prompts) loaded.activations = "nvfp4 of prompts, bf16 of answers";
+  if (options.activations == "fp8") NIBBLE_TRY(CheckFp8Prompts(*model));
+  if (model->info().prompt_forms.any())
+    loaded.activations = PromptActivations(model->info().prompt_forms);
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   LogInfo("loaded {} in {:.1f} s, {:.2f} GB/s",

@@ -35,7 +35,7 @@ struct LogitsRow {
 
 class BatchBuilder {
  public:
-  // prompt_chunk: models::PromptChunk; prompts_apart: ModelInfo.w4a4_prompts; even_routing:
+  // prompt_chunk: models::PromptChunk; prompts_apart: ModelInfo.prompt_forms; even_routing:
   // EngineOptions.even_routing.
   BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t prompt_chunk,
                bool prompts_apart, bool even_routing);

@@ -15,7 +15,8 @@
 //               nobody else has; it holds the state after its computed tokens.
 //   OWN-SLOT    a running sequence has a slot for drawn tokens (Sampler::drawn) that nobody else
 //               has.
-//   ONE-FORM    where prompts are computed in chunks, or with activations in NVFP4, a position's
+//   ONE-FORM    where prompts are computed in chunks, or with activations in NVFP4 or FP8, a
+//   position's
 //               form follows from its sequence's prompt alone (Sequence::FormBorder); other
 //               sequences see the pages and states of whole chunks, or of the prompt, alone, as a
 //               longer prompt computes the rest in another form.
@@ -97,7 +98,7 @@ class Core {
   void PlanStep(LaunchedStep& step, Clock::time_point now);
   void FillView();
   int64_t FormBorder(const Sequence& sequence) const {
-    return sequence.FormBorder(prompt_chunk_, setup_.model->info().w4a4_prompts);
+    return sequence.FormBorder(prompt_chunk_, setup_.model->info().prompt_forms.any());
   }
   void Admit(Sequence& sequence);
   void Preempt(Sequence& sequence);

@@ -58,7 +58,7 @@ struct Sequence {
   // Of the next `tokens` tokens, those of the prompt.
   int64_t PromptTokens(int64_t tokens) const;
   // Behind it tokens are computed in another form than those of a longer prompt would be: other
-  // sequences see no pages and states from there on. prompts_apart: ModelInfo.w4a4_prompts.
+  // sequences see no pages and states from there on. prompts_apart: ModelInfo.prompt_forms.
   int64_t FormBorder(int64_t prompt_chunk, bool prompts_apart) const;
   // Nothing is to be computed for it until the tokens that are on their way have been seen: the
   // last of them ends it.

@@ -73,8 +73,11 @@ std::vector<KernelRoute> RoutesOf(ComputeCapability c) {
     routes.push_back({"linear_w4a4", "nvfp4 with input_scale", "tokens of prompts",
                       "w4a4, block-scaled FP4 MMA"});
   if (wgmma)
-    routes.push_back({"linear_fp8", "fp8 by tensor, row or 128 columns", "no model asks for it yet",
-                      "fp8, wgmma E4M3"});
+    routes.push_back({"linear_fp8", "fp8 by tensor, row or 128 columns",
+                      "prompts, --activations fp8", "fp8, wgmma E4M3"});
+  if (HasBlockScaledMma(c))
+    routes.push_back(
+        {"moe", "nvfp4 with input_scale", "tokens of prompts", "w4a4, block-scaled FP4 MMA"});
   if (wgmma) {
     for (const std::string_view formats : {kBlockScaled, kWideGroups})
       routes.push_back({"moe", formats, "many rows per expert", "moe, grouped wgmma BF16"});

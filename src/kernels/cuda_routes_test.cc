@@ -44,6 +44,7 @@ TEST(CudaRoutes, InstructionsServeWhereTheyExist) {
     EXPECT_EQ(Serves(c, "linear", "wgmma"), HasWgmma(c));
     EXPECT_EQ(Serves(c, "linear_w4a4", "FP4"), HasBlockScaledMma(c));
     EXPECT_EQ(Serves(c, "linear_fp8", "wgmma"), HasWgmma(c));
+    EXPECT_EQ(Serves(c, "moe", "FP4"), HasBlockScaledMma(c));
     // Every op has a kernel that takes what the others do not.
     for (const std::string_view op : {"linear", "moe", "attention"})
       EXPECT_TRUE(Serves(c, op, "mma.sync"));

@@ -662,7 +662,7 @@ struct OpTable {
   void (*linear_w4a4)(const OpContext&, const LinearParams&) = nullptr;
   // The same with x in E4M3, as the weight's fp8() says (numerics/fp8_activations.h). Null where
   // the device does not multiply FP8; takes weights with fp8().group > 0. Faster than linear for
-  // many tokens, and less exact: models use linear unless asked for FP8 activations. Then a token's
+  // many tokens, and less exact: models use linear unless asked (PromptForms.fp8). Then a token's
   // role in its request decides which of the two multiplies it (prompt or generated, as for
   // linear_w4a4), never the number of tokens in a step: bits would depend on the batch.
   size_t (*linear_fp8_workspace)(int64_t max_m, int64_t max_k) = nullptr;

@@ -59,6 +59,8 @@ class Loader : public TableWalk {
   Loader(const Checkpoint& checkpoint, const kernels::OpTable& ops, const LoadOptions& options)
       : TableWalk(checkpoint), ops_(ops), options_(options), jobs_(*ops.device, *options.pool) {}
 
+  bool takes_fp8() const { return linears_take_fp8_; }
+
   // Whether some tokens of prompts would meet a weight in W4A4: a dense linear that has an
   // input_scale, or a layer of experts that all have.
   bool takes_w4a4() const {
@@ -354,6 +356,7 @@ class Loader : public TableWalk {
         Count(use.section, view.format, view.n * view.k, packed->bytes() * view.n / rows, use.share,
               use.tensors);
       linears_take_w4a4_ = linears_take_w4a4_ || (use.by_role && packed->input_scale() > 0.0f);
+      linears_take_fp8_ = linears_take_fp8_ || (use.by_role && packed->fp8().group > 0);
     }
     out->segments.push_back({std::move(packed), out->n});
     out->n += rows;
@@ -432,6 +435,7 @@ class Loader : public TableWalk {
   LoadJobs jobs_;
   std::mutex mutex_;  // of what jobs count and use
   bool linears_take_w4a4_ = false;
+  bool linears_take_fp8_ = false;
   std::deque<ExpertsSeen> experts_;
   bool is_router_ = false;  // while one is visited
   std::atomic<int64_t> read_ = 0;
@@ -480,8 +484,10 @@ Result<std::unique_ptr<Model>> LoadModel(const Checkpoint& checkpoint, const Loa
   NIBBLE_TRY(loader.status());
   loader.ReportLeftOver();
   loader.TakeCounts(&model->mutable_info());
-  model->mutable_info().w4a4_prompts =
-      options.w4a4_prompts && ops.linear_w4a4 != nullptr && loader.takes_w4a4();
+  const PromptForms& wanted = options.prompt_forms;
+  model->mutable_info().prompt_forms = {
+      .w4a4 = wanted.w4a4 && ops.linear_w4a4 != nullptr && loader.takes_w4a4(),
+      .fp8 = wanted.fp8 && ops.linear_fp8 != nullptr && loader.takes_fp8()};
   int64_t& limit = model->mutable_info().max_positions;
   if (options.max_positions == 0 && limit > kDefaultPositions) {
     LogInfo(

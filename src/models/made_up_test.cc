@@ -2,7 +2,6 @@
 // weights the host has made.
 #include <gtest/gtest.h>
 
-
 #include "models/dummy_checkpoint.h"
 #include "models/registry.h"
 #include "testing/model_runner.h"

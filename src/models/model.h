@@ -61,6 +61,14 @@ struct ExpertLayer {
   uint32_t even_salt = 0;  // kernels::Routing.even_salt
 };
 
+// In which other forms than 16 bits tokens of prompts meet weights.
+struct PromptForms {
+  bool w4a4 = false;
+  bool fp8 = false;
+
+  bool any() const { return w4a4 || fp8; }
+};
+
 struct ModelInfo {
   std::string architecture;  // "LlamaForCausalLM"
   int64_t vocab_size = 0;    // rows of lm_head: may exceed the tokenizer's
@@ -78,9 +86,9 @@ struct ModelInfo {
   // must be computed anew when it crosses. 0: no such border.
   int64_t rope_border = 0;
   int64_t rope_long_rows = 0;  // where the rope table's rows for longer sequences begin
-  // Tokens of prompts meet NVFP4 weights as NVFP4 (Batch.prompt_tokens), so with other bits than
-  // generated ones.
-  bool w4a4_prompts = false;
+  // Tokens of prompts (Batch.prompt_tokens) meet some weights with other bits than generated ones:
+  // NVFP4 weights as NVFP4, FP8 weights as E4M3.
+  PromptForms prompt_forms;
   std::vector<ExpertLayer> expert_layers;
   std::vector<std::string> left_over;  // DescribeModel: tensors that the model does not know
   std::string weight_summary;          // "210 nvfp4, 2 bf16": tensors by format, for the start line
@@ -162,7 +170,7 @@ struct Batch {
   int64_t chunked_sequences = 0;
   int64_t chunked_tokens = 0;
   // (B) or empty: leading tokens of each sequence that belong to its prompt, of models with
-  // ModelInfo.w4a4_prompts. Empty: none do.
+  // ModelInfo.prompt_forms. Empty: none do.
   std::span<const int32_t> prompt_tokens;
   // (T) or empty: experts are chosen evenly by these (kernels::Routing.even_keys). For benchmarks.
   std::span<const uint32_t> even_keys;
@@ -217,8 +225,9 @@ struct LoadOptions {
   const kernels::OpTable* ops = nullptr;  // null: CpuOps()
   ThreadPool* pool = nullptr;             // required; outlives the model
   kernels::ActivationFormat activations = kernels::ActivationFormat::kBf16;
-  // Tokens of prompts in NVFP4, where the ops have linear_w4a4 and weights an input_scale.
-  bool w4a4_prompts = true;
+  // Tokens of prompts in NVFP4, where the ops have linear_w4a4 and weights an input_scale; in E4M3,
+  // where they have linear_fp8 and it takes the weights.
+  PromptForms prompt_forms = {.w4a4 = true};
   int64_t max_positions = 0;  // length of the RoPE tables; 0: the config's, at most 2^20
   TensorParallel tp;
   bool draft = false;                  // load the MTP module, if the checkpoint has one

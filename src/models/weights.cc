@@ -47,18 +47,27 @@ kernels::LinearParams OfRun(kernels::LinearParams params, const RowRun& run) {
   return params;
 }
 
+// What multiplies tokens of prompts; null: what multiplies all others.
+using LinearOp = void (*)(const kernels::OpContext&, const kernels::LinearParams&);
+LinearOp OpOfPrompts(const StepContext& step, const kernels::PackedWeight& weight) {
+  if (step.prompt_forms.w4a4 && weight.input_scale() > 0.0f) return step.ops.linear_w4a4;
+  if (step.prompt_forms.fp8 && weight.fp8().group > 0) return step.ops.linear_fp8;
+  return nullptr;
+}
+
 void RunSegments(const Linear& linear, const StepContext& step, const LayerInput& in,
                  const Destination& out) {
   if (!step.has_prompts()) return RunSegments(linear, step.ops, step.context, in, step.t, out);
   linear.Observe(step.ops, step.context, in, step.t);
   for (const Linear::Segment& segment : linear.segments) {
     const kernels::LinearParams params = ParamsOf(linear, segment, in, step.t, out);
-    if (segment.weight->input_scale() == 0.0f) {
+    const LinearOp of_prompts = OpOfPrompts(step, *segment.weight);
+    if (of_prompts == nullptr) {
       step.ops.linear(step.context, params);
       continue;
     }
     for (const RowRun& run : step.runs)
-      (run.prompt ? step.ops.linear_w4a4 : step.ops.linear)(step.context, OfRun(params, run));
+      (run.prompt ? of_prompts : step.ops.linear)(step.context, OfRun(params, run));
   }
 }
 

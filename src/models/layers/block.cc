@@ -7,8 +7,10 @@
 namespace nibble::models {
 
 size_t StepSizes::LinearWorkspace(const kernels::OpTable& ops, int64_t max_k) const {
-  const size_t bytes = ops.linear_workspace(t, max_k);
-  return w4a4_prompts ? std::max(bytes, ops.linear_w4a4_workspace(t, max_k)) : bytes;
+  size_t bytes = ops.linear_workspace(t, max_k);
+  if (prompt_forms.w4a4) bytes = std::max(bytes, ops.linear_w4a4_workspace(t, max_k));
+  if (prompt_forms.fp8) bytes = std::max(bytes, ops.linear_fp8_workspace(t, max_k));
+  return bytes;
 }
 
 void StepContext::RunReduced(const Linear& linear, const uint16_t* x, float* partial,

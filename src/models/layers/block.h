@@ -22,15 +22,15 @@ struct StepSizes {
   int64_t t = 0;     // tokens
   int64_t rows = 0;  // rows of logits
   int threads = 1;
-  bool w4a4_prompts = false;  // ModelInfo's
+  PromptForms prompt_forms;  // ModelInfo's
 
   // Of a linear of all tokens, whatever their roles.
   size_t LinearWorkspace(const kernels::OpTable& ops, int64_t max_k) const;
 };
 
-// Neighbouring rows of a step whose tokens have one role: of a prompt, or generated. W4A4 or W4A16
-// follows the role alone, never how many rows there are: a token's bits stay what they are when it
-// is computed in another step, or anew.
+// Neighbouring rows of a step whose tokens have one role: of a prompt, or generated. The form in
+// which they meet weights follows the role alone, never how many rows there are: a token's bits
+// stay what they are when it is computed in another step, or anew.
 struct RowRun {
   int64_t first = 0;
   int64_t count = 0;
@@ -45,6 +45,7 @@ struct StepContext {
   const KvPool& kv;
   const TensorParallel& tp;
   int64_t t = 0;
+  PromptForms prompt_forms;      // of the model
   std::span<const RowRun> runs;  // of all t rows; empty: all of them generated
 
   bool has_prompts() const { return !runs.empty(); }

@@ -93,7 +93,7 @@ void Decoder::Carve(ScratchArena& arena, const MaxStep& max) {
   const StepSizes sizes = {.t = max.tokens,
                            .rows = max.rows,
                            .threads = pool_->threads(),
-                           .w4a4_prompts = info_.w4a4_prompts};
+                           .prompt_forms = info_.prompt_forms};
   const int64_t d = config_.hidden_size;
   const std::vector<const Sublayer*> sublayers = AllSublayers();
   const bool post_norms =
@@ -136,7 +136,7 @@ Status Decoder::Prepare(const MaxStep& max) {
   NIBBLE_ASSIGN(memory_, ScratchArena::Make([&](ScratchArena& arena) { Carve(arena, max); },
                                             *ops_->device, &context_));
   NIBBLE_TRY(inputs_.Prepare(*ops_->device, max));
-  if (info_.w4a4_prompts) runs_.reserve(max.tokens);
+  if (info_.prompt_forms.any()) runs_.reserve(max.tokens);
   if (!draft_) return {};
   pair_distance_ = max.tokens;
   std::vector<int32_t> rows;
@@ -180,6 +180,7 @@ StepContext Decoder::Step(const Batch& batch, const KvPool& kv) const {
           .kv = kv,
           .tp = options_.tp,
           .t = static_cast<int64_t>(batch.tokens.size()),
+          .prompt_forms = info_.prompt_forms,
           .runs = runs_};
 }
 
@@ -193,7 +194,7 @@ void Decoder::FindRuns(const Batch& batch) {
       runs_.push_back({first, count, prompt});
     }
   };
-  if (!info_.w4a4_prompts || batch.prompt_tokens.empty()) return;
+  if (!info_.prompt_forms.any() || batch.prompt_tokens.empty()) return;
   for (size_t b = 0; b < batch.prompt_tokens.size(); ++b) {
     const int64_t first = batch.q_start[b], count = batch.q_start[b + 1] - first;
     const int64_t prompt = batch.prompt_tokens[b];

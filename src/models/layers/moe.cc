@@ -101,7 +101,7 @@ void Moe::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSize
                                         .router_d = config_.router_size,
                                         .experts = config_.routing.experts,
                                         .top_k = config_.routing.top_k,
-                                        .w4a4 = sizes.w4a4_prompts && ops.moe_w4a4}));
+                                        .w4a4 = sizes.prompt_forms.w4a4 && ops.moe_w4a4}));
 }
 
 void Moe::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
@@ -153,7 +153,7 @@ void Moe::ForwardRoutedBy(const StepContext& step, const LayerInput& router_in, 
                                .out_f32 = tp_.active() ? partial_ : nullptr,
                                .add = out.add,
                                .listener = router_.observer != nullptr ? &listener : nullptr};
-  if (!step.has_prompts() || !step.ops.moe_w4a4) {
+  if (!step.has_prompts() || !step.prompt_forms.w4a4 || !step.ops.moe_w4a4) {
     step.ops.moe(step.context, params);
   } else {
     for (const RowRun& run : step.runs) step.ops.moe(step.context, OfRun(params, run));

@@ -1,6 +1,6 @@
-// Prompts in W4A4 on the tiny configs, by the reference's ops and by a GPU that multiplies FP4 or
-// emulates it: which form a token is computed in follows from its role alone, and nothing else
-// shows in its logits.
+// Prompts in W4A4, and with FP8 activations, on the tiny configs, by the reference's ops and by a
+// GPU that multiplies FP4 and FP8 or emulates it: which form a token is computed in follows from
+// its role alone, and nothing else shows in its logits.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -29,6 +29,7 @@ struct Case {
   std::string name;
   boost::json::object config;
   const kernels::OpTable* ops;
+  WeightFormat format;
 };
 
 std::vector<Case> AllCases() {
@@ -39,23 +40,31 @@ std::vector<Case> AllCases() {
     for (const std::string& text : architecture.tiny_configs) {
       const std::string name = fmt::format("{}_{}", architecture.architectures.front(), number++);
       const boost::json::object config = boost::json::parse(text).as_object();
-      cases.push_back({name + "_ref", config, &kernels::RefOps()});
-      if (cuda) cases.push_back({name + "_cuda", config, *cuda});
+      for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kFp8}) {
+        const std::string form = format == WeightFormat::kNvfp4 ? "w4a4" : "fp8";
+        cases.push_back({name + "_" + form + "_ref", config, &kernels::RefOps(), format});
+        if (cuda && (format == WeightFormat::kNvfp4 || (*cuda)->linear_fp8 != nullptr))
+          cases.push_back({name + "_" + form + "_cuda", config, *cuda, format});
+      }
     }
   }
   return cases;
 }
 
-class W4a4Test : public ::testing::TestWithParam<Case> {
+class PromptFormsTest : public ::testing::TestWithParam<Case> {
  protected:
-  std::unique_ptr<Model> Load(const kernels::OpTable& ops, bool w4a4) {
+  std::unique_ptr<Model> Load(const kernels::OpTable& ops, bool apart) {
+    const bool w4a4 = GetParam().format == WeightFormat::kNvfp4;
     const auto checkpoint = MakeDummyCheckpoint(
-        GetParam().config, {.linear_format = WeightFormat::kNvfp4, .activation_scales = true});
+        GetParam().config, {.linear_format = GetParam().format, .activation_scales = w4a4});
     EXPECT_TRUE(checkpoint) << checkpoint.error().message();
-    auto model = LoadModel(**checkpoint, {.ops = &ops, .pool = &pool_, .w4a4_prompts = w4a4});
+    auto model = LoadModel(
+        **checkpoint,
+        {.ops = &ops, .pool = &pool_, .prompt_forms = {.w4a4 = apart, .fp8 = apart && !w4a4}});
     EXPECT_TRUE(model) << model.error().message();
     EXPECT_TRUE((*model)->Prepare({.tokens = kMaxStep, .rows = kMaxStep}));
-    EXPECT_EQ((*model)->info().w4a4_prompts, w4a4);
+    EXPECT_EQ((*model)->info().prompt_forms.w4a4, apart && w4a4);
+    EXPECT_EQ((*model)->info().prompt_forms.fp8, apart && !w4a4);
     return std::move(*model);
   }
 
@@ -116,7 +125,7 @@ double Distance(const RunnerSequence& a, const RunnerSequence& b, int64_t begin,
 
 // One step of the whole sequence, as after a pre-emption, has the bits of a prompt that is followed
 // by tokens one by one, and of any other cut, also one across the prompt's end.
-TEST_P(W4a4Test, RecomputationAndChunksDoNotMatter) {
+TEST_P(PromptFormsTest, RecomputationAndChunksDoNotMatter) {
   const auto model = Load(ops(), true);
   const RunnerSequence start = Sequence(11, kPrompt);
   const RunnerSequence recomputed = Run(*model, start, kMaxStep);
@@ -131,7 +140,7 @@ TEST_P(W4a4Test, RecomputationAndChunksDoNotMatter) {
 }
 
 // Prompts and answers of several sequences in the same steps.
-TEST_P(W4a4Test, TheBatchDoesNotMatter) {
+TEST_P(PromptFormsTest, TheBatchDoesNotMatter) {
   const auto model = Load(ops(), true);
   RunnerSequence watched = Sequence(13, kPrompt, 4, 1);
   const RunnerSequence alone = Run(*model, watched, kMaxStep);
@@ -147,19 +156,19 @@ TEST_P(W4a4Test, TheBatchDoesNotMatter) {
 
 // Prompts are another computation than with 16-bit activations, and near it; what is generated
 // differs only by what it reads of the prompt.
-TEST_P(W4a4Test, TheRoleAloneDecides) {
-  const auto w4a4 = Load(ops(), true), w4a16 = Load(ops(), false);
-  const RunnerSequence prompt = Run(*w4a4, Sequence(23, kPrompt), kMaxStep);
-  const RunnerSequence exact = Run(*w4a16, Sequence(23, kPrompt), kMaxStep);
+TEST_P(PromptFormsTest, TheRoleAloneDecides) {
+  const auto apart = Load(ops(), true), alike = Load(ops(), false);
+  const RunnerSequence prompt = Run(*apart, Sequence(23, kPrompt), kMaxStep);
+  const RunnerSequence exact = Run(*alike, Sequence(23, kPrompt), kMaxStep);
   for (int64_t row = 0; row < kPrompt; ++row)
     EXPECT_FALSE(SameRow(prompt.logits[row], exact.logits[row])) << "token " << row;
-  ExpectSame(Run(*w4a4, Sequence(23, 0), kMaxStep), exact, "no prompt");
-  std::printf("%s: W4A4 from W4A16: %.4f of prompts, %.4f of what follows\n",
+  ExpectSame(Run(*apart, Sequence(23, 0), kMaxStep), exact, "no prompt");
+  std::printf("%s: from 16-bit activations: %.4f of prompts, %.4f of what follows\n",
               GetParam().name.c_str(), Distance(prompt, exact, 0, kPrompt),
               Distance(prompt, exact, kPrompt, kTokens));
 }
 
-TEST_P(W4a4Test, MatchesReference) {
+TEST_P(PromptFormsTest, MatchesReference) {
   if (ops().device->host_memory()) return;
   const auto reference = Load(kernels::RefOps(), true), fast = Load(ops(), true);
   const RunnerSequence expected = Run(*reference, Sequence(29, kPrompt), kMaxStep);
@@ -171,7 +180,7 @@ TEST_P(W4a4Test, MatchesReference) {
   std::printf("%s: from the reference: %.4f\n", GetParam().name.c_str(), distance);
 }
 
-INSTANTIATE_TEST_SUITE_P(Registry, W4a4Test, ::testing::ValuesIn(AllCases()),
+INSTANTIATE_TEST_SUITE_P(Registry, PromptFormsTest, ::testing::ValuesIn(AllCases()),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace
