@@ -124,7 +124,10 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
           "in 16 bits) or 16 (all of them in 16 bits)")
       ->check(CLI::IsMember({"auto", "fp8", "16"}))
       ->capture_default_str();
-  command->add_option("--kv-cache-dtype", o->kv_cache_dtype, "auto (bf16), bf16 or fp8")
+  command
+      ->add_option("--kv-cache-dtype", o->kv_cache_dtype,
+                   "auto (bf16), bf16, fp8 or nvfp4 (4.5 bits per number, a scale per 16: least "
+                   "memory, least exact, docs/kernels.md)")
       ->capture_default_str();
   command->add_option("--quantization,-q", o->quantization,
                       "a cross-check: an error if the stored tensors are of another format");

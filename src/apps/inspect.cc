@@ -64,13 +64,24 @@ void PrintTensors(const formats::Checkpoint& checkpoint) {
 Result<KvFormat> ChooseKvFormat(const formats::Checkpoint& checkpoint, const std::string& option) {
   if (option == "bf16" || option == "bfloat16") return KvFormat::kBf16;
   if (option == "fp8" || option == "fp8_e4m3") return KvFormat::kFp8;
+  if (option == "nvfp4") return KvFormat::kNvfp4;
   if (option != "auto") {
-    return Fail(Code::kInvalidArgument, "--kv-cache-dtype {}: expected auto, bf16 or fp8", option);
+    return Fail(Code::kInvalidArgument, "--kv-cache-dtype {}: expected auto, bf16, fp8 or nvfp4",
+                option);
   }
   return models::ConfiguredKvFormat(checkpoint);
 }
 
-std::string_view Name(KvFormat format) { return format == KvFormat::kFp8 ? "fp8" : "bf16"; }
+std::string_view Name(KvFormat format) {
+  switch (format) {
+    case KvFormat::kBf16:
+      return "bf16";
+    case KvFormat::kFp8:
+      return "fp8";
+    default:
+      return "nvfp4";
+  }
+}
 
 double Ceiling(const Facts& facts, const Machine& machine) {
   return machine.bytes_per_second / static_cast<double>(facts.token.total());
@@ -125,6 +136,7 @@ void PrintJson(const Facts& facts) {
                  {"kv_bytes_per_token", models::KvBytesPerToken(info, facts.kv_format)},
                  {"kv_bytes_per_token_bf16", models::KvBytesPerToken(info, KvFormat::kBf16)},
                  {"kv_bytes_per_token_fp8", models::KvBytesPerToken(info, KvFormat::kFp8)},
+                 {"kv_bytes_per_token_nvfp4", models::KvBytesPerToken(info, KvFormat::kNvfp4)},
                  {"state_bytes_per_sequence", models::StateBytes(info)},
                  {"threads", facts.threads},
                  {"read_bytes_per_second", facts.machines.back().bytes_per_second},

@@ -41,7 +41,9 @@ Result<ActivationFormat> ParseActivations(const std::string& name) {
 Result<KvFormat> ParseKvFormat(const std::string& name) {
   if (name == "auto" || name == "bf16" || name == "bfloat16") return KvFormat::kBf16;
   if (name == "fp8" || name == "fp8_e4m3") return KvFormat::kFp8;
-  return Fail(Code::kInvalidArgument, "--kv-cache-dtype {}: expected auto, bf16 or fp8", name);
+  if (name == "nvfp4") return KvFormat::kNvfp4;
+  return Fail(Code::kInvalidArgument, "--kv-cache-dtype {}: expected auto, bf16, fp8 or nvfp4",
+              name);
 }
 
 // A file that a checkpoint need not have.

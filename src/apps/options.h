@@ -19,7 +19,7 @@ struct ModelOptions {
   int threads = 0;                       // 0: what affinity and cgroup limits allow
   std::string cpu_activations = "auto";  // auto, bf16, int16, int8, requantized
   std::string activations = "auto";      // auto, fp8, 16
-  std::string kv_cache_dtype = "auto";   // auto, bf16, fp8
+  std::string kv_cache_dtype = "auto";   // auto, bf16, fp8, nvfp4
   std::string quantization;              // a cross-check, "" for none
   int64_t max_model_len = 0;             // 0: what the model allows and the memory fits
   int32_t max_num_seqs = 64;

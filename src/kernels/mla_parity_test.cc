@@ -45,8 +45,8 @@ MlaResult RunMla(const OpTable& ops, const MlaCase& c, int threads, int64_t firs
     positions.push_back(static_cast<int32_t>(i * 7 % positions_count));
     slots.push_back((kTokens - i) * 3);
   }
-  const int64_t bytes = (3 * kTokens / c.page_size + 2) * c.page_size * width;
-  std::vector<std::byte> cache(bytes * KvElementBytes(c.format));
+  const int64_t elements = (3 * kTokens / c.page_size + 2) * c.page_size * width;
+  std::vector<std::byte> cache(KvBytes(c.format, elements));
   MlaResult result = {.q = std::vector<uint16_t>(count * c.q_heads * width, kUntouched)};
   ops.mla_rope_and_cache(DirtyContext(threads, 0),
                          {.kv_a = kv_a.data() + first * kv_stride,
@@ -74,6 +74,11 @@ MlaResult RunMla(const OpTable& ops, const MlaCase& c, int threads, int64_t firs
                                     .kv_heads = 1,
                                     .head_dim = static_cast<int32_t>(width)},
                           .q_out = result.q.data()});
+  if (c.format == KvFormat::kNvfp4) {
+    result.cache = Nvfp4CacheValues(
+        {.page_size = c.page_size, .head_dim = static_cast<int32_t>(width)}, cache);
+    return result;
+  }
   for (size_t i = 0; i < cache.size(); i += KvElementBytes(c.format)) {
     uint16_t bits;
     if (c.format == KvFormat::kBf16) std::memcpy(&bits, &cache[i], 2);
@@ -89,6 +94,8 @@ const MlaCase kCases[] = {
     {.latent_dim = 40, .rope_dim = 12, .q_heads = 5, .page_size = 64},
     {.latent_dim = 33, .rope_dim = 6, .q_heads = 2, .format = KvFormat::kFp8},
     {.latent_dim = 64, .rope_dim = 16, .q_heads = 4, .pairs = RopePairs::kHalves},
+    {.latent_dim = 512, .rope_dim = 64, .q_heads = 2, .format = KvFormat::kNvfp4},
+    {.latent_dim = 40, .rope_dim = 8, .q_heads = 2, .format = KvFormat::kNvfp4},
 };
 
 TEST_P(MlaParity, RopeAndCache) {
@@ -101,7 +108,9 @@ TEST_P(MlaParity, RopeAndCache) {
     EXPECT_EQ(got.q, threaded.q);
     EXPECT_EQ(got.cache, threaded.cache);
     ExpectNear(got.cache, expected.cache, c.latent_dim + c.rope_dim,
-               c.format == KvFormat::kFp8 ? kRopeNormFp8Tolerance : kRopeNormTolerance);
+               c.format == KvFormat::kBf16  ? kRopeNormTolerance
+               : c.format == KvFormat::kFp8 ? kRopeNormFp8Tolerance
+                                            : kRopeNormNvfp4Tolerance);
     const MlaResult alone = RunMla(ops(), c, 1, 7, 1);
     const int64_t width = int64_t{c.q_heads} * (c.latent_dim + c.rope_dim);
     EXPECT_TRUE(std::equal(alone.q.begin(), alone.q.end(), got.q.begin() + 7 * width));
@@ -146,8 +155,10 @@ TEST_P(MlaParity, Attention) {
   const AttentionShape wide = {.q_heads = 128, .kv_heads = 1, .head_dim = 576};
   const AttentionShape fp8 = {
       .q_heads = 20, .kv_heads = 1, .head_dim = 576, .format = KvFormat::kFp8};
+  const AttentionShape nvfp4 = {
+      .q_heads = 20, .kv_heads = 1, .head_dim = 576, .format = KvFormat::kNvfp4};
   const std::vector<AttentionSequence> batch = {{1, 1, 1}, {2, 2, 40}, {3, 1, 300}};
-  for (const AttentionShape& shape : {wide, fp8}) {
+  for (const AttentionShape& shape : {wide, fp8, nvfp4}) {
     SCOPED_TRACE(testing::Message() << "Hq " << shape.q_heads);
     const std::vector<uint16_t> got = RunAttention(ops(), shape, batch, 32);
     ExpectNear(got, RunAttention(RefOps(), shape, batch), shape.head_dim,

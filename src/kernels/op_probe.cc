@@ -80,7 +80,7 @@ Kind Describe(const AttentionParams& p, const OpProbe::InspectedStep& step) {
   const int64_t visible = p.window > 0 ? std::min<int64_t>(step.context, p.window) : step.context;
   const int64_t halves = cache.k == cache.v ? 1 : 2;
   const int64_t elements = p.sequences * visible * halves * cache.kv_heads * cache.head_dim;
-  return {.n = p.window, .bytes = static_cast<double>(elements * KvElementBytes(cache.format))};
+  return {.n = p.window, .bytes = static_cast<double>(KvBytes(cache.format, elements))};
 }
 
 Kind Describe(const GatedDeltaNetParams& p, const OpProbe::InspectedStep&) {

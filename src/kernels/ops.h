@@ -328,12 +328,25 @@ struct HeadLinearParams {
 
 // ---- Attention over paged KV ----
 
-enum class KvFormat : uint8_t { kBf16, kFp8 };
+enum class KvFormat : uint8_t { kBf16, kFp8, kNvfp4 };
 
 // Largest Dh that attention and rope_and_cache take.
 inline constexpr int32_t kMaxHeadDim = 1024;
 
+// Of BF16 and FP8.
 inline int64_t KvElementBytes(KvFormat format) { return format == KvFormat::kBf16 ? 2 : 1; }
+
+// Of k or of v; a multiple of 16 elements.
+inline int64_t KvBytes(KvFormat format, int64_t elements) {
+  switch (format) {
+    case KvFormat::kBf16:
+      return 2 * elements;
+    case KvFormat::kFp8:
+      return elements;
+    default:
+      return elements / 16 * 9;
+  }
+}
 
 // How keys lie within a page. kPairs: of every 16 tokens the elements two by two, so that vectors
 // of 16 keys are read as they are needed; for the CPU and ref, an even Dh and a v of its own.
@@ -343,7 +356,7 @@ enum class KeyLayout : uint8_t {
 };
 
 // One layer's cache. Page p holds page_size tokens: v is (pages, Hk, page_size, Dh), k too in
-// kRows. FP8: stored = E4M3(x / scale), read = stored * scale.
+// kRows. FP8: stored = E4M3(x / scale), read = stored * scale. NVFP4: kernels/nvfp4_cache.h.
 struct KvLayerView {
   std::byte* k = nullptr;
   std::byte* v = nullptr;

@@ -18,6 +18,7 @@
 #if NIBBLE_CUDA
 #include "kernels/cuda/testing/synced_ops.h"
 #endif
+#include "kernels/nvfp4_cache.h"
 #include "kernels/ops.h"
 #include "kernels/tolerance.h"
 #include "numerics/bf16.h"
@@ -146,6 +147,41 @@ inline float AttentionElement(uint64_t id, int kind, int64_t position, int64_t h
   return noise[index % noise.size()] * scale;
 }
 
+// Key and value of a head at a position into their row of the cache.
+inline void StoreCacheRow(const KvLayerView& cache, int64_t row, uint64_t id, int64_t position,
+                          int64_t head) {
+  std::vector<uint16_t> key, value;
+  for (int64_t d = 0; d < cache.head_dim; ++d) {
+    key.push_back(Bf16FromFloat(AttentionElement(id, 1, position, head, d)));
+    value.push_back(Bf16FromFloat(AttentionElement(id, 2, position, head, d)));
+  }
+  if (cache.format == KvFormat::kNvfp4) {
+    StoreNvfp4Row(cache, cache.k, row, key.data());
+    StoreNvfp4Row(cache, cache.v, row, value.data());
+    return;
+  }
+  for (int64_t d = 0; d < cache.head_dim; ++d) {
+    const int64_t at[2] = {KeyIndex(cache, row, d), row * cache.head_dim + d};
+    if (cache.format == KvFormat::kBf16) {
+      std::memcpy(cache.k + at[0] * 2, &key[d], 2);
+      std::memcpy(cache.v + at[1] * 2, &value[d], 2);
+    } else {
+      cache.k[at[0]] = static_cast<std::byte>(E4M3FromFloat(Bf16ToFloat(key[d]) / cache.k_scale));
+      cache.v[at[1]] = static_cast<std::byte>(E4M3FromFloat(Bf16ToFloat(value[d]) / cache.v_scale));
+    }
+  }
+}
+
+// What rows of a cache are read as, (Dh) each.
+inline std::vector<float> Nvfp4CacheValues(const KvLayerView& cache,
+                                           const std::vector<std::byte>& bytes) {
+  const int64_t rows = static_cast<int64_t>(bytes.size()) * 16 / 9 / cache.head_dim;
+  std::vector<uint16_t> values(rows * cache.head_dim);
+  for (int64_t row = 0; row < rows; ++row)
+    LoadNvfp4Row(cache, bytes.data(), row, &values[row * cache.head_dim]);
+  return Widen(values);
+}
+
 // Runs the sequences as one batch; pages in a scrambled order, everything not written is NaN.
 inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionShape& shape,
                                           const std::vector<AttentionSequence>& sequences,
@@ -162,9 +198,8 @@ inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionSha
   for (int64_t i = 0; i < pages; ++i) order[i] = static_cast<int32_t>(i);
   std::sort(order.begin(), order.end(), [&](int a, int b) { return Noise(7, a) < Noise(7, b); });
 
-  const int64_t element_bytes = KvElementBytes(shape.format);
   const int64_t elements = pages * shape.kv_heads * page_size * dh;
-  std::vector<std::byte> k(elements * element_bytes, std::byte{0xFF}), v = k;
+  std::vector<std::byte> k(KvBytes(shape.format, elements), std::byte{0xFF}), v = k;
   KvLayerView cache = {.k = k.data(),
                        .v = v.data(),
                        .format = shape.format,
@@ -174,15 +209,6 @@ inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionSha
                        .page_size = page_size,
                        .kv_heads = shape.kv_heads,
                        .head_dim = shape.head_dim};
-  const auto store = [&](std::byte* base, float scale, int64_t at, float value) {
-    if (shape.format == KvFormat::kFp8) {
-      base[at] = static_cast<std::byte>(E4M3FromFloat(value / scale));
-    } else {
-      const uint16_t bits = Bf16FromFloat(value);
-      std::memcpy(base + at * 2, &bits, 2);
-    }
-  };
-
   std::vector<uint16_t> q, out(tokens * shape.q_heads * dh);
   std::vector<int32_t> q_start = {0}, kv_len, table(pages);
   for (size_t b = 0; b < sequences.size(); ++b) {
@@ -192,11 +218,7 @@ inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionSha
       const int64_t page = table[b * max_pages + position / page_size];
       for (int64_t h = 0; h < shape.kv_heads; ++h) {
         const int64_t row = (page * shape.kv_heads + h) * page_size + position % page_size;
-        for (int64_t d = 0; d < dh; ++d) {
-          store(k.data(), cache.k_scale, KeyIndex(cache, row, d),
-                AttentionElement(s.id, 1, position, h, d));
-          store(v.data(), cache.v_scale, row * dh + d, AttentionElement(s.id, 2, position, h, d));
-        }
+        StoreCacheRow(cache, row, s.id, position, h);
       }
     }
     for (int64_t position = s.kv_len - s.q_len; position < s.kv_len; ++position)

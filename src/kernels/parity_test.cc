@@ -192,8 +192,8 @@ RopeResult RunRope(const OpTable& ops, const RopeCase& c, int threads, int64_t t
     positions.push_back(static_cast<int32_t>(i * 7 % positions_count));
     slots.push_back(i * 3 + 1);
   }
-  const size_t cache_bytes =
-      (3 * t / c.page_size + 2) * c.page_size * c.kv_heads * dh * KvElementBytes(c.format);
+  const int64_t cache_elements = (3 * t / c.page_size + 2) * c.page_size * c.kv_heads * dh;
+  const auto cache_bytes = static_cast<size_t>(KvBytes(c.format, cache_elements));
   RopeResult result = {std::vector<uint16_t>(t * c.q_heads * dh),
                        std::vector<std::byte>(cache_bytes), std::vector<std::byte>(cache_bytes)};
   ops.rope_and_cache(DirtyContext(threads, 0), {.qkv = qkv.data(),
@@ -222,7 +222,10 @@ RopeResult RunRope(const OpTable& ops, const RopeCase& c, int threads, int64_t t
   return result;
 }
 
-std::vector<float> CacheValues(const std::vector<std::byte>& bytes, KvFormat format) {
+std::vector<float> CacheValues(const std::vector<std::byte>& bytes, const RopeCase& c) {
+  const KvFormat format = c.format;
+  if (format == KvFormat::kNvfp4)
+    return Nvfp4CacheValues({.page_size = c.page_size, .head_dim = c.head_dim}, bytes);
   std::vector<float> values;
   for (size_t i = 0; i < bytes.size(); i += KvElementBytes(format)) {
     uint16_t bits;
@@ -233,12 +236,19 @@ std::vector<float> CacheValues(const std::vector<std::byte>& bytes, KvFormat for
   return values;
 }
 
+Tolerance NormedCacheTolerance(KvFormat format) {
+  return format == KvFormat::kBf16  ? kRopeNormTolerance
+         : format == KvFormat::kFp8 ? kRopeNormFp8Tolerance
+                                    : kRopeNormNvfp4Tolerance;
+}
+
 TEST_P(Parity, RopeAndCache) {
   for (const auto& [q_heads, kv_heads, head_dim, rotary_dim] :
        {std::array{3, 1, 64, 64}, {4, 2, 40, 24}, {2, 2, 18, 6}, {6, 3, 128, 0}, {1, 1, 256, 64}})
     for (bool norm : {false, true})
-      for (KvFormat format : {KvFormat::kBf16, KvFormat::kFp8})
+      for (KvFormat format : {KvFormat::kBf16, KvFormat::kFp8, KvFormat::kNvfp4})
         for (int32_t page_size : {16, 64}) {
+          if (format == KvFormat::kNvfp4 && head_dim % 16 != 0) continue;
           SCOPED_TRACE(testing::Message() << "Dh " << head_dim << ", rotary " << rotary_dim
                                           << ", norm " << norm << ", page " << page_size);
           const RopeCase c = {q_heads, kv_heads, head_dim, rotary_dim, norm, format, page_size};
@@ -249,10 +259,8 @@ TEST_P(Parity, RopeAndCache) {
           EXPECT_EQ(got.k, threaded.k);
           EXPECT_EQ(got.v, expected.v);
           ExpectNear(got.q, expected.q, head_dim, norm ? kRopeNormTolerance : kExact);
-          const Tolerance fp8 = norm ? kRopeNormFp8Tolerance : kExact;
-          const Tolerance bf16 = norm ? kRopeNormTolerance : kExact;
-          ExpectNear(CacheValues(got.k, format), CacheValues(expected.k, format), head_dim,
-                     format == KvFormat::kFp8 ? fp8 : bf16);
+          ExpectNear(CacheValues(got.k, c), CacheValues(expected.k, c), head_dim,
+                     norm ? NormedCacheTolerance(format) : kExact);
         }
 }
 
@@ -261,20 +269,21 @@ TEST_P(Parity, RopeAndCacheOfRealModels) {
   const RopeCase cases[] = {{16, 2, 256, 64, true, KvFormat::kFp8, 64},
                             {64, 8, 64, 64, false, KvFormat::kBf16, 16},
                             {32, 16, 128, 128, true, KvFormat::kBf16, 16},
-                            {2, 1, 1024, 512, true, KvFormat::kFp8, 16}};
+                            {2, 1, 1024, 512, true, KvFormat::kFp8, 16},
+                            {32, 4, 128, 128, true, KvFormat::kNvfp4, 16},
+                            {2, 1, 1024, 512, false, KvFormat::kNvfp4, 32}};
   for (const RopeCase& c : cases) {
     SCOPED_TRACE(testing::Message() << "Dh " << c.head_dim);
     const RopeResult got = RunRope(ops(), c, 2);
     const RopeResult expected = RunRope(RefOps(), c, 1);
     EXPECT_EQ(got.v, expected.v);
     ExpectNear(got.q, expected.q, c.head_dim, c.norm ? kRopeNormTolerance : kExact);
-    ExpectNear(CacheValues(got.k, c.format), CacheValues(expected.k, c.format), c.head_dim,
-               !c.norm                      ? kExact
-               : c.format == KvFormat::kFp8 ? kRopeNormFp8Tolerance
-                                            : kRopeNormTolerance);
+    ExpectNear(CacheValues(got.k, c), CacheValues(expected.k, c), c.head_dim,
+               c.norm ? NormedCacheTolerance(c.format) : kExact);
     const RopeResult alone = RunRope(ops(), c, 1, 1);
     EXPECT_TRUE(std::equal(alone.q.begin(), alone.q.end(), got.q.begin()));
-    for (int32_t h = 0; h < c.kv_heads; ++h) {  // token 0 lies in slot 1
+    if (c.format == KvFormat::kNvfp4) continue;  // rows are in two places
+    for (int32_t h = 0; h < c.kv_heads; ++h) {   // token 0 lies in slot 1
       const int64_t bytes = c.head_dim * KvElementBytes(c.format);
       const int64_t at = (h * c.page_size + 1) * bytes;
       EXPECT_EQ(std::memcmp(&alone.k[at], &got.k[at], bytes), 0);
@@ -296,9 +305,39 @@ TEST_P(Parity, RopeVariants) {
     EXPECT_NE(expected.q, RunRope(RefOps(), base, 1).q);
     EXPECT_EQ(got.v, expected.v);
     ExpectNear(got.q, expected.q, c.head_dim, kRopeNormTolerance);
-    ExpectNear(CacheValues(got.k, c.format), CacheValues(expected.k, c.format), c.head_dim,
-               kRopeNormTolerance);
+    ExpectNear(CacheValues(got.k, c), CacheValues(expected.k, c), c.head_dim, kRopeNormTolerance);
   }
+}
+
+// A block by hand: the largest is 6 times the scale, the others are its multiples.
+TEST_P(Parity, Nvfp4CacheHoldsWhatItsRuleSays) {
+  const int32_t dh = 16;
+  const std::vector<float> values = {24, -12, 6, 4, 2, -2, 0, 8, 16, -24, 12, 1, 0.5f, 3, -1, 5};
+  const std::vector<float> expected = {24, -12, 6, 4, 2, -2, 0, 8, 16, -24, 12, 0, 0, 4, 0, 4};
+  std::vector<uint16_t> qkv(3 * dh);
+  for (int32_t d = 0; d < dh; ++d) qkv[2 * dh + d] = Bf16FromFloat(values[d]);
+  const std::vector<int32_t> positions = {0};
+  const std::vector<int64_t> slots = {18};
+  std::vector<std::byte> k(KvBytes(KvFormat::kNvfp4, 32 * dh)), v(k.size());
+  std::vector<uint16_t> q(dh);
+  const KvLayerView cache = {.k = k.data(),
+                             .v = v.data(),
+                             .format = KvFormat::kNvfp4,
+                             .page_size = 16,
+                             .kv_heads = 1,
+                             .head_dim = dh};
+  ops().rope_and_cache({}, {.qkv = qkv.data(),
+                            .t = 1,
+                            .q_heads = 1,
+                            .positions = positions.data(),
+                            .slots = slots.data(),
+                            .cache = cache,
+                            .q_out = q.data()});
+  // Page 1 begins behind 16 rows of 9 bytes; its third token's scale behind 16 rows of codes.
+  EXPECT_EQ(static_cast<uint8_t>(v[16 * 9 + 16 * 8 + 2]), E4M3FromFloat(4.0f));
+  std::vector<uint16_t> row(dh);
+  LoadNvfp4Row(cache, v.data(), 18, row.data());
+  EXPECT_EQ(Widen(row), expected);
 }
 
 TEST_P(Parity, Fp8CacheHoldsEveryBf16AsE4M3FromFloatDoes) {
@@ -343,12 +382,23 @@ const AttentionShape kShapes[] = {
     {.q_heads = 9, .kv_heads = 3, .head_dim = 64, .format = KvFormat::kFp8},
     {.q_heads = 6, .kv_heads = 2, .head_dim = 28, .window = 30, .format = KvFormat::kFp8},
     {.q_heads = 6, .kv_heads = 2, .head_dim = 16, .chunk = 48},
+    {.q_heads = 9, .kv_heads = 3, .head_dim = 64, .format = KvFormat::kNvfp4},
+    {.q_heads = 8, .kv_heads = 2, .head_dim = 128, .window = 100, .format = KvFormat::kNvfp4},
+    {.q_heads = 6,
+     .kv_heads = 2,
+     .head_dim = 48,
+     .chunk = 48,
+     .sinks = true,
+     .format = KvFormat::kNvfp4},
 };
 
 std::string Describe(const AttentionShape& s) {
   return "Hq " + std::to_string(s.q_heads) + ", Hk " + std::to_string(s.kv_heads) + ", Dh " +
          std::to_string(s.head_dim) + ", window " + std::to_string(s.window) +
-         (s.sinks ? ", sinks" : "") + (s.format == KvFormat::kFp8 ? ", fp8" : "");
+         (s.sinks ? ", sinks" : "") +
+         (s.format == KvFormat::kFp8     ? ", fp8"
+          : s.format == KvFormat::kNvfp4 ? ", nvfp4"
+                                         : "");
 }
 
 TEST_P(Parity, Attention) {
@@ -392,6 +442,7 @@ TEST_P(Parity, AttentionIsTheSameWithKeysInPairs) {
   const std::vector<AttentionSequence> batch = {
       {1, 1, 1}, {2, 3, 40}, {3, 1, 600}, {4, 70, 70}, {5, 2, 258}};
   for (const AttentionShape& shape : kShapes) {
+    if (shape.format == KvFormat::kNvfp4) continue;  // always in rows
     SCOPED_TRACE(Describe(shape));
     AttentionShape pairs = shape;
     pairs.key_layout = KeyLayout::kPairs;

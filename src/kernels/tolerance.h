@@ -29,6 +29,9 @@ inline constexpr Tolerance kActivationTolerance = {0x1p-6f, 0x1p-100f};
 inline constexpr Tolerance kRopeNormTolerance = {0x1p-6f, 0x1p-7f};
 // The same in an FP8 cache: one unit of E4M3.
 inline constexpr Tolerance kRopeNormFp8Tolerance = {0x1p-3f, 0x1p-6f};
+// In an NVFP4 cache such a unit may change a block's scale by a step, and with it codes: two steps
+// of E2M1 at its largest.
+inline constexpr Tolerance kRopeNormNvfp4Tolerance = {0x1p-2f, 0x1p-1f};
 // FP32 sums over Dh and over the keys.
 inline constexpr Tolerance kAttentionTolerance = {0x1p-7f, 0x1p-14f};
 // Tensor cores: weights are rounded to BF16 before they meet the values, as the models' own

@@ -3,6 +3,7 @@
 #include <span>
 
 #include "models/model.h"
+#include "numerics/nvfp4.h"
 
 namespace nibble::models {
 namespace {
@@ -10,8 +11,9 @@ namespace {
 int64_t RoundUpToLine(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Host memory is read by the CPU's kernels and ref alone.
-kernels::KeyLayout KeysIn(const KvSpec& spec, const Device& device) {
-  const bool pairs = device.host_memory() && !spec.shared_kv && spec.head_dim % 2 == 0;
+kernels::KeyLayout KeysIn(const KvSpec& spec, kernels::KvFormat format, const Device& device) {
+  const bool pairs = device.host_memory() && !spec.shared_kv && spec.head_dim % 2 == 0 &&
+                     format != kernels::KvFormat::kNvfp4;
   return pairs ? kernels::KeyLayout::kPairs : kernels::KeyLayout::kRows;
 }
 
@@ -20,7 +22,7 @@ kernels::KeyLayout KeysIn(const KvSpec& spec, const Device& device) {
 int64_t KvBytesPerToken(const ModelInfo& info, kernels::KvFormat format) {
   int64_t elements = 0;
   for (const KvSpec& spec : info.kv) elements += spec.elements();
-  return elements * kernels::KvElementBytes(format);
+  return kernels::KvBytes(format, elements);
 }
 
 int64_t StateBytes(const ModelInfo& info) {
@@ -44,6 +46,13 @@ Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, i
                               int64_t pages, int64_t state_slots, Device& device) {
   NIBBLE_CHECK(page_size >= 16 && page_size <= 256 && (page_size & (page_size - 1)) == 0,
                "page_size {}", page_size);
+  for (const KvSpec& spec : info.kv) {
+    if (format != kernels::KvFormat::kNvfp4 || spec.head_dim % kNvfp4Block == 0) continue;
+    return Fail(Code::kUnsupported,
+                "a KV cache in NVFP4 with heads of {} dimensions: must be a multiple of {}; use "
+                "--kv-cache-dtype fp8",
+                spec.head_dim, kNvfp4Block);
+  }
   static std::atomic<uint64_t> pools = 0;
   KvPool pool;
   pool.id_ = ++pools;
@@ -60,12 +69,12 @@ Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, i
   if (!device.host_memory()) device.Clear(pool.memory_.data(), pool.memory_.size());
   std::byte* next = pool.memory_.data();
   for (const KvSpec& spec : info.kv) {
-    const int64_t half = int64_t{spec.kv_heads} * spec.head_dim * page_size * pages *
-                         kernels::KvElementBytes(format);
+    const int64_t half =
+        kernels::KvBytes(format, int64_t{spec.kv_heads} * spec.head_dim * page_size * pages);
     pool.layers_.push_back({.k = next,
                             .v = spec.shared_kv ? next : next + half,
                             .format = format,
-                            .key_layout = KeysIn(spec, device),
+                            .key_layout = KeysIn(spec, format, device),
                             .k_scale = spec.k_scale,
                             .v_scale = spec.v_scale,
                             .page_size = page_size,
@@ -88,8 +97,7 @@ namespace {
 
 // Bytes of k (or of v) of one page in one layer.
 int64_t HalfPageBytes(const kernels::KvLayerView& layer) {
-  return int64_t{layer.kv_heads} * layer.head_dim * layer.page_size *
-         kernels::KvElementBytes(layer.format);
+  return kernels::KvBytes(layer.format, int64_t{layer.kv_heads} * layer.head_dim * layer.page_size);
 }
 
 // k, then v where it is other memory.

@@ -243,7 +243,13 @@ TEST_P(ModelsTest, PrefillEqualsTokenByToken) {
 
 TEST_P(ModelsTest, BatchAndPagesDoNotMatter) {
   const auto model = Load(ops(), &pool_);
-  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8, KvFormat::kNvfp4}) {
+    const bool has_blocks = std::ranges::all_of(
+        model->info().kv, [](const KvSpec& kv) { return kv.head_dim % 16 == 0; });
+    if (format == KvFormat::kNvfp4 && !has_blocks) {
+      EXPECT_FALSE(KvPool::Create(model->info(), format, 16, 6, 1, *ops().device));
+      continue;
+    }
     RunnerSequence alone = Sequence(Tokens(kTokens, 13), {0, 1, 2, 3, 4, 5});
     const RunnerSequence start = alone;
     KvPool kv = Pool(*model, format, 16, 6);

@@ -14,10 +14,9 @@ Result<kernels::KvFormat> ConfiguredKvFormat(const formats::Checkpoint& checkpoi
 
 TokenBytes CountTokenBytes(const ModelInfo& info, kernels::KvFormat format, int64_t context) {
   TokenBytes bytes{.weights = info.sections};
-  const int64_t element_bytes = kernels::KvElementBytes(format);
   for (const KvSpec& layer : info.kv) {
     const int64_t seen = layer.window > 0 ? std::min<int64_t>(layer.window, context) : context;
-    bytes.kv += layer.elements() * element_bytes * seen;
+    bytes.kv += kernels::KvBytes(format, layer.elements()) * seen;
   }
   bytes.state = 2 * StateBytes(info);
   return bytes;

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/nvfp4_cache.h"
 #include "kernels/ref/ref.h"
 #include "numerics/bf16.h"
 #include "numerics/e4m3.h"
@@ -24,6 +25,21 @@ float CacheElement(const KvLayerView& cache, const std::byte* base, float scale,
   return Bf16ToFloat(bits);
 }
 
+// A row (Dh) as it is read.
+std::vector<float> Key(const KvLayerView& cache, int64_t row) {
+  std::vector<float> key(cache.head_dim);
+  for (int32_t d = 0; d < cache.head_dim; ++d)
+    key[d] = cache.format == KvFormat::kNvfp4
+                 ? Nvfp4CacheElement(cache, cache.k, row, d)
+                 : CacheElement(cache, cache.k, cache.k_scale, KeyIndex(cache, row, d));
+  return key;
+}
+float Value(const KvLayerView& cache, int64_t row, int32_t d) {
+  return cache.format == KvFormat::kNvfp4
+             ? Nvfp4CacheElement(cache, cache.v, row, d)
+             : CacheElement(cache, cache.v, cache.v_scale, row * cache.head_dim + d);
+}
+
 // One head of one query token: softmax over the visible positions, then the weighted sum of values.
 void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position, int32_t head,
                 const uint16_t* q, uint16_t* out) {
@@ -35,10 +51,8 @@ void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position
   double largest = p.sinks != nullptr ? p.sinks[head] : -INFINITY;
   for (int32_t j = first; j <= position; ++j) {
     double score = 0;
-    const int64_t row = CacheRow(cache, pages, j, kv_head);
-    for (int32_t d = 0; d < cache.head_dim; ++d)
-      score += double{Bf16ToFloat(q[d])} *
-               CacheElement(cache, cache.k, cache.k_scale, KeyIndex(cache, row, d));
+    const std::vector<float> key = Key(cache, CacheRow(cache, pages, j, kv_head));
+    for (int32_t d = 0; d < cache.head_dim; ++d) score += double{Bf16ToFloat(q[d])} * key[d];
     weights.push_back(score * p.scale);
     largest = std::max(largest, weights.back());
   }
@@ -51,8 +65,7 @@ void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position
     double value = 0;
     for (int32_t j = first; j <= position; ++j) {
       const int64_t row = CacheRow(cache, pages, j, kv_head);
-      value += weights[j - first] *
-               CacheElement(cache, cache.v, cache.v_scale, row * cache.head_dim + d);
+      value += weights[j - first] * Value(cache, row, d);
     }
     out[d] = Bf16FromFloat(static_cast<float>(value / sum));
   }

@@ -1,6 +1,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/nvfp4_cache.h"
 #include "kernels/ref/ref.h"
 #include "numerics/bf16.h"
 #include "numerics/e4m3.h"
@@ -37,11 +38,13 @@ void StoreElement(const KvLayerView& cache, std::byte* base, float scale, int64_
 }
 
 void StoreKey(const KvLayerView& cache, int64_t row, const uint16_t* head) {
+  if (cache.format == KvFormat::kNvfp4) return StoreNvfp4Row(cache, cache.k, row, head);
   for (int32_t d = 0; d < cache.head_dim; ++d)
     StoreElement(cache, cache.k, cache.k_scale, KeyIndex(cache, row, d), head[d]);
 }
 
 void StoreValue(const KvLayerView& cache, int64_t row, const uint16_t* head) {
+  if (cache.format == KvFormat::kNvfp4) return StoreNvfp4Row(cache, cache.v, row, head);
   for (int32_t d = 0; d < cache.head_dim; ++d)
     StoreElement(cache, cache.v, cache.v_scale, row * cache.head_dim + d, head[d]);
 }

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/attention/attention_chunk.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/nvfp4_cache.h"
 
 namespace nibble::kernels::cpu {
 namespace {
@@ -56,9 +57,12 @@ int64_t StateFloats(int64_t rows, int64_t head_dim) {
   return rows * PaddedHeadDim(head_dim) + 2 * RoundUpToLine(rows);
 }
 
+// A chunk of keys, or of values, in BF16.
+int64_t DecodedFloats(int64_t head_dim) { return RoundUpToLine(kChunkKeys * head_dim / 2); }
+
 // Scratch of one thread: what PrepareTile and RunTile take from its arena.
 int64_t ThreadFloats(int64_t rows, int64_t head_dim) {
-  return RoundUpToLine(rows * head_dim) + 2 * RoundUpToLine(rows) +
+  return RoundUpToLine(rows * head_dim) + 4 * RoundUpToLine(rows) + 2 * DecodedFloats(head_dim) +
          (kMaxTileBlocks + 1) * PaddedHeadDim(head_dim) * kBlockKeys + rows * kChunkKeys +
          2 * StateFloats(rows, head_dim);
 }
@@ -159,6 +163,58 @@ class AttentionRun {
             .scores = arena.Floats(rows * kChunkKeys)};
   }
 
+  // The chunk of keys from `begin` on.
+  void Attend(AttentionChunk& chunk, int32_t begin, Arena arena, const AttentionState& out) const {
+    chunk.begin = begin;
+    if (p_.cache.format == KvFormat::kNvfp4) return AttendDecoded(chunk, arena, out);
+    kernels_.attend_chunk(chunk, out);
+  }
+
+  // Of an NVFP4 cache: the visible rows of the chunk become one sequence of BF16 pages, which
+  // begins at position 0. Borders of blocks and chunks stay what they are.
+  void AttendDecoded(const AttentionChunk& chunk, Arena arena, const AttentionState& out) const {
+    static constexpr int32_t kPages[kChunkKeys / 16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                        8, 9, 10, 11, 12, 13, 14, 15};
+    const KvLayerView& cache = p_.cache;
+    auto* const keys = reinterpret_cast<uint16_t*>(arena.Floats(DecodedFloats(head_dim_)));
+    auto* const values = cache.k == cache.v
+                             ? keys
+                             : reinterpret_cast<uint16_t*>(arena.Floats(DecodedFloats(head_dim_)));
+    auto* const first = reinterpret_cast<int32_t*>(arena.Floats(chunk.rows));
+    auto* const last = reinterpret_cast<int32_t*>(arena.Floats(chunk.rows));
+    int32_t begin = kChunkKeys, end = 0;
+    for (int64_t row = 0; row < chunk.rows; ++row) {
+      first[row] = std::max(chunk.first[row] - chunk.begin, 0);
+      last[row] = std::min(chunk.last[row] - chunk.begin, kChunkKeys - 1);
+      if (first[row] > last[row]) continue;
+      begin = std::min(begin, first[row]);
+      end = std::max(end, last[row] + 1);
+    }
+    // Whole blocks are read.
+    begin = begin / kBlockKeys * kBlockKeys;
+    for (int32_t key = begin; key < (end + kBlockKeys - 1) / kBlockKeys * kBlockKeys; ++key) {
+      const int32_t position = chunk.begin + key;
+      const int64_t page = chunk.page_table[position / cache.page_size];
+      const int64_t row =
+          (page * cache.kv_heads + chunk.kv_head) * cache.page_size + position % cache.page_size;
+      LoadNvfp4Row(cache, cache.k, row, keys + key * head_dim_);
+      if (values != keys) LoadNvfp4Row(cache, cache.v, row, values + key * head_dim_);
+    }
+    AttentionChunk decoded = chunk;
+    decoded.begin = 0;
+    decoded.ahead = {};
+    decoded.first = first;
+    decoded.last = last;
+    decoded.page_table = kPages;
+    decoded.kv_head = 0;
+    decoded.cache = {.k = reinterpret_cast<std::byte*>(keys),
+                     .v = reinterpret_cast<std::byte*>(values),
+                     .page_size = 16,
+                     .kv_heads = 1,
+                     .head_dim = cache.head_dim};
+    kernels_.attend_chunk(decoded, out);
+  }
+
   void ClearState(const AttentionState& state, int64_t rows) const {
     std::fill_n(state.m, rows, -std::numeric_limits<float>::infinity());
     std::fill_n(state.l, rows, 0.0f);
@@ -183,9 +239,8 @@ class AttentionRun {
     const AttentionState sum = arena.State(chunk.rows, head_dim_);
     ClearState(sum, chunk.rows);
     for (int32_t c = FirstChunk(tile); c < EndChunk(tile); ++c) {
-      chunk.begin = c * kChunkKeys;
       chunk.ahead = c + 1 < EndChunk(tile) ? Keys(tile, c + 1) : after;
-      kernels_.attend_chunk(chunk, part);
+      Attend(chunk, c * kChunkKeys, arena, part);
       kernels_.merge_state(part, sum, chunk.rows, head_dim_);
     }
     FinishTile(tile, sum);
@@ -235,9 +290,8 @@ void AttentionRun::RunByChunk() const {
       Arena scratch = ThreadArena(thread);
       const Tile tile = TileAt(pieces[item].tile);
       AttentionChunk chunk = PrepareTile(tile, scratch);
-      chunk.begin = pieces[item].chunk * kChunkKeys;
       chunk.ahead = Keys(tile, pieces[item].chunk + 1);
-      kernels_.attend_chunk(chunk, state_at(slots, item));
+      Attend(chunk, pieces[item].chunk * kChunkKeys, scratch, state_at(slots, item));
     });
     const int64_t first_tile = pieces[0].tile;
     ForEachItem(context_, pieces[count - 1].tile - first_tile + 1, [&](int64_t item, int) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/cpu/parallel.h"
+#include "kernels/nvfp4_cache.h"
 
 namespace nibble::kernels::cpu {
 namespace {
@@ -24,6 +25,7 @@ void EncodeHead(const VectorKernels& kernels, const KvLayerView& cache, float sc
 
 void StoreValue(const VectorKernels& kernels, const KvLayerView& cache, int64_t row,
                 const uint16_t* head) {
+  if (cache.format == KvFormat::kNvfp4) return StoreNvfp4Row(cache, cache.v, row, head);
   const int64_t bytes = cache.head_dim * KvElementBytes(cache.format);
   EncodeHead(kernels, cache, cache.v_scale, head, cache.v + row * bytes);
 }
@@ -38,6 +40,7 @@ void ScatterPairs(const std::byte* head, int64_t pairs, std::byte* out) {
 
 void StoreKey(const VectorKernels& kernels, const KvLayerView& cache, int64_t row,
               const uint16_t* head) {
+  if (cache.format == KvFormat::kNvfp4) return StoreNvfp4Row(cache, cache.k, row, head);
   const int64_t element_bytes = KvElementBytes(cache.format);
   std::byte* out = cache.k + KeyIndex(cache, row, 0) * element_bytes;
   if (cache.key_layout == KeyLayout::kRows)

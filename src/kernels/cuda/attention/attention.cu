@@ -99,7 +99,7 @@ void LaunchMerge(const OpContext& context, const AttentionProblem& p, int64_t to
             StreamOf(context), p, groups, static_cast<int32_t>(slices));
 }
 
-template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms, bool kNvfp4 = false>
 void LaunchSplitOf(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t tiles,
                    int64_t max_keys) {
   p.tile_rows = kSplitTileRows;
@@ -122,25 +122,39 @@ void LaunchSplitOf(const OpContext& context, AttentionProblem p, int64_t tokens,
     p.splits = 1;
     p.units_per_tile = 0;
   }
-  LaunchPdl(SplitAttentionKernel<kFp8, kWarps, kRoundKeys, kDimAtoms>,
+  LaunchPdl(SplitAttentionKernel<kFp8, kWarps, kRoundKeys, kDimAtoms, kNvfp4>,
             dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kWarps * 32), layout.bytes,
             StreamOf(context), p, layout);
   if (p.splits > 1) LaunchMerge(context, p, tokens);
+}
+
+int64_t SplitTiles(const AttentionProblem& p, int64_t tokens) {
+  const int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kSplitTileRows);
+  if (p.prefill_rows == kNoPrefill) return tiles;
+  return std::min<int64_t>(tiles, p.sequences * (p.prefill_rows / kSplitTileRows));
 }
 
 // Head dimensions that are common have kernels of their own.
 template <bool kFp8>
 void LaunchSplit(const OpContext& context, const AttentionProblem& p, int64_t tokens,
                  int64_t max_keys) {
-  int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kSplitTileRows);
-  if (p.prefill_rows != kNoPrefill)
-    tiles = std::min<int64_t>(tiles, p.sequences * (p.prefill_rows / kSplitTileRows));
+  const int64_t tiles = SplitTiles(p, tokens);
   const auto launch = [&](auto kernel) { kernel(context, p, tokens, tiles, max_keys); };
   if (p.head_dim == 64) return launch(LaunchSplitOf<kFp8, 8, 128, 4>);
   if (p.head_dim == 128) return launch(LaunchSplitOf<kFp8, 8, 128, 8>);
   if (p.head_dim == 256) return launch(LaunchSplitOf < kFp8, 8, kFp8 ? 128 : 64, 16 >);
   if (p.dim_atoms <= 16) return launch(LaunchSplitOf<kFp8, 8, 128, kAnyUpTo256>);
   launch(LaunchSplitOf<kFp8, 16, 64, kAnyDim>);
+}
+
+// All of it: NVFP4 has no kernels of its own for steps and prompts.
+void LaunchNvfp4(const OpContext& context, const AttentionProblem& p, int64_t tokens,
+                 int64_t max_keys) {
+  const int64_t tiles = SplitTiles(p, tokens);
+  const auto launch = [&](auto kernel) { kernel(context, p, tokens, tiles, max_keys); };
+  if (p.head_dim == 128) return launch(LaunchSplitOf<false, 8, 128, 8, true>);
+  if (p.dim_atoms <= 16) return launch(LaunchSplitOf<false, 8, 128, kAnyUpTo256, true>);
+  launch(LaunchSplitOf<false, 16, 64, kAnyDim, true>);
 }
 
 template <bool kFp8, int kDim>
@@ -175,7 +189,7 @@ void Launch(const OpContext& context, AttentionProblem p, int64_t tokens, int64_
 bool StepTakes(const AttentionParams& params) {
   const int32_t dh = params.cache.head_dim;
   return params.rope != nullptr && params.t == params.sequences &&
-         (dh == 64 || dh == 128 || dh == 256) &&
+         params.cache.format != KvFormat::kNvfp4 && (dh == 64 || dh == 128 || dh == 256) &&
          params.q_heads <= kStepRows * params.cache.kv_heads && HasGroupsOfFour(*params.rope) &&
          reinterpret_cast<uintptr_t>(params.out) % 4 == 0 &&
          SideOf(nullptr, params.cache.k_scale).inverse != 0.0f &&
@@ -210,7 +224,9 @@ void Attention(const OpContext& context, const AttentionParams& params) {
   }
   if (params.mla_rope != nullptr) MlaRopeAndCache(context, *params.mla_rope);
   const int64_t max_keys = params.max_pages * params.cache.page_size;
-  if (fp8) {
+  if (params.cache.format == KvFormat::kNvfp4) {
+    LaunchNvfp4(context, p, params.t, max_keys);
+  } else if (fp8) {
     Launch<true>(context, p, params.t, max_keys);
   } else {
     Launch<false>(context, p, params.t, max_keys);

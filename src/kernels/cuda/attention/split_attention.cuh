@@ -8,10 +8,12 @@
 #pragma once
 
 #include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/attention/nvfp4_block.cuh"
 #include "kernels/cuda/ptx/async_copy.cuh"
 #include "kernels/cuda/ptx/ldmatrix.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/nvfp4_cache.h"
 
 namespace nibble::kernels::cuda {
 
@@ -50,7 +52,8 @@ struct SplitShared {
   ValueBuffer value_buffer;
 };
 
-template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
+// kNvfp4, without kFp8: of a cache in NVFP4, whose rows become BF16 in shared memory.
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms, bool kNvfp4>
 struct SplitWorker {
   static constexpr int kWarpKeys = kRoundKeys / kWarps < 8 ? 8 : kRoundKeys / kWarps;
   static constexpr int kScoreWarps = kRoundKeys / kWarpKeys;  // the first ones have keys
@@ -134,6 +137,7 @@ struct SplitWorker {
   __device__ __forceinline__ void CopyRows(uint8_t* to, const uint8_t* cache, int base,
                                            const Pages& pages) const {
     if (warp >= kScoreWarps) return;
+    if constexpr (kNvfp4) return DecodeRows(to, cache, base, pages);
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
       const int first = FirstKey(base) + run * kRunKeys;
@@ -141,6 +145,46 @@ struct SplitWorker {
                           (first & ((1 << p.page_shift) - 1));
       CopyRun(to + (warp * kWarpKeys + run * kRunKeys) * kv_pitch(), cache + row * p.row_bytes,
               first);
+    }
+  }
+
+  // The same of NVFP4 rows. They are there when this returns; a few blocks are under way at a time.
+  __device__ __forceinline__ void DecodeRows(uint8_t* to, const uint8_t* cache, int base,
+                                             const Pages& pages) const {
+    constexpr int kAtOnce = 4;
+    const int atoms = dim_atoms(), blocks = kRunKeys * atoms;
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      const int first = FirstKey(base) + run * kRunKeys;
+      const int page_size = 1 << p.page_shift;
+      const Nvfp4CacheRow place =
+          Nvfp4RowOf(page_size, p.head_dim,
+                     ((int64_t{pages.of_run[run]} * p.kv_heads + kv_head) << p.page_shift) +
+                         (first & (page_size - 1)));
+      const auto* const codes = reinterpret_cast<const uint2*>(cache + place.codes);
+      uint8_t* const rows = to + (warp * kWarpKeys + run * kRunKeys) * kv_pitch();
+      for (int begin = lane; begin < blocks; begin += 32 * kAtOnce) {
+        uint2 of_block[kAtOnce] = {};
+        uint8_t scale[kAtOnce] = {};
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          const int i = begin + 32 * n;
+          if (i >= blocks || !IsSeen(first + i / atoms)) continue;
+          of_block[n] = __ldcg(codes + i);
+          scale[n] = __ldcg(cache + place.scales + i);
+        }
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          const int i = begin + 32 * n;
+          if (i >= blocks) continue;
+          uint4 values[2];
+          DecodeNvfp4Block(of_block[n], scale[n], values);
+          auto* const piece =
+              reinterpret_cast<uint4*>(rows + i / atoms * kv_pitch() + i % atoms * 32);
+          piece[0] = values[0];
+          piece[1] = values[1];
+        }
+      }
     }
   }
 
@@ -500,11 +544,11 @@ struct RoundCursor {
   }
 };
 
-template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms>
+template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms, bool kNvfp4>
 __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
     SplitAttentionKernel(const __grid_constant__ AttentionProblem p,
                          const __grid_constant__ SplitShared layout) {
-  using Worker = SplitWorker<kFp8, kWarps, kRoundKeys, kDimAtoms>;
+  using Worker = SplitWorker<kFp8, kWarps, kRoundKeys, kDimAtoms, kNvfp4>;
   extern __shared__ __align__(16) uint8_t shared[];
 
   // A grid without work waits, too: the successor relies on it. One CTA is enough.

@@ -1,6 +1,7 @@
 // q, k and v heads of all tokens in one launch, a few lanes per head vector (rope_head.cuh).
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/rope/nvfp4_cache_write.cuh"
 #include "kernels/cuda/rope/rope.h"
 #include "kernels/cuda/rope/rope_head.cuh"
 
@@ -9,7 +10,8 @@ namespace {
 
 constexpr int kThreads = 128;
 
-template <int kGroup, int kLanes, int kSlots>
+// kNvfp4: of the cache, in which 16 neighbours share a scale: heads are put together first.
+template <int kGroup, int kLanes, int kSlots, bool kNvfp4>
 __global__ void __launch_bounds__(kThreads)
     RopeKernel(RopeAndCacheParams p, CacheSide k, CacheSide v) {
   const int kv_heads = p.cache.kv_heads;
@@ -35,15 +37,36 @@ __global__ void __launch_bounds__(kThreads)
       StoreBf16(out + slot.first, part.a[s]);
       if (both) StoreBf16(out + slot.second, part.b[s]);
     });
-    return;
+    if constexpr (!kNvfp4) return;
   }
-  const int kv_head = head - p.q_heads - (is_v ? kv_heads : 0);
-  const CacheSide side = is_v ? v : k;
-  const int64_t at = HeadOffset(p.cache, slot_in_cache, kv_head);
-  rope.ForSlots([&](int s, const Slot& slot, bool both) {
-    StoreInCache(p.cache.format, side, at + slot.first, part.a[s]);
-    if (both) StoreInCache(p.cache.format, side, at + slot.second, part.b[s]);
-  });
+  if constexpr (kNvfp4) {
+    constexpr int kHeads = kThreads / kLanes, kMostDims = 2 * kGroup * kLanes * kSlots;
+    __shared__ __align__(16) uint16_t heads[kHeads][kMostDims];
+    if (!is_q) {
+      uint16_t* const mine = heads[threadIdx.x / kLanes];
+      rope.ForSlots([&](int s, const Slot& slot, bool both) {
+        StoreBf16(mine + slot.first, part.a[s]);
+        if (both) StoreBf16(mine + slot.second, part.b[s]);
+      });
+    }
+    __syncthreads();
+    const int blocks = p.cache.head_dim / kNvfp4Block;
+    for (int i = static_cast<int>(threadIdx.x); i < kHeads * blocks; i += kThreads) {
+      const int kv = static_cast<int>(blockIdx.y) * kHeads + i / blocks - p.q_heads;
+      if (kv < 0 || kv >= 2 * kv_heads) continue;
+      StoreNvfp4Block(p.cache, kv < kv_heads ? k.base : v.base,
+                      CacheRowOf(p.cache, slot_in_cache, kv % kv_heads), i % blocks,
+                      heads[i / blocks]);
+    }
+  } else {
+    const int kv_head = head - p.q_heads - (is_v ? kv_heads : 0);
+    const CacheSide side = is_v ? v : k;
+    const int64_t at = HeadOffset(p.cache, slot_in_cache, kv_head);
+    rope.ForSlots([&](int s, const Slot& slot, bool both) {
+      StoreInCache(p.cache.format, side, at + slot.first, part.a[s]);
+      if (both) StoreInCache(p.cache.format, side, at + slot.second, part.b[s]);
+    });
+  }
 }
 
 template <int kGroup, int kLanes, int kSlots>
@@ -51,8 +74,11 @@ void Launch(const OpContext& context, const RopeAndCacheParams& p) {
   constexpr int kHeads = kThreads / kLanes;
   const int heads = p.q_heads + 2 * p.cache.kv_heads;
   const dim3 grid(static_cast<unsigned>(p.t), static_cast<unsigned>((heads + kHeads - 1) / kHeads));
-  LaunchPdl(RopeKernel<kGroup, kLanes, kSlots>, grid, kThreads, 0, StreamOf(context), p,
-            SideOf(p.cache.k, p.cache.k_scale), SideOf(p.cache.v, p.cache.v_scale));
+  const auto kernel = p.cache.format == KvFormat::kNvfp4
+                          ? RopeKernel<kGroup, kLanes, kSlots, true>
+                          : RopeKernel<kGroup, kLanes, kSlots, false>;
+  LaunchPdl(kernel, grid, kThreads, 0, StreamOf(context), p, SideOf(p.cache.k, p.cache.k_scale),
+            SideOf(p.cache.v, p.cache.v_scale));
 }
 
 }  // namespace
