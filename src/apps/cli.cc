@@ -481,7 +481,8 @@ Examples:
   nibble eval models/mine-NVFP4 --reference org/name --json
 
 With --reference both models are in memory: KL divergence and the agreement of the likeliest token come from the whole
-distribution at every token of the text.)");
+distribution at every token of the text. The reference always has a BF16 cache and, on GPUs, 16-bit activations: so a model
+beside itself shows what --kv-cache-dtype costs.)");
   AddModelOptions(command, &o->model);
   command->add_option("--reference", o->reference,
                       "the model to compare with: the same one, quantised less");

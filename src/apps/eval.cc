@@ -56,6 +56,9 @@ Status EvalBeside(const EvalOptions& options, const LoadedModel& model, const st
   ModelOptions of_reference = options.model;
   of_reference.model = options.reference;
   of_reference.quantization.clear();
+  // As exact as can be: what the model's cache and activations cost shows, too.
+  of_reference.kv_cache_dtype = "bf16";
+  of_reference.activations = "16";
   NIBBLE_ASSIGN(const LoadedModel reference, LoadForReading(of_reference, options.window));
   NIBBLE_ASSIGN(const eval::Comparison found,
                 CompareModels(*model.engine, *reference.engine, text, options.window));

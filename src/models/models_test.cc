@@ -441,6 +441,23 @@ TEST(Registry, Qwen3HasHeadsOf128UnlessTheConfigSays) {
   EXPECT_EQ((*model)->info().kv.front().head_dim, 128);
 }
 
+TEST(Registry, HeadsWiderThanABackendTakesAreNamed) {
+  const auto config = boost::json::parse(R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 64,
+    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 32,
+    "max_position_embeddings": 64})")
+                          .as_object();
+  const auto checkpoint = MakeDummyCheckpoint(config).value();
+  ThreadPool pool(1);
+  kernels::OpTable ops = kernels::RefOps();
+  EXPECT_TRUE(LoadModel(*checkpoint, {.ops = &ops, .pool = &pool}));
+  ops.max_head_dim = 48;
+  const auto refused = LoadModel(*checkpoint, {.ops = &ops, .pool = &pool});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code(), Code::kUnsupported);
+  EXPECT_NE(refused.error().message().find("64 dimensions"), std::string::npos)
+      << refused.error().message();
+}
+
 TEST(Registry, ConfigErrorsNameFieldValueAndRange) {
   for (
       const auto& [text, expected] : std::vector<std::pair<const char*, const char*>>{

@@ -71,10 +71,10 @@ TEST_P(SmallGpu, LinearsFit) {
     for (const int n : {16, 128, 2048, 4096, 28672, 151936, 262208})
       for (const int k : {64, 576, 2048, 5120, 8192, 16384, 28672}) {
         const WeightTiles weight = Tiles(format, n, k);
-        const int launched = DecodeTokensOfLaunch(weight);
         for (const bool norms : {false, true})
-          for (int m = 1; m <= 64; m = m < 8 ? m + 1 : 2 * m) {
-            if (m > 8 && m > launched) continue;
+          for (int tokens = 1; tokens <= 64; ++tokens) {
+            const int m = DecodeTokensOfLaunch(weight, tokens);
+            ASSERT_TRUE(m >= std::min(tokens, 8) && m <= tokens);
             if (norms && !NormsInDecode(weight, {}, m)) continue;
             const DecodePlan plan = PlanDecode(weight, m, norms);
             ASSERT_LE(plan.shared_bytes, kSmall) << "format " << static_cast<int>(format) << ", "

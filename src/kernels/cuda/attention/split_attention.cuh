@@ -137,7 +137,15 @@ struct SplitWorker {
   __device__ __forceinline__ void CopyRows(uint8_t* to, const uint8_t* cache, int base,
                                            const Pages& pages) const {
     if (warp >= kScoreWarps) return;
-    if constexpr (kNvfp4) return DecodeRows(to, cache, base, pages);
+    if constexpr (kNvfp4) {
+      DecodeRows(to, cache, base, pages);
+    } else {
+      CopyCodes(to, cache, base, pages);
+    }
+  }
+
+  __device__ __forceinline__ void CopyCodes(uint8_t* to, const uint8_t* cache, int base,
+                                            const Pages& pages) const {
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
       const int first = FirstKey(base) + run * kRunKeys;

@@ -200,10 +200,13 @@ bool StagesX(const WeightTiles& weight, int m) {
 
 }  // namespace
 
-int DecodeTokensOfLaunch(const WeightTiles& weight) {
-  for (const int m : {64, 32, 16})
-    if (PlanDecode(weight, m, false).shared_bytes <= CurrentDevice().shared_memory_per_block)
+int DecodeTokensOfLaunch(const WeightTiles& weight, int64_t tokens) {
+  for (const int most : {64, 32, 16}) {
+    const int m = static_cast<int>(std::min<int64_t>(tokens, most));
+    if (m <= 8 ||
+        PlanDecode(weight, m, false).shared_bytes <= CurrentDevice().shared_memory_per_block)
       return m;
+  }
   return 8;
 }
 

@@ -8,8 +8,8 @@ namespace nibble::kernels::cuda {
 
 inline constexpr int kMaxDecodeTokens = 64;
 
-// That one launch takes: fewer on GPUs with little shared memory. At least 8.
-int DecodeTokensOfLaunch(const WeightTiles& weight);
+// How many of so many tokens one launch takes: fewer on GPUs with little shared memory.
+int DecodeTokensOfLaunch(const WeightTiles& weight, int64_t tokens);
 
 // Handed to the kernel by value. x is what meets the weight: column order and multiplier applied.
 // Up to 16 tokens: rows of whole k-tiles (zeros beyond K), 16-byte aligned; more: as PrepareX

@@ -127,9 +127,10 @@ void LinearOfRows(const OpContext& context, const LinearParams& params) {
     Prefill(context, params);
     return;
   }
-  const int64_t tokens = params.m <= 8 ? 8 : DecodeTokensOfLaunch(AsCuda(*params.weight).tiles());
-  for (int64_t token = 0; token < params.m; token += tokens) {
-    Decode(context, Part(params, token, std::min(tokens, params.m - token)));
+  for (int64_t token = 0; token < params.m;) {
+    const int tokens = DecodeTokensOfLaunch(AsCuda(*params.weight).tiles(), params.m - token);
+    Decode(context, Part(params, token, tokens));
+    token += tokens;
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cuda/device_facts.h"
 #include "kernels/cuda/linear/decode.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/testing/synced_ops.h"
@@ -354,7 +355,7 @@ TEST_F(CudaLinear, EveryPlanFits) {
         for (const int m : {1, 2, 4, 8, 16, 32, 64}) {
           cuda::WeightTiles tiles = cuda::AsCuda(*weight).tiles();
           tiles.row_tiles = row_tiles;
-          if (m > cuda::DecodeTokensOfLaunch(tiles)) continue;
+          if (m > cuda::DecodeTokensOfLaunch(tiles, m)) continue;
           EXPECT_GE(cuda::DecodeBlocksPerMultiprocessor(tiles, cuda::PlanDecode(tiles, m, false)),
                     1)
               << WeightFormatName(format) << " " << row_tiles << " row tiles, M=" << m;
@@ -365,6 +366,7 @@ TEST_F(CudaLinear, EveryPlanFits) {
 // So that a launch can load its first weights while its predecessor finishes; but large weights
 // have their multiprocessors to themselves.
 TEST_F(CudaLinear, TwoSmallDecodeLaunchesShareAMultiprocessor) {
+  if (!cuda::HasLargeSharedMemory()) GTEST_SKIP() << "99 KB are one launch's";
   constexpr int64_t kMegabyte = int64_t{1} << 20;
   for (const WeightFormat format : kFormats)
     for (const int64_t k : {2048, 4096, 8192, 28672})
