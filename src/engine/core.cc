@@ -74,8 +74,8 @@ Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sample
       sampler_(std::move(sampler)),
       cache_(pool_.pages(), pool_.page_size(), setup_.options.prefix_cache, RandomHashSeed()),
       states_(setup_.plan.live_states, setup_.plan.snapshots, pool_.pages()),
-      batch_(setup_.limits, pool_.page_size(), prompt_chunk_, setup_.model->info().prompt_forms.any(),
-             setup_.options.even_routing),
+      batch_(setup_.limits, pool_.page_size(), prompt_chunk_,
+             setup_.model->info().prompt_forms.any(), setup_.options.even_routing),
       // On a CPU even one token can take longer.
       prompt_budget_(!setup_.model->ops().device->host_memory(), setup_.limits.max_tokens),
       stats_(setup_.plan.max_model_len),
