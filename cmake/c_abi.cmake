@@ -1,6 +1,5 @@
 # libnibble_kernels.so, the C ABI of src/capi over the kernels, and the C program that tests it. Part of `all` where CUDA is
 # on: without it there is nothing to call.
-enable_language(C)
 set(exports ${CMAKE_SOURCE_DIR}/src/capi/exports.map)
 set(in_all EXCLUDE_FROM_ALL)
 if(NIBBLE_CUDA)
@@ -14,6 +13,7 @@ set_target_properties(nibble_kernels PROPERTIES LINKER_LANGUAGE CXX LINK_DEPENDS
   PUBLIC_HEADER ${CMAKE_SOURCE_DIR}/src/capi/nibble_kernels.h)
 
 if(NIBBLE_TESTS AND NOT CMAKE_CROSSCOMPILING AND NOT NIBBLE_SANITIZE)
+  enable_language(C)
   add_executable(c_abi_test ${in_all} ${CMAKE_SOURCE_DIR}/src/capi/c_abi_test.c)
   set_target_properties(c_abi_test PROPERTIES C_STANDARD 11 C_STANDARD_REQUIRED ON C_EXTENSIONS OFF)
   target_compile_options(c_abi_test PRIVATE -Wall -Wextra -pedantic -Werror)
