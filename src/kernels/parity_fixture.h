@@ -150,14 +150,14 @@ inline float AttentionElement(uint64_t id, int kind, int64_t position, int64_t h
 // Key and value of a head at a position into their row of the cache.
 inline void StoreCacheRow(const KvLayerView& cache, int64_t row, uint64_t id, int64_t position,
                           int64_t head) {
-  std::vector<uint16_t> key, value;
+  uint16_t key[kMaxHeadDim], value[kMaxHeadDim];
   for (int64_t d = 0; d < cache.head_dim; ++d) {
-    key.push_back(Bf16FromFloat(AttentionElement(id, 1, position, head, d)));
-    value.push_back(Bf16FromFloat(AttentionElement(id, 2, position, head, d)));
+    key[d] = Bf16FromFloat(AttentionElement(id, 1, position, head, d));
+    value[d] = Bf16FromFloat(AttentionElement(id, 2, position, head, d));
   }
   if (cache.format == KvFormat::kNvfp4) {
-    StoreNvfp4Row(cache, cache.k, row, key.data());
-    StoreNvfp4Row(cache, cache.v, row, value.data());
+    StoreNvfp4Row(cache, cache.k, row, key);
+    StoreNvfp4Row(cache, cache.v, row, value);
     return;
   }
   for (int64_t d = 0; d < cache.head_dim; ++d) {

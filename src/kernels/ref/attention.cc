@@ -25,14 +25,11 @@ float CacheElement(const KvLayerView& cache, const std::byte* base, float scale,
   return Bf16ToFloat(bits);
 }
 
-// A row (Dh) as it is read.
-std::vector<float> Key(const KvLayerView& cache, int64_t row) {
-  std::vector<float> key(cache.head_dim);
-  for (int32_t d = 0; d < cache.head_dim; ++d)
-    key[d] = cache.format == KvFormat::kNvfp4
-                 ? Nvfp4CacheElement(cache, cache.k, row, d)
-                 : CacheElement(cache, cache.k, cache.k_scale, KeyIndex(cache, row, d));
-  return key;
+// As they are read.
+float Key(const KvLayerView& cache, int64_t row, int32_t d) {
+  return cache.format == KvFormat::kNvfp4
+             ? Nvfp4CacheElement(cache, cache.k, row, d)
+             : CacheElement(cache, cache.k, cache.k_scale, KeyIndex(cache, row, d));
 }
 float Value(const KvLayerView& cache, int64_t row, int32_t d) {
   return cache.format == KvFormat::kNvfp4
@@ -51,8 +48,9 @@ void AttendHead(const AttentionParams& p, const int32_t* pages, int32_t position
   double largest = p.sinks != nullptr ? p.sinks[head] : -INFINITY;
   for (int32_t j = first; j <= position; ++j) {
     double score = 0;
-    const std::vector<float> key = Key(cache, CacheRow(cache, pages, j, kv_head));
-    for (int32_t d = 0; d < cache.head_dim; ++d) score += double{Bf16ToFloat(q[d])} * key[d];
+    const int64_t row = CacheRow(cache, pages, j, kv_head);
+    for (int32_t d = 0; d < cache.head_dim; ++d)
+      score += double{Bf16ToFloat(q[d])} * Key(cache, row, d);
     weights.push_back(score * p.scale);
     largest = std::max(largest, weights.back());
   }
