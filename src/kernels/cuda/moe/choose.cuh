@@ -160,36 +160,80 @@ __device__ __forceinline__ void LoadLogits(const float* logits, int experts, flo
   __syncwarp();
 }
 
-// The token's experts in ascending order, and with kWeights their weights. By one warp. logits:
-// (E), rows aligned where E is a multiple of 4; scratch: ScratchFloats; picked: (top_k).
-//
-// Lane l looks at experts l, l + 32, ... The lanes' largest keys, ranked, give a bound that at
-// least top_k experts reach and hardly more; these few are then ranked against each other.
-template <bool kWeights>
-__device__ __forceinline__ void ChooseExperts(const Routing& routing, const float* logits,
-                                              float* scratch, Picked* picked, int32_t* chosen,
-                                              float* weights) {
-  const int lane = threadIdx.x % 32, experts = routing.experts, top_k = routing.top_k;
-  // Scores grow with the logits: without a bias these choose the same experts, and tell apart what
-  // rounds to equal scores.
-  const bool by_logit = routing.choice_bias == nullptr && routing.groups == 1;
-  float* const values = scratch;
-  // Keys of candidates, in place of values that were looked at before.
-  auto* const keys = reinterpret_cast<uint32_t*>(values);
-  float* const rest = scratch + ScratchStride(experts);
-  auto* const ids = reinterpret_cast<int16_t*>(rest);
-  LoadLogits(logits, experts, values);
-  Scoring score;
-  if (kWeights || !by_logit)
-    score = FindScoring(routing, values, !routing.renormalize || !by_logit);
-  if (!by_logit)
-    ValuesOfChoice(routing, score, values, rest, reinterpret_cast<int*>(rest + routing.groups));
+// Those among whom the chosen ones are, ascending by id: at least top_k, and hardly more.
+struct Candidates {
+  uint32_t* keys;
+  int16_t* ids;
+  int count = 0;
+};
 
+// Experts that lanes keep in registers, four neighbours at a time.
+inline constexpr int kRegisterExperts = 512;
+
+// From logits (E), E a multiple of 4 and at most kRegisterExperts; 16-byte aligned. Returns the
+// largest key.
+//
+// The largest keys of the lanes, ranked, give a bound that at least top_k experts reach.
+__device__ __forceinline__ uint32_t CollectByLogit(const Routing& routing, const float* logits,
+                                                   Candidates& candidates) {
+  constexpr int kBlocks = kRegisterExperts / 128;
+  const int lane = threadIdx.x % 32, experts = routing.experts;
+  float4 values[kBlocks];
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b)
+    values[b] =
+        __ldcg(reinterpret_cast<const float4*>(logits + min(b * 128 + lane * 4, experts - 4)));
+  uint32_t keys[kBlocks][4] = {};
+  uint32_t largest = 0;
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    if (b * 128 >= experts) break;
+    if (b * 128 + lane * 4 >= experts) continue;
+    keys[b][0] = OrderedKey(values[b].x), keys[b][1] = OrderedKey(values[b].y);
+    keys[b][2] = OrderedKey(values[b].z), keys[b][3] = OrderedKey(values[b].w);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) largest = max(largest, keys[b][i]);
+  }
+  const int top_k = routing.top_k;
+  const uint32_t bound = max(top_k <= 32 ? WarpRanked(largest, top_k - 1) : 0, 1u);
+  // Of each block a byte; sums over lanes fit.
+  uint32_t counts = 0;
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) counts += static_cast<uint32_t>(keys[b][i] >= bound) << 8 * b;
+  uint32_t sum = counts;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const uint32_t other = __shfl_up_sync(kAllLanes, sum, step);
+    if (lane >= step) sum += other;
+  }
+  const uint32_t totals = __shfl_sync(kAllLanes, sum, 31), before = sum - counts;
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    if (b * 128 >= experts) break;
+    int at = candidates.count + static_cast<int>(before >> 8 * b & 255);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (keys[b][i] < bound) continue;
+      candidates.keys[at] = keys[b][i];
+      candidates.ids[at++] = static_cast<int16_t>(b * 128 + lane * 4 + i);
+    }
+    candidates.count += static_cast<int>(totals >> 8 * b & 255);
+  }
+  return __reduce_max_sync(kAllLanes, largest);
+}
+
+// From values (E) in shared memory, in whose place the candidates' keys come. Returns their count.
+// Lane l looks at experts l, l + 32, ...
+__device__ __noinline__ inline int CollectByValue(const Routing& routing, const float* values,
+                                                  uint32_t* keys, int16_t* ids) {
+  const int lane = threadIdx.x % 32, experts = routing.experts, top_k = routing.top_k;
   uint32_t best = 0;
 #pragma unroll 4
   for (int e = lane; e < experts; e += 32) best = max(best, OrderedKey(values[e]));
   const uint32_t bound = top_k <= 32 ? WarpRanked(best, top_k - 1) : 0;
-  int count = 0;  // of candidates
+  int count = 0;
 #pragma unroll 1
   for (int first = 0; first < experts; first += 32) {
     const int e = first + lane;
@@ -203,6 +247,39 @@ __device__ __forceinline__ void ChooseExperts(const Routing& routing, const floa
     }
     count += __popc(lanes);
   }
+  return count;
+}
+
+// The token's experts in ascending order, and with kWeights their weights. By one warp. logits:
+// (E), rows aligned where E is a multiple of 4; scratch: ScratchFloats; picked: (top_k).
+template <bool kWeights>
+__device__ __forceinline__ void ChooseExperts(const Routing& routing, const float* logits,
+                                              float* scratch, Picked* picked, int32_t* chosen,
+                                              float* weights) {
+  const int lane = threadIdx.x % 32, experts = routing.experts, top_k = routing.top_k;
+  // Scores grow with the logits: without a bias these choose the same experts, and tell apart what
+  // rounds to equal scores.
+  const bool by_logit = routing.choice_bias == nullptr && routing.groups == 1;
+  const bool in_registers = by_logit && (routing.renormalize || !kWeights) && experts % 4 == 0 &&
+                            experts <= kRegisterExperts;
+  float* const values = scratch;
+  float* const rest = scratch + ScratchStride(experts);
+  Candidates candidates = {reinterpret_cast<uint32_t*>(values), reinterpret_cast<int16_t*>(rest)};
+  Scoring score;
+  if (in_registers) {
+    score = {routing.score == RouterScore::kSoftmax};
+    score.largest = ValueOfKey(CollectByLogit(routing, logits, candidates));
+  } else {
+    LoadLogits(logits, experts, values);
+    if (kWeights || !by_logit)
+      score = FindScoring(routing, values, !routing.renormalize || !by_logit);
+    if (!by_logit)
+      ValuesOfChoice(routing, score, values, rest, reinterpret_cast<int*>(rest + routing.groups));
+    candidates.count = CollectByValue(routing, values, candidates.keys, candidates.ids);
+  }
+  uint32_t* const keys = candidates.keys;
+  const int16_t* const ids = candidates.ids;
+  const int count = candidates.count;
   const int padded = (count + 3) / 4 * 4;
   if (count + lane < padded) keys[count + lane] = 0;
   __syncwarp();

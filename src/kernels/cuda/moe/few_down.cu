@@ -1,286 +1,363 @@
-// A block owns rows of down: 16 at a time, of all groups, whose slices its warps take in turns. Its
-// threads then add, per token and row, finished expert outputs by ascending expert. Nobody else
-// writes there, so the order is fixed.
+// A cluster of kPeers blocks owns as many row tiles of down at a time. Each block multiplies them
+// all by its share of the groups, which its warps take in turns, and sends finished outputs to the
+// block that owns the row tile. There they wait in shared memory, of all rows of h; the block's
+// threads add them, per token and row, by ascending expert. Nobody else writes there, so the order
+// is fixed.
 #include <algorithm>
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/moe/few_choice.cuh"
-#include "kernels/cuda/moe/slice.cuh"
+#include "kernels/cuda/moe/few_slice.cuh"
+#include "kernels/cuda/ptx/cluster.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/ptx/peer_store.cuh"
 #include "kernels/cuda/shared_memory_split.h"
 
 namespace nibble::kernels::cuda::moe {
 namespace {
 
-constexpr int kWarps = kFewThreads / 32;
-static_assert(kFewTokens * kTileRows <= kFewThreads);
-
-// Up to so many tokens, rows of h are staged beside the weights, and two blocks share a
-// multiprocessor.
-constexpr int kStagedRows = 2;
-
-template <bool kStaged>
-inline constexpr int kStagesOf = kStaged ? 2 : 4;
+// Slices under way per warp, at most: as many as shared memory has room for.
+constexpr int kMostStages = 4;
+// Where the block has a multiprocessor of its own: more, which hide the time that many rows of h
+// take.
+constexpr int kStagesAlone = 3;
+// Of a slice's columns of one row of h, in bytes: lanes of neighbouring rows read from different
+// banks.
+constexpr int kInputStride = kSliceColumns * 2 + 16;
+// Elements of the residual stream that a thread adds to.
+constexpr int kOwnOutputs = kFewTokens * kTileRows / kFewThreads;
 
 struct Plan {
-  RingShape ring;
   int32_t routed_slices = 0;
   int32_t shared_slices = 0;
   int32_t routed_k_tiles = 0;
   int32_t shared_k_tiles = 0;
   int32_t routed_tile_bytes = 0;
   int32_t shared_tile_bytes = 0;
-  uint32_t slice_inverse = 0;  // ⌈2^32 / routed_slices⌉
-  int32_t partial_floats = 0;  // of one of two buffers
-  // Shared memory, in bytes from its begin; the ring comes first.
-  uint32_t partial_at = 0;  // (2, rows of h, slices)
-  uint32_t scales_at = 0;   // (2, groups, 16)
+  int32_t ring_bytes = 0;
+  // Shared memory, in bytes from its begin; the rings come first.
+  uint32_t outputs_at = 0;  // (rows of h, 16)
   uint32_t choice_at = 0;
   uint32_t shared_bytes = 0;
 };
 
-// Slices of all groups of a row tile, group by group.
-struct Units {
-  int routed_groups;
-  int routed;  // slices of routed groups
-  int all;
-  uint32_t slice_inverse;
-  int routed_slices;
+// A slice of each row tile with its columns of h, and with the last one row scales.
+template <Formats kFormats, int kPeers>
+struct StageOf {
+  static constexpr int kScaleBytes = kTileRows * static_cast<int>(sizeof(float));
+  static constexpr int kScalesAt = kPeers * kSliceBytesOf<kFormats>;
+  static constexpr int kInputsAt = kScalesAt + kPeers * kScaleBytes;
+  static constexpr int Bytes(int rows) { return kInputsAt + rows * kInputStride; }
 };
 
-// Walks the slices that one warp takes.
-struct Cursor {
-  int tile;
-  int unit;  // of the tile
+// What is to be multiplied: a set of row tiles of one group's expert.
+struct Unit {
+  int set;
+  int group;
 
-  __device__ __forceinline__ void Settle(const Units& units) {
-    while (unit >= units.all) unit -= units.all, ++tile;
-  }
-  __device__ __forceinline__ void Step(const Units& units) {
-    unit += kWarps;
-    Settle(units);
-  }
-  __device__ __forceinline__ int group(const Units& units) const {
-    if (unit >= units.routed) return units.routed_groups;
-    return units.routed_slices == 1 ? unit : static_cast<int>(__umulhi(unit, units.slice_inverse));
+  // begin, end: of the warp's groups.
+  __device__ __forceinline__ void Step(int begin, int end) {
+    group += kFewWarps;
+    if (group >= end) group = begin, ++set;
   }
 };
 
-template <Formats kFormats>
-__device__ __forceinline__ Slice SliceOf(const Plan& plan, const std::byte* data, bool is_shared,
-                                         int tile, int slice) {
-  constexpr TileFormat kFormat = kOnlyFormat<kFormats>;
-  constexpr int kStride = kSliceTiles * CodeBytes(kFormat) + ScaleBytes(kFormat, 0);
-  const int k_tiles = is_shared ? plan.shared_k_tiles : plan.routed_k_tiles;
-  const int tile_bytes = is_shared ? plan.shared_tile_bytes : plan.routed_tile_bytes;
-  return {data + (int64_t{tile} * tile_bytes + slice * kStride), slice * kSliceTiles,
-          min(k_tiles - slice * kSliceTiles, kSliceTiles)};
-}
-
-// Floats before the sums of a row of h.
-__device__ __forceinline__ int SumsOf(const FewParams& p, const Plan& plan, int row) {
-  const int shared_rows = p.shared_f > 0 ? p.t : 0;
-  const int slices = row < shared_rows ? row * plan.shared_slices
-                                       : shared_rows * plan.shared_slices +
-                                             (row - shared_rows) * plan.routed_slices;
-  return slices * kColumnStride;
-}
-
-__device__ __forceinline__ void LoadScales(const FewParams& p, const FewGroup* groups, int count,
-                                           int tile, RowScale* scales) {
-#pragma unroll 1
-  for (int i = threadIdx.x; i < count * kTileRows; i += kFewThreads) {
-    const int e = groups[i / kTileRows].expert, n = tile * kTileRows + i % kTileRows;
-    const Expert& expert = e == p.routing.experts ? p.shared : p.experts[e];
-    const float* const bias = expert.down_bias;
-    scales[i] = {expert.down_scales[n], bias == nullptr ? 0.0f : bias[n]};
+// Until at most `pending` groups of copies are under way.
+__device__ __forceinline__ void WaitForCopiesBut(int pending) {
+  static_assert(kMostStages == 4);
+  if (pending == 0) {
+    ptx::WaitForCopies<0>();
+  } else if (pending == 1) {
+    ptx::WaitForCopies<1>();
+  } else if (pending == 2) {
+    ptx::WaitForCopies<2>();
+  } else {
+    ptx::WaitForCopies<3>();
   }
 }
 
-// Finished outputs of all rows of h, in place of the sums of their first slices.
-__device__ __forceinline__ void FinishOutputs(const FewParams& p, const Plan& plan,
-                                              const FewChoice& choice, int rows, int routed_groups,
-                                              const RowScale* scales, float* partial) {
-#pragma unroll 1
-  for (int i = threadIdx.x; i < rows * kTileRows; i += kFewThreads) {
-    const int row = i / kTileRows, n = i % kTileRows, group = choice.row_group[row];
-    float* const at = partial + SumsOf(p, plan, row) + n;
-    const int slices = group == routed_groups ? plan.shared_slices : plan.routed_slices;
-    *at = scales[group * kTileRows + n].Apply(AddSlices(at, slices, kColumnStride));
-  }
-}
-
-__device__ __forceinline__ float SumPlaces(const FewParams& p, const Plan& plan,
-                                           const FewPlace* places, const float* partial, int token,
-                                           float shared_weight) {
+__device__ __forceinline__ float SumRows(const FewParams& p, const FewChoice& choice,
+                                         const float* outputs, int token, int shared_row) {
+  const int top_k = p.routing.top_k;
+  const int16_t* const rows = choice.rows + token * top_k;
+  const float* const weights = choice.weights + token * top_k;
   float sum = 0.0f;
 #pragma unroll 4
-  for (int j = 0; j < p.routing.top_k; ++j) {
-    const FewPlace place = places[j];
-    if (place.row >= 0) sum = __fmaf_rn(place.weight, partial[SumsOf(p, plan, place.row)], sum);
+  for (int j = 0; j < top_k; ++j) {
+    const int row = rows[j];
+    if (row >= 0) sum = __fmaf_rn(weights[j], outputs[row * kTileRows], sum);
   }
-  if (p.shared_f > 0) sum = __fmaf_rn(shared_weight, partial[SumsOf(p, plan, token)], sum);
+  if (p.shared_f > 0)
+    sum = __fmaf_rn(choice.shared_weights[token], outputs[(shared_row + token) * kTileRows], sum);
   return sum;
 }
 
-template <Formats kFormats, bool kStaged>
-__global__ void __launch_bounds__(kFewThreads, kStaged ? 2 : 1)
-    FewDownKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
-  extern __shared__ __align__(16) std::byte memory[];
-  constexpr int kStages = kStagesOf<kStaged>;
-  constexpr int kWeightBytes =
-      kSliceTiles * CodeBytes(kOnlyFormat<kFormats>) + ScaleBytes(kOnlyFormat<kFormats>, 0);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int row_tiles = static_cast<int>(p.d) / kTileRows;
-  const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-  const int first_tile = row_tiles * block / blocks, end_tile = row_tiles * (block + 1) / blocks;
-  if (first_tile == end_tile) return;
-  FewChoice choice;
-  PlaceChoice(memory + plan.choice_at, p, &choice);
-  LoadTable(p, p.down, choice);
-  TouchParams(p);
-  // The logits are there before the wait: few_tokens.h.
-  const int routed_groups =
-      FindGroups<true>(p, choice, p.shared.down.data, reinterpret_cast<float*>(memory));
-  const FewGroup* const groups = choice.groups;
-  const int all_groups = routed_groups + (p.shared_f > 0 ? 1 : 0);
-  const int routed_units = routed_groups * plan.routed_slices;
-  const Units units = {routed_groups, routed_units,
-                       routed_units + (p.shared_f > 0 ? plan.shared_slices : 0), plan.slice_inverse,
-                       plan.routed_slices};
-  Cursor now = {first_tile, warp};
-  if (units.all == 0) {
-    now.tile = end_tile;
+template <int kPeers>
+__device__ __forceinline__ void SyncPeers() {
+  if constexpr (kPeers > 1) {
+    ptx::SyncCluster();
   } else {
-    now.Settle(units);
-  }
-  Cursor ahead = now;
-  WarpRing<kStages> ring(memory + warp * kStages * plan.ring.stage_bytes, plan.ring);
-
-  const auto copy_h = [&](std::byte* stage, const Cursor& at) {
-    const int g = at.group(units);
-    const FewGroup& group = groups[g];
-    const int slice = at.unit - g * plan.routed_slices;
-    const int column = slice * kSliceColumns + lane * 8;
-    const int f = g == routed_groups ? p.shared_f : p.f;
-    if (column >= (f + kTileColumns - 1) / kTileColumns * kTileColumns) return;
-    const uint32_t to = ptx::SharedAddress(stage + kWeightBytes) + lane * 16;
-    const uint16_t* const from = p.h + group.first_row * p.h_stride + column;
-#pragma unroll 1
-    for (int row = 0; row < group.rows; ++row)
-      ptx::CopyAsync16To(to + row * kSliceColumns * 2, from + row * p.h_stride);
-  };
-  const auto fill = [&](bool with_h) {
-    if (ahead.tile >= end_tile) return ring.Skip();
-    const int g = ahead.group(units);
-    const Slice slice = SliceOf<kFormats>(plan, groups[g].data, g == routed_groups, ahead.tile,
-                                          ahead.unit - g * plan.routed_slices);
-    if (kStaged && with_h) copy_h(ring.Filling(), ahead);
-    ring.template Fill<kFormats>(slice, Source{}, lane);
-    ahead.Step(units);
-  };
-#pragma unroll 1
-  for (int s = 0; s < kStages; ++s) fill(false);
-  auto* const all_scales = reinterpret_cast<RowScale*>(memory + plan.scales_at);
-  LoadScales(p, groups, all_groups, first_tile, all_scales);
-  const int row = threadIdx.x % kTileRows, token = threadIdx.x / kTileRows;
-  const bool sums = token < p.t;
-  const float shared_weight =
-      sums && p.shared_logits != nullptr ? Sigmoid(__ldcg(p.shared_logits + token)) : 1.0f;
-  int rows = p.shared_f > 0 ? p.t : 0;
-#pragma unroll 1
-  for (int g = 0; g < routed_groups; ++g) rows += groups[g].rows;
-  ptx::WaitForPredecessor();
-  ptx::LaunchSuccessor();
-  if constexpr (kStaged) {
-    Cursor at = now;
-    std::byte* stage = ring.Filling();
-#pragma unroll 1
-    for (int s = 0; s < kStages && at.tile < end_tile; ++s, at.Step(units))
-      copy_h(stage + s * plan.ring.stage_bytes, at);
-    ptx::CommitCopies();
-    ptx::WaitForCopies<0>();
-  }
-
-  for (int tile = first_tile, buffer = 0; tile < end_tile; ++tile, buffer ^= 1) {
-    float* const partial =
-        reinterpret_cast<float*>(memory + plan.partial_at) + buffer * plan.partial_floats;
-    RowScale* const scales = all_scales + buffer * (p.t * p.routing.top_k + 1) * kTileRows;
-    const int64_t at = int64_t{token} * p.d + tile * kTileRows + row;
-    const uint16_t before = p.add && sums ? p.out[at] : 0;
-    if (tile > first_tile) LoadScales(p, groups, all_groups, tile, scales);
-    while (now.tile == tile) {
-      const int g = now.group(units);
-      const FewGroup& group = groups[g];
-      const int slice_index = now.unit - g * plan.routed_slices;
-      const Slice slice =
-          SliceOf<kFormats>(plan, group.data, g == routed_groups, tile, slice_index);
-      const int lane_row = min(lane / 4, group.rows - 1);
-      float sum[1][4];
-      if constexpr (kStaged) {
-        SumStagedSlice<kFormats>(ring, slice.tiles, lane_row, lane, sum);
-      } else {
-        const LaneRows<1> rows_of_lane = {p.h + (group.first_row + lane_row) * p.h_stride +
-                                          lane % 4 * 16};
-        SumSlice<kFormats, 1, true>(ring, slice, Source{}, rows_of_lane, lane, sum);
-      }
-      fill(true);
-      const int slices = g == routed_groups ? plan.shared_slices : plan.routed_slices;
-      StoreSums(partial + SumsOf(p, plan, group.first_row) + slice_index * kColumnStride,
-                group.rows, lane, sum, slices * kColumnStride);
-      now.Step(units);
-    }
     __syncthreads();
-    FinishOutputs(p, plan, choice, rows, routed_groups, scales, partial);
-    __syncthreads();
-    if (!sums) continue;
-    const float y = SumPlaces(p, plan, choice.places + token * p.routing.top_k, partial + row,
-                              token, shared_weight);
-    if (p.out_f32 != nullptr) {
-      p.out_f32[at] = y;
-    } else {
-      const float sum = p.add ? ptx::FirstBf16(before) + ptx::RoundBf16(y) : y;
-      p.out[at] = static_cast<uint16_t>(ptx::PackBf16(sum, 0.0f));
-    }
   }
 }
+
+template <Formats kFormats, int kPeers>
+__global__ void __launch_bounds__(kFewThreads, 2)
+    FewDownKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
+  extern __shared__ __align__(16) std::byte memory[];
+  using Stage = StageOf<kFormats, kPeers>;
+  constexpr int kSliceBytes = kSliceBytesOf<kFormats>;
+  const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
+  const int lane = threadIdx.x % 32;
+  const int row_tiles = p.d / kTileRows, sets = row_tiles / kPeers;
+  const int clusters = static_cast<int>(gridDim.x) / kPeers;
+  const int cluster = static_cast<int>(blockIdx.x) / kPeers;
+  const int rank = static_cast<int>(blockIdx.x) % kPeers;
+  const int first_set = sets * cluster / clusters, end_set = sets * (cluster + 1) / clusters;
+  if (first_set == end_set) return;
+  if constexpr (kPeers > 1) ptx::ArriveAtCluster();
+  FewChoice choice;
+  PlaceChoice(memory + plan.choice_at, p, true, &choice);
+  auto* const outputs = reinterpret_cast<float*>(memory + plan.outputs_at);
+  const OwnExperts own(p.down, p.routing.experts);
+  ClearMasks(p, choice);
+  TouchParams(p);
+  // There before the wait: few_tokens.h.
+  LoadChosen<true>(p, choice);
+  if (static_cast<int>(threadIdx.x) < p.t)
+    choice.shared_weights[threadIdx.x] =
+        p.shared_logits != nullptr ? Sigmoid(__ldcg(p.shared_logits + threadIdx.x)) : 1.0f;
+  const FewCounts counts = FindGroups<true>(p, choice, own, p.shared.down.data);
+  const FewGroup* const groups = choice.groups;
+  const int begin_group = counts.groups * rank / kPeers + warp;
+  const int end_group = counts.groups * (rank + 1) / kPeers;
+
+  int rows = 1;  // of a group, at most
+#pragma unroll 1
+  for (int g = lane; g < counts.groups; g += 32) rows = max(rows, groups[g].rows);
+  rows = __reduce_max_sync(kAllLanes, rows);
+  const int stage_bytes = Stage::Bytes(rows);
+  const int stages = min(kMostStages, plan.ring_bytes / (kFewWarps * stage_bytes));
+  const int ring = warp * stages * stage_bytes;
+  const auto slices_of = [&](int group) {
+    return group < counts.routed_groups ? plan.routed_slices : plan.shared_slices;
+  };
+  const auto tiles_of = [&](int group, int slice) {
+    const int tiles = group < counts.routed_groups ? plan.routed_k_tiles : plan.shared_k_tiles;
+    return min(tiles - slice * kSliceTiles, kSliceTiles);
+  };
+  const auto tile_bytes_of = [&](int group) {
+    return group < counts.routed_groups ? plan.routed_tile_bytes : plan.shared_tile_bytes;
+  };
+  Unit now = {begin_group < end_group ? first_set : end_set, begin_group};
+  // What is copied next.
+  struct Ahead {
+    Unit unit;
+    int slice;
+    const std::byte* data;  // the lane's bytes of the slice of the first row tile
+  };
+  const auto enter = [&](Ahead& ahead) {
+    ahead.slice = 0;
+    if (ahead.unit.set < end_set)
+      ahead.data = groups[ahead.unit.group].data +
+                   (ahead.unit.set * kPeers * tile_bytes_of(ahead.unit.group) + lane * 16);
+  };
+  const auto step = [&](Ahead& ahead) {
+    ahead.data += kSliceBytes;
+    if (++ahead.slice < slices_of(ahead.unit.group)) return;
+    ahead.unit.Step(begin_group, end_group);
+    enter(ahead);
+  };
+  const uint32_t ring_address = ptx::SharedAddress(memory) + ring;
+  const auto copy_weights = [&](const Ahead& ahead, int stage) {
+    const auto [set, group] = ahead.unit;
+    const int tile_bytes = tile_bytes_of(group), tiles = tiles_of(group, ahead.slice);
+    const uint32_t to = ring_address + stage * stage_bytes;
+#pragma unroll
+    for (int part = 0; part < kPeers; ++part)
+      CopyFewSlice<kFormats>(to + part * kSliceBytes + lane * 16, ahead.data + part * tile_bytes,
+                             tiles, lane);
+    if (ahead.slice + 1 < slices_of(group)) return;
+    // They lie behind all tiles.
+    const auto* const scales =
+        reinterpret_cast<const float*>(groups[group].data + row_tiles * tile_bytes);
+#pragma unroll
+    for (int part = 0; part < kPeers; ++part)
+      CopyRowScales(to + Stage::kScalesAt + part * Stage::kScaleBytes,
+                    scales + (set * kPeers + part) * kTileRows, lane);
+  };
+  const auto copy_inputs = [&](const Ahead& ahead, int stage) {
+    const FewGroup& group = groups[ahead.unit.group];
+    const int column = lane * 8;
+    if (column >= tiles_of(ahead.unit.group, ahead.slice) * kTileColumns) return;
+    uint32_t to = ring_address + stage * stage_bytes + Stage::kInputsAt + lane * 16;
+    const uint16_t* from =
+        p.h + group.first_row * p.h_stride + ahead.slice * kSliceColumns + column;
+#pragma unroll 1
+    for (int row = 0; row < group.rows; ++row, to += kInputStride, from += p.h_stride)
+      ptx::CopyAsync16To(to, from);
+  };
+  Ahead first = {now};
+  enter(first);
+  Ahead ahead = first;
+#pragma unroll 1
+  for (int s = 0; s < stages && ahead.unit.set < end_set; ++s) {
+    copy_weights(ahead, s);
+    step(ahead);
+  }
+  // Written by nobody since the router's launch; past L1, as nothing was waited for.
+  uint16_t before[kOwnOutputs] = {};
+  if (p.add) {
+#pragma unroll
+    for (int i = 0; i < kOwnOutputs; ++i) {
+      const int output = static_cast<int>(threadIdx.x) + i * kFewThreads;
+      if (output < p.t * kTileRows)
+        before[i] = __ldcg(p.out + output / kTileRows * p.d +
+                           (first_set * kPeers + rank) * kTileRows + output % kTileRows);
+    }
+  }
+  ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
+#pragma unroll 1
+  for (int s = 0; s < stages; ++s) {
+    if (first.unit.set < end_set) {
+      copy_inputs(first, s);
+      step(first);
+    }
+    ptx::CommitCopies();
+  }
+  if constexpr (kPeers > 1) ptx::WaitForCluster();
+
+  int stage = 0;
+  for (int set = first_set; set < end_set; ++set) {
+#pragma unroll 1
+    while (now.set == set) {
+      const FewGroup group = groups[now.group];
+      const int slices = slices_of(now.group);
+      const float* bias = nullptr;
+      if (p.biased)
+        bias = now.group >= counts.routed_groups ? p.shared.down_bias
+                                                 : p.experts[group.expert].down_bias;
+      float total[kPeers][4] = {};
+      RowScale scales[kPeers][2] = {};
+#pragma unroll 1
+      for (int slice = 0; slice < slices; ++slice) {
+        WaitForCopiesBut(stages - 1);
+        __syncwarp();
+        const std::byte* const from = memory + ring + stage * stage_bytes;
+        const OneSlice<kFormats> weights[2] = {{from, lane},
+                                               {from + (kPeers - 1) * kSliceBytes, lane}};
+        if (slice + 1 == slices) {
+#pragma unroll
+          for (int part = 0; part < kPeers; ++part) {
+            const auto* const row_scales =
+                reinterpret_cast<const float*>(from + Stage::kScalesAt + part * Stage::kScaleBytes);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const int row = lane / 4 + 8 * half;
+              scales[part][half] = {
+                  row_scales[row],
+                  bias == nullptr ? 0.0f : bias[(set * kPeers + part) * kTileRows + row]};
+            }
+          }
+        }
+        __syncwarp();
+        const bool more = ahead.unit.set < end_set;
+        if (more) copy_weights(ahead, stage);
+        const std::byte* const inputs =
+            from + Stage::kInputsAt + min(lane / 4, group.rows - 1) * kInputStride + lane % 4 * 32;
+        uint4 columns[kSliceTiles][2];
+        const auto load = [&](int i) {
+          const auto* const at = reinterpret_cast<const uint4*>(inputs + i * kTileColumns * 2);
+          columns[i][0] = at[0];
+          columns[i][1] = at[1];
+        };
+        float sum[kPeers][4] = {};
+        MultiplyParts<kFormats, kPeers>(
+            weights, tiles_of(now.group, slice), columns, load, [](int) {}, sum);
+        AddSlice(sum, total);
+        __syncwarp();
+        if (more) {
+          copy_inputs(ahead, stage);
+          step(ahead);
+        }
+        ptx::CommitCopies();
+        stage = stage + 1 == stages ? 0 : stage + 1;
+      }
+#pragma unroll
+      for (int part = 0; part < kPeers; ++part) {
+        const uint32_t owner = ptx::PeerAddress(outputs, part);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int column = lane % 4 * 2 + c;
+          if (column >= group.rows) continue;
+          const uint32_t to =
+              owner + ((group.first_row + column) * kTileRows + lane / 4) * sizeof(float);
+          ptx::StoreToPeer(to, scales[part][0].Apply(total[part][c]));
+          ptx::StoreToPeer(to + 8 * sizeof(float), scales[part][1].Apply(total[part][2 + c]));
+        }
+      }
+      now.Step(begin_group, end_group);
+    }
+    SyncPeers<kPeers>();
+    const int shared_row = p.shared_f > 0 ? groups[counts.routed_groups].first_row : 0;
+    const int tile = set * kPeers + rank;
+#pragma unroll
+    for (int i = 0; i < kOwnOutputs; ++i) {
+      const int output = static_cast<int>(threadIdx.x) + i * kFewThreads;
+      if (output >= p.t * kTileRows) break;
+      const int token = output / kTileRows, row = output % kTileRows;
+      const int64_t at = int64_t{token} * p.d + tile * kTileRows + row;
+      if (p.add && set > first_set) before[i] = p.out[at];
+      const float y = SumRows(p, choice, outputs + row, token, shared_row);
+      if (p.out_f32 != nullptr) {
+        p.out_f32[at] = y;
+      } else {
+        const float sum = p.add ? ptx::FirstBf16(before[i]) + ptx::RoundBf16(y) : y;
+        p.out[at] = static_cast<uint16_t>(ptx::PackBf16(sum, 0.0f));
+      }
+    }
+    if (set + 1 < end_set) SyncPeers<kPeers>();
+  }
+}
+
+// Blocks of a cluster: two, which halves what h costs, where there are clusters.
+int Peers() { return CurrentDevice().major >= 9 ? 2 : 1; }
 
 Plan MakePlan(const FewParams& p, const FewSets& sets) {
   Plan plan;
   plan.routed_slices = sets.down.slices;
-  plan.routed_k_tiles = sets.down.like.k_tiles;
-  plan.routed_tile_bytes = sets.down.tile_bytes;
   plan.shared_slices = p.shared_f > 0 ? sets.shared_down.slices : 0;
+  plan.routed_k_tiles = sets.down.like.k_tiles;
   plan.shared_k_tiles = sets.shared_down.like.k_tiles;
+  plan.routed_tile_bytes = sets.down.tile_bytes;
   plan.shared_tile_bytes = sets.shared_down.tile_bytes;
-  plan.slice_inverse = static_cast<uint32_t>((uint64_t{1} << 32) / plan.routed_slices + 1);
-  const bool staged = p.t <= kStagedRows;
-  const int stages = staged ? kStagesOf<true> : kStagesOf<false>;
-  plan.ring = {.stages = stages, .stage_bytes = sets.down.slice_bytes};
-  if (staged) plan.ring.stage_bytes += p.t * kSliceColumns * 2;
-  const int64_t slots = int64_t{p.t} * p.routing.top_k;
-  plan.partial_floats =
-      static_cast<int32_t>((slots * plan.routed_slices + p.t * plan.shared_slices) * kColumnStride);
+  const int64_t rows = int64_t{p.t} * (p.routing.top_k + (p.shared_f > 0 ? 1 : 0));
+  const int64_t level =
+      kFewWarps * (Peers() * (sets.down.slice_bytes + kTileRows * int64_t{sizeof(float)}) +
+                   GroupRows(p) * int64_t{kInputStride});
+  const int64_t outputs = rows * kTileRows * int64_t{sizeof(float)};
   FewChoice ignored;
+  const int64_t choice = PlaceChoice(nullptr, p, true, &ignored);
+  // Of what FewGateUp leaves, where that is enough; or alone.
+  const int64_t whole = WholeSplit() - kReservedPerCta - outputs - choice - 64;
+  const int64_t beside = whole - kReservedPerCta - FewGateUpSharedBytes(p, sets);
+  const bool alone = p.t > kBesideTokens || beside < level;
+  plan.ring_bytes = static_cast<int32_t>(
+      std::max(level, alone ? std::min(whole, kStagesAlone * level) : beside) / 16 * 16);
   uint32_t used = 0;
   const auto take = [&](int64_t bytes) {
     const uint32_t at = used;
     used += static_cast<uint32_t>((bytes + 15) / 16 * 16);
     return at;
   };
-  take(int64_t{kWarps} * stages * plan.ring.stage_bytes);
-  const int buffers = p.d / kTileRows > CurrentDevice().multiprocessors ? 2 : 1;
-  plan.partial_at = take(int64_t{4} * buffers * plan.partial_floats);
-  plan.scales_at = take(buffers * (slots + 1) * kTileRows * int64_t{sizeof(RowScale)});
-  plan.choice_at = take(PlaceChoice(nullptr, p, &ignored));
-  plan.shared_bytes = used;
+  take(plan.ring_bytes);
+  plan.outputs_at = take(outputs);
+  plan.choice_at = take(choice);
+  // No multiprocessor takes two blocks.
+  plan.shared_bytes = alone ? std::max(used, static_cast<uint32_t>(WholeSplit() / 2)) : used;
   return plan;
-}
-
-template <Formats kFormats>
-auto KernelOf(const FewParams& p) {
-  return p.t <= kStagedRows ? FewDownKernel<kFormats, true> : FewDownKernel<kFormats, false>;
 }
 
 }  // namespace
@@ -291,12 +368,17 @@ bool FewDownFits(const FewParams& p, const FewSets& sets) {
 }
 
 void FewDown(const OpContext& context, const FewParams& p, const FewSets& sets) {
-  const auto kernel = FormatsOf(sets.down) == Formats::kNvfp4 ? KernelOf<Formats::kNvfp4>(p)
-                                                              : KernelOf<Formats::kMxfp4>(p);
+  const bool nvfp4 = FormatsOf(sets.down) == Formats::kNvfp4;
+  const int peers = Peers();
+  const auto kernel =
+      peers == 2 ? nvfp4 ? FewDownKernel<Formats::kNvfp4, 2> : FewDownKernel<Formats::kMxfp4, 2>
+      : nvfp4 ? FewDownKernel<Formats::kNvfp4, 1>
+                 : FewDownKernel<Formats::kMxfp4, 1>;
   const Plan plan = MakePlan(p, sets);
   PreferSharedMemory(kernel);
-  LaunchPdl(kernel, static_cast<unsigned>(CurrentDevice().multiprocessors), kFewThreads,
-            plan.shared_bytes, StreamOf(context), p, plan);
+  const int blocks = CurrentDevice().multiprocessors / peers * peers;
+  LaunchPdlCluster(kernel, static_cast<unsigned>(blocks), kFewThreads, static_cast<unsigned>(peers),
+                   plan.shared_bytes, StreamOf(context), p, plan);
 }
 
 }  // namespace nibble::kernels::cuda::moe

@@ -1,11 +1,15 @@
 // The experts' arithmetic for up to kFewTokens tokens and weights of one 4-bit format, in two
-// launches after the router's. Every block of both works out for itself, from the logits, which
-// experts the tokens go to (few_choice.cuh): no launch is spent on lists.
+// launches. Every block of both finds the groups of an expert and its tokens by itself
+// (few_choice.cuh): no launch is spent on lists.
 //
-//   router -> logits -> FewGateUp: choice, FC1, activation -> h -> FewDown: choice, FC2, sum -> out
+//   router -> logits -> ChooseForTokens -> ids -> FewGateUp: FC1, activation -> h -> FewDown: FC2,
+//                                                                                sum -> out
 //
-// FewDown reads the logits before its own wait: it starts only when every block of FewGateUp has
-// let it, and these do so after their wait, when the router's launch has ended and what it wrote is
+// A warp sums whole rows: gate and up of 16 outputs side by side, or down of 16 outputs of an
+// expert. All slices of a row tile meet in its registers, in order.
+//
+// FewDown reads the choice before its own wait: it starts only when every block of FewGateUp has
+// let it, and these do so after their wait, when what came before has ended and what it wrote is
 // there. So its first weights come while FewGateUp still runs.
 #pragma once
 
@@ -15,12 +19,16 @@
 
 namespace nibble::kernels::cuda::moe {
 
-inline constexpr int kFewTokens = 8;
-inline constexpr int kFewExperts = 512;
-inline constexpr int kFewThreads = 512;
-// Pairs of a token and a routed expert, at most: a thread each.
-inline constexpr int kFewSlots = 256;
+NIBBLE_HD constexpr int RoundUp(int value, int unit) { return (value + unit - 1) / unit * unit; }
 
+inline constexpr int kFewTokens = 64;
+inline constexpr int kFewExperts = 512;
+inline constexpr int kFewThreads = 256;
+inline constexpr int kFewWarps = kFewThreads / 32;
+// Rows of a group: what one MMA takes.
+inline constexpr int kFewRows = 8;
+// Up to so many tokens a block of each kernel shares a multiprocessor.
+inline constexpr int kBesideTokens = 16;
 // Handed to the kernels by value: small, as they read it from a cold cache.
 struct FewParams {
   const float* logits = nullptr;         // (T, E)
@@ -34,7 +42,8 @@ struct FewParams {
   const std::byte* const* down = nullptr;
   const Expert* experts = nullptr;  // (E), on the device
   const uint16_t* x = nullptr;      // (T, D)
-  // Rows of tokens of an expert, the shared one's first; zeros up to a multiple of 64.
+  // Rows of tokens of an expert, the shared one's last (of one token: one_token.h); zeros up to a
+  // multiple of 64.
   uint16_t* h = nullptr;
   int64_t h_stride = 0;
   uint16_t* out = nullptr;  // (T, D), or
@@ -43,6 +52,9 @@ struct FewParams {
   bool biased = false;  // experts may have biases
   Activation activation;
   Expert shared;
+  // Of several tokens:
+  const int32_t* chosen = nullptr;       // (T, top_k), ascending
+  const float* chosen_weight = nullptr;  // (T, top_k)
 };
 
 // What the host knows of the weights.
@@ -56,6 +68,8 @@ struct FewSets {
 // Whether these experts and tokens can go this way; D is a multiple of 64 and x aligned.
 bool FewTakes(const FewParams& params, const FewSets& sets);
 bool FewDownFits(const FewParams& params, const FewSets& sets);
+// Of a block of FewGateUp.
+int64_t FewGateUpSharedBytes(const FewParams& params, const FewSets& sets);
 
 void FewGateUp(const OpContext& context, const FewParams& params, const FewSets& sets);
 void FewDown(const OpContext& context, const FewParams& params, const FewSets& sets);

@@ -176,6 +176,7 @@ class MoeRun {
       const FewParams few = FewOf();
       const FewSets sets = FewSetsOf();
       const bool one = OneTakes(few, sets);
+      if (!one && phases_.route) ChooseForTokens(context_, RouteOf());
       if (phases_.gate_up) (one ? OneGateUp : FewGateUp)(context_, few, sets);
       if (phases_.down) (one ? OneDown : FewDown)(context_, few, sets);
       return;
@@ -473,7 +474,9 @@ class MoeRun {
             .biased = prepared_.biased() || shared_.expert.gate_bias != nullptr ||
                       shared_.expert.down_bias != nullptr,
             .activation = p_.activation,
-            .shared = shared_.expert};
+            .shared = shared_.expert,
+            .chosen = scratch_.chosen,
+            .chosen_weight = scratch_.chosen_weight};
   }
 
   // But for the workspace.

@@ -7,8 +7,6 @@
 
 namespace nibble::kernels::cuda::moe {
 
-NIBBLE_HD constexpr int RoundUp(int value, int unit) { return (value + unit - 1) / unit * unit; }
-
 inline constexpr int kOneThreads = 512;
 inline constexpr int kOneExperts = kOneThreads;
 inline constexpr int kOneTopK = 32;

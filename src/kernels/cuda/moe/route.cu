@@ -81,18 +81,22 @@ int64_t MaxGroups(int64_t t, int32_t experts, int32_t top_k, bool shared, int32_
   return routed + (shared ? (t + group_rows - 1) / group_rows : 0);
 }
 
-void Route(const OpContext& context, const RouteParams& params) {
+void ChooseForTokens(const OpContext& context, const RouteParams& params) {
   const Routing& routing = params.routing;
+  const size_t scratch = sizeof(float) * ScratchFloats(routing);
+  LaunchPdl(ChooseKernel, static_cast<unsigned>((params.t + kChooseWarps - 1) / kChooseWarps),
+            32 * kChooseWarps, kChooseWarps * (scratch + sizeof(Picked) * routing.top_k),
+            StreamOf(context), params);
+}
+
+void Route(const OpContext& context, const RouteParams& params) {
   Block ignored;
   const size_t one_block = Carve(nullptr, params, kOneBlockTokens, &ignored);
   if (params.t <= kOneBlockTokens && one_block <= kOneBlockBytes) {
     LaunchPdl(RouteKernel, 1, 32 * kOneBlockTokens, one_block, StreamOf(context), params);
     return;
   }
-  const size_t scratch = sizeof(float) * ScratchFloats(routing);
-  LaunchPdl(ChooseKernel, static_cast<unsigned>((params.t + kChooseWarps - 1) / kChooseWarps),
-            32 * kChooseWarps, kChooseWarps * (scratch + sizeof(Picked) * routing.top_k),
-            StreamOf(context), params);
+  ChooseForTokens(context, params);
   LaunchPdl(PlaceKernel, static_cast<unsigned>((params.t + kTokensOfBlock - 1) / kTokensOfBlock),
             kPlaceThreads, Carve(nullptr, params, 0, &ignored), StreamOf(context), params);
 }

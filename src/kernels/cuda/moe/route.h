@@ -34,5 +34,7 @@ inline constexpr int kOneBlockTokens = 16;
 int64_t MaxGroups(int64_t t, int32_t experts, int32_t top_k, bool shared, int32_t group_rows);
 
 void Route(const OpContext& context, const RouteParams& params);
+// Only chosen and chosen_weight, for kernels that find the rest by themselves.
+void ChooseForTokens(const OpContext& context, const RouteParams& params);
 
 }  // namespace nibble::kernels::cuda::moe

@@ -66,9 +66,24 @@ struct NormX {
     LoadF32x8(p.norm.weight + column(run), d - column(run), true, weight);
   }
 
-  // sums: a place per run. Ends with a barrier.
+  // sums: a place per token and run, and one per token. Ends with a barrier.
   __device__ __forceinline__ void Run(int first_token, int tokens, bool publishes, float* sums,
                                       uint16_t* rows) {
+    // Code that runs once costs by its length.
+    if (tokens <= kTokens / 2) {
+      RunInTurns(first_token, tokens, publishes, sums, rows);
+    } else {
+      RunSideBySide(first_token, tokens, publishes, sums, rows);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint4 Normed(uint4 vector, float inverse) const {
+    return NormVector(vector, inverse, weight, p.norm.style);
+  }
+
+  __device__ __forceinline__ void RunInTurns(int first_token, int tokens, bool publishes,
+                                             float* sums, uint16_t* rows) {
     // Values wait where their thread will norm them.
     for (int run = warp; run < runs; run += kWarps) {
       const int at = column(run);
@@ -100,10 +115,88 @@ struct NormX {
     }
     __syncthreads();
   }
+
+  // All tokens side by side, so that nothing waits for one after the other.
+  __device__ __forceinline__ void RunSideBySide(int first_token, int tokens, bool publishes,
+                                                float* sums, uint16_t* rows) {
+    float* const inverses = sums + kTokens * runs;
+    for (int run = warp; run < runs; run += kWarps) {
+      const int at = column(run);
+      // Loads under no condition, or they would wait for one another.
+      const bool real = at < d;
+      const uint16_t* const x = p.x + first_token * p.x_stride + (real ? at : 0);
+      uint4 vectors[kTokens];
+#pragma unroll
+      for (int token = 0; token < kTokens; ++token)
+        vectors[token] = *reinterpret_cast<const uint4*>(x + min(token, tokens - 1) * p.x_stride);
+      float squares[kTokens];
+#pragma unroll
+      for (int token = 0; token < kTokens; ++token) {
+        squares[token] = real ? AddSquares(vectors[token], 0.0f) : 0.0f;
+        if (real && token < tokens)
+          *reinterpret_cast<uint4*>(rows + token * NormedStride(d) + at) = vectors[token];
+      }
+      const float sum = SumTokens(squares);
+      if (lane % 4 == 0) sums[lane / 4 * runs + run] = sum;
+    }
+    __syncthreads();
+    if (warp < tokens) {
+      const float sum = WarpSum(lane < runs ? sums[warp * runs + lane] : 0.0f);
+      if (lane == 0) inverses[warp] = InverseRoot(sum, inverse_d, p.norm.eps);
+    }
+    __syncthreads();
+    for (int run = warp; run < runs; run += kWarps) {
+      const int at = column(run);
+      if (run != warp) LoadWeight(run);
+      if (at >= d) continue;
+      constexpr int kAtOnce = 4;
+#pragma unroll 1
+      for (int first = 0; first < tokens; first += kAtOnce) {
+        uint4 vectors[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int token = min(first + i, tokens - 1);
+          vectors[i] = *reinterpret_cast<const uint4*>(rows + token * NormedStride(d) + at);
+          vectors[i] = Normed(vectors[i], inverses[token]);
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int token = first + i;
+          if (token >= tokens) break;
+          *reinterpret_cast<uint4*>(rows + token * NormedStride(d) + at) = vectors[i];
+          if (publishes)
+            *reinterpret_cast<uint4*>(p.normed + int64_t{first_token + token} * d + at) =
+                vectors[i];
+        }
+      }
+    }
+    __syncthreads();
+  }
+
+  // WarpSum of eight values, in its order: in lane l that of token l / 4. Every step adds up two
+  // tokens at once, one in each half of the lanes that it pairs.
+  __device__ __forceinline__ float SumTokens(const float (&values)[kTokens]) const {
+    static_assert(kTokens == 8);
+    float four[4], two[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = AddHalves(values[i], values[i + 4], 16);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) two[i] = AddHalves(four[i], four[i + 2], 8);
+    float sum = AddHalves(two[0], two[1], 4);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    return sum + __shfl_xor_sync(kAllLanes, sum, 1);
+  }
+  // Lanes whose bit `half` is 0 get sums of `low`, the others of `high`.
+  __device__ __forceinline__ float AddHalves(float low, float high, int half) const {
+    const bool is_high = (lane & half) != 0;
+    const float other = __shfl_xor_sync(kAllLanes, is_high ? low : high, half);
+    return (is_high ? high : low) + other;
+  }
 };
 
 // Shared memory: slice sums, then with a norm the block's rows.
-__global__ void __launch_bounds__(kThreads) RouterKernel(const __grid_constant__ RouterParams p) {
+__global__ void __launch_bounds__(kThreads, 2)
+    RouterKernel(const __grid_constant__ RouterParams p) {
   extern __shared__ __align__(16) float partial_sums[];
   auto* const partial = reinterpret_cast<float(*)[kTokens * kTokenStride]>(partial_sums);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

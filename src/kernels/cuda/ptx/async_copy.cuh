@@ -13,6 +13,14 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
 __device__ __forceinline__ void CopyAsync16To(uint32_t shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
+// The same, kOffset bytes further on both sides: part of the instruction, where the compiler would
+// add it to the addresses.
+template <int kOffset>
+__device__ __forceinline__ void CopyAsync16Behind(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(shared), "l"(global),
+               "n"(kOffset)
+               : "memory");
+}
 __device__ __forceinline__ void CopyAsync16(void* shared, const void* global) {
   CopyAsync16To(SharedAddress(shared), global);
 }
