@@ -36,6 +36,6 @@ struct TileKernelRuns {
 // AVX-512's table with these runs in it.
 LinearKernels WithTiles(const TileKernelRuns& runs);
 
-CodeRuns Avx512BatchRuns();   // of tiles up to 7, without digits; requantized for many alone
+CodeRuns Avx512BatchRuns();  // of tiles up to 7, without digits; requantized for many alone
 
 }  // namespace nibble::kernels::cpu
