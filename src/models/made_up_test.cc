@@ -2,9 +2,6 @@
 // weights the host has made.
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <cstdlib>
-
 #include "models/dummy_checkpoint.h"
 #include "models/registry.h"
 #include "testing/model_runner.h"
@@ -41,29 +38,6 @@ TEST(MadeUpWeights, AreThoseOfTheHost) {
                 .value();
         EXPECT_EQ(Logits(*checkpoint, **cuda), Logits(*checkpoint, from_bytes));
       }
-}
-
-// Seconds that NIBBLE_BENCH_CONFIG, a folder with config.json, takes to load, made up by the GPU
-// and by the host.
-TEST(MadeUpWeights, DISABLED_BenchLoading) {
-  const auto cuda = kernels::CudaOps();
-  const char* const folder = std::getenv("NIBBLE_BENCH_CONFIG");
-  if (!cuda || folder == nullptr) GTEST_SKIP();
-  kernels::OpTable from_bytes = **cuda;
-  from_bytes.packs_made_up = false;
-  ThreadPool pool(16);
-  for (const kernels::OpTable* ops :
-       std::initializer_list<const kernels::OpTable*>{*cuda, &from_bytes, *cuda}) {
-    const auto checkpoint = OpenDummyCheckpoint(folder).value();
-    const auto start = std::chrono::steady_clock::now();
-    const auto model = LoadModel(*checkpoint, {.ops = ops, .pool = &pool, .max_positions = 1024});
-    ASSERT_TRUE(model) << model.error().message();
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const double gigabytes = static_cast<double>((*model)->info().weight_bytes) * 1e-9;
-    std::printf("%s by the %s: %.1f GB in %.2f s, %.1f GB/s\n", folder,
-                ops->packs_made_up ? "GPU" : "host", gigabytes, seconds, gigabytes / seconds);
-  }
 }
 
 }  // namespace
