@@ -113,7 +113,9 @@ TEST(PlanThreads, NodesShareThreadsEvenlyAndEachHasAContiguousRange) {
       ASSERT_EQ(places[i].cpus.size(), 32u);
       const int node = cpus[places[i].cpus[0]].node;
       for (const int cpu : places[i].cpus) EXPECT_EQ(cpus[cpu].node, node);
-      if (i > 0) EXPECT_GE(node, cpus[places[i - 1].cpus[0]].node);
+      if (i > 0) {
+        EXPECT_GE(node, cpus[places[i - 1].cpus[0]].node);
+      }
       of_first += node == 0;
     }
     EXPECT_LE(std::abs(2 * of_first - threads), 1);

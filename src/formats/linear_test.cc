@@ -350,7 +350,7 @@ TEST_F(LinearTest, ScalesThatAreNoScales) {
   tensors["weight_scale"].bytes = {0x38, 0x7F, 0x38, 0x38};
   EXPECT_NE(ErrorOf(tensors).find("[0, 1] is 0x7F (NaN, over codes that are not zero)"),
             std::string::npos);
-  EXPECT_TRUE(Open(tensors)->ReadLinear("p", 0, 0, /*check_values=*/false));
+  EXPECT_TRUE(Open(tensors)->ReadLinear("p", 0, 0, LinearBytes::kUnchecked));
   for (const float bad : {0.0f, -1.0f, std::numeric_limits<float>::infinity(),
                           std::numeric_limits<float>::quiet_NaN()}) {
     tensors = ModelOpt();

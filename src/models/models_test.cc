@@ -442,10 +442,11 @@ TEST(Registry, Qwen3HasHeadsOf128UnlessTheConfigSays) {
 }
 
 TEST(Registry, HeadsWiderThanABackendTakesAreNamed) {
-  const auto config = boost::json::parse(R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 64,
+  const auto config =
+      boost::json::parse(R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 64,
     "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 32,
     "max_position_embeddings": 64})")
-                          .as_object();
+          .as_object();
   const auto checkpoint = MakeDummyCheckpoint(config).value();
   ThreadPool pool(1);
   kernels::OpTable ops = kernels::RefOps();

@@ -135,7 +135,8 @@ class Planner {
   }
 
   Status AddLinear(const std::string& module) {
-    NIBBLE_ASSIGN(const formats::LinearData data, source_.ReadLinear(module, 0, 0, formats::LinearBytes::kUnchecked));
+    NIBBLE_ASSIGN(const formats::LinearData data,
+                  source_.ReadLinear(module, 0, 0, formats::LinearBytes::kUnchecked));
     Unit unit{.name = module,
               .n = data.view.n,
               .k = data.view.k,

@@ -52,7 +52,8 @@ struct PrepareJob {
 
 // Tokens per pass over the weights, PanelJob::m at most: their prepared activations stay in the
 // second-level cache while panels stream by. Weights are read once per pass, which 192 tokens of
-// arithmetic hide; more of those that are prepared in a byte each, which decodes weights less often.
+// arithmetic hide; more of those that are prepared in a byte each, which decodes weights less
+// often.
 inline constexpr int64_t kPassTokens = 256;
 inline constexpr int64_t kWidePassTokens = 192;
 
