@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/attention/latent_attention.cuh"
 #include "kernels/cuda/attention/merge_partials.cuh"
 #include "kernels/cuda/attention/prefill_attention.cuh"
 #include "kernels/cuda/attention/split_attention.cuh"
@@ -22,6 +23,7 @@ namespace {
 // one: fewer do not fill its tile, and their keys are better split.
 constexpr int32_t kMaxSplitRows = 64;
 constexpr int64_t kMaxWorkspace = int64_t{64} << 20;
+constexpr int64_t kMaxLatentWorkspace = int64_t{192} << 20;  // partial results as large as the keys
 constexpr int64_t kUnitsWanted = 64;  // partial results per query head: 16,384 keys
 
 int32_t DimAtoms(int32_t head_dim) { return (head_dim + 15) / 16; }
@@ -171,8 +173,32 @@ bool HasPrefill(const AttentionProblem& p) {
          (p.head_dim == 64 || p.head_dim == 128 || p.head_dim == 256);
 }
 
+// False: another kernel's. Fewer heads would leave most of a tile's rows idle, and of prompts the
+// partial results find no room.
+template <bool kFp8>
+bool LaunchLatent(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t max_keys) {
+  if (!HasWgmma(CurrentCapability()) || p.head_dim != kLatentDim || p.k != p.v || p.kv_heads != 1 ||
+      p.heads_per_kv < 16 || reinterpret_cast<uintptr_t>(p.q) % 16 != 0)
+    return false;
+  p.tile_rows = kLatentRows;
+  p.prefill_rows = 0;  // all sequences have such tiles
+  const int64_t tiles = MaxTiles(tokens, p.sequences, p.heads_per_kv, kLatentRows);
+  const int64_t entry_bytes = PartialFloats(kLatentRows, p.dim_atoms) * 4;
+  const int64_t units = context.workspace_bytes / entry_bytes / tiles;
+  if (units < max_keys / kGroupKeys + 1) return false;
+  const int64_t blocks = (max_keys + kBlockKeys - 1) / kBlockKeys;
+  p.units_per_tile = static_cast<int32_t>(std::min(units, blocks + 1));
+  p.splits =
+      static_cast<int32_t>(std::clamp<int64_t>(CurrentDevice().multiprocessors / tiles, 1, blocks));
+  LaunchPdl(LatentAttentionKernel<kFp8>, dim3(static_cast<uint32_t>(tiles * p.splits)),
+            dim3(kLatentThreads), sizeof(LatentShared) + 1024, StreamOf(context), p);
+  LaunchMerge(context, p, tokens);
+  return true;
+}
+
 template <bool kFp8>
 void Launch(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t max_keys) {
+  if (LaunchLatent<kFp8>(context, p, tokens, max_keys)) return;
   const bool any_long = tokens * p.heads_per_kv > kMaxSplitRows && tokens > p.sequences;
   if (any_long && HasPrefill(p)) {
     p.prefill_rows = kMaxSplitRows;
@@ -207,7 +233,8 @@ int32_t MaxHeadDim() {
 
 size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim) {
   const int64_t entry_bytes = PartialFloats(kSplitTileRows, DimAtoms(head_dim)) * 4;
-  return static_cast<size_t>(std::min(kMaxWorkspace, max_t * q_heads * kUnitsWanted * entry_bytes));
+  const int64_t most = head_dim == kLatentDim ? kMaxLatentWorkspace : kMaxWorkspace;
+  return static_cast<size_t>(std::min(most, max_t * q_heads * kUnitsWanted * entry_bytes));
 }
 
 void Attention(const OpContext& context, const AttentionParams& params) {

@@ -11,7 +11,7 @@
 // swizzle, which wgmma reads as B for the scores and, transposed, for the values.
 #pragma once
 
-#include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/attention/leaf_softmax.cuh"
 #include "kernels/cuda/ptx/async_copy.cuh"
 #include "kernels/cuda/ptx/mbarrier.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
@@ -229,29 +229,23 @@ struct PrefillConsumer {
   const AttentionTile& tile;
   int kv_head;
   int warpgroup;  // 0 or 1
-  int row[2];     // of the sequence
-  KeyRange row_keys[2];
-  KeyRange seen_by_all;  // keys that every row of the warp sees
+  LeafSoftmax<kFp8> softmax;
 
   __device__ __forceinline__ PrefillConsumer(const AttentionProblem& problem, Shared& s,
                                              const AttentionTile& t, int head, int group)
-      : p(problem), shared(s), tile(t), kv_head(head), warpgroup(group) {
-    const int warp_row =
-        tile.first_row + (Shared::kShareRows ? 0 : warpgroup * 64) + threadIdx.x % 128 / 32 * 16;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      row[r] = warp_row + threadIdx.x % 32 / 4 + 8 * r;
-      row_keys[r] = KeysOfToken(p, tile, row[r] / p.heads_per_kv);
-    }
-    seen_by_all = {KeysOfToken(p, tile, (warp_row + 15) / p.heads_per_kv).first,
-                   KeysOfToken(p, tile, warp_row / p.heads_per_kv).last};
-    if ((warp_row + 15) / p.heads_per_kv >= tile.tokens) seen_by_all = {0, -1};
-  }
+      : p(problem),
+        shared(s),
+        tile(t),
+        kv_head(head),
+        warpgroup(group),
+        softmax(problem, t,
+                t.first_row + (Shared::kShareRows ? 0 : group * 64) +
+                    static_cast<int>(threadIdx.x) % 128 / 32 * 16) {}
 
-  __device__ __forceinline__ bool HasRow(int r) const { return row_keys[r].last >= 0; }
+  __device__ __forceinline__ bool HasRow(int r) const { return softmax.HasRow(r); }
   __device__ __forceinline__ int64_t RowOffset(int r) const {
-    const int token = row[r] / p.heads_per_kv;
-    const int head = kv_head * p.heads_per_kv + row[r] - token * p.heads_per_kv;
+    const int token = softmax.row[r] / p.heads_per_kv;
+    const int head = kv_head * p.heads_per_kv + softmax.row[r] - token * p.heads_per_kv;
     return (int64_t{tile.first_token + token} * p.q_heads + head) * kDim;
   }
 
@@ -264,7 +258,7 @@ struct PrefillConsumer {
             HasRow(r) ? QueryFragment<kFp8>(p.q + RowOffset(r) + a * 16) : uint2{0, 0};
         if constexpr (Shared::kShareRows) {
           // Both warpgroups need all of them, and write the same.
-          const int row_of_tile = row[r] - tile.first_row;
+          const int row_of_tile = softmax.row[r] - tile.first_row;
           const int at = threadIdx.x % 4 * 4;
           *reinterpret_cast<uint32_t*>(LeafChunk(shared.queries, row_of_tile, a * 2) + at) =
               words.x;
@@ -324,51 +318,6 @@ struct PrefillConsumer {
     }
   }
 
-  // ---- Softmax ----
-
-  // Scores of a leaf become weights; m and l move on; rescale: of what o holds of this block.
-  __device__ __forceinline__ void Softmax(float (&s)[32], uint32_t (&weights)[4][4], float (&m)[2],
-                                          float (&l)[2], float (&rescale)[2], int leaf) const {
-    const int first = leaf * kLeafKeys;
-    if (first < seen_by_all.first || first + kLeafKeys - 1 > seen_by_all.last) Mask(s, first);
-    float reference[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float largest = fmaxf(s[2 * r], s[2 * r + 1]);
-#pragma unroll
-      for (int j = 1; j < 8; ++j)
-        largest = fmaxf(largest, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
-      const float next = fmaxf(m[r], QuadMax(largest) * p.score_scale);
-      reference[r] = Reference(next);
-      rescale[r] = Exp2(m[r] - reference[r]);
-      m[r] = next;
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float pairs[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float p0 = Exp2(__fmaf_rn(s[4 * j + 2 * r], p.score_scale, -reference[r]));
-        const float p1 = Exp2(__fmaf_rn(s[4 * j + 2 * r + 1], p.score_scale, -reference[r]));
-        pairs[j] = p0 + p1;
-        weights[j / 2][j % 2 * 2 + r] = PackWeights<kFp8>(p0, p1);
-      }
-      l[r] = __fmaf_rn(l[r], rescale[r], TreeSum(pairs));
-    }
-  }
-
-  __device__ __forceinline__ void Mask(float (&s)[32], int first) const {
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const KeyRange& seen = row_keys[e / 2];
-        const int key = first + j * 8 + threadIdx.x % 4 * 2 + e % 2;
-        if (key < seen.first || key > seen.last) s[4 * j + e] = MinusInfinity();
-      }
-    }
-  }
-
   // ---- The run over all leaves ----
 
   // Until the leaf is there, for wgmma. The fence stands here, as at the producer it would wait for
@@ -413,7 +362,7 @@ struct PrefillConsumer {
     for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
       uint32_t weights[4][4];
       float rescale[2];
-      Softmax(s, weights, m, l, rescale, leaf);
+      softmax(s, weights, m, l, rescale, leaf);
       if (!block_begins) {
 #pragma unroll
         for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
@@ -516,7 +465,7 @@ struct PrefillConsumer {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (!HasRow(r)) continue;
-      const int head = kv_head * p.heads_per_kv + row[r] % p.heads_per_kv;
+      const int head = kv_head * p.heads_per_kv + softmax.row[r] % p.heads_per_kv;
       const float factor =
           OutputFactor(m[r], l[r], p.sinks != nullptr ? p.sinks + head : nullptr, p.value_scale);
       uint16_t* out =

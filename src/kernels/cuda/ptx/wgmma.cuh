@@ -152,6 +152,19 @@ __device__ __forceinline__ void WgmmaBf16Transposed(float (&d)[kN / 2], const ui
                                                     uint64_t b, bool accumulate);
 
 template <>
+__device__ __forceinline__ void WgmmaBf16Transposed<32>(float (&d)[16], const uint32_t (&a)[4],
+                                                        uint64_t b, bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1, 1;}"
+      : NIBBLE_ACC16(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
 __device__ __forceinline__ void WgmmaBf16Transposed<64>(float (&d)[32], const uint32_t (&a)[4],
                                                         uint64_t b, bool accumulate) {
   asm volatile(

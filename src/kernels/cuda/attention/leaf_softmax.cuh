@@ -1,0 +1,78 @@
+// What a thread of a warpgroup does with the scores of a leaf: rows g and g + 8 of its warp's 16,
+// in wgmma's accumulators.
+#pragma once
+
+#include "kernels/cuda/attention/attention_problem.cuh"
+
+namespace nibble::kernels::cuda {
+
+template <bool kFp8>
+struct LeafSoftmax {
+  const AttentionProblem& p;
+  int row[2];  // of the sequence
+  KeyRange row_keys[2];
+  KeyRange seen_by_all;  // keys that every row of the warp sees
+
+  // warp_row: the warp's first, of the sequence.
+  __device__ __forceinline__ LeafSoftmax(const AttentionProblem& problem, const AttentionTile& tile,
+                                         int warp_row)
+      : p(problem) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      row[r] = warp_row + static_cast<int>(threadIdx.x) % 32 / 4 + 8 * r;
+      row_keys[r] = KeysOfToken(p, tile, row[r] / p.heads_per_kv);
+    }
+    seen_by_all = {KeysOfToken(p, tile, (warp_row + 15) / p.heads_per_kv).first,
+                   KeysOfToken(p, tile, warp_row / p.heads_per_kv).last};
+    if ((warp_row + 15) / p.heads_per_kv >= tile.tokens) seen_by_all = {0, -1};
+  }
+
+  __device__ __forceinline__ bool HasRow(int r) const { return row_keys[r].last >= 0; }
+
+  // Scores of a leaf become weights; m and l move on; rescale: of what the block's sums are so far.
+  __device__ __forceinline__ void operator()(float (&s)[32], uint32_t (&weights)[4][4],
+                                             float (&m)[2], float (&l)[2], float (&rescale)[2],
+                                             int leaf) const {
+    const int first = leaf * kLeafKeys;
+    if (first < seen_by_all.first || first + kLeafKeys - 1 > seen_by_all.last) Mask(s, first);
+    float reference[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float largest = fmaxf(s[2 * r], s[2 * r + 1]);
+#pragma unroll
+      for (int j = 1; j < 8; ++j)
+        largest = fmaxf(largest, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
+      const float next = fmaxf(m[r], QuadMax(largest) * p.score_scale);
+      reference[r] = Reference(next);
+      rescale[r] = Exp2(m[r] - reference[r]);
+      m[r] = next;
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float pairs[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float p0 = Exp2(__fmaf_rn(s[4 * j + 2 * r], p.score_scale, -reference[r]));
+        const float p1 = Exp2(__fmaf_rn(s[4 * j + 2 * r + 1], p.score_scale, -reference[r]));
+        pairs[j] = p0 + p1;
+        weights[j / 2][j % 2 * 2 + r] = PackWeights<kFp8>(p0, p1);
+      }
+      l[r] = __fmaf_rn(l[r], rescale[r], TreeSum(pairs));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void Mask(float (&s)[32], int first) const {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const KeyRange& seen = row_keys[e / 2];
+        const int key = first + j * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + e % 2;
+        if (key < seen.first || key > seen.last) s[4 * j + e] = MinusInfinity();
+      }
+    }
+  }
+};
+
+}  // namespace nibble::kernels::cuda
