@@ -175,10 +175,17 @@ __device__ __forceinline__ int UnitsOf(KeyRange keys, int unit_keys) {
   return keys.last / unit_keys - keys.first / unit_keys + 1;
 }
 
+// Groups where CTAs are hardly longer at work with them than with blocks: they leave a sixteenth of
+// the results.
 __device__ __forceinline__ SplitPlan PlanOf(const AttentionProblem& p, KeyRange keys) {
-  if (UnitsOf(keys, kBlockKeys) <= p.units_per_tile) return {kBlockKeys, true};
-  if (UnitsOf(keys, kGroupKeys) <= p.units_per_tile) return {kGroupKeys, true};
-  return {kGroupKeys, false};
+  const int blocks = UnitsOf(keys, kBlockKeys);
+  const int groups = UnitsOf(keys, kGroupKeys);
+  if (groups > p.units_per_tile) return {kGroupKeys, false};
+  const int blocks_of_cta = (blocks + p.splits - 1) / p.splits;
+  const int groups_of_cta = (groups + p.splits - 1) / p.splits;
+  if (blocks > p.units_per_tile || groups_of_cta * (kBlocksPerGroup - 1) <= blocks_of_cta)
+    return {kGroupKeys, true};
+  return {kBlockKeys, true};
 }
 
 // A partial result of a tile over one unit: o (rows, padded Dh), m (rows), l (rows), FP32.

@@ -180,12 +180,13 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
   const int64_t layers = std::clamp<int64_t>((400 << 20) / (2 * layer_bytes), 2, 48);
   const int64_t tokens = batch * q_len;
   DeviceBytes k(layers * layer_bytes), v(layers * layer_bytes);
-  std::vector<uint32_t> noise(layer_bytes / 4);
+  std::vector<uint32_t> noise(std::min<int64_t>(layer_bytes, 16 << 20) / 4);
   for (size_t i = 0; i < noise.size(); ++i)
     noise[i] = static_cast<uint32_t>(i * 2654435761u) & 0x3f3f3f3fu;
-  for (int64_t layer = 0; layer < layers; ++layer) {
-    cudaMemcpy(k.As<char>() + layer * layer_bytes, noise.data(), layer_bytes, cudaMemcpyDefault);
-    cudaMemcpy(v.As<char>() + layer * layer_bytes, noise.data(), layer_bytes, cudaMemcpyDefault);
+  for (int64_t at = 0; at < layers * layer_bytes; at += static_cast<int64_t>(noise.size()) * 4) {
+    const int64_t bytes = std::min<int64_t>(layers * layer_bytes - at, noise.size() * 4);
+    cudaMemcpy(k.As<char>() + at, noise.data(), bytes, cudaMemcpyDefault);
+    cudaMemcpy(v.As<char>() + at, noise.data(), bytes, cudaMemcpyDefault);
   }
   const int64_t width = int64_t{shape.q_heads} * shape.head_dim;
   const int64_t stride = 2 * width + 2 * int64_t{shape.kv_heads} * shape.head_dim;
@@ -237,26 +238,33 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
       outputs.push_back(std::move(*ops.pack_weight({.parts = {&output.view, 1}})));
     }
   }
+  const std::vector<float> norm_host(hidden_size + 8, 1.0f);
+  DeviceBytes norm(norm_host.size() * 4);
+  cudaMemcpy(norm.As<char>(), norm_host.data(), norm_host.size() * 4, cudaMemcpyDefault);
   const size_t linear_bytes =
       hidden_size > 0 ? ops.linear_workspace(tokens, std::max(hidden_size, o_width)) : 0;
   DeviceBytes linear_workspace(linear_bytes + 64);
   const auto multiply = [&](const std::vector<std::unique_ptr<PackedWeight>>& weights,
-                            int64_t layer, const uint16_t* x, int64_t k, uint16_t* y, int64_t n) {
+                            int64_t layer, const uint16_t* x, int64_t k, uint16_t* y, int64_t n,
+                            bool begins) {
     if (hidden_size == 0) return;
     const OpContext its_context = {.stream = stream,
                                    .workspace = linear_workspace.As<std::byte>(),
                                    .workspace_bytes = linear_bytes};
     ops.linear(its_context, {.x = x,
                              .x_stride = k,
+                             .norm = {.weight = begins ? norm.As<float>() : nullptr},
                              .weight = weights[layer % weights.size()].get(),
                              .y = y,
                              .y_stride = n,
+                             .add = !begins,
                              .m = tokens});
   };
   const auto record = [&](bool with_linears, bool with_attention) {
     for (int64_t layer = 0; layer < layers; ++layer) {
       if (with_linears)
-        multiply(projections, layer, hidden.As<uint16_t>(), hidden_size, q.As<uint16_t>(), stride);
+        multiply(projections, layer, hidden.As<uint16_t>(), hidden_size, q.As<uint16_t>(), stride,
+                 true);
       const KvLayerView cache = {.k = k.As<std::byte>() + layer * layer_bytes,
                                  .v = (is_latent ? k : v).As<std::byte>() + layer * layer_bytes,
                                  .format = shape.format,
@@ -295,7 +303,8 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
                       .window = shape.window,
                       .cache = cache});
       if (with_linears)
-        multiply(outputs, layer, out.As<uint16_t>(), width, hidden.As<uint16_t>(), hidden_size);
+        multiply(outputs, layer, out.As<uint16_t>(), width, hidden.As<uint16_t>(), hidden_size,
+                 false);
     }
   };
   const float milliseconds = TimeOf(stream, [&] { record(false, true); });
@@ -334,8 +343,10 @@ TEST_F(CudaAttention, DISABLED_BenchDecode) {
     for (int64_t batch : {1, 8, 64}) {
       for (int32_t context : {1024, 4096, 32768, 131072}) {
         if (batch > 1 && context > 32768) continue;
-        if (batch * context * shape.kv_heads * shape.head_dim > int64_t{8} * 2 * 32768 * 128)
+        if (batch * context * shape.kv_heads * shape.head_dim > int64_t{64} * 4 * 32768 * 128)
           continue;
+        if (const char* most = std::getenv("NIBBLE_BENCH_KEYS"))
+          if (batch * context > std::atoll(most)) continue;
         const Timing t = TimeAttention(shape, batch, 1, context, context, around, hidden);
         std::printf("%-20s batch %2d, %6d keys: adds %7.2f us to %6.2f, alone %7.2f, %5.0f GB/s\n",
                     model.name, static_cast<int>(batch), context, t.added, t.linears,

@@ -8,7 +8,7 @@
 
 namespace nibble::kernels::cuda {
 
-inline constexpr int kMergeWarps = 8;
+inline constexpr int kMergeWarps = 8;  // at most, as there are groups
 inline constexpr int kGroupsOfPass = 32;
 
 // Partial results of a sequence and KV head, seen by a lane.
@@ -28,9 +28,9 @@ struct StepPartials {
     return *reinterpret_cast<const float2*>(entries + unit * stride + ml + kStepRows);
   }
 
-  // Units [begin, end), ascending; eight are under way at once.
+  // Units [begin, end), ascending; a group's blocks are under way at once.
   __device__ __forceinline__ StepItem Merge(int begin, int end) const {
-    constexpr int kAtOnce = 8;
+    constexpr int kAtOnce = kBlocksPerGroup;
     StepItem item_so_far;
     for (int first = begin; first < end; first += kAtOnce) {
       float4 o[kAtOnce];
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
   StepItem total;
   for (int base = 0; base < groups; base += kGroupsOfPass) {
     const int count = min(kGroupsOfPass, groups - base);
-    for (int i = warp; i < count; i += kMergeWarps) {
+    for (int i = warp; i < count; i += static_cast<int>(blockDim.x) / 32) {
       const int begin = (first_group + base + i) * units_per_group - first_unit;
       const StepItem group = partials.Merge(max(begin, 0), min(begin + units_per_group, units));
       group_o[i][lane] = {group.o[0], group.o[1], group.o[2], group.o[3]};

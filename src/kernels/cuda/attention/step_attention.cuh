@@ -19,6 +19,7 @@
 #include "kernels/cuda/attention/step_heads.cuh"
 #include "kernels/cuda/attention/step_output.cuh"
 #include "kernels/cuda/ptx/cluster.cuh"
+#include "kernels/cuda/touch_params.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -88,13 +89,14 @@ struct StepWorker {
     int32_t pages[kRuns];
   };
 
+  // Of any keys there is room for, so that nothing waits for the length.
   __device__ __forceinline__ Round RoundAt(int base) const {
     Round round = {base, {}};
     const int64_t table = place.sequence * p.max_pages;
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
-      const int key = min(max(base + warp * kWarpKeys + run * 16, keys.first), keys.last);
-      round.pages[run] = p.page_table[table + (key >> p.page_shift)];
+      const int64_t page = (base + warp * kWarpKeys + run * 16) >> p.page_shift;
+      round.pages[run] = p.page_table[table + min(page, p.max_pages - 1)];
     }
     return round;
   }
@@ -411,7 +413,6 @@ struct StepWorker {
     const int first = keys.first / kBlockKeys;
     const int count = keys.last / kBlockKeys - first + 1;
     StepItem total, group;
-    bool one_group = true;
 #pragma unroll 1
     for (int i = 0; i < count; ++i) {
       const float4* block = BlockBox(i);
@@ -419,12 +420,10 @@ struct StepWorker {
       if (i > 0 && (first + i) % kBlocksPerGroup == 0) {
         total.Add(group);
         group = {};
-        one_group = false;
       }
       group.Add(*reinterpret_cast<const float2*>(ml),
                 *reinterpret_cast<const float2*>(ml + kStepRows), block[threadIdx.x]);
     }
-    if (one_group) return output.Store(group);
     total.Add(group);
     output.Store(total);
   }
@@ -442,15 +441,20 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     __syncwarp();
     ptx::ArriveAtCluster();
   }
+  TouchParams(p);
   Worker w(p, shared);
   const int pair = static_cast<int>(blockIdx.x) / p.splits;
   const int split = static_cast<int>(blockIdx.x) - pair * p.splits;
   const int sequence = pair / p.kv_heads;
   w.place = {sequence, pair - sequence * p.kv_heads, p.rope.positions[sequence],
              p.rope.slots[sequence]};
-  w.keys = KeysOfStep(p, p.kv_len[sequence]);
+  const int kv_len = p.kv_len[sequence];
+  w.keys = KeysOfStep(p, kv_len);
   const SplitPlan plan = kClustered ? SplitPlan{kBlockKeys, true} : PlanOf(p, w.keys);
-  const int first_unit = w.keys.first / plan.unit_keys;
+  // Where all keys are seen, none of this waits for the length.
+  int first_key = 0;
+  if (p.window > 0 || p.chunk > 0) first_key = w.keys.first;
+  const int first_unit = first_key / plan.unit_keys;
   const int last_unit = w.keys.last / plan.unit_keys;
   if (kClustered) {
     if (threadIdx.x == 0 && split < w.MergingCtas())
@@ -465,7 +469,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     return (following & (plan.unit_keys - 1)) == 0 ? following + skipped : following;
   };
   int coming = (first_unit + split) * plan.unit_keys;
-  while (coming + Worker::kRoundKeys <= w.keys.first) coming = after(coming);
+  while (coming + Worker::kRoundKeys <= first_key) coming = after(coming);
   const auto advance = [&] {
     const int base = coming;
     coming = after(base);

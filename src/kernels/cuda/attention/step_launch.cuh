@@ -33,7 +33,11 @@ inline int64_t StepCluster(int64_t pairs, int64_t blocks, int64_t resident) {
   int64_t ctas = std::min<int64_t>(
       kMaxClusterCtas, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(blocks))));
   while (ctas > 2 && pairs * ctas > resident * device.multiprocessors) ctas /= 2;
-  return pairs > device.multiprocessors ? 1 : ctas;
+  // Where most multiprocessors would have several blocks each, the other kernel, whose copies run
+  // ahead, is worth its second launch, if it finds CTAs enough for a pair.
+  const bool reads_much = blocks > ctas && pairs * ctas > device.multiprocessors / 2 &&
+                          pairs * kMaxClusterCtas <= 2 * device.multiprocessors;
+  return reads_much || pairs > device.multiprocessors ? 1 : ctas;
 }
 
 // False: clusters are not best, or do not fit.
@@ -79,7 +83,9 @@ void LaunchStepOf(const OpContext& context, StepProblem p, int64_t max_keys) {
   if (p.splits == 1) return;
   const auto merge = MergeStepKernel<kFp8>;
   AskForSplit(reinterpret_cast<const void*>(merge), kSplitOfOneToken);
-  LaunchPdl(merge, dim3(static_cast<uint32_t>(pairs * kDimAtoms)), dim3(kMergeWarps * 32), 0,
+  const int64_t groups = (blocks + kBlocksPerGroup - 1) / kBlocksPerGroup;
+  LaunchPdl(merge, dim3(static_cast<uint32_t>(pairs * kDimAtoms)),
+            dim3(static_cast<uint32_t>(std::min<int64_t>(groups, kMergeWarps) * 32)), 0,
             StreamOf(context), p);
 }
 

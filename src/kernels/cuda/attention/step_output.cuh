@@ -6,8 +6,8 @@
 
 namespace nibble::kernels::cuda {
 
-// Where an item stands in the output, and the gates of its four numbers, which may be fetched
-// ahead.
+// Where an item stands in the output, and what else its four numbers need: fetched ahead, as even
+// parameters come from memory when they are first read.
 template <bool kFp8>
 class StepOutput {
  public:
@@ -16,6 +16,11 @@ class StepOutput {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     g_ = lane / 4;
     query_ = lane % 4 * 2;
+    out_ = p.out + (int64_t{sequence} * p.q_heads + Head(0)) * p.head_dim;
+    head_dim_ = p.head_dim;
+    value_scale_ = p.value_scale;
+    sinks_ = p.sinks != nullptr ? p.sinks + Head(0) : nullptr;
+    asm volatile("" : "+l"(out_), "+r"(head_dim_), "+f"(value_scale_), "+l"(sinks_));
   }
 
   // After the wait for the predecessor, whose work the gates are.
@@ -32,8 +37,8 @@ class StepOutput {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       if (!HasQuery(e)) continue;
-      const float factor = OutputFactor(
-          item.m[e], item.l[e], p_.sinks != nullptr ? p_.sinks + Head(e) : nullptr, p_.value_scale);
+      const float factor = OutputFactor(item.m[e], item.l[e],
+                                        sinks_ != nullptr ? sinks_ + e : nullptr, value_scale_);
       uint16_t x[2];
 #pragma unroll
       for (int which = 0; which < 2; ++which) {
@@ -42,7 +47,7 @@ class StepOutput {
                                       : ToBf16(TimesSigmoid(ptx::RoundBf16(value),
                                                             ptx::FirstBf16(gates_[2 * which + e])));
       }
-      uint16_t* out = p_.out + (int64_t{sequence_} * p_.q_heads + Head(e)) * p_.head_dim;
+      uint16_t* out = out_ + e * head_dim_;
       if constexpr (kFp8) {
         *reinterpret_cast<uint32_t*>(out + StepDim<kFp8>(slice_, g_, 0)) = x[0] | uint32_t{x[1]}
                                                                                       << 16;
@@ -65,6 +70,10 @@ class StepOutput {
   int slice_;
   int g_;
   int query_;
+  uint16_t* out_;  // of the first query
+  int head_dim_;
+  float value_scale_;
+  const float* sinks_;  // of the first query, or null
   uint16_t gates_[4] = {};
 };
 

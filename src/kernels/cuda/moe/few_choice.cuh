@@ -5,7 +5,7 @@
 
 #include "kernels/cuda/moe/choose.cuh"
 #include "kernels/cuda/moe/few_tokens.h"
-#include "kernels/cuda/moe/touch_params.cuh"
+#include "kernels/cuda/touch_params.cuh"
 
 namespace nibble::kernels::cuda::moe {
 
