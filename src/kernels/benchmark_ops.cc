@@ -325,6 +325,7 @@ Status BenchMoe(Bench& bench, const OpBenchOptions& options, const std::string& 
 
 // ---- attention
 
+// As a layer calls it in a decode step: rotation and cache write inside.
 Status BenchAttentionOf(Bench& bench, const std::string& shape, int64_t sequences,
                         int64_t context) {
   constexpr int32_t kPage = 16;
@@ -342,32 +343,55 @@ Status BenchAttentionOf(Bench& bench, const std::string& shape, int64_t sequence
   std::vector<int32_t> q_start,
       kv_len(static_cast<size_t>(sequences), static_cast<int32_t>(context));
   for (int32_t b = 0; b <= sequences; ++b) q_start.push_back(b);
+  // The newest token of each sequence, in the last of its pages; its angles are row 0.
+  std::vector<int64_t> slots(static_cast<size_t>(copies * sequences));
+  for (size_t i = 0; i < slots.size(); ++i)
+    slots[i] = (static_cast<int64_t>(i + 1) * pages - 1) * kPage + (context - 1) % kPage;
   NIBBLE_ASSIGN(const Buffer tables, bench.Place(table));
   NIBBLE_ASSIGN(const Buffer starts, bench.Place(q_start));
   NIBBLE_ASSIGN(const Buffer lengths, bench.Place(kv_len));
-  NIBBLE_ASSIGN(const Buffer q, bench.Activations(sequences * q_heads * head_dim));
+  NIBBLE_ASSIGN(const Buffer newest, bench.Place(slots));
+  NIBBLE_ASSIGN(const Buffer positions, bench.Place(std::vector<int32_t>(sequences, 0)));
+  NIBBLE_ASSIGN(const Buffer angles, bench.Place(std::vector<float>(head_dim / 2, 0.6f)));
+  const int64_t qkv_stride = int64_t{q_heads + 2 * kv_heads} * head_dim;
+  NIBBLE_ASSIGN(const Buffer qkv, bench.Activations(sequences * qkv_stride));
+  NIBBLE_ASSIGN(Buffer q, bench.Room(sequences * q_heads * head_dim * 2));
   NIBBLE_ASSIGN(Buffer out, bench.Room(sequences * q_heads * head_dim * 2));
   NIBBLE_TRY(bench.ReserveWorkspace(
       bench.ops().attention_workspace(bench.pool().threads(), sequences, q_heads, head_dim)));
   std::byte* const v = cache.data() + launch_bytes / 2 * copies;
+  const KvLayerView layer = {.k = cache.data(),
+                             .v = v,
+                             .format = KvFormat::kFp8,
+                             .page_size = kPage,
+                             .kv_heads = kv_heads,
+                             .head_dim = head_dim};
   const double seconds = bench.Time(kChain, [&](int64_t i) {
+    const int64_t copy = i % copies;
+    const RopeAndCacheParams rope = {.qkv = qkv.as<uint16_t>(),
+                                     .qkv_stride = qkv_stride,
+                                     .t = sequences,
+                                     .q_heads = q_heads,
+                                     .cos = angles.as<float>(),
+                                     .sin = angles.as<float>(),
+                                     .rotary_dim = head_dim / 2 * 2,
+                                     .positions = positions.as<int32_t>(),
+                                     .slots = newest.as<int64_t>() + copy * sequences,
+                                     .cache = layer,
+                                     .q_out = q.as<uint16_t>()};
     bench.ops().attention(bench.context(),
-                          {.q = q.as<uint16_t>(),
+                          {.rope = &rope,
+                           .q = q.as<uint16_t>(),
                            .out = out.as<uint16_t>(),
                            .t = sequences,
                            .sequences = sequences,
                            .q_start = starts.as<int32_t>(),
                            .kv_len = lengths.as<int32_t>(),
-                           .page_table = tables.as<int32_t>() + i % copies * sequences * pages,
+                           .page_table = tables.as<int32_t>() + copy * sequences * pages,
                            .max_pages = pages,
                            .q_heads = q_heads,
                            .scale = 0.09f,
-                           .cache = {.k = cache.data(),
-                                     .v = v,
-                                     .format = KvFormat::kFp8,
-                                     .page_size = kPage,
-                                     .kv_heads = kv_heads,
-                                     .head_dim = head_dim}});
+                           .cache = layer});
   });
   return bench.Report({.op = "attention",
                        .shape = shape,
