@@ -41,12 +41,13 @@ struct ScaledShape {
   static constexpr int kStageBytes = kTokenBytes + (kGroups ? 1024 : 0);
   static constexpr int kStages = kN > 128 ? 4 : 6;
   static constexpr int kOutputBytes = kConsumers * kN * kWarpgroupRows * 2;
-  static constexpr int kAllocatedBytes =
-      1024 /* alignment */ + kStages * kStageBytes + kWeightBytes + kOutputBytes + 2 * kStages * 8;
+  static constexpr int kAllocatedBytes = 1024 /* alignment */ + kStages * kStageBytes +
+                                         kWeightBytes + kOutputBytes + RowTilesBytes(kConsumers) +
+                                         2 * kStages * 8;
   static_assert(kAllocatedBytes <= 227 * 1024);
 
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kConsumerRegisters = 232;
+  static constexpr int kProducerRegisters = 24;
+  static constexpr int kConsumerRegisters = 240;
 };
 
 struct ScaledProblem {
@@ -104,20 +105,20 @@ struct ChainTurns {
 };
 
 // A consumer warpgroup. Accumulators as in tile_sums.cuh.
-template <typename Shape, typename RowTiles>
+template <typename Shape>
 struct ScaledConsumer {
   static constexpr int kN = Shape::kN;
 
   const TileStorage<Shape>& storage;
-  WeightRing<Shape, RowTiles>& weights;
+  WeightRing<Shape>& weights;
   const uint64_t tokens;  // descriptor of stage 0
   const ChainTurns<Shape::kConsumers> turns;
   RingPosition<Shape::kStages> at;
   uint32_t a[4][4];         // of the next 128 columns
   GroupScales::Rows scale;  // of these
 
-  __device__ __forceinline__ ScaledConsumer(const TileStorage<Shape>& s,
-                                            WeightRing<Shape, RowTiles>& w, int warpgroup)
+  __device__ __forceinline__ ScaledConsumer(const TileStorage<Shape>& s, WeightRing<Shape>& w,
+                                            int warpgroup)
       : storage(s), weights(w), tokens(ptx::WgmmaDescriptor(s.stages)), turns{warpgroup} {
     turns.Begin();
   }
@@ -224,16 +225,21 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage,
   const int warp = threadIdx.x % kWarpgroupThreads / 32;
   const WeightTiles& like = problem.dense.like();
   const int count = problem.dense.count();
-  const auto row_tiles = [&](int turn) -> const std::byte* {
+  const auto row_tile_of = [&](int turn) -> const std::byte* {
     const int index = static_cast<int>(blockIdx.x + turn * gridDim.x);
     if (index >= count) return nullptr;
     const TileWork work = problem.dense.At(index);
     const int tile = work.row_tile + warpgroup * kTilesOfPart + warp;
     return work.weight + min(tile, like.row_tiles - 1) * like.row_tile_bytes;
   };
-  WeightRing<Shape, decltype(row_tiles)> weights(storage, row_tiles, like);
-  ScaledConsumer<Shape, decltype(row_tiles)> consumer(storage, weights, warpgroup);
+  WeightRing<Shape> weights(storage, like);
+  int turn = 0;
+  for (; turn < weights.kAhead; ++turn) weights.Announce(turn, row_tile_of(turn));
+  weights.Start();
+  ScaledConsumer<Shape> consumer(storage, weights, warpgroup);
   for (int i = blockIdx.x; i < count; i += gridDim.x) {
+    weights.Announce(turn, row_tile_of(turn));
+    ++turn;
     const TileWork work = problem.dense.At(i);
     const TileOutput& out = problem.dense.output();
     float total[Shape::kN / 2];
@@ -251,10 +257,8 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage,
         total[v + 3] *= x.y;
       }
     }
-    const int first_row = (work.row_tile + warpgroup * kTilesOfPart) * kTileRows;
-    const int row = first_row + warp * kTileRows + threadIdx.x % 32 / 4;
-    const RowEnds ends = {EndOf(work, out, row), EndOf(work, out, row + 8)};
-    Store<Shape::kN>(out, total, ends, first_row, work.first_token, work.first_token + work.tokens,
+    const TileEnd end = EndOf<Shape::kN>(work, out, warpgroup, 0);
+    Store<Shape::kN>(out, total, end,
                      storage.outputs + warpgroup * (Shape::kN * kWarpgroupRows * 2), warpgroup + 1);
   }
 }

@@ -10,8 +10,8 @@
 
 namespace nibble::kernels::cuda {
 
-// Tiles of tokens that are walked through all rows before the next ones: what of x stays in L2.
-constexpr int kBandTiles = 16;
+// Tokens that are walked through all rows before the next ones: what of x stays in L2.
+constexpr int kBandTokens = 2112;
 
 struct DenseProblem {
   static constexpr bool kGathers = false;
@@ -19,6 +19,7 @@ struct DenseProblem {
   PrefillParams p;
   int tile_rows = 0;
   int tile_tokens = 0;
+  int band_tiles = 0;
   int row_blocks = 0;
   int token_blocks = 0;
 
@@ -29,10 +30,10 @@ struct DenseProblem {
   }
   __host__ __device__ __forceinline__ int count() const { return row_blocks * token_blocks; }
   __device__ __forceinline__ TileWork At(int index) const {
-    const int band = index / (kBandTiles * row_blocks);
-    const int width = min(kBandTiles, token_blocks - band * kBandTiles);
-    const int within = index - band * kBandTiles * row_blocks;
-    const int first = (band * kBandTiles + within % width) * tile_tokens;
+    const int band = index / (band_tiles * row_blocks);
+    const int width = min(band_tiles, token_blocks - band * band_tiles);
+    const int within = index - band * band_tiles * row_blocks;
+    const int first = (band * band_tiles + within % width) * tile_tokens;
     return {p.weight.data, p.weight.row_scales,
             p.bias,        within / width * (tile_rows / kTileRows),
             first,         min(tile_tokens, static_cast<int>(p.m) - first)};
@@ -45,6 +46,7 @@ void LaunchDenseShape(const PrefillParams& p, void* stream) {
       .p = p,
       .tile_rows = Shape::kRows,
       .tile_tokens = Shape::kTokens,
+      .band_tiles = kBandTokens / Shape::kTokens,
       .row_blocks = (p.weight.row_tiles + Shape::kRowTiles - 1) / Shape::kRowTiles,
       .token_blocks = (static_cast<int>(p.m) + Shape::kTokens - 1) / Shape::kTokens};
   LaunchPdl(TilesKernel<Shape, DenseProblem>,
@@ -62,8 +64,11 @@ void LaunchDense(const PrefillParams& p, void* stream, int shape) {
       return LaunchDenseShape<TileShape<kFormat, 2, 1, 64>>(p, stream);
     case 2:
       return LaunchDenseShape<TileShape<kFormat, 1, 2, 64>>(p, stream);
-    default:
+    case 3:
       return LaunchDenseShape<TileShape<kFormat, 2, 1, 32>>(p, stream);
+    default:
+      if constexpr (!HasGroups(kFormat))
+        return LaunchDenseShape<TileShape<kFormat, 2, 1, 176>>(p, stream);
   }
 }
 

@@ -12,13 +12,15 @@ namespace nibble::kernels::cuda {
 
 namespace {
 
-// Bounds the workspace.
-constexpr int64_t kTokensAtOnce = 2048;
+// Bound the workspace: of a launch's tokens laid out, whichever is more.
+constexpr int64_t kTokensAtOnce = 2112;
+constexpr int64_t kBytesAtOnce = int64_t{64} << 20;
+constexpr int64_t kTileTokens = 176;  // of the largest tile
 
 int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 // Rows, tokens and measured microseconds per k-tile on one multiprocessor of an H100: decoding
-// costs as much for few tokens as for many.
+// costs as much for few tokens as for many. Weights with scales by groups lack the last one.
 struct ShapeCost {
   int rows;
   int tokens;
@@ -26,7 +28,7 @@ struct ShapeCost {
 };
 
 constexpr ShapeCost kShapes[] = {
-    {128, 128, 0.39}, {128, 64, 0.285}, {64, 128, 0.285}, {128, 32, 0.235}};
+    {128, 128, 0.385}, {128, 64, 0.285}, {64, 128, 0.285}, {128, 32, 0.235}, {128, 176, 0.49}};
 
 double Microseconds(const ShapeCost& shape, const WeightTiles& weight, int64_t m) {
   const int64_t tiles = int64_t{CeilDiv(weight.n, shape.rows)} * CeilDiv(m, shape.tokens);
@@ -34,10 +36,22 @@ double Microseconds(const ShapeCost& shape, const WeightTiles& weight, int64_t m
 }
 
 int BestShape(const WeightTiles& weight, int64_t m) {
+  const int count = static_cast<int>(std::size(kShapes)) - (HasGroups(weight.format) ? 1 : 0);
   int best = 0;
-  for (int i = 1; i < static_cast<int>(std::size(kShapes)); ++i)
+  for (int i = 1; i < count; ++i)
     if (Microseconds(kShapes[i], weight, m) < Microseconds(kShapes[best], weight, m)) best = i;
   return best;
+}
+
+int64_t MostBytesAtOnce(int64_t k) {
+  return std::max(kBytesAtOnce, PreparedBytes(kTokensAtOnce, k));
+}
+
+// Tokens of each launch but the last, where M are more than are laid out at once: equal parts, in
+// whole tiles.
+int64_t TokensAtOnce(int64_t m, int64_t k) {
+  const int64_t launches = std::max(1, CeilDiv(PreparedBytes(m, k), MostBytesAtOnce(k)));
+  return CeilDiv(CeilDiv(m, launches), kTileTokens) * kTileTokens;
 }
 
 }  // namespace
@@ -51,8 +65,9 @@ bool HasPrefill(const WeightTiles& weight) {
 
 size_t PrefillWorkspace(int64_t max_m, int64_t max_k) {
   if (!HasWgmma(CurrentCapability())) return 0;
-  const int64_t tokens = std::clamp<int64_t>(max_m, kMaxTurnTokens, kTokensAtOnce);
-  return static_cast<size_t>(PreparedBytes(tokens, max_k)) + kPieceBytes;
+  const int64_t all = PreparedBytes(std::max<int64_t>(max_m, kMaxTurnTokens), max_k);
+  const int64_t most = MostBytesAtOnce(max_k) + PreparedBytes(kTileTokens, max_k);
+  return static_cast<size_t>(std::min(all, most)) + kPieceBytes;
 }
 
 void LaunchPrefill(const PrefillParams& p, void* stream, int shape) {
@@ -80,8 +95,9 @@ void Prefill(const OpContext& context, const LinearParams& params) {
   const auto address = reinterpret_cast<uintptr_t>(context.workspace);
   std::byte* const aligned =
       context.workspace + (kPieceBytes - address % kPieceBytes) % kPieceBytes;
-  for (int64_t token = 0; token < params.m; token += kTokensAtOnce) {
-    const int64_t m = std::min(kTokensAtOnce, params.m - token);
+  const int64_t at_once = TokensAtOnce(params.m, weight.k());
+  for (int64_t token = 0; token < params.m; token += at_once) {
+    const int64_t m = std::min(at_once, params.m - token);
     const bool turns = m <= kMaxTurnTokens && HasTurns(weight.tiles().format);
     const TurnPlan plan = turns ? BestTurnPlan(weight.tiles(), m) : TurnPlan{};
     const PreparedTokens x = PrepareTokens({.x = params.x + token * params.x_stride,

@@ -12,10 +12,12 @@
 // CTAs stay and take every gridDim-th tile. Their warpgroups of 128 threads: a producer keeps a
 // ring of k-tiles of tokens full. Consumers own 64 rows and kN tokens each. Their warps own a row
 // tile, whose codes and scales they copy themselves into a ring of their own (cp.async; bulk copies
-// of 512 bytes would be too many), and decode the next k-tile into one set of A fragments while the
+// of 512 bytes would be too many), and decode the next step into one set of A fragments while the
 // tensor cores multiply by the other. The accumulators: tile_sums.cuh.
 //
-// Clusters that share tokens by multicast were slower (573 to 659 TFLOP/s at 28672 x 8192).
+// Decoding takes power and issue slots that do not depend on the tokens: with 176 of them instead
+// of 128 the tensor cores multiply by a tenth faster. Clusters that share tokens by multicast
+// change nothing, so that their way from L2 is no bound.
 #pragma once
 
 #include "kernels/cuda/bf16_vector.cuh"
@@ -28,6 +30,11 @@
 #include "kernels/cuda/ptx/wgmma.cuh"
 
 namespace nibble::kernels::cuda {
+
+// Works whose row tiles a warp knows.
+inline constexpr int kKnownWorks = 4;
+
+constexpr int RowTilesBytes(int consumers) { return consumers * 4 * kKnownWorks * 8; }
 
 // kRowParts x kTokenParts consumers.
 template <TileFormat kTileFormat, int kRowParts, int kTokenParts, int kWarpgroupTokens>
@@ -57,13 +64,20 @@ struct TileShape {
   static constexpr int kWeightBytes = kConsumers * 4 * kWarpBytes;
 
   static constexpr int kStageBytes = kTokens * kTileColumns * 2;  // tokens of a k-tile
-  static constexpr int kSlices = 2;
+  static constexpr int kSlices = kStageBytes > 16384 ? 1 : 2;
   static constexpr int kStages = kSlices * kSliceTiles;
 
   static constexpr int kOutputBytes = kConsumers * kN * kWarpgroupRows * 2;
-  static constexpr int kAllocatedBytes =
-      1024 /* alignment */ + kStages * kStageBytes + kWeightBytes + kOutputBytes + 2 * kStages * 8;
+  static constexpr int kAllocatedBytes = 1024 /* alignment */ + kStages * kStageBytes +
+                                         kWeightBytes + kOutputBytes + RowTilesBytes(kConsumers) +
+                                         2 * kStages * 8;
   static_assert(kAllocatedBytes <= 227 * 1024);
+
+  // Atoms that are decoded while the tensor cores are at as many.
+  static constexpr int kStepAtoms = kN > 128 ? 2 : 4;
+
+  // Whether the consumers are kept half a slice apart.
+  static constexpr bool kTurns = kConsumers == 2 && !kGroups;
 
   // What setmaxnreg hands out of an SM's 64 K registers.
   static constexpr int kProducerRegisters = kConsumers == 2 ? 40 : 56;
@@ -108,12 +122,33 @@ struct RingPosition {
   }
 };
 
+// What becomes of a sum.
+struct RowEnd {
+  float scale;
+  float bias;
+
+  __device__ __forceinline__ float Apply(float sum) const { return sum * scale + bias; }
+};
+
+// What a thread's accumulators become, of rows g and g + 8 of its warp's row tile, and where they
+// go: rows from first_row on, tokens [first, end) of y.
+struct TileEnd {
+  struct {
+    RowEnd low;
+    RowEnd high;
+  } rows;
+  int first_row;
+  int first;
+  int end;
+};
+
 // The CTA's shared memory.
 template <typename Shape>
 struct TileStorage {
   std::byte* stages;   // of tokens, 1024-byte aligned
   std::byte* weights;  // (consumer warps, kWarpBytes): codes of slices, then scales
   std::byte* outputs;
+  const std::byte** row_tiles;  // (consumer warps, kKnownWorks)
   uint64_t* full;
   uint64_t* free;
 
@@ -121,7 +156,8 @@ struct TileStorage {
     stages = memory + (1024 - ptx::SharedAddress(memory) % 1024) % 1024;
     weights = stages + Shape::kStages * Shape::kStageBytes;
     outputs = weights + Shape::kWeightBytes;
-    full = reinterpret_cast<uint64_t*>(outputs + Shape::kOutputBytes);
+    row_tiles = reinterpret_cast<const std::byte**>(outputs + Shape::kOutputBytes);
+    full = reinterpret_cast<uint64_t*>(row_tiles + Shape::kConsumers * 4 * kKnownWorks);
     free = full + Shape::kStages;
   }
 
@@ -231,27 +267,39 @@ struct GatherProducer {
 };
 
 // A warp's own weights: slices of a row tile, then of the next work's. Every k-tile that is read is
-// replaced by the one kWeightTiles later.
-template <typename Shape, typename RowTiles>
+// replaced by the one kWeightTiles later. Where the row tiles of works start is announced ahead, so
+// that finding out costs neither time nor registers between MMAs.
+template <typename Shape>
 struct WeightRing {
-  const RowTiles& row_tiles;  // (i): where the warp's row tile of its i-th work starts, or null
+  // Works that are entered at most ahead of the one that is multiplied: those of the ring's slices,
+  // and the one to fill next.
+  static constexpr int kAhead = Shape::kWeightSlices + 1;
+
   const int k_tiles;
   const int scale_bytes;  // of a slice
   std::byte* const ring;
-  // The slice to fill, from the lane's bytes on; null: none left.
+  const std::byte** const row_tiles;  // of works, by number modulo kKnownWorks
+  // The slice to fill, from the lane's bytes on.
   const std::byte* from;
-  int left;  // k-tiles of the row tile from it on
+  int left;  // k-tiles of the row tile from it on; 0: there is none
   int work = 0;
   int slot = 0;        // to fill and to read
   int scale_slot = 0;  // to fill
 
-  __device__ __forceinline__ WeightRing(const TileStorage<Shape>& storage, const RowTiles& tiles,
-                                        const WeightTiles& like)
-      : row_tiles(tiles),
-        k_tiles(like.k_tiles),
+  __device__ __forceinline__ WeightRing(const TileStorage<Shape>& storage, const WeightTiles& like)
+      : k_tiles(like.k_tiles),
         scale_bytes(Shape::kGroups ? ScaleBytes(Shape::kFormat, like.group_columns)
                                    : Shape::kScaleBytes),
-        ring(storage.weights + threadIdx.x / 32 * Shape::kWarpBytes) {
+        ring(storage.weights + threadIdx.x / 32 * Shape::kWarpBytes),
+        row_tiles(storage.row_tiles + threadIdx.x / 32 * kKnownWorks) {}
+
+  // The warp's row tile of a work, null behind the last. Before work w is multiplied, those up to
+  // w + kAhead; before Start the first kAhead.
+  __device__ __forceinline__ void Announce(int number, const std::byte* row_tile) const {
+    if (threadIdx.x % 32 == 0) row_tiles[number % kKnownWorks] = row_tile;
+    __syncwarp();
+  }
+  __device__ __forceinline__ void Start() {
     Enter();
     for (int i = 0; i < Shape::kWeightSlices; ++i) {
 #pragma unroll
@@ -261,7 +309,7 @@ struct WeightRing {
   }
 
   __device__ __forceinline__ void Enter() {
-    from = row_tiles(work);
+    from = row_tiles[work % kKnownWorks];
     left = from == nullptr ? 0 : k_tiles;
     from += threadIdx.x % 32 * 16;
   }
@@ -301,70 +349,102 @@ struct WeightRing {
     if (Shape::kGroups && ++scale_slot == Shape::kScaleSlots) scale_slot = 0;
     from += kSliceTiles * Shape::kCodeBytes + scale_bytes;
     left -= kSliceTiles;
-    if (left <= 0 && work >= 0) {
+    if (left <= 0 && left > -kSliceTiles) {  // and not: none since a while
       ++work;
       Enter();
-      if (left == 0) work = -1;
     }
   }
 };
 
 // A consumer warpgroup.
-template <typename Shape, typename RowTiles>
+template <typename Shape>
 struct TileConsumer {
   static constexpr int kN = Shape::kN;
+  static constexpr int kVectors = Shape::kCodeBytes / 512;
+  static constexpr int kAtoms = Shape::kStepAtoms;
+  static constexpr int kSteps = 4 / kAtoms;  // of a k-tile
   using Scales = LaneScales<Shape::kFormat>;
+  using Fragments = uint32_t[kAtoms][4];
 
   const TileStorage<Shape>& storage;
-  WeightRing<Shape, RowTiles>& weights;
+  WeightRing<Shape>& weights;
   const uint64_t tokens;    // descriptor of the part's tokens in stage 0
   const int group_columns;  // kSliceColumns where there are no groups
+  const int turn_barrier;
   RingPosition<Shape::kSlices> at;
+  uint4 codes[kVectors];  // of the k-tile that is being decoded
 
-  __device__ __forceinline__ TileConsumer(const TileStorage<Shape>& s,
-                                          WeightRing<Shape, RowTiles>& w, int token_part,
-                                          const WeightTiles& like)
+  __device__ __forceinline__ TileConsumer(const TileStorage<Shape>& s, WeightRing<Shape>& w,
+                                          int warpgroup, int token_part, const WeightTiles& like)
       : storage(s),
         weights(w),
         tokens(ptx::WgmmaDescriptor(s.stages + token_part * (kN * kTileColumns * 2))),
-        group_columns(Shape::kGroups ? like.group_columns : kSliceColumns) {}
+        group_columns(Shape::kGroups ? like.group_columns : kSliceColumns),
+        turn_barrier(kTurnBarrier + warpgroup) {
+    if (Shape::kTurns && warpgroup == 1) PassTurn();  // the first is the other's
+  }
+
+  static constexpr int kTurnBarrier = 4;  // and 5
+
+  // The two warpgroups are kept half a slice apart, so that one multiplies while the other adds its
+  // slice's sum.
+  __device__ __forceinline__ void WaitForTurn() const {
+    ptx::SyncThreads(turn_barrier, 2 * kWarpgroupThreads);
+  }
+  __device__ __forceinline__ void PassTurn() const {
+    ptx::ArriveThreads(turn_barrier ^ 1, 2 * kWarpgroupThreads);
+  }
 
   __device__ __forceinline__ void Release(int stage) const {
     if (threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.free + stage);
   }
 
-  // The A fragments of k-tile u of the slice that `weights` is at.
-  __device__ __forceinline__ void Decode(const Scales& scales, int u, uint32_t (&a)[4][4]) {
-    constexpr int kVectors = Shape::kCodeBytes / 512;
+  // The lane's codes of k-tile u of the slice that `weights` is at.
+  __device__ __forceinline__ void LoadCodes(int u) {
     const auto* lane = reinterpret_cast<const uint4*>(weights.codes(u)) + threadIdx.x % 32;
-    uint4 codes[kVectors];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) codes[v] = lane[32 * v];
-    scales.Decode(codes, u, a);
     weights.Fill(u);
     if (u == kSliceTiles - 1) weights.NextSlice();
+  }
+  // The A fragments of a step of k-tile u, whose codes are loaded.
+  __device__ __forceinline__ void Decode(const Scales& scales, int u, int step,
+                                         Fragments& a) const {
+    uint32_t all[4][4];
+    scales.Decode(codes, u, all);
+#pragma unroll
+    for (int j = 0; j < kAtoms; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[j][i] = all[step * kAtoms + j][i];
   }
   __device__ __forceinline__ Scales NextScales() const {
     weights.Wait();
     return Scales(weights.scales(), group_columns, threadIdx.x % 32);
   }
 
-  // One slice, all of its four k-tiles there or only `tiles`. a[0] holds its first k-tile's
+  // One slice, all of its four k-tiles there or only `tiles`. a[0] holds its first step's
   // fragments, and the next slice's in the end, if there is one. A chain of MMAs ends with the
   // slice, and with each group of columns.
   template <bool kWhole>
-  __device__ __forceinline__ void AddSlice(int tiles, bool next, Scales& scales,
-                                           uint32_t (&a)[2][4][4], TileSums<Shape>& sums) {
+  __device__ __forceinline__ void AddSlice(int tiles, bool next, Scales& scales, Fragments (&a)[2],
+                                           TileSums<Shape>& sums) {
     const int first = at.slot * kSliceTiles;
     uint64_t* const full = storage.full + first;
     const int tokens_at = at.slot * (kSliceTiles * Shape::kStageBytes);
+    if constexpr (Shape::kTurns) {
+      WaitForTurn();
+      if (!kWhole) PassTurn();
+    }
     bool ready = ptx::BarrierTest(full, at.phase);
     bool in_chain = false;
 #pragma unroll
-    for (int u = 0; u < kSliceTiles; ++u) {
-      if (!ready) ptx::BarrierWait(full + u, at.phase);
-      if (!kWhole &&
-          u >= tiles) {  // an empty stage; places of weights that are filled all the same
+    for (int i = 0; i < kSliceTiles * kSteps; ++i) {
+      const int u = i / kSteps, step = i % kSteps;
+      const bool tile_ends = step == kSteps - 1;
+      if (step == 0 && !ready) ptx::BarrierWait(full + u, at.phase);
+      if (!kWhole && u >= tiles) {
+        // An empty stage; places of weights that are filled all the same.
+        if (!tile_ends) continue;
         if (u + 1 < kSliceTiles) ready = ptx::BarrierTest(full + u + 1, at.phase);
         Release(first + u);
         weights.Wait();
@@ -374,31 +454,37 @@ struct TileConsumer {
       }
       ptx::WgmmaFence();
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        ptx::WgmmaBf16<kN>(
-            sums.chain, a[u % 2][j],
-            ptx::WgmmaDescriptorAt(tokens, tokens_at + u * Shape::kStageBytes + 32 * j),
-            in_chain || j > 0);
+      for (int j = 0; j < kAtoms; ++j)
+        ptx::WgmmaBf16<kN>(sums.chain, a[i % 2][j],
+                           ptx::WgmmaDescriptorAt(tokens, tokens_at + u * Shape::kStageBytes +
+                                                              32 * (step * kAtoms + j)),
+                           in_chain || j > 0);
       ptx::WgmmaCommit();
-      if (u + 1 < kSliceTiles) ready = ptx::BarrierTest(full + u + 1, at.phase);
-      if (u > 0) {
+      if (Shape::kTurns && kWhole && u == 1 && tile_ends) PassTurn();
+      if (tile_ends && u + 1 < kSliceTiles) ready = ptx::BarrierTest(full + u + 1, at.phase);
+      if (i > 0) {
         ptx::WgmmaWait<1>();
-        Release(first + u - 1);
+        if (step == 0) Release(first + u - 1);
       }
-      const bool slice_ends = u == kSliceTiles - 1 || (!kWhole && u + 1 == tiles);
+      const bool slice_ends =
+          tile_ends && (kWhole ? u == kSliceTiles - 1 : Shape::kGroups && u + 1 == tiles);
       in_chain = !slice_ends;
       [[maybe_unused]] GroupScales::Rows scale;
       if constexpr (Shape::kGroups) {
         scale = scales.GroupScale(u * kTileColumns);
         // Groups have powers of two of columns.
-        if (((u + 1) * kTileColumns & (group_columns - 1)) == 0) in_chain = false;
+        if (tile_ends && ((u + 1) * kTileColumns & (group_columns - 1)) == 0) in_chain = false;
       }
-      if (u + 1 < kSliceTiles && (kWhole || u + 1 < tiles)) {
+      if (!tile_ends) {
+        Decode(scales, u, step + 1, a[(i + 1) % 2]);
+      } else if (u + 1 < kSliceTiles && (kWhole || u + 1 < tiles)) {
         weights.Wait();
-        Decode(scales, u + 1, a[(u + 1) % 2]);
+        LoadCodes(u + 1);
+        Decode(scales, u + 1, 0, a[(i + 1) % 2]);
       } else if (kWhole && next) {
         scales = NextScales();
-        Decode(scales, 0, a[0]);
+        LoadCodes(0);
+        Decode(scales, 0, 0, a[0]);
       }
       if (!in_chain) {
         ptx::WgmmaWait<0>();
@@ -408,13 +494,22 @@ struct TileConsumer {
         if (slice_ends) sums.EndSlice();
       }
     }
+    if (!kWhole) {  // waits behind branches would not be seen by the compiler
+      ptx::WgmmaWait<0>();
+      ptx::WgmmaPin(sums.chain);
+      if (!Shape::kGroups) {
+        Release(first + tiles - 1);
+        sums.EndSlice();
+      }
+    }
     at.Advance();
   }
 
   __device__ __forceinline__ void Run(int k_tiles, TileSums<Shape>& sums) {
-    uint32_t a[2][4][4];
+    Fragments a[2];
     Scales scales = NextScales();
-    Decode(scales, 0, a[0]);
+    LoadCodes(0);
+    Decode(scales, 0, 0, a[0]);
     int left = k_tiles;
     for (; left >= kSliceTiles; left -= kSliceTiles)
       AddSlice<true>(kSliceTiles, left > kSliceTiles, scales, a, sums);
@@ -424,32 +519,32 @@ struct TileConsumer {
 
 // ---- From the accumulators to y
 
-struct RowEnd {
-  float scale;
-  float bias;
-
-  __device__ __forceinline__ float Apply(float sum) const { return sum * scale + bias; }
-};
-
 // Without a bias -0, which changes nothing.
 __device__ __forceinline__ RowEnd EndOf(const TileWork& work, const TileOutput& out, int row) {
   if (row >= out.n) return {0.0f, 0.0f};
   return {work.row_scales[row], work.bias != nullptr ? work.bias[row] : -0.0f};
 }
 
-// What a lane's accumulators become. Of row g of the warp's row tile, and of row g + 8.
-struct RowEnds {
-  RowEnd low;
-  RowEnd high;
-};
+// Of the warpgroup with these 64 rows and kN tokens of a tile.
+template <int kN>
+__device__ __forceinline__ TileEnd EndOf(const TileWork& work, const TileOutput& out, int row_part,
+                                         int token_part) {
+  const int first_row = work.row_tile * kTileRows + row_part * kWarpgroupRows;
+  const int row =
+      first_row + threadIdx.x % kWarpgroupThreads / 32 * kTileRows + threadIdx.x % 32 / 4;
+  return {.rows = {EndOf(work, out, row), EndOf(work, out, row + 8)},
+          .first_row = first_row,
+          .first = work.first_token + token_part * kN,
+          .end = work.first_token + work.tokens};
+}
 
 // Accumulators of a warpgroup: rows from first_row on, tokens [first, end) of y. BF16 goes through
 // shared memory, (kN tokens, 64 rows) in the swizzle of tokens.h, so that neighbouring rows of W
 // are stored together.
 template <int kN>
 __device__ __forceinline__ void Store(const TileOutput& out, const float (&total)[kN / 2],
-                                      const RowEnds& ends, int first_row, int first, int end,
-                                      std::byte* staging, int barrier) {
+                                      const TileEnd& tile, std::byte* staging, int barrier) {
+  const auto [rows, first_row, first, end] = tile;
   const int thread = threadIdx.x % kWarpgroupThreads;
   const int warp = thread / 32;
   const int lane = thread % 32;
@@ -461,7 +556,7 @@ __device__ __forceinline__ void Store(const TileOutput& out, const float (&total
       const int token = first + i / 4 * 8 + lane % 4 * 2 + i % 2;
       const int n = row + i % 4 / 2 * 8;
       if (token < end && n < out.n)
-        out.y_f32[token * out.stride + n] = (i % 4 < 2 ? ends.low : ends.high).Apply(total[i]);
+        out.y_f32[token * out.stride + n] = (i % 4 < 2 ? rows.low : rows.high).Apply(total[i]);
     }
     return;
   }
@@ -471,7 +566,7 @@ __device__ __forceinline__ void Store(const TileOutput& out, const float (&total
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const float* pair = total + 4 * (i + m / 2) + 2 * (m % 2);
-      const RowEnd& row_end = m % 2 == 0 ? ends.low : ends.high;
+      const RowEnd& row_end = m % 2 == 0 ? rows.low : rows.high;
       values[m] = ptx::PackBf16(row_end.Apply(pair[0]), row_end.Apply(pair[1]));
     }
     const int token = 8 * (i + lane / 16) + lane % 8;
@@ -529,27 +624,28 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const
   const WeightTiles& like = problem.like();
   const int count = problem.count();
   // Of a warp; past the weight's end whatever is there: it is not stored.
-  const auto row_tiles = [&](int turn) -> const std::byte* {
+  const auto row_tile_of = [&](int turn) -> const std::byte* {
     const int index = static_cast<int>(blockIdx.x + turn * gridDim.x);
     if (index >= count) return nullptr;
     const TileWork work = problem.At(index);
     const int tile = work.row_tile + row_part * kTilesOfPart + warp;
     return work.weight + min(tile, like.row_tiles - 1) * like.row_tile_bytes;
   };
-  WeightRing<Shape, decltype(row_tiles)> weights(storage, row_tiles, like);
-  TileConsumer<Shape, decltype(row_tiles)> consumer(storage, weights, token_part, like);
+  WeightRing<Shape> weights(storage, like);
+  int turn = 0;
+  for (; turn < weights.kAhead; ++turn) weights.Announce(turn, row_tile_of(turn));
+  weights.Start();
+  TileConsumer<Shape> consumer(storage, weights, warpgroup, token_part, like);
   std::byte* const staging = storage.outputs + warpgroup * (Shape::kN * kWarpgroupRows * 2);
   for (int i = blockIdx.x; i < count; i += gridDim.x) {
-    const TileWork work = problem.At(i);
+    weights.Announce(turn, row_tile_of(turn));
+    ++turn;
     const TileOutput& out = problem.output();
-    const int first_row = (work.row_tile + row_part * kTilesOfPart) * kTileRows;
-    const int row = first_row + warp * kTileRows + threadIdx.x % 32 / 4;
-    const RowEnds ends = {EndOf(work, out, row), EndOf(work, out, row + 8)};
+    const TileEnd end = EndOf<Shape::kN>(problem.At(i), out, row_part, token_part);
     TileSums<Shape> sums(staging);
     consumer.Run(like.k_tiles, sums);
     sums.Finish(warpgroup + 1);
-    Store<Shape::kN>(out, sums.total, ends, first_row, work.first_token + token_part * Shape::kN,
-                     work.first_token + work.tokens, staging, warpgroup + 1);
+    Store<Shape::kN>(out, sums.total, end, staging, warpgroup + 1);
   }
 }
 

@@ -391,18 +391,16 @@ struct TurnWork {
 
   // y of a pass, from its finished total.
   __device__ __forceinline__ void StorePass(int pass, const float (&total)[Shape::kN / 2]) const {
-    const int warp = threadIdx.x % kWarpgroupThreads / 32;
-    const int first_row =
-        (rows.begin + pass * rows.pass_tiles) * kTileRows + group * kWarpgroupRows;
-    const int row = first_row + warp * kTileRows + threadIdx.x % 32 / 4;
     const TileOutput out = {p.y, p.y_f32, p.y_stride,
                             min(p.weight.n, rows.PassEnd(pass) * kTileRows), p.add};
-    const TileWork work = {.row_scales = p.weight.row_scales, .bias = p.bias};
-    const RowEnds ends = {EndOf(work, out, row), EndOf(work, out, row + 8)};
+    const TileWork work = {.row_scales = p.weight.row_scales,
+                           .bias = p.bias,
+                           .row_tile = rows.begin + pass * rows.pass_tiles,
+                           .tokens = static_cast<int>(p.m)};
+    const TileEnd end = EndOf<Shape::kN>(work, out, group, part);
     // Another warpgroup of the row group may have stored the pass before.
     if (Shape::kTurns > 1 && pass > 0) ptx::BarrierWait(storage.stored + group, (pass - 1) & 1);
-    Store<Shape::kN>(out, total, ends, first_row, part * Shape::kN, static_cast<int>(p.m),
-                     storage.staging + group * Shape::kStagingBytes,
+    Store<Shape::kN>(out, total, end, storage.staging + group * Shape::kStagingBytes,
                      kStagingBarrier + group * Shape::kTurns + turn);
     if (Shape::kTurns > 1 && threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.stored + group);
   }

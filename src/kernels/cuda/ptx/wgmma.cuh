@@ -138,6 +138,25 @@ __device__ __forceinline__ void WgmmaBf16<128>(float (&d)[64], const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
+template <>
+__device__ __forceinline__ void WgmmaBf16<176>(float (&d)[88], const uint32_t (&a)[4], uint64_t b,
+                                               bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %93, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87}, "
+      "{%88, %89, %90, %91}, %92, p, 1, 1, 0;}"
+      : NIBBLE_ACC16(0), NIBBLE_ACC16(16), NIBBLE_ACC16(32), NIBBLE_ACC16(48), NIBBLE_ACC16(64),
+        NIBBLE_ACC4(80), NIBBLE_ACC4(84)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
 // The same with B transposed: kN / 64 tiles of B, each 16 rows (K) of 64 BF16 (N contiguous) in the
 // 128-byte swizzle; tiles lie `tile_bytes` apart. Rows of atom j are at 128 j more.
 __device__ __forceinline__ uint64_t WgmmaDescriptorTransposed(const void* b, uint32_t tile_bytes) {
