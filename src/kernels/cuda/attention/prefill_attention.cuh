@@ -34,9 +34,14 @@ struct PrefillShared {
   static constexpr int kLeafBytes = kLeafKeys * kDim * 2;
   static constexpr int kPieceBytes = kLeafKeys * 128;  // 64 dimensions of a leaf
 
+  // FP8 codes on their way into the ring, if there is room: a place has those of half a leaf.
+  static constexpr int kStages = kShareRows ? 0 : 3;
+  static constexpr int kStageBytes = kLeafKeys * kDim;
+
   uint8_t ring[kSlots][kLeafBytes];
   uint8_t queries[kShareRows ? kLeafBytes : 16];  // as a leaf; else they are in registers
   float total[2][kValueDims / 2][128];            // o of finished groups, of each thread
+  uint8_t stages[kStages > 0 ? kStages* kStageBytes : 16];
   uint64_t filled[kSlots];
   uint64_t freed[kSlots];
 };
@@ -112,7 +117,9 @@ struct PrefillProducer {
   }
 
   __device__ __forceinline__ void Run(int first_leaf, int last_leaf) const {
-    if constexpr (kFp8) {
+    if constexpr (kFp8 && Shared::kStages > 0) {
+      RunStagedFp8(first_leaf, last_leaf);
+    } else if constexpr (kFp8) {
       RunFp8(first_leaf, last_leaf);
     } else {
       RunBf16(first_leaf, last_leaf);
@@ -149,8 +156,60 @@ struct PrefillProducer {
     }
   }
 
-  // FP8 goes through registers, a batch of rows at a time; the next batch is loaded while the
-  // present one is widened.
+  // FP8 codes are copied ahead into places of shared memory, which a thread fills and reads alone,
+  // and are widened on their way into the ring.
+  __device__ __forceinline__ void RunStagedFp8(int first_leaf, int last_leaf) const {
+    RingCursor<Shared::kSlots> to;
+    const int units = 2 * (last_leaf - first_leaf + 1);  // keys, values, keys, ...
+    Pages pages = PagesOf(first_leaf);
+    Pages next_pages = pages;
+    const auto copy_ahead = [&](int unit) {
+      if (unit < units) {
+        const int leaf = first_leaf + unit / 2;
+        if (unit % 2 == 0) {
+          pages = next_pages;
+          next_pages = PagesOf(leaf + 1);
+        }
+        CopyCodes(StageOf(unit), unit % 2 == 0 ? p.k : p.v, pages, leaf);
+      }
+      ptx::CommitCopies();
+    };
+    for (int unit = 0; unit < Shared::kStages; ++unit) copy_ahead(unit);
+    for (int unit = 0; unit < units; ++unit) {
+      ptx::WaitForCopies<Shared::kStages - 1>();
+      ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
+      const auto* from = reinterpret_cast<const uint4*>(StageOf(unit)) + threadIdx.x;
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass)
+        StoreWidened(shared.ring[to.slot], RowOfPass(pass), from[pass * 128]);
+      ptx::BarrierArrive(&shared.filled[to.slot]);
+      to.Advance();
+      copy_ahead(unit + Shared::kStages);
+    }
+  }
+  __device__ __forceinline__ uint8_t* StageOf(int unit) const {
+    return shared.stages + unit % Shared::kStages * Shared::kStageBytes;
+  }
+  __device__ __forceinline__ void CopyCodes(uint8_t* stage, const uint8_t* cache,
+                                            const Pages& pages, int leaf) const {
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass)
+      ptx::CopyAsync16OrZero(stage + (pass * 128 + threadIdx.x) * 16,
+                             RowOf(cache, pages, leaf, pass) + threadIdx.x % kPieces * 16,
+                             IsSeen(leaf * kLeafKeys + RowOfPass(pass)));
+  }
+
+  // A piece is an atom of 16 dimensions, stored in the order of E4M3Slot.
+  __device__ __forceinline__ static void StoreWidened(uint8_t* to, int row, uint4 c) {
+    const int piece = threadIdx.x % kPieces;
+    *reinterpret_cast<uint4*>(LeafChunk(to, row, piece * 2)) = {E4M3Even(c.x), E4M3Even(c.y),
+                                                                E4M3Even(c.z), E4M3Even(c.w)};
+    *reinterpret_cast<uint4*>(LeafChunk(to, row, piece * 2 + 1)) = {E4M3Odd(c.x), E4M3Odd(c.y),
+                                                                    E4M3Odd(c.z), E4M3Odd(c.w)};
+  }
+
+  // Without room for that they go through registers, a batch of rows at a time; the next batch is
+  // loaded while the present one is widened.
   static constexpr int kBatch = kPasses < 4 ? kPasses : 4;
   static constexpr int kBatches = kPasses / kBatch;
   struct Codes {
@@ -201,18 +260,10 @@ struct PrefillProducer {
     return codes;
   }
 
-  // A piece is an atom of 16 dimensions, stored in the order of E4M3Slot.
   __device__ __forceinline__ static void StoreCodes(uint8_t* to, const Codes& codes, int batch) {
-    const int piece = threadIdx.x % kPieces;
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int row = RowOfPass(batch * kBatch + i);
-      const uint4 c = codes.of_pass[i];
-      *reinterpret_cast<uint4*>(LeafChunk(to, row, piece * 2)) = {E4M3Even(c.x), E4M3Even(c.y),
-                                                                  E4M3Even(c.z), E4M3Even(c.w)};
-      *reinterpret_cast<uint4*>(LeafChunk(to, row, piece * 2 + 1)) = {E4M3Odd(c.x), E4M3Odd(c.y),
-                                                                      E4M3Odd(c.z), E4M3Odd(c.w)};
-    }
+    for (int i = 0; i < kBatch; ++i)
+      StoreWidened(to, RowOfPass(batch * kBatch + i), codes.of_pass[i]);
   }
 };
 
