@@ -24,6 +24,7 @@
 #include "kernels/cuda/ptx/async_copy.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
+#include "kernels/cuda/ptx/prefetch.cuh"
 #include "numerics/bf16.h"
 
 namespace nibble::kernels::cuda::decode {
@@ -512,6 +513,15 @@ __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan&
   }
 }
 
+// What the CTA's outputs are added to, into L1: it is read when the sums are finished.
+__device__ __forceinline__ void RequestRows(const DecodeArgs& args, int first_tile, int tile_end) {
+  const int tiles = tile_end - first_tile;
+  for (int i = static_cast<int>(threadIdx.x); i < args.m * tiles; i += kThreads) {
+    const int token = i / tiles, tile = first_tile + i - token * tiles;
+    ptx::PrefetchL1(args.y + token * args.y_stride + tile * kTileRows);
+  }
+}
+
 template <TileFormat kFormat, int kTokenTiles, int kStages, bool kStaged>
 __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan& plan) {
   extern __shared__ uint4 memory[];
@@ -561,6 +571,8 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
   } else {
     ptx::WaitForPredecessor();
   }
+  if constexpr (kTokenTiles == 1)
+    if (args.add) RequestRows(args, first_tile, tile_end);
 
   const LaneX<kTokenTiles> x(x_rows, x_stride, args.m, lane);
   Unit<kFormat, kTokenTiles, kStages> multiply = {weight, x, ring, loads, warp, lane};
