@@ -37,13 +37,10 @@ bool WideIsFaster(const WeightTiles& weight, int64_t m) {
 template <TileFormat kFormat, int kTokens>
 void LaunchShape(ScaledProblem problem, cudaStream_t stream) {
   using Shape = ScaledShape<kFormat, kTokens>;
-  DenseProblem& dense = problem.dense;
-  dense.tile_rows = Shape::kRows;
-  dense.tile_tokens = Shape::kTokens;
-  dense.row_blocks = (dense.p.weight.row_tiles + Shape::kRowTiles - 1) / Shape::kRowTiles;
-  dense.token_blocks = (static_cast<int>(dense.p.m) + Shape::kTokens - 1) / Shape::kTokens;
-  LaunchPdl(ScaledTilesKernel<Shape>, std::min(dense.count(), CurrentDevice().multiprocessors),
-            Shape::kThreads, Shape::kAllocatedBytes, stream, problem);
+  problem.dense.Cut<Shape>();
+  LaunchPdl(ScaledTilesKernel<Shape>,
+            std::min(problem.dense.count(), CurrentDevice().multiprocessors), Shape::kThreads,
+            Shape::kAllocatedBytes, stream, problem);
 }
 
 template <TileFormat kFormat>

@@ -23,6 +23,16 @@ struct DenseProblem {
   int row_blocks = 0;
   int token_blocks = 0;
 
+  // Into tiles of a shape: before everything else.
+  template <typename Shape>
+  void Cut() {
+    tile_rows = Shape::kRows;
+    tile_tokens = Shape::kTokens;
+    band_tiles = kBandTokens / Shape::kTokens;
+    row_blocks = (p.weight.row_tiles + Shape::kRowTiles - 1) / Shape::kRowTiles;
+    token_blocks = (static_cast<int>(p.m) + Shape::kTokens - 1) / Shape::kTokens;
+  }
+
   __device__ __forceinline__ const WeightTiles& like() const { return p.weight; }
   __device__ __forceinline__ const PreparedTokens& tokens() const { return p.x; }
   __device__ __forceinline__ TileOutput output() const {
@@ -42,13 +52,8 @@ struct DenseProblem {
 
 template <typename Shape>
 void LaunchDenseShape(const PrefillParams& p, void* stream) {
-  const DenseProblem problem = {
-      .p = p,
-      .tile_rows = Shape::kRows,
-      .tile_tokens = Shape::kTokens,
-      .band_tiles = kBandTokens / Shape::kTokens,
-      .row_blocks = (p.weight.row_tiles + Shape::kRowTiles - 1) / Shape::kRowTiles,
-      .token_blocks = (static_cast<int>(p.m) + Shape::kTokens - 1) / Shape::kTokens};
+  DenseProblem problem = {.p = p};
+  problem.Cut<Shape>();
   LaunchPdl(TilesKernel<Shape, DenseProblem>,
             std::min(problem.count(), CurrentDevice().multiprocessors), Shape::kThreads,
             Shape::kAllocatedBytes, static_cast<cudaStream_t>(stream), problem);
