@@ -78,7 +78,7 @@ def test_a_missing_model_says_what_was_tried():
 
 @pytest.mark.parametrize("flag, value, hint", [
     ("--device", "tpu", "auto, cpu, cuda or cuda:N"), ("--cpu-activations", "int3", "bf16, int16, int8 or requantized"),
-    ("--kv-cache-dtype", "int2", "bf16 or fp8"), ("--max-model-len", "many", "32k"), ("--block-size", "17", "17")])
+    ("--kv-cache-dtype", "int2", "bf16, fp8 or nvfp4"), ("--max-model-len", "many", "32k"), ("--block-size", "17", "17")])
 def test_bad_values_are_named_with_what_is_allowed(flag, value, hint, tiny):
     done = nibble("run", tiny, "hello", flag, value)
     assert done.returncode == 2
