@@ -16,10 +16,9 @@
 //   OWN-SLOT    a running sequence has a slot for drawn tokens (Sampler::drawn) that nobody else
 //               has.
 //   ONE-FORM    where prompts are computed in chunks, or with activations in NVFP4 or FP8, a
-//   position's
-//               form follows from its sequence's prompt alone (Sequence::FormBorder); other
-//               sequences see the pages and states of whole chunks, or of the prompt, alone, as a
-//               longer prompt computes the rest in another form.
+//               position's form follows from its sequence's prompt alone (Sequence::FormBorder);
+//               other sequences see the pages and states of whole chunks, or of the prompt, alone,
+//               as a longer prompt computes the rest in another form.
 //   ONE-ROPE    all cached tokens of a sequence were rotated with the frequencies that its length
 //               asks for (LongRoPE): a sequence that crosses the border computes its cache anew.
 //   ENDS-ONCE   each choice gets one Done, or the request one Error, and nothing after it.
