@@ -314,8 +314,9 @@ void RunBatch(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
         const auto* x = reinterpret_cast<const typename Kind::Activations*>(
                             job.activations + token * job.token_bytes) +
                         block * slots;
-        ((slots == kSizes && (AddChunk<Kind, kSizes>(decoded, x, count, sums + token), true)) ||
-         ...);
+        static_cast<void>(
+            ((slots == kSizes && (AddChunk<Kind, kSizes>(decoded, x, count, sums + token), true)) ||
+             ...));
       }
     }
     for (int64_t token = 0; token < job.m; ++token) StoreOutput(job, panel, token, sums[token]);
