@@ -91,3 +91,14 @@ def test_a_missing_instruction_and_a_missing_kernel_are_errors():
     ]
     opcodes["90a", "moe::Kernel"].add(check.OPCODES["HGMMA"])
     assert check.instruction_errors(opcodes, needed[:1]) == []
+
+
+def test_a_clamp_whose_predicate_is_used_is_an_error():
+    # As nvcc 13.0 assembles max(0, min(4, n)) for sm_90a, with and without `== 4` behind it, and min(k, n).
+    used = struct.pack("<QQ", 0x0000000402077848, 0x004FDA0003801100)
+    register = struct.pack("<QQ", 0x0000000007007248, 0x004FC80003801100)
+    unused = struct.pack("<QQ", 0x0000000402077848, 0x000FCA0003FE1100)
+    plain = struct.pack("<QQ", 0x0000000700077248, 0x004FCA0007FE0100)
+    code = {("90a", "Kernel"): [plain + used, register], ("100a", "Kernel"): [unused + plain]}
+    errors = check.clamp_errors(code)
+    assert len(errors) == 1 and errors[0].startswith("Kernel on sm_90a:") and "2 times" in errors[0]
