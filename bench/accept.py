@@ -52,7 +52,7 @@ def groups(shapes):
 
 def run(nibble, config, policy, kv, group, device):
     command = [nibble, "bench", "model", str(CONFIGS / config), "--device", device, "--load-format", "dummy",
-               "--dummy-policy", policy, "--max-num-batched-tokens", "8192", "--json", "--repeat", "1", *kv,
+               "--dummy-policy", policy, "--json", "--repeat", "1", *kv,
                "--decode", "2" if group[0][0] == "prefill" else "64", "--prompt", str(group[0][1]),
                "--batch", ",".join(str(b) for b in sorted({s[2] for s in group})),
                "--context", ",".join(str(c) for c in sorted({s[3] for s in group}))]

@@ -103,16 +103,12 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
       ->add_option(
           "--cpu-activations", o->cpu_activations,
           "of linears with 4-bit weights: bf16 (products exact to the last bits of FP32 sums), "
-          "int16 "
-          "(16-bit integers with a scale per 32 values, close to exact and 1.6 times as fast at "
-          "prompts), int8 (likewise in 8 bits, the fastest that is exact in the batch) or "
-          "requantized "
-          "(int8, and prompts of 32 tokens and more meet weights rounded to 8 bits per 128 values, "
-          "on "
-          "AVX-512 alone: answers then depend on how prompts are cut into steps; KL divergence of "
-          "SmolLM2-135M NVFP4 from BF16 0.196 nats per token instead of 0.184 with bf16 and 0.186 "
-          "with "
-          "int8); auto is int16")
+          "int16 (16-bit integers with a scale per 32 values, close to exact and 1.6 times as fast "
+          "at prompts), int8 (likewise in 8 bits, the fastest that is exact in the batch) or "
+          "requantized (int8, and prompts of 32 tokens and more meet weights rounded to 8 bits per "
+          "128 values, on AVX-512 alone: answers then depend on how prompts are cut into steps; KL "
+          "divergence of SmolLM2-135M NVFP4 from BF16 0.196 nats per token instead of 0.184 with "
+          "bf16 and 0.186 with int8); auto is int16")
       ->capture_default_str();
   command
       ->add_option(
@@ -140,8 +136,9 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
       ->capture_default_str();
   command
       ->add_option("--max-num-batched-tokens", o->max_num_batched_tokens,
-                   "tokens per step: the chunk of a prompt")
-      ->check(CLI::Range(16, 65536))
+                   "tokens per step: the chunk of a prompt; 0: 8192 on a GPU, less where memory is "
+                   "short, and 512 on a CPU")
+      ->check(CLI::Range(0, 65536))
       ->capture_default_str();
   command
       ->add_option("--max-num-queued-reqs", o->max_num_queued_reqs,

@@ -23,7 +23,7 @@ struct ModelOptions {
   std::string quantization;              // a cross-check, "" for none
   int64_t max_model_len = 0;             // 0: what the model allows and the memory fits
   int32_t max_num_seqs = 64;
-  int32_t max_num_batched_tokens = 512;
+  int32_t max_num_batched_tokens = 0;
   int32_t max_num_queued_reqs = -1;  // -1: 4 * max_num_seqs
   int32_t block_size = 16;
   int64_t kv_cache_memory_bytes = 0;  // 0: planned

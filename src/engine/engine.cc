@@ -228,29 +228,39 @@ class EngineImpl final : public Engine {
   std::thread thread_;
 };
 
+// Activations, logits and workspaces of steps of so many tokens.
+int64_t StepBytes(const models::Model& model, EngineOptions options, int32_t max_tokens) {
+  options.max_step_tokens = max_tokens;
+  const models::ModelInfo& info = model.info();
+  const StepLimits limits = MakeStepLimits(options, info.max_positions);
+  return model.ActivationBytes(limits.max_step()) +
+         Sampler::Bytes(model.ops(), {.vocab = info.vocab_size,
+                                      .max_rows = limits.max_rows(),
+                                      .max_sequences = options.max_sequences,
+                                      .max_top_logprobs = options.max_logprobs,
+                                      .pool = options.pool});
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<models::Model> model,
                                                std::shared_ptr<const text::Tokenizer> tokenizer,
-                                               const EngineOptions& options) {
+                                               const EngineOptions& given) {
+  EngineOptions options = given;
   const models::ModelInfo& info = model->info();
   NIBBLE_TRY(CheckOptions(options, info.max_positions));
-  StepLimits limits = MakeStepLimits(options, info.max_positions);
-  const Sampler::Options sampling{.vocab = info.vocab_size,
-                                  .max_rows = limits.max_rows(),
-                                  .max_sequences = options.max_sequences,
-                                  .max_top_logprobs = options.max_logprobs,
-                                  .pool = options.pool};
-  NIBBLE_ASSIGN(MemoryPlan plan,
-                PlanMemory({.available_bytes = model->ops().device->memory().free_bytes,
+  MemoryPlanInput memory = {.available_bytes = model->ops().device->memory().free_bytes,
                             .weight_bytes = info.weight_bytes,
-                            .activation_bytes = model->ActivationBytes(limits.max_step()) +
-                                                Sampler::Bytes(model->ops(), sampling),
                             .kv_bytes_per_token = models::KvBytesPerToken(info, options.kv_format),
                             .state_bytes = models::StateBytes(info),
-                            .max_positions = info.max_positions},
-                           options));
-  limits = MakeStepLimits(options, plan.max_model_len);
+                            .max_positions = info.max_positions};
+  const auto bytes_of_steps = [&](int32_t tokens) { return StepBytes(*model, options, tokens); };
+  if (options.max_step_tokens == 0)
+    options.max_step_tokens = DefaultStepTokens(model->ops().device->host_memory(), memory,
+                                                options.memory_fraction, bytes_of_steps);
+  memory.activation_bytes = bytes_of_steps(options.max_step_tokens);
+  NIBBLE_ASSIGN(MemoryPlan plan, PlanMemory(memory, options));
+  const StepLimits limits = MakeStepLimits(options, plan.max_model_len);
   NIBBLE_TRY(model->Prepare(limits.max_step()));
   NIBBLE_ASSIGN(auto core, Core::Create({.model = model.get(),
                                          .tokenizer = tokenizer.get(),

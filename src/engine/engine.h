@@ -116,10 +116,11 @@ struct Request {
 // ---- The engine ----
 
 struct EngineOptions {
-  int64_t max_model_len = 0;      // 0: the model's, or what the memory allows
-  int32_t max_sequences = 64;     // running at once (--max-num-seqs)
-  int32_t max_step_tokens = 512;  // --max-num-batched-tokens: the chunk of prefill
-  int32_t max_queued = -1;        // --max-num-queued-reqs; -1: 4 * max_sequences
+  int64_t max_model_len = 0;   // 0: the model's, or what the memory allows
+  int32_t max_sequences = 64;  // running at once (--max-num-seqs)
+  // --max-num-batched-tokens: the chunk of prefill. 0: by device and memory (DefaultStepTokens).
+  int32_t max_step_tokens = 0;
+  int32_t max_queued = -1;  // --max-num-queued-reqs; -1: 4 * max_sequences
   int32_t page_size = 16;
   kernels::KvFormat kv_format = kernels::KvFormat::kBf16;
   int64_t kv_bytes = 0;          // --kv-cache-memory-bytes; 0: from the memory plan
@@ -147,6 +148,7 @@ struct MemoryPlan {
   int64_t available_bytes = 0;
   int64_t weight_bytes = 0;
   int64_t activation_bytes = 0;
+  int32_t max_step_tokens = 0;
   int64_t kv_bytes = 0;
   int64_t kv_tokens = 0;  // capacity
   // Recurrent layers: a state per running sequence, and copies that the prefix cache keeps.

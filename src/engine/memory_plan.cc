@@ -68,9 +68,11 @@ Status CheckOptions(const EngineOptions& options, int64_t max_positions) {
   if (options.max_sequences < 1 || options.max_sequences > 4096)
     return Fail(Code::kInvalidArgument, "--max-num-seqs {}: must be between 1 and 4096",
                 options.max_sequences);
-  if (options.max_step_tokens < 2 || options.max_step_tokens > (1 << 20))
+  if (options.max_step_tokens != 0 &&
+      (options.max_step_tokens < 2 || options.max_step_tokens > (1 << 20)))
     return Fail(Code::kInvalidArgument,
-                "--max-num-batched-tokens {}: must be between 2 and 1048576",
+                "--max-num-batched-tokens {}: must be between 2 and 1048576, or 0 for what suits "
+                "the device",
                 options.max_step_tokens);
   if (!(options.memory_fraction > 0.0 && options.memory_fraction <= 1.0))
     return Fail(Code::kInvalidArgument,
@@ -112,6 +114,19 @@ Status CheckWeightsFit(const WeightsInput& input, double memory_fraction) {
               "may be used; {}",
               Bytes(input.weight_bytes - usable), Bytes(input.weight_bytes), Bytes(usable),
               Bytes(input.available_bytes), input.device, way_out);
+}
+
+int32_t DefaultStepTokens(bool on_host, const MemoryPlanInput& input, double memory_fraction,
+                          const std::function<int64_t(int32_t tokens)>& bytes_of) {
+  if (on_host) return kHostStepTokens;
+  const int64_t available = input.available_bytes + input.weight_bytes;
+  const double beside =
+      memory_fraction * static_cast<double>(available) - static_cast<double>(input.weight_bytes);
+  int32_t tokens = kDeviceStepTokens;
+  while (tokens > kHostStepTokens &&
+         static_cast<double>(bytes_of(tokens)) > kActivationShare * beside)
+    tokens /= 2;
+  return tokens;
 }
 
 Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions& options) {
@@ -166,6 +181,7 @@ Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions&
   plan.available_bytes = available;
   plan.weight_bytes = input.weight_bytes;
   plan.activation_bytes = input.activation_bytes;
+  plan.max_step_tokens = options.max_step_tokens;
   plan.max_sequences = options.max_sequences;
   plan.model_positions = input.max_positions;
   plan.max_model_len = options.max_model_len > 0
@@ -207,13 +223,13 @@ std::string MemoryPlan::ToString() const {
   return fmt::format(
       "memory plan\n"
       "  weights      {:>10}\n"
-      "  activations  {:>10}\n"
+      "  activations  {:>10}  of steps of {} tokens (--max-num-batched-tokens)\n"
       "  KV cache     {:>10}  {} tokens: {}\n"
       "{}"
       "  planned      {:>10}  of {} available\n"
       "  context      {:>10}  tokens{}, --max-model-len\n",
-      Bytes(weight_bytes), Bytes(activation_bytes), Bytes(kv_bytes), kv_tokens, DescribeRule(*this),
-      states, Bytes(planned), Bytes(available_bytes), max_model_len, shorter);
+      Bytes(weight_bytes), Bytes(activation_bytes), max_step_tokens, Bytes(kv_bytes), kv_tokens,
+      DescribeRule(*this), states, Bytes(planned), Bytes(available_bytes), max_model_len, shorter);
 }
 
 }  // namespace nibble::engine

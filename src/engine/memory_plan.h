@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string_view>
 
 #include "base/error.h"
@@ -31,6 +32,19 @@ struct WeightsInput {
 // kResourceExhausted with the bytes that are missing and the flag or command that would help.
 Status CheckWeightsFit(const WeightsInput& input, double memory_fraction);
 
+// What a step holds at most where nobody says it. On a CPU prompts gain nothing from more, and who
+// waits for a token waits for one step. On a GPU they do, and PromptBudget keeps steps short that
+// others wait for.
+inline constexpr int32_t kHostStepTokens = 512;
+inline constexpr int32_t kDeviceStepTokens = 8192;
+// Activations of such steps take at most this share of what the weights leave, down to steps of
+// kHostStepTokens.
+inline constexpr double kActivationShare = 0.125;
+
+// A power of two. bytes_of(tokens): activations, logits and workspaces of steps of so many.
+int32_t DefaultStepTokens(bool on_host, const MemoryPlanInput& input, double memory_fraction,
+                          const std::function<int64_t(int32_t tokens)>& bytes_of);
+
 // A request and its answer, as most of them are: sizes the default KV cache.
 inline constexpr int64_t kUsualSequenceTokens = 1024;
 // The default KV cache takes at most this share of what weights and activations leave: the machine
@@ -40,11 +54,11 @@ inline constexpr double kDefaultKvShare = 0.5;
 // Snapshots of recurrent states take at most this share of what weights and activations leave.
 inline constexpr double kSnapshotShare = 0.125;
 
-// The options have been checked. Without kv_bytes in them the KV cache holds the larger of one
-// whole context and max_sequences of kUsualSequenceTokens, within kDefaultKvShare. The context is
-// what the options ask for, and then lifts that share up to memory_fraction; else it is the model's
-// or what the cache holds, whichever is less. An error names the bytes that are missing and the
-// option that would make it fit.
+// The options have been checked, and max_step_tokens is set. Without kv_bytes in them the KV cache
+// holds the larger of one whole context and max_sequences of kUsualSequenceTokens, within
+// kDefaultKvShare. The context is what the options ask for, and then lifts that share up to
+// memory_fraction; else it is the model's or what the cache holds, whichever is less. An error
+// names the bytes that are missing and the option that would make it fit.
 Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions& options);
 
 }  // namespace nibble::engine

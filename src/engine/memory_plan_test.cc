@@ -136,6 +136,26 @@ TEST(CheckOptions, NamesFlagValueAndRange) {
   fails({.kv_bytes = -1}, "--kv-cache-memory-bytes -1");
 }
 
+// On a GPU as many as the activations' share allows; a CPU takes what it always takes.
+TEST(MemoryPlan, StepsAreAsLargeAsDeviceAndMemoryAllow) {
+  int64_t bytes_per_token = kMiB / 100;
+  const auto tokens = [&](bool on_host) {
+    return DefaultStepTokens(on_host, Input(), 0.9,
+                             [&](int32_t tokens) { return tokens * bytes_per_token; });
+  };
+  EXPECT_EQ(tokens(false), 8192) << "80 of the 800 MiB beside the weights";
+  EXPECT_EQ(tokens(true), 512);
+  bytes_per_token = kMiB / 30;
+  EXPECT_EQ(tokens(false), 2048);
+  bytes_per_token = kMiB;
+  EXPECT_EQ(tokens(false), 512) << "the least, and the plan says what is missing";
+
+  const auto plan = PlanMemory(Input(), {.max_step_tokens = 2048});
+  ASSERT_TRUE(plan);
+  EXPECT_NE(plan->ToString().find("of steps of 2048 tokens (--max-num-batched-tokens)"),
+            std::string::npos);
+}
+
 // Recurrent layers: a state per sequence first, then snapshots within their share, then the KV
 // cache.
 TEST(MemoryPlan, RecurrentStatesComeBeforeTheKvCache) {
