@@ -149,9 +149,11 @@ void AddModelOptions(CLI::App* command, ModelOptions* o, bool positional = true)
       ->check(CLI::IsMember({16, 32, 64, 128, 256}))
       ->capture_default_str();
   command
-      ->add_option("--kv-cache-memory-bytes", o->kv_cache_memory_bytes,
-                   "KV cache: 512M, 4G; 0: one context or 1024 tokens per sequence, whichever is "
-                   "more, in at most half of the memory beside the weights")
+      ->add_option(
+          "--kv-cache-memory-bytes", o->kv_cache_memory_bytes,
+          "KV cache: 512M, 4G; 0: in a GPU's own memory a whole context per sequence, as far "
+          "as the plan may go; else one context or 1024 tokens per sequence, whichever is "
+          "more, in at most half of the memory beside the weights")
       ->transform(kSize);
   command
       ->add_option("--gpu-memory-utilization,--memory-utilization", o->memory_utilization,

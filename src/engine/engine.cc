@@ -253,7 +253,8 @@ Result<std::unique_ptr<Engine>> Engine::Create(std::unique_ptr<models::Model> mo
                             .weight_bytes = info.weight_bytes,
                             .kv_bytes_per_token = models::KvBytesPerToken(info, options.kv_format),
                             .state_bytes = models::StateBytes(info),
-                            .max_positions = info.max_positions};
+                            .max_positions = info.max_positions,
+                            .dedicated = !model->ops().device->shares_host_memory()};
   const auto bytes_of_steps = [&](int32_t tokens) { return StepBytes(*model, options, tokens); };
   if (options.max_step_tokens == 0)
     options.max_step_tokens = DefaultStepTokens(model->ops().device->host_memory(), memory,

@@ -157,6 +157,7 @@ struct MemoryPlan {
   int64_t snapshots = 0;
   KvSizeRule kv_rule = KvSizeRule::kOption;
   int32_t max_sequences = 0;
+  int64_t sequence_tokens = 0;  // kSequences: of each
   int64_t max_model_len = 0;
   int64_t model_positions = 0;  // the model's own context: max_model_len may be less
 

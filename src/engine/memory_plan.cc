@@ -24,7 +24,7 @@ std::string DescribeRule(const MemoryPlan& plan) {
       return "as --kv-cache-memory-bytes says";
     case KvSizeRule::kSequences:
       return fmt::format("{} (--max-num-seqs) sequences of {}{}", plan.max_sequences,
-                         std::min(kUsualSequenceTokens, plan.max_model_len), kOther);
+                         plan.sequence_tokens, kOther);
     case KvSizeRule::kContext:
       return fmt::format("one whole context (--max-model-len){}", kOther);
     case KvSizeRule::kShare:
@@ -175,8 +175,9 @@ Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions&
   const auto share = static_cast<int64_t>(
       kDefaultKvShare * static_cast<double>(available - input.weight_bytes -
                                             input.activation_bytes - plan.all_state_bytes()));
-  const int64_t pages_default =
-      options.kv_bytes > 0 ? pages_limit : std::clamp<int64_t>(share / page_bytes, 1, pages_limit);
+  const int64_t pages_default = options.kv_bytes > 0 || input.dedicated
+                                    ? pages_limit
+                                    : std::clamp<int64_t>(share / page_bytes, 1, pages_limit);
 
   plan.available_bytes = available;
   plan.weight_bytes = input.weight_bytes;
@@ -189,9 +190,9 @@ Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions&
                            : std::min(input.max_positions, pages_default * options.page_size);
   const int64_t whole_context = PagesFor(
       options.max_model_len > 0 ? options.max_model_len : input.max_positions, options.page_size);
-  const int64_t usual =
-      PagesFor(std::min(kUsualSequenceTokens, plan.max_model_len), options.page_size) *
-      options.max_sequences;
+  plan.sequence_tokens =
+      input.dedicated ? plan.max_model_len : std::min(kUsualSequenceTokens, plan.max_model_len);
+  const int64_t usual = PagesFor(plan.sequence_tokens, options.page_size) * options.max_sequences;
   int64_t pages = std::min(std::max(whole_context, usual), pages_default);
   if (options.max_model_len > 0) pages = std::max(pages, whole_context);
   if (options.kv_bytes > 0) {

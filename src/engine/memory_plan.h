@@ -17,6 +17,7 @@ struct MemoryPlanInput {
   int64_t kv_bytes_per_token = 0;  // of all layers
   int64_t state_bytes = 0;         // of all recurrent layers, per sequence
   int64_t max_positions = 0;       // of the model
+  bool dedicated = false;          // the memory is the device's own: nothing else lives in it
 };
 
 // kInvalidArgument with the flag, the value and the allowed range.
@@ -45,18 +46,19 @@ inline constexpr double kActivationShare = 0.125;
 int32_t DefaultStepTokens(bool on_host, const MemoryPlanInput& input, double memory_fraction,
                           const std::function<int64_t(int32_t tokens)>& bytes_of);
 
-// A request and its answer, as most of them are: sizes the default KV cache.
+// A request and its answer, as most of them are: sizes the default KV cache in memory that a
+// machine has for everything. There it takes at most this share of what weights and activations
+// leave: the prefix cache would fill whatever it gets.
 inline constexpr int64_t kUsualSequenceTokens = 1024;
-// The default KV cache takes at most this share of what weights and activations leave: the machine
-// is not the server's alone, and the prefix cache fills whatever it gets.
 inline constexpr double kDefaultKvShare = 0.5;
 
 // Snapshots of recurrent states take at most this share of what weights and activations leave.
 inline constexpr double kSnapshotShare = 0.125;
 
 // The options have been checked, and max_step_tokens is set. Without kv_bytes in them the KV cache
-// holds the larger of one whole context and max_sequences of kUsualSequenceTokens, within
-// kDefaultKvShare. The context is what the options ask for, and then lifts that share up to
+// holds max_sequences whole contexts, as far as memory_fraction goes, where the memory is
+// dedicated; elsewhere the larger of one whole context and max_sequences of kUsualSequenceTokens,
+// within kDefaultKvShare. The context is what the options ask for, and then lifts that share up to
 // memory_fraction; else it is the model's or what the cache holds, whichever is less. An error
 // names the bytes that are missing and the option that would make it fit.
 Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions& options);

@@ -136,6 +136,24 @@ TEST(CheckOptions, NamesFlagValueAndRange) {
   fails({.kv_bytes = -1}, "--kv-cache-memory-bytes -1");
 }
 
+// Nobody else uses a GPU's own memory: all of it that the fraction allows, if sequences can fill
+// it.
+TEST(MemoryPlan, TakesDedicatedMemoryForWholeContexts) {
+  MemoryPlanInput input = Input();
+  input.dedicated = true;
+  const auto plan = PlanMemory(input, {.max_sequences = 64, .memory_fraction = 0.9});
+  ASSERT_TRUE(plan) << plan.error().message();
+  EXPECT_EQ(plan->kv_tokens, 64 * 8192);
+  ExpectRule(*plan, KvSizeRule::kSequences, "64 (--max-num-seqs) sequences of 8192");
+
+  input.max_positions = 1 << 17;
+  const auto full = PlanMemory(input, {.max_sequences = 64, .memory_fraction = 0.9});
+  ASSERT_TRUE(full);
+  EXPECT_EQ(full->kv_bytes, (900 - 150) * kMiB);
+  EXPECT_EQ(full->max_model_len, 1 << 17);
+  ExpectRule(*full, KvSizeRule::kMemory, "--gpu-memory-utilization");
+}
+
 // On a GPU as many as the activations' share allows; a CPU takes what it always takes.
 TEST(MemoryPlan, StepsAreAsLargeAsDeviceAndMemoryAllow) {
   int64_t bytes_per_token = kMiB / 100;
