@@ -76,8 +76,9 @@ Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sample
       states_(setup_.plan.live_states, setup_.plan.snapshots, pool_.pages()),
       batch_(setup_.limits, pool_.page_size(), prompt_chunk_,
              setup_.model->info().prompt_forms.any(), setup_.options.even_routing),
-      // On a CPU even one token can take longer.
-      prompt_budget_(!setup_.model->ops().device->host_memory(), setup_.limits.max_tokens),
+      prompt_budget_(setup_.model->ops().device->host_memory() ? PromptBudget::kHostStepSeconds
+                                                               : PromptBudget::kDeviceStepSeconds,
+                     setup_.limits.max_tokens),
       stats_(setup_.plan.max_model_len),
       launches_ahead_(setup_.launches_ahead.value_or(!setup_.model->ops().device->host_memory())),
       steps_(std::move(steps)) {

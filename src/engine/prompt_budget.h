@@ -20,29 +20,30 @@ namespace nibble::engine {
 
 class PromptBudget {
  public:
-  // Token gaps stay below 60 ms with room for the answers' own part and for a host that is late.
-  static constexpr double kStepSeconds = 0.040;
+  // What a step may take. On a GPU token gaps stay below 60 ms, with room for the answers' own part
+  // and for a host that is late; on a CPU a reader sees no long stop.
+  static constexpr double kDeviceStepSeconds = 0.040;
+  static constexpr double kHostStepSeconds = 0.500;
   static constexpr double kMostSlower = 1.5;  // than a step of answers alone, if that is slow
   static constexpr int64_t kLeast = 64;
   static constexpr int64_t kFirst = 128;  // before anything is known
   static_assert(kLeast >= kernels::kDeltaChunk,
                 "a prompt that advances by chunks would stand still");
 
-  // limits false: nothing is ever held back.
-  PromptBudget(bool limits, int64_t max_tokens)
-      : limits_(limits), max_tokens_(max_tokens), tokens_(limits ? kFirst : max_tokens) {}
+  PromptBudget(double step_seconds, int64_t max_tokens)
+      : step_seconds_(step_seconds), max_tokens_(max_tokens) {}
 
   int64_t tokens() const { return std::min(tokens_, max_tokens_); }
 
   // A step with so many prompt tokens, or of answers alone, took so long.
   void Observe(int64_t prompt_tokens, double seconds) {
-    if (!limits_ || seconds <= 0) return;
+    if (seconds <= 0) return;
     if (prompt_tokens == 0) {
       answers_seconds_ = std::min(seconds, std::exchange(last_answers_seconds_, seconds));
       return;
     }
     answers_seconds_ = std::min(answers_seconds_, seconds);  // the step held the answers, too
-    const double limit = std::max(kStepSeconds, kMostSlower * answers_seconds_);
+    const double limit = std::max(step_seconds_, kMostSlower * answers_seconds_);
     const auto allowed =
         static_cast<int64_t>(std::min(static_cast<double>(prompt_tokens) * limit / seconds, 1e9));
     if (seconds <= limit) {
@@ -53,9 +54,9 @@ class PromptBudget {
   }
 
  private:
-  const bool limits_;
+  const double step_seconds_;
   const int64_t max_tokens_;
-  int64_t tokens_;
+  int64_t tokens_ = kFirst;
   double answers_seconds_ = 0;       // of a step of answers alone, at most
   double last_answers_seconds_ = 0;  // of the last such step
 };

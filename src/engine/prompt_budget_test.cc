@@ -5,18 +5,20 @@
 namespace nibble::engine {
 namespace {
 
+constexpr double kLimit = PromptBudget::kDeviceStepSeconds;
+
 // Steps of a device that takes `base` + `each` * tokens; how many it takes until the budget holds.
 void Converge(PromptBudget& budget, double base, double each, int64_t prompt) {
   for (int step = 0; step < 20; ++step) {
     const int64_t tokens = std::min(prompt, budget.tokens());
     const double seconds = base + each * static_cast<double>(tokens);
-    EXPECT_LT(seconds, PromptBudget::kStepSeconds * 1.01) << "step " << step;
+    EXPECT_LT(seconds, kLimit * 1.01) << "step " << step;
     budget.Observe(tokens, seconds);
   }
 }
 
 TEST(PromptBudget, GrowsToWhatAStepMayTakeAndNotBeyond) {
-  PromptBudget budget(true, 8192);
+  PromptBudget budget(kLimit, 8192);
   EXPECT_EQ(budget.tokens(), PromptBudget::kFirst);
   Converge(budget, 5e-3, 2e-5, 1 << 20);
   EXPECT_GT(budget.tokens(), 1650);  // 1,750 take 40 ms
@@ -25,7 +27,7 @@ TEST(PromptBudget, GrowsToWhatAStepMayTakeAndNotBeyond) {
 }
 
 TEST(PromptBudget, ShrinksWhenStepsTakeLonger) {
-  PromptBudget budget(true, 8192);
+  PromptBudget budget(kLimit, 8192);
   budget.Observe(8192, 0.34);  // alone in its step
   EXPECT_EQ(budget.tokens(), PromptBudget::kFirst)
       << "slower than allowed, but no reason to shrink";
@@ -38,7 +40,7 @@ TEST(PromptBudget, ShrinksWhenStepsTakeLonger) {
 }
 
 TEST(PromptBudget, SlowAnswersAndShortTailsDoNotStarvePrompts) {
-  PromptBudget budget(true, 8192);
+  PromptBudget budget(kLimit, 8192);
   Converge(budget, 5e-3, 2e-5, 1 << 20);
   const int64_t grown = budget.tokens();
   budget.Observe(3, 0.2);
@@ -52,7 +54,7 @@ TEST(PromptBudget, SlowAnswersAndShortTailsDoNotStarvePrompts) {
 }
 
 TEST(PromptBudget, OneSlowStepOfAnswersDoesNotLiftTheLimit) {
-  PromptBudget budget(true, 8192);
+  PromptBudget budget(kLimit, 8192);
   Converge(budget, 5e-3, 2e-5, 1 << 20);
   budget.Observe(0, 5e-3);
   budget.Observe(0, 1.5);  // records a shape
@@ -62,16 +64,16 @@ TEST(PromptBudget, OneSlowStepOfAnswersDoesNotLiftTheLimit) {
   budget.Observe(0, 1.5);
   for (int step = 0; step < 20; ++step) {
     const double seconds = 5e-3 + 2e-5 * static_cast<double>(budget.tokens());
-    EXPECT_LT(seconds, PromptBudget::kMostSlower * PromptBudget::kStepSeconds * 1.01);
+    EXPECT_LT(seconds, PromptBudget::kMostSlower * kLimit * 1.01);
     budget.Observe(budget.tokens(), seconds);
   }
 }
 
-TEST(PromptBudget, WithoutALimitAStepIsFull) {
-  PromptBudget budget(false, 512);
-  budget.Observe(512, 100.0);
-  EXPECT_EQ(budget.tokens(), 512);
-  EXPECT_EQ(PromptBudget(true, 16).tokens(), 16) << "never more than a step holds";
+TEST(PromptBudget, NeverMoreThanAStepHolds) {
+  PromptBudget budget(PromptBudget::kHostStepSeconds, 16);
+  EXPECT_EQ(budget.tokens(), 16);
+  for (int step = 0; step < 5; ++step) budget.Observe(16, 1e-3);
+  EXPECT_EQ(budget.tokens(), 16);
 }
 
 }  // namespace
