@@ -1,4 +1,4 @@
-// What the two files of 4-bit codes times integers on AVX-512 hand to linear_avx512.cc, which makes
+// What the other files of AVX-512 hand to linear_avx512.cc, which makes
 // LinearKernels of it.
 #pragma once
 
@@ -22,7 +22,17 @@ struct CodeRuns {
 struct FloatRuns {
   PanelRun bf16 = nullptr;
   PanelRun fp8 = nullptr;
+  PanelRun int8_bf16 = nullptr;
 };
+
+struct IntRuns {
+  PanelRun int4_int8 = nullptr;
+  PanelRun int4_int24 = nullptr;
+  PanelRun int8_int8 = nullptr;
+};
+
+IntRuns Avx512IntStreamRuns();  // of one tile up to 7
+IntRuns Avx512IntBatchRuns();   // of tiles up to 7
 
 FloatRuns Avx512FloatStreamRuns();  // of one tile up to 7, FP8 alone
 FloatRuns Avx512FloatBatchRuns();   // of tiles up to 7

@@ -101,14 +101,18 @@ struct Int8Block {
 };
 static_assert(sizeof(Int8Block) == 48);
 
+// INT4 codes less their zero points, which are at most 16, plus this are unsigned.
+inline constexpr int kInt4Offset = 16;
+
 // Quantised, for INT4 and INT8 weights: their zero points z differ by row, so that every row takes
-// back z * sum(q) on its own.
+// back z * sum(q) on its own, or meets the start of codes that have lost theirs.
 struct Int8SumBlock {
   int8_t q[kBlockK];
   int32_t minus_sum;  // -sum(q): fits 16 bits
+  int32_t start;      // kFloatMagicBits - kInt4Offset * sum(q)
   float scale;
 };
-static_assert(sizeof(Int8SumBlock) == 40);
+static_assert(sizeof(Int8SumBlock) == 44);
 
 // Fixed point: x * 2^60 = q * scale with a power of two as scale, in pair order. |q| < 2^14, so
 // that a sum of 16 products with doubled E2M1 stays below 2^22.
@@ -140,6 +144,16 @@ struct Int24Block {
   float scale;
 };
 static_assert(sizeof(Int24Block) == 112);
+
+// BF16 activations of INT4 weights, likewise, with a scale per block and as in Int8SumBlock. A sum
+// of 32 products stays below 2^31, as the largest q of BF16 is 2^22 - 2^14.
+struct Int24SumBlock {
+  int8_t digits[3][kBlockK];
+  int32_t start;  // -kInt4Offset * sum(q)
+  int32_t minus_sum;
+  float scale;
+};
+static_assert(sizeof(Int24SumBlock) == 108);
 
 // Quantised, for weights that are requantised to int8: the blocks of 32 k of kWideK k in one.
 // Within every 8 k the order is 0, 4, 2, 6, 1, 5, 3, 7: that of the bytes of two vectors of code

@@ -59,6 +59,10 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
     if (bf16.run != nullptr) return Plan{bf16, kernels.prepare_bf16, kernels.bf16_block_bytes};
     return Plan{int24, kernels.prepare_int24, sizeof(Int24Block)};
   };
+  const auto with_int4 = [&](const PanelKernel& int24, const PanelKernel& bf16) {
+    if (bf16.run != nullptr) return Plan{bf16, kernels.prepare_bf16, kernels.bf16_block_bytes};
+    return Plan{int24, kernels.prepare_int24_sum, sizeof(Int24SumBlock)};
+  };
   const auto with_bf16 = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_bf16, kernels.bf16_block_bytes};
   };
@@ -83,7 +87,8 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
     case WeightFormat::kF32:
       return with_f32(kernels.f32);
     case WeightFormat::kInt4:
-      return int8 ? with_int8_sum(kernels.int4_int8) : with_bf16(kernels.int4_bf16);
+      return int8 ? with_int8_sum(kernels.int4_int8)
+                  : with_int4(kernels.int4_int24, kernels.int4_bf16);
     case WeightFormat::kInt8:
       return int8 ? with_int8_sum(kernels.int8_int8) : with_bf16(kernels.int8_bf16);
   }

@@ -51,12 +51,6 @@ NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, Row c) {
   return FmaSplat(w.low, x[0], FmaSplat(w.high, x[1], c));
 }
 
-// Byte `kByte` of every dword, signed, as a float.
-template <int kByte>
-NIBBLE_INLINE __m256 FloatOfByte(__m256i bytes) {
-  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(bytes, 24 - 8 * kByte), 24));
-}
-
 template <int P>
 NIBBLE_INLINE Pairs Bf16Pair(const std::byte* p) {
   const __m256i a = Load256(p + P * 64);
@@ -167,17 +161,34 @@ NIBBLE_INLINE Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int8Su
   return {_mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b)};
 }
 
+// Digit by digit from the highest: what is there counts 256 times as much as the next.
+template <int kBits>
+NIBBLE_INLINE Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int24SumBlock& x) {
+  static_assert(kBits == 4);
+  const __m256i minus_sum = SplatDword(&x.minus_sum);
+  IntRow sum = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 3
+  for (int digit = 0; digit < 3; ++digit) {
+    // |a sum over 16 k| <= 15 * 128 * 2 * 4 fits 16 bits.
+    const IntRow first = Dot16<0>(codes, x.digits[digit]);
+    const IntRow second = Dot16<4>(codes, x.digits[digit]);
+    sum.a = _mm256_add_epi32(_mm256_slli_epi32(sum.a, 8), _mm256_add_epi32(first.a, second.a));
+    sum.b = _mm256_add_epi32(_mm256_slli_epi32(sum.b, 8), _mm256_add_epi32(first.b, second.b));
+  }
+  sum.a = _mm256_add_epi32(sum.a, _mm256_mullo_epi32(zeros.a, minus_sum));
+  sum.b = _mm256_add_epi32(sum.b, _mm256_mullo_epi32(zeros.b, minus_sum));
+  return {_mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b)};
+}
+
 template <int kBits>
 struct PairZeros {
-  __m256i a;  // INT4: bytes. INT8: dwords
+  __m256i a;
   __m256i b;
 };
 
 template <int kBits>
 NIBBLE_INLINE PairZeros<kBits> MakePairZeros(const Zeros& zeros) {
-  if constexpr (kBits == 8) return {zeros.a, zeros.b};
-  const __m256i splat = _mm256_set1_epi32(0x01010101);
-  return {_mm256_mullo_epi32(zeros.a, splat), _mm256_mullo_epi32(zeros.b, splat)};
+  return {zeros.a, zeros.b};
 }
 
 // Byte `kByte` of every dword less the zero point, as a float.
@@ -190,20 +201,12 @@ NIBBLE_INLINE __m256 FloatOfInt8(__m256i bytes, __m256i zeros) {
 
 template <int kBits, int P>
 NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
+  static_assert(kBits == 8);
   constexpr int kByte = P % 4 / 2;
-  constexpr bool kHigh = P % 2 == 1;
-  if constexpr (kBits == 4) {
-    const auto nibbles = [&](const std::byte* at) { return Nibbles<kHigh>(Load256(at)); };
-    const __m256i a = _mm256_sub_epi8(nibbles(p + P / 4 * 64), zeros.a);
-    const __m256i b = _mm256_sub_epi8(nibbles(p + P / 4 * 64 + 32), zeros.b);
-    return {.low = {FloatOfByte<kByte>(a), FloatOfByte<kByte>(b)},
-            .high = {FloatOfByte<kByte + 2>(a), FloatOfByte<kByte + 2>(b)}};
-  } else {
-    const __m256i a = Load256(p + (P / 4 * 2 + P % 2) * 64);
-    const __m256i b = Load256(p + (P / 4 * 2 + P % 2) * 64 + 32);
-    return {.low = {FloatOfInt8<kByte>(a, zeros.a), FloatOfInt8<kByte>(b, zeros.b)},
-            .high = {FloatOfInt8<kByte + 2>(a, zeros.a), FloatOfInt8<kByte + 2>(b, zeros.b)}};
-  }
+  const __m256i a = Load256(p + (P / 4 * 2 + P % 2) * 64);
+  const __m256i b = Load256(p + (P / 4 * 2 + P % 2) * 64 + 32);
+  return {.low = {FloatOfInt8<kByte>(a, zeros.a), FloatOfInt8<kByte>(b, zeros.b)},
+          .high = {FloatOfInt8<kByte + 2>(a, zeros.a), FloatOfInt8<kByte + 2>(b, zeros.b)}};
 }
 
 #include "kernels/cpu/linear/panel_output.inc"
@@ -213,6 +216,8 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
 #include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
+//
+#include "kernels/cpu/linear/int_sum_loops.inc"
 
 // ---- Probes: enough independent sums to hide the latency of a product
 
@@ -268,6 +273,7 @@ constexpr LinearKernels kOwnKernels = {
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_digits = PrepareInt16<DigitBlock>,
     .prepare_int24 = PrepareInt24,
+    .prepare_int24_sum = PrepareInt24Sum,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
@@ -275,9 +281,9 @@ constexpr LinearKernels kOwnKernels = {
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
-    .int4_int8 = MakeKernel<IntsInt8<4>, 1, 4>(),
-    .int4_bf16 = MakeKernel<IntsBf16<4>, 1, 4>(),
-    .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4>(),
+    .int4_int8 = MakeKernel<IntSums<4, Int8SumBlock>, 1, 4>(),
+    .int4_int24 = MakeKernel<IntSums<4, Int24SumBlock>, 1, 4>(),
+    .int8_int8 = MakeKernel<IntSums<8, Int8SumBlock>, 1, 4>(),
     .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4>(),
 };
 

@@ -36,56 +36,13 @@ template <int P>
 NIBBLE_INLINE Pairs Fp8Pair(const std::byte* p) {
   return WidenWords(Fp8Words<P>(p));
 }
-// An INT4 code at bit s of a dword becomes a float where it stands: with the bits of 2^(23 - s),
-// whose mantissa counts bit s as 1, it is 2^(23 - s) + code. That holds up to s = 16; the codes at
-// bits 20, 24 and 28 are shifted to 8, 12 and 16 first.
-constexpr int kInt4Places = 5;  // s = 0, 4, .. 16
-constexpr int kInt4Shift = 12;
-constexpr int32_t MagicOfBit(int s) { return (127 + 23 - s) << 23; }
-
-template <>
-struct PairZeros<4> {
-  Row v[kInt4Places];  // 2^(23 - s) + zero point
-};
-
 template <int kBits>
 NIBBLE_INLINE PairZeros<kBits> MakePairZeros(Zeros zeros) {
-  if constexpr (kBits == 8) {
-    return MakeInt8Zeros(zeros);
-  } else {
-    PairZeros<4> pair_zeros;
-#pragma GCC unroll 5
-    for (int i = 0; i < kInt4Places; ++i) {
-      const Row magic = _mm512_castsi512_ps(_mm512_set1_epi32(MagicOfBit(4 * i)));
-      pair_zeros.v[i] = AddRows(_mm512_cvtepi32_ps(zeros), magic);
-    }
-    return pair_zeros;
-  }
+  return MakeInt8Zeros(zeros);
 }
-
-// k of the 8 in the dwords at p.
-template <int kK>
-NIBBLE_INLINE Row Int4Row(const std::byte* p, const PairZeros<4>& zeros) {
-  constexpr int kBit = kK % 4 * 8 + kK / 4 * 4;
-  constexpr bool kInPlace = kBit < 4 * kInt4Places;
-  constexpr int s = kInPlace ? kBit : kBit - kInt4Shift;
-  constexpr int kMaskOr = 0xEA;  // (a & b) | c
-  const __m512i dwords = _mm512_load_si512(p);
-  const __m512i code = _mm512_ternarylogic_epi32(
-      kInPlace ? dwords : _mm512_srli_epi32(dwords, kInt4Shift), _mm512_set1_epi32(0xF << s),
-      _mm512_set1_epi32(MagicOfBit(s)), kMaskOr);
-  return _mm512_sub_ps(_mm512_castsi512_ps(code), zeros.v[s / 4]);
-}
-
 template <int kBits, int P>
 NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
-  if constexpr (kBits == 4) {
-    constexpr int kLow = kPairLow[P % 4];
-    return {.low = Int4Row<kLow>(p + P / 4 * 64, zeros),
-            .high = Int4Row<kLow + 2>(p + P / 4 * 64, zeros)};
-  } else {
-    return Int8Rows<P>(p, zeros);
-  }
+  return Int8Rows<P>(p, zeros);
 }
 
 #include "kernels/cpu/linear/panel_output.inc"
@@ -153,20 +110,23 @@ LinearKernels MakeTable() {
       .prepare_int16 = PrepareInt16<Int16Block>,
       .prepare_digits = PrepareInt16<DigitBlock>,
       .prepare_int24 = PrepareInt24,
+      .prepare_int24_sum = PrepareInt24Sum,
       .prepare_wide_int8 = PrepareWideInt8,
       .prepare_bf16 = PrepareBf16,
       .bf16_block_bytes = sizeof(PairBlock),
       .prepare_f32 = PrepareF32,
       .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
       .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
-      .int4_int8 = MakeKernel<IntsInt8<4>, 1, 2, 4, 8, 12>(),
-      .int4_bf16 = MakeKernel<IntsBf16<4>, 1, 2, 4, 8, 12>(),
-      .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4, 12>(),
-      .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4, 12>(),
   };
   const FloatRuns floats = Avx512FloatBatchRuns();
   kernels.bf16 = FloatKernel<DenseBf16>(floats.bf16);
   kernels.fp8 = CodeKernel(Avx512FloatStreamRuns().fp8, floats.fp8);
+  kernels.int8_bf16 = FloatKernel<IntsBf16<8>>(floats.int8_bf16);
+  const IntRuns int_stream = Avx512IntStreamRuns();
+  const IntRuns int_batch = Avx512IntBatchRuns();
+  kernels.int4_int8 = CodeKernel(int_stream.int4_int8, int_batch.int4_int8);
+  kernels.int4_int24 = CodeKernel(int_stream.int4_int24, int_batch.int4_int24);
+  kernels.int8_int8 = CodeKernel(int_stream.int8_int8, int_batch.int8_int8);
   const CodeRuns stream = Avx512StreamRuns();
   const CodeRuns batch = Avx512BatchRuns();
   kernels.nvfp4_requantized = BatchKernel(batch.nvfp4_requantized);

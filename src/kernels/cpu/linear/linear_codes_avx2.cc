@@ -211,12 +211,15 @@ NIBBLE_INLINE void StreamPart(const std::byte* codes, const ScaleBytes& scales,
   TakeSum<Kind>(sum, ScaleOfPart<Kind, kPart>(scales), x, kPart, acc);
 }
 
+// `left` bytes of the panel from the group on.
 template <typename Kind>
-NIBBLE_INLINE void StreamGroup(const std::byte* group, const typename Kind::Activations* x,
-                               Row& acc, Row& total) {
+NIBBLE_INLINE void StreamGroup(const PanelJob& job, const std::byte* group, int64_t left,
+                               const typename Kind::Activations* x, Row& acc, Row& total) {
+  PrefetchStream<kScaleBytes>(group, left, job.panel_bytes);
   ScaleBytes scales = LoadScaleBytes(group);
   for (int block = 0; block < CodeLayout<Kind::kFormat>::kBlocks; ++block, ++x) {
     const std::byte* codes = group + kScaleBytes + block * kCodeBytes;
+    PrefetchStream<kCodeBytes>(codes, left - (codes - group), job.panel_bytes);
     StreamPart<Kind, 0>(codes, scales, *x, acc);
     if constexpr (Kind::kParts == 2) StreamPart<Kind, 1>(codes, scales, *x, acc);
     scales = NextScales<Kind::kFormat>(scales);
@@ -236,11 +239,10 @@ void RunStream(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
     const int64_t second = panels == 2 ? job.panel_bytes : 0;
     Row acc[2] = {ZeroRow(), ZeroRow()};
     Row total[2] = {ZeroRow(), ZeroRow()};
+    const std::byte* const end = w + job.panel_bytes;
     for (int64_t group = 0; group < job.groups; ++group, w += kGroupBytes, x += Layout::kBlocks) {
-      PrefetchStream<kGroupBytes>(w);
-      PrefetchStream<kGroupBytes>(w + second);
-      StreamGroup<Kind>(w, x, acc[0], total[0]);
-      StreamGroup<Kind>(w + second, x, acc[1], total[1]);
+      StreamGroup<Kind>(job, w, end - w, x, acc[0], total[0]);
+      StreamGroup<Kind>(job, w + second, end - w, x, acc[1], total[1]);
     }
     for (int i = 0; i < panels; ++i) {
       StoreOutput(job, panel + i, 0, Kind::kScaleBlocks > 0 ? total[i] : acc[i]);

@@ -18,6 +18,8 @@ namespace {
 #include "kernels/cpu/linear/panel_output.inc"
 //
 #include "kernels/cpu/linear/batch_avx512.inc"
+//
+#include "kernels/cpu/linear/int_panels_avx512.inc"
 
 // Vector 2p is the second member of pair p, vector 2p + 1 the first: the order of PairDot.
 NIBBLE_INLINE void WidenPair(__m512i words, Row* vectors) {
@@ -94,12 +96,38 @@ struct Fp8Kind : FloatKind {
   }
 };
 
+template <int... kPair>
+NIBBLE_INLINE void WidenInt8(const std::byte* p, const PairZeros<8>& zeros, Row* vectors,
+                             std::integer_sequence<int, kPair...>) {
+  const auto widen = [vectors](int pair, RowPair rows) {
+    vectors[2 * pair] = rows.high;
+    vectors[2 * pair + 1] = rows.low;
+  };
+  (widen(kPair, Int8Rows<kPair>(p, zeros)), ...);
+}
+
+struct Int8Bf16Kind : FloatKind, IntPanels<8> {
+  using IntPanels<8>::Blocks;
+  using Scale = Row;
+  static constexpr int kParts = 2;
+
+  static NIBBLE_INLINE void DecodeGroup(const PanelJob& job, int64_t panel, int64_t block,
+                                        const std::byte* p, DecodedBlock<Int8Bf16Kind>* out) {
+    const IntHeader header = HeaderOf<8>(job, panel, block);
+    WidenInt8(p, MakeInt8Zeros(header.zeros), out->vectors, AllPairs());
+    out->scales[0] = out->scales[1] = header.scale;
+  }
+  static NIBBLE_INLINE Row Take(Row acc, Row sum, Row scale, const F32Block&) {
+    return FmaRows(sum, scale, acc);
+  }
+};
+
 }  // namespace
 }  // namespace avx512_float_batch
 
 FloatRuns Avx512FloatBatchRuns() {
   using namespace avx512_float_batch;
-  return {.bf16 = kBatch<Bf16Kind>, .fp8 = kBatch<Fp8Kind>};
+  return {.bf16 = kBatch<Bf16Kind>, .fp8 = kBatch<Fp8Kind>, .int8_bf16 = kBatch<Int8Bf16Kind>};
 }
 
 }  // namespace nibble::kernels::cpu

@@ -52,9 +52,11 @@ void RunPair(const PanelJob& job, int64_t panel, int panels) {
 #pragma GCC unroll 16
   for (int i = 0; i < 2 * T; ++i) acc[i] = ZeroRow();
   int64_t left = job.blocks_per_scale;  // blocks until the next scale column
-  for (int64_t block = 0; block < 2 * job.groups; ++block, p += kBlockBytes, x += T) {
-    PrefetchStream<kBlockBytes>(p);
-    PrefetchStream<kBlockBytes>(p + second);
+  int64_t bytes_left = job.panel_bytes;
+  for (int64_t block = 0; block < 2 * job.groups;
+       ++block, p += kBlockBytes, bytes_left -= kBlockBytes, x += T) {
+    PrefetchStream<kBlockBytes>(p, bytes_left, job.panel_bytes);
+    PrefetchStream<kBlockBytes>(p + second, bytes_left, job.panel_bytes);
     const std::byte* const w[2] = {p, p + second};
     Row dot[2 * T];
 #pragma GCC unroll 16

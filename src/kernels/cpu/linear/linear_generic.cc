@@ -187,8 +187,9 @@ Row ScaledDot(const Codes& codes, const Scales& scales, const Int8Block& x) {
                  I == 0 ? scales.first : scales.second);
 }
 
-// What the digits stand for.
-inline int32_t ValueAt(const Int24Block& x, int k) {
+// What the digits stand for. Block: Int24Block or Int24SumBlock.
+template <typename Block>
+int32_t ValueAt(const Block& x, int k) {
   return x.digits[0][k] * 65536 + x.digits[1][k] * 256 + x.digits[2][k];
 }
 
@@ -295,6 +296,20 @@ Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int8SumBlock& x) {
 }
 
 template <int kBits>
+Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int24SumBlock& x) {
+  int32_t sums[kPanelRows] = {};
+  for (int k = 0; k < kBlockK; ++k) {
+    const int32_t value = ValueAt(x, k);
+    for (int row = 0; row < kPanelRows; ++row) {
+      sums[row] += (codes.w[k][row] - zeros.v[row]) * value;
+    }
+  }
+  Row sum;
+  for (int row = 0; row < kPanelRows; ++row) sum.v[row] = static_cast<float>(sums[row]);
+  return sum;
+}
+
+template <int kBits>
 using PairZeros = Zeros;
 template <int kBits>
 Zeros MakePairZeros(const Zeros& zeros) {
@@ -322,6 +337,8 @@ Pairs IntPair(const std::byte* p, const Zeros& zeros) {
 #include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
+//
+#include "kernels/cpu/linear/int_sum_loops.inc"
 
 // int16: the order of code_loops.inc.
 template <CodeFormat F>
@@ -381,6 +398,7 @@ constexpr LinearKernels kKernels = {
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_int16 = PrepareInt16<Int16Block>,
     .prepare_int24 = PrepareInt24,
+    .prepare_int24_sum = PrepareInt24Sum,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
@@ -394,9 +412,9 @@ constexpr LinearKernels kKernels = {
     .fp8 = MakeKernel<DenseFp8, 1>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1>(),
-    .int4_int8 = MakeKernel<IntsInt8<4>, 1>(),
-    .int4_bf16 = MakeKernel<IntsBf16<4>, 1>(),
-    .int8_int8 = MakeKernel<IntsInt8<8>, 1>(),
+    .int4_int8 = MakeKernel<IntSums<4, Int8SumBlock>, 1>(),
+    .int4_int24 = MakeKernel<IntSums<4, Int24SumBlock>, 1>(),
+    .int8_int8 = MakeKernel<IntSums<8, Int8SumBlock>, 1>(),
     .int8_bf16 = MakeKernel<IntsBf16<8>, 1>(),
 };
 

@@ -83,6 +83,7 @@ struct LinearKernels {
   void (*prepare_int16)(const PrepareJob&) = nullptr;
   void (*prepare_digits)(const PrepareJob&) = nullptr;
   void (*prepare_int24)(const PrepareJob&) = nullptr;
+  void (*prepare_int24_sum)(const PrepareJob&) = nullptr;
   void (*prepare_wide_int8)(const PrepareJob&) = nullptr;
   void (*prepare_bf16)(const PrepareJob&) = nullptr;
   int64_t bf16_block_bytes = 0;  // what prepare_bf16 makes of 32 activations
@@ -105,7 +106,8 @@ struct LinearKernels {
   PanelKernel f16;
   PanelKernel f32;
   PanelKernel int4_int8;
-  PanelKernel int4_bf16;
+  PanelKernel int4_int24;  // BF16 activations in fixed point, or
+  PanelKernel int4_bf16;   // as they are
   PanelKernel int8_int8;
   PanelKernel int8_bf16;
 };

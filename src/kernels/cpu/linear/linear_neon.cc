@@ -199,14 +199,6 @@ NIBBLE_INLINE Row Dot16Digits(const Codes& codes, const DigitBlock& x) {
 
 // ---- BF16 products
 
-// Byte `kByte` of every dword, signed.
-template <int kByte>
-NIBBLE_INLINE int32x4_t SignedByte(int8x16_t bytes) {
-  int32x4_t dwords = vreinterpretq_s32_s8(bytes);
-  if constexpr (kByte < 3) dwords = vshlq_n_s32(dwords, 24 - 8 * kByte);
-  return vshrq_n_s32(dwords, 24);
-}
-
 struct Pairs {
   Row low;
   Row high;
@@ -215,11 +207,6 @@ using PairBlock = F32Block;
 
 NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, const Row& c) {
   return FmaSplat(w.low, x[0], FmaSplat(w.high, x[1], c));
-}
-
-template <int kByte>
-NIBBLE_INLINE float32x4_t FloatOfByte(int8x16_t bytes) {
-  return vcvtq_f32_s32(SignedByte<kByte>(bytes));
 }
 
 template <int P>
@@ -326,15 +313,32 @@ NIBBLE_INLINE Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int8Su
 }
 
 template <int kBits>
+NIBBLE_INLINE Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int24SumBlock& x) {
+  static_assert(kBits == 4);
+  IntRow sum = ZeroInts();
+#pragma GCC unroll 3
+  for (int digit = 0; digit < 3; ++digit) {
+    for (int quad = 0; quad < kQuads; ++quad) {
+      sum.v[quad] = digit < 2
+                        ? vshlq_n_s32(sum.v[quad], 8)
+                        : vmlaq_n_s32(vshlq_n_s32(sum.v[quad], 8), zeros.v[quad], x.minus_sum);
+    }
+    sum = Dot16<0>(codes, vld1q_s8(x.digits[digit]), sum);
+    sum = Dot16<4>(codes, vld1q_s8(x.digits[digit] + 16), sum);
+  }
+  return FloatDot(sum);
+}
+
+template <int kBits>
 struct PairZeros {
-  int32x4_t v[kQuads];  // INT4: four equal bytes. INT8: dwords
+  int32x4_t v[kQuads];
 };
 
 template <int kBits>
 NIBBLE_INLINE PairZeros<kBits> MakePairZeros(const Zeros& zeros) {
   PairZeros<kBits> pair_zeros;
   for (int quad = 0; quad < kQuads; ++quad) {
-    pair_zeros.v[quad] = kBits == 4 ? vmulq_n_s32(zeros.v[quad], 0x01010101) : zeros.v[quad];
+    pair_zeros.v[quad] = zeros.v[quad];
   }
   return pair_zeros;
 }
@@ -350,21 +354,14 @@ NIBBLE_INLINE float32x4_t FloatOfInt8(uint8x16_t bytes, int32x4_t zeros) {
 
 template <int kBits, int P>
 NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
+  static_assert(kBits == 8);
   constexpr int kByte = P % 4 / 2;
   Pairs pairs;
 #pragma GCC unroll 4
   for (int quad = 0; quad < kQuads; ++quad) {
-    if constexpr (kBits == 4) {
-      const uint8x16_t nibbles = Nibbles < P % 2 == 1 > (Load128(p + P / 4 * 64 + 16 * quad));
-      const int8x16_t differences =
-          vsubq_s8(vreinterpretq_s8_u8(nibbles), vreinterpretq_s8_s32(zeros.v[quad]));
-      pairs.low.v[quad] = FloatOfByte<kByte>(differences);
-      pairs.high.v[quad] = FloatOfByte<kByte + 2>(differences);
-    } else {
-      const uint8x16_t bytes = Load128(p + (P / 4 * 2 + P % 2) * 64 + 16 * quad);
-      pairs.low.v[quad] = FloatOfInt8<kByte>(bytes, zeros.v[quad]);
-      pairs.high.v[quad] = FloatOfInt8<kByte + 2>(bytes, zeros.v[quad]);
-    }
+    const uint8x16_t bytes = Load128(p + (P / 4 * 2 + P % 2) * 64 + 16 * quad);
+    pairs.low.v[quad] = FloatOfInt8<kByte>(bytes, zeros.v[quad]);
+    pairs.high.v[quad] = FloatOfInt8<kByte + 2>(bytes, zeros.v[quad]);
   }
   return pairs;
 }
@@ -378,6 +375,8 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
 #include "kernels/cpu/linear/prepare_loops.inc"
 //
 #include "kernels/cpu/linear/int_loops.inc"
+//
+#include "kernels/cpu/linear/int_sum_loops.inc"
 
 // int16 as digits: what CodesInt16 computes by words, with a quarter of its instructions.
 template <CodeFormat F>
@@ -447,6 +446,7 @@ constexpr LinearKernels kKernels = {
     .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
     .prepare_digits = PrepareInt16<DigitBlock>,
     .prepare_int24 = PrepareInt24,
+    .prepare_int24_sum = PrepareInt24Sum,
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
@@ -460,9 +460,9 @@ constexpr LinearKernels kKernels = {
     .fp8 = MakeKernel<DenseFp8, 1, 4>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
-    .int4_int8 = MakeKernel<IntsInt8<4>, 1, 4>(),
-    .int4_bf16 = MakeKernel<IntsBf16<4>, 1, 4>(),
-    .int8_int8 = MakeKernel<IntsInt8<8>, 1, 4>(),
+    .int4_int8 = MakeKernel<IntSums<4, Int8SumBlock>, 1, 4>(),
+    .int4_int24 = MakeKernel<IntSums<4, Int24SumBlock>, 1, 4>(),
+    .int8_int8 = MakeKernel<IntSums<8, Int8SumBlock>, 1, 4>(),
     .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4>(),
 };
 

@@ -137,13 +137,16 @@ void RunPair(const PanelJob& job, int64_t panel, int panels) {
   [[maybe_unused]] Row total[2 * T];  // where activation scales come last
 #pragma GCC unroll 16
   for (int i = 0; i < 2 * T; ++i) acc[i] = total[i] = ZeroRow();
+  const std::byte* const end = w + job.panel_bytes;
   for (int64_t group = 0; group < job.groups; ++group, w += kCodeGroupBytes<F>) {
-    PrefetchStream<kCodeGroupBytes<F>>(w);
-    PrefetchStream<kCodeGroupBytes<F>>(w + second);
+    PrefetchStream<kScaleBytes>(w, end - w, job.panel_bytes);
+    PrefetchStream<kScaleBytes>(w + second, end - w, job.panel_bytes);
     ScaleBytes scales[2] = {LoadScaleBytes(w), LoadScaleBytes(w + second)};
     for (int block = 0; block < CodeLayout<F>::kBlocks; ++block, x += T) {
       const std::byte* first = w + kScaleBytes + block * kCodeBytes;
       const std::byte* const codes[2] = {first, first + second};
+      PrefetchStream<kCodeBytes>(codes[0], end - codes[0], job.panel_bytes);
+      PrefetchStream<kCodeBytes>(codes[1], end - codes[0], job.panel_bytes);
       if constexpr (Products::kDigits > 1) {
         AddPart24<F, 0, T>(codes, scales, x, acc);
         if constexpr (Products::kParts == 2) AddPart24<F, 1, T>(codes, scales, x, acc);
