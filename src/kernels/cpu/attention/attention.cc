@@ -14,12 +14,13 @@ namespace {
 // each widened key more often; their scores (1 KiB per row) should stay in the second-level cache.
 constexpr int64_t kTargetRows = 32;
 
-// With fewer tiles than this per thread, the threads share single chunks of keys instead.
+// With fewer tiles than this per thread, the threads share single chunks of keys instead: of all
+// tiles, or, where tiles are alike, of those that are left when every thread has had as many.
 constexpr int64_t kMinTilesPerThread = 4;
 
 // Chunk results per thread that the workspace holds between two merges.
-constexpr int64_t kChunksPerThread = 8;
-constexpr int64_t kMaxPieces = 1024;
+constexpr int64_t kChunksPerThread = 32;
+constexpr int64_t kMaxPieces = 2048;
 
 // Query rows of consecutive tokens of one sequence that share a KV head.
 struct Tile {
@@ -83,15 +84,17 @@ class AttentionRun {
 
   void Run() {
     const int threads = Threads(context_);
-    const bool share_tiles = tiles_ < kMinTilesPerThread * threads && threads > 1;
-    if (share_tiles) return RunByChunk();
+    int64_t shared = 0;  // tiles whose chunks are: the first ones
+    if (threads > 1 && tiles_ < kMinTilesPerThread * threads)
+      shared = TilesAreAlike() ? tiles_ % threads : tiles_;
     // Later tiles of a prompt see more keys: the longest come first.
-    ForEachItem(context_, tiles_, [&](int64_t item, int thread) {
-      const Tile tile = TileAt(tiles_ - 1 - item);
+    ForEachItem(context_, tiles_ - shared, [&](int64_t item, int thread) {
+      const int64_t tile = tiles_ - 1 - item;
       const AttentionAhead after =
-          item + threads < tiles_ ? Keys(TileAt(tiles_ - 1 - item - threads)) : AttentionAhead();
-      RunTile(tile, after, ThreadArena(thread));
+          tile - threads >= shared ? Keys(TileAt(tile - threads)) : AttentionAhead();
+      RunTile(TileAt(tile), after, ThreadArena(thread));
     });
+    RunByChunk(shared);
   }
 
  private:
@@ -111,6 +114,18 @@ class AttentionRun {
             .token = p_.q_start[b] + offset,
             .tokens = std::min(tile_tokens_, tokens - offset),
             .position = static_cast<int32_t>(p_.kv_len[b] - tokens + offset)};
+  }
+
+  // Whether all take about equally long.
+  bool TilesAreAlike() const {
+    if (tiles_ == 0) return true;
+    const auto chunks = [&](int64_t index) {
+      const Tile tile = TileAt(index);
+      return EndChunk(tile) - FirstChunk(tile);
+    };
+    for (int64_t i = 0; i < tiles_; i += p_.cache.kv_heads)
+      if (chunks(i) != chunks(0)) return false;
+    return true;
   }
 
   int32_t FirstVisible(int32_t position) const {
@@ -246,7 +261,7 @@ class AttentionRun {
     FinishTile(tile, sum);
   }
 
-  void RunByChunk() const;
+  void RunByChunk(int64_t tiles) const;
 
   const VectorKernels& kernels_;
   const OpContext& context_;
@@ -258,39 +273,43 @@ class AttentionRun {
   int64_t tiles_ = 0;
 };
 
-// Few tiles: their chunks in rounds of as many results as the workspace holds; after each round
-// every tile merges its chunks in order.
-void AttentionRun::RunByChunk() const {
+// The first tiles: their chunks in rounds of as many results as the workspace holds; after each
+// round every tile merges its chunks in order.
+void AttentionRun::RunByChunk(int64_t tiles) const {
+  if (tiles == 0) return;
   const int threads = Threads(context_);
   const int64_t rows = tile_tokens_ * group_;
   const int64_t slot_floats = StateFloats(rows, head_dim_);
   const int64_t capacity = std::min(threads * kChunksPerThread, kMaxPieces);
   Arena arena(reinterpret_cast<float*>(context_.workspace) + threads * thread_floats_);
-  float* sums = arena.Floats(tiles_ * slot_floats);
+  float* sums = arena.Floats(tiles * slot_floats);
   float* slots = arena.Floats(capacity * slot_floats);
   const auto state_at = [&](float* base, int64_t index) {
     return Arena(base + index * slot_floats).State(rows, head_dim_);
   };
-  for (int64_t i = 0; i < tiles_; ++i) ClearState(state_at(sums, i), rows);
+  for (int64_t i = 0; i < tiles; ++i) ClearState(state_at(sums, i), rows);
 
   struct Piece {
     int64_t tile;
     int32_t chunk;
   };
-  Piece next = {0, tiles_ > 0 ? FirstChunk(TileAt(0)) : 0};
-  while (next.tile < tiles_) {
+  Piece next = {0, FirstChunk(TileAt(0))};
+  while (next.tile < tiles) {
     Piece pieces[kMaxPieces];
     int64_t count = 0;
-    for (; count < capacity && next.tile < tiles_; ++count) {
+    for (; count < capacity && next.tile < tiles; ++count) {
       pieces[count] = next;
       if (++next.chunk < EndChunk(TileAt(next.tile))) continue;
-      if (++next.tile < tiles_) next.chunk = FirstChunk(TileAt(next.tile));
+      if (++next.tile < tiles) next.chunk = FirstChunk(TileAt(next.tile));
     }
     ForEachItem(context_, count, [&](int64_t item, int thread) {
       Arena scratch = ThreadArena(thread);
       const Tile tile = TileAt(pieces[item].tile);
       AttentionChunk chunk = PrepareTile(tile, scratch);
-      chunk.ahead = Keys(tile, pieces[item].chunk + 1);
+      if (item + threads < count) {
+        const Piece& after = pieces[item + threads];
+        chunk.ahead = Keys(TileAt(after.tile), after.chunk);
+      }
       Attend(chunk, pieces[item].chunk * kChunkKeys, scratch, state_at(slots, item));
     });
     const int64_t first_tile = pieces[0].tile;
@@ -302,7 +321,7 @@ void AttentionRun::RunByChunk() const {
                                TileAt(index).tokens * group_, head_dim_);
     });
   }
-  for (int64_t i = 0; i < tiles_; ++i) FinishTile(TileAt(i), state_at(sums, i));
+  for (int64_t i = 0; i < tiles; ++i) FinishTile(TileAt(i), state_at(sums, i));
 }
 
 }  // namespace
