@@ -35,19 +35,18 @@ bool WideIsFaster(const WeightTiles& weight, int64_t m) {
 }
 
 template <TileFormat kFormat, int kTokens>
-void LaunchShape(ScaledProblem problem, cudaStream_t stream) {
+void LaunchShape(const PrefillParams& p, const QuantizedTokens& x, cudaStream_t stream) {
   using Shape = ScaledShape<kFormat, kTokens>;
-  problem.dense.Cut<Shape>();
+  const ScaledProblem problem = {.dense = CutDense<Shape>(p), .x = x};
   LaunchPdl(ScaledTilesKernel<Shape>,
             std::min(problem.dense.count(), CurrentDevice().multiprocessors), Shape::kThreads,
             Shape::kAllocatedBytes, stream, problem);
 }
 
 template <TileFormat kFormat>
-void LaunchFormat(const ScaledProblem& problem, cudaStream_t stream) {
-  if (WideIsFaster(problem.dense.p.weight, problem.dense.p.m))
-    return LaunchShape<kFormat, kWide>(problem, stream);
-  LaunchShape<kFormat, kNarrow>(problem, stream);
+void LaunchFormat(const PrefillParams& p, const QuantizedTokens& x, cudaStream_t stream) {
+  if (WideIsFaster(p.weight, p.m)) return LaunchShape<kFormat, kWide>(p, x, stream);
+  LaunchShape<kFormat, kNarrow>(p, x, stream);
 }
 
 }  // namespace
@@ -86,19 +85,19 @@ void LinearFp8(const OpContext& context, const LinearParams& params) {
       rows.norm = {};
     }
     const int64_t first = token * params.y_stride;
-    const fp8::ScaledProblem problem = {
-        .dense = {.p = {.weight = weight.tiles(),
-                        .bias = params.bias,
-                        .y = params.y == nullptr ? nullptr : params.y + first,
-                        .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
-                        .y_stride = params.y_stride,
-                        .add = params.add,
-                        .m = m}},
-        .x = fp8::QuantizeTokens(rows, quantized, context.stream)};
+    const PrefillParams product = {
+        .weight = weight.tiles(),
+        .bias = params.bias,
+        .y = params.y == nullptr ? nullptr : params.y + first,
+        .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
+        .y_stride = params.y_stride,
+        .add = params.add,
+        .m = m};
+    const fp8::QuantizedTokens x = fp8::QuantizeTokens(rows, quantized, context.stream);
     if (weight.tiles().format == TileFormat::kFp8Groups) {
-      fp8::LaunchFormat<TileFormat::kFp8Groups>(problem, StreamOf(context));
+      fp8::LaunchFormat<TileFormat::kFp8Groups>(product, x, StreamOf(context));
     } else {
-      fp8::LaunchFormat<TileFormat::kFp8>(problem, StreamOf(context));
+      fp8::LaunchFormat<TileFormat::kFp8>(product, x, StreamOf(context));
     }
   }
 }

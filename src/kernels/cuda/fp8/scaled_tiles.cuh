@@ -219,26 +219,19 @@ struct ScaledConsumer {
 template <typename Shape>
 __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage,
                                         const ScaledProblem& problem) {
-  constexpr int kTilesOfPart = kWarpgroupRows / kTileRows;
   // The shuffle tells the compiler that it is the same for the warp.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
   const int warp = threadIdx.x % kWarpgroupThreads / 32;
   const WeightTiles& like = problem.dense.like();
   const int count = problem.dense.count();
-  const auto row_tile_of = [&](int turn) -> const std::byte* {
-    const int index = static_cast<int>(blockIdx.x + turn * gridDim.x);
-    if (index >= count) return nullptr;
-    const TileWork work = problem.dense.At(index);
-    const int tile = work.row_tile + warpgroup * kTilesOfPart + warp;
-    return work.weight + min(tile, like.row_tiles - 1) * like.row_tile_bytes;
-  };
+  const RowTilesOfWorks<DenseProblem> row_tiles{problem.dense, like, count, warpgroup, warp};
   WeightRing<Shape> weights(storage, like);
   int turn = 0;
-  for (; turn < weights.kAhead; ++turn) weights.Announce(turn, row_tile_of(turn));
+  for (; turn < weights.kAhead; ++turn) weights.Announce(turn, row_tiles.Of(turn));
   weights.Start();
   ScaledConsumer<Shape> consumer(storage, weights, warpgroup);
   for (int i = blockIdx.x; i < count; i += gridDim.x) {
-    weights.Announce(turn, row_tile_of(turn));
+    weights.Announce(turn, row_tiles.Of(turn));
     ++turn;
     const TileWork work = problem.dense.At(i);
     const TileOutput& out = problem.dense.output();

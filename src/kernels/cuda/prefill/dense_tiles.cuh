@@ -5,55 +5,40 @@
 
 #include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/prefill/dense_cut.h"
 #include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/prefill/tile_product.cuh"
 
 namespace nibble::kernels::cuda {
 
-// Tokens that are walked through all rows before the next ones: what of x stays in L2.
-constexpr int kBandTokens = 2112;
-
 struct DenseProblem {
   static constexpr bool kGathers = false;
 
   PrefillParams p;
-  int tile_rows = 0;
-  int tile_tokens = 0;
-  int band_tiles = 0;
-  int row_blocks = 0;
-  int token_blocks = 0;
-
-  // Into tiles of a shape: before everything else.
-  template <typename Shape>
-  void Cut() {
-    tile_rows = Shape::kRows;
-    tile_tokens = Shape::kTokens;
-    band_tiles = kBandTokens / Shape::kTokens;
-    row_blocks = (p.weight.row_tiles + Shape::kRowTiles - 1) / Shape::kRowTiles;
-    token_blocks = (static_cast<int>(p.m) + Shape::kTokens - 1) / Shape::kTokens;
-  }
+  DenseCut cut;
 
   __device__ __forceinline__ const WeightTiles& like() const { return p.weight; }
   __device__ __forceinline__ const PreparedTokens& tokens() const { return p.x; }
   __device__ __forceinline__ TileOutput output() const {
     return {p.y, p.y_f32, p.y_stride, p.weight.n, p.add};
   }
-  __host__ __device__ __forceinline__ int count() const { return row_blocks * token_blocks; }
+  __host__ __device__ __forceinline__ int count() const { return cut.count(); }
   __device__ __forceinline__ TileWork At(int index) const {
-    const int band = index / (band_tiles * row_blocks);
-    const int width = min(band_tiles, token_blocks - band * band_tiles);
-    const int within = index - band * band_tiles * row_blocks;
-    const int first = (band * band_tiles + within % width) * tile_tokens;
-    return {p.weight.data, p.weight.row_scales,
-            p.bias,        within / width * (tile_rows / kTileRows),
-            first,         min(tile_tokens, static_cast<int>(p.m) - first)};
+    const DenseTile tile = cut.At(index, p.m);
+    return {p.weight.data, p.weight.row_scales, p.bias,
+            tile.row_tile, tile.first_token,    tile.tokens};
   }
 };
 
+// Into tiles of a shape.
+template <typename Shape>
+DenseProblem CutDense(const PrefillParams& p) {
+  return {p, DenseCut(p.weight, p.m, Shape::kRows, Shape::kTokens)};
+}
+
 template <typename Shape>
 void LaunchDenseShape(const PrefillParams& p, void* stream) {
-  DenseProblem problem = {.p = p};
-  problem.Cut<Shape>();
+  const DenseProblem problem = CutDense<Shape>(p);
   LaunchPdl(TilesKernel<Shape, DenseProblem>,
             std::min(problem.count(), CurrentDevice().multiprocessors), Shape::kThreads,
             Shape::kAllocatedBytes, static_cast<cudaStream_t>(stream), problem);

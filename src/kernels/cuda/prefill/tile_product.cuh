@@ -20,12 +20,11 @@
 // change nothing, so that their way from L2 is no bound.
 #pragma once
 
-#include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/linear/fragments.cuh"
+#include "kernels/cuda/prefill/tile_output.cuh"
 #include "kernels/cuda/prefill/tile_sums.cuh"
 #include "kernels/cuda/prefill/tokens.h"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
-#include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "kernels/cuda/ptx/wgmma.cuh"
 
@@ -87,25 +86,6 @@ struct TileShape {
   static constexpr int kStagedTotals = kGroups && (kN == 128 || kConsumers == 3) ? kN / 4 : 0;
 };
 
-// One tile: rows [16 * row_tile, ...) of a weight by tokens [first_token, + tokens).
-struct TileWork {
-  const std::byte* weight = nullptr;  // row tile 0
-  const float* row_scales = nullptr;
-  const float* bias = nullptr;  // or null
-  int row_tile = 0;
-  int first_token = 0;
-  int tokens = 0;  // at most a tile's
-};
-
-// y or y_f32: (token, n). Rows of W from n on are not stored.
-struct TileOutput {
-  uint16_t* y = nullptr;
-  float* y_f32 = nullptr;
-  int64_t stride = 0;
-  int n = 0;
-  bool add = false;  // to y
-};
-
 #ifdef NIBBLE_HAVE_WGMMA
 
 // A slice's places in a ring of kSlices.
@@ -120,26 +100,6 @@ struct RingPosition {
       phase ^= 1;
     }
   }
-};
-
-// What becomes of a sum.
-struct RowEnd {
-  float scale;
-  float bias;
-
-  __device__ __forceinline__ float Apply(float sum) const { return sum * scale + bias; }
-};
-
-// What a thread's accumulators become, of rows g and g + 8 of its warp's row tile, and where they
-// go: rows from first_row on, tokens [first, end) of y.
-struct TileEnd {
-  struct {
-    RowEnd low;
-    RowEnd high;
-  } rows;
-  int first_row;
-  int first;
-  int end;
 };
 
 // The CTA's shared memory.
@@ -356,6 +316,28 @@ struct WeightRing {
   }
 };
 
+// The row tiles of a warp in the CTA's works. Past the weight's end whatever is there: it is not
+// stored.
+// References, as copies make ptxas schedule the kernels otherwise.
+template <typename Problem>
+struct RowTilesOfWorks {
+  const Problem& problem;
+  const WeightTiles& like;
+  const int& count;
+  const int& part;  // of the warpgroup
+  const int& warp;
+
+  // Null behind the last work.
+  __device__ __forceinline__ const std::byte* Of(int turn) const {
+    constexpr int kTilesOfPart = kWarpgroupRows / kTileRows;
+    const int index = static_cast<int>(blockIdx.x + turn * gridDim.x);
+    if (index >= count) return nullptr;
+    const TileWork work = problem.At(index);
+    const int tile = work.row_tile + part * kTilesOfPart + warp;
+    return work.weight + min(tile, like.row_tiles - 1) * like.row_tile_bytes;
+  }
+};
+
 // A consumer warpgroup.
 template <typename Shape>
 struct TileConsumer {
@@ -517,83 +499,6 @@ struct TileConsumer {
   }
 };
 
-// ---- From the accumulators to y
-
-// Without a bias -0, which changes nothing.
-__device__ __forceinline__ RowEnd EndOf(const TileWork& work, const TileOutput& out, int row) {
-  if (row >= out.n) return {0.0f, 0.0f};
-  return {work.row_scales[row], work.bias != nullptr ? work.bias[row] : -0.0f};
-}
-
-// Of the warpgroup with these 64 rows and kN tokens of a tile.
-template <int kN>
-__device__ __forceinline__ TileEnd EndOf(const TileWork& work, const TileOutput& out, int row_part,
-                                         int token_part) {
-  const int first_row = work.row_tile * kTileRows + row_part * kWarpgroupRows;
-  const int row =
-      first_row + threadIdx.x % kWarpgroupThreads / 32 * kTileRows + threadIdx.x % 32 / 4;
-  return {.rows = {EndOf(work, out, row), EndOf(work, out, row + 8)},
-          .first_row = first_row,
-          .first = work.first_token + token_part * kN,
-          .end = work.first_token + work.tokens};
-}
-
-// Accumulators of a warpgroup: rows from first_row on, tokens [first, end) of y. BF16 goes through
-// shared memory, (kN tokens, 64 rows) in the swizzle of tokens.h, so that neighbouring rows of W
-// are stored together.
-template <int kN>
-__device__ __forceinline__ void Store(const TileOutput& out, const float (&total)[kN / 2],
-                                      const TileEnd& tile, std::byte* staging, int barrier) {
-  const auto [rows, first_row, first, end] = tile;
-  const int thread = threadIdx.x % kWarpgroupThreads;
-  const int warp = thread / 32;
-  const int lane = thread % 32;
-
-  if (out.y_f32 != nullptr) {
-    const int row = first_row + warp * kTileRows + lane / 4;
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) {
-      const int token = first + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      const int n = row + i % 4 / 2 * 8;
-      if (token < end && n < out.n)
-        out.y_f32[token * out.stride + n] = (i % 4 < 2 ? rows.low : rows.high).Apply(total[i]);
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kN / 8; i += 2) {
-    uint32_t values[4];
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      const float* pair = total + 4 * (i + m / 2) + 2 * (m % 2);
-      const RowEnd& row_end = m % 2 == 0 ? rows.low : rows.high;
-      values[m] = ptx::PackBf16(row_end.Apply(pair[0]), row_end.Apply(pair[1]));
-    }
-    const int token = 8 * (i + lane / 16) + lane % 8;
-    const int chunk = 2 * warp + lane / 8 % 2;
-    ptx::StoreMatricesTransposed(staging + token * 128 + (chunk ^ token % 8) * 16, values);
-  }
-  ptx::SyncThreads(barrier, kWarpgroupThreads);
-  const int chunk = thread % 8;
-  const int n = first_row + 8 * chunk;
-  const bool whole =
-      out.stride % 8 == 0 && reinterpret_cast<uintptr_t>(out.y) % 16 == 0 && n + 8 <= out.n;
-  for (int t = thread / 8; t < kN && first + t < end; t += kWarpgroupThreads / 8) {
-    uint4 values = *reinterpret_cast<const uint4*>(staging + t * 128 + (chunk ^ t % 8) * 16);
-    uint16_t* y = out.y + (first + t) * out.stride + n;
-    if (out.add) values = AddBf16x8(LoadBf16x8(y, out.n - n, whole), values);
-    if (whole) {
-      *reinterpret_cast<uint4*>(y) = values;
-    } else {
-      const uint32_t words[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (n + i < out.n) y[i] = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
-    }
-  }
-  ptx::SyncThreads(barrier, kWarpgroupThreads);  // before the next tile's values
-}
-
 // ---- The kernel
 
 template <typename Shape, typename Problem>
@@ -615,7 +520,6 @@ __device__ __forceinline__ void Produce(const TileStorage<Shape>& storage, const
 
 template <typename Shape, typename Problem>
 __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const Problem& problem) {
-  constexpr int kTilesOfPart = kWarpgroupRows / kTileRows;
   // The shuffle tells the compiler that it is the same for the warp.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
   const int row_part = warpgroup % Shape::kParts;
@@ -623,22 +527,15 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const
   const int warp = threadIdx.x % kWarpgroupThreads / 32;
   const WeightTiles& like = problem.like();
   const int count = problem.count();
-  // Of a warp; past the weight's end whatever is there: it is not stored.
-  const auto row_tile_of = [&](int turn) -> const std::byte* {
-    const int index = static_cast<int>(blockIdx.x + turn * gridDim.x);
-    if (index >= count) return nullptr;
-    const TileWork work = problem.At(index);
-    const int tile = work.row_tile + row_part * kTilesOfPart + warp;
-    return work.weight + min(tile, like.row_tiles - 1) * like.row_tile_bytes;
-  };
+  const RowTilesOfWorks<Problem> row_tiles{problem, like, count, row_part, warp};
   WeightRing<Shape> weights(storage, like);
   int turn = 0;
-  for (; turn < weights.kAhead; ++turn) weights.Announce(turn, row_tile_of(turn));
+  for (; turn < weights.kAhead; ++turn) weights.Announce(turn, row_tiles.Of(turn));
   weights.Start();
   TileConsumer<Shape> consumer(storage, weights, warpgroup, token_part, like);
   std::byte* const staging = storage.outputs + warpgroup * (Shape::kN * kWarpgroupRows * 2);
   for (int i = blockIdx.x; i < count; i += gridDim.x) {
-    weights.Announce(turn, row_tile_of(turn));
+    weights.Announce(turn, row_tiles.Of(turn));
     ++turn;
     const TileOutput& out = problem.output();
     const TileEnd end = EndOf<Shape::kN>(problem.At(i), out, row_part, token_part);
