@@ -35,13 +35,10 @@ constexpr int64_t kMaxTextBytes = int64_t{256} << 20;
 constexpr size_t kLargeBytes = size_t{256} << 20;
 constexpr int kHelpers = 8;
 
-// E4M3 block scales from 1 to 3.75, 16 codes: blocks differ by no more than those of real weights
-// do, so that eight-bit activations lose no more either.
-constexpr uint8_t kScaleBase = 0x38;
-constexpr uint8_t kScaleMask = 0x0F;
-// E8M0 scales of four neighbouring powers of two; the root mean square of 1/2, 1, 2 and 4.
-constexpr uint8_t kPowerMask = 3;
-constexpr double kPowerRms = 2.3049;
+// E8M0 scales of 32 neighbouring powers of two, beside which activations of any size stay finite;
+// their root mean square, the largest being 1.
+constexpr uint8_t kPowerMask = 31;
+constexpr double kPowerRms = 0.20412;
 // Root mean square of 0 .. 15 less 8 and of 0 .. 255 less 128.
 constexpr double kInt4Rms = 4.6368;
 constexpr double kInt8Rms = 73.9002;
@@ -61,8 +58,10 @@ DummyValues Constant(double value) { return Floats(DType::kF32, value, 0); }
 DummyValues Scales(DType dtype, double centre) { return Floats(dtype, centre, 0.5 * centre); }
 
 DummyValues PowerScales(double rms) {
-  const int centre = static_cast<int>(std::lround(std::log2(rms / kPowerRms)));
-  return {.kind = Kind::kBytes, .base = static_cast<uint8_t>(127 + centre - 1), .mask = kPowerMask};
+  const int largest = static_cast<int>(std::lround(std::log2(rms / kPowerRms)));
+  return {.kind = Kind::kBytes,
+          .base = static_cast<uint8_t>(127 + largest - kPowerMask),
+          .mask = kPowerMask};
 }
 
 // What a linear's deviation should be.
@@ -300,11 +299,9 @@ class DummyCheckpoint final : public formats::Checkpoint, public WeightVisitor {
   void AddNvfp4(const std::string& prefix, const WeightScheme& scheme, int64_t n, int64_t k) {
     const bool packed = scheme.layout == WeightLayout::kCompressedTensors;
     const std::string stem = prefix + ".weight";
-    const double global =
-        Deviation(k) / (RmsOfE2m1Codes() * RmsOfE4m3Scales(kScaleBase, kScaleMask));
+    const double global = Deviation(k) / (RmsOfE2m1Codes() * RmsOfE4m3Codes());
     Add(packed ? stem + "_packed" : stem, DType::kU8, {n, k / 2}, {.kind = Kind::kBits});
-    Add(stem + "_scale", DType::kF8E4M3, {n, k / kNvfp4Block},
-        {.kind = Kind::kBytes, .base = kScaleBase, .mask = kScaleMask});
+    Add(stem + "_scale", DType::kF8E4M3, {n, k / kNvfp4Block}, {.kind = Kind::kE4m3Scales});
     // compressed-tensors stores divisors.
     if (packed) {
       Add(stem + "_global_scale", DType::kF32, {1}, Constant(1.0 / global));
@@ -431,9 +428,26 @@ json::object PolicyConfig(const json::object& config, const WeightSchemes& schem
   return result;
 }
 
-Result<std::unique_ptr<DummyCheckpoint>> Make(const std::string& path, const json::object& config,
+// Of the first layers alone: lists and patterns of an entry per layer are as long as there are.
+void KeepLayers(int64_t layers, json::object* config) {
+  if (auto* text = config->if_contains("text_config"); text != nullptr && text->is_object())
+    KeepLayers(layers, &text->get_object());
+  auto* stored = config->if_contains("num_hidden_layers");
+  if (stored == nullptr || !stored->is_int64() || stored->get_int64() <= layers) return;
+  const auto all = static_cast<size_t>(stored->get_int64());
+  *stored = layers;
+  for (auto& [name, value] : *config) {
+    if (value.is_array() && value.get_array().size() == all)
+      value.get_array().resize(static_cast<size_t>(layers));
+    if (value.is_string() && value.get_string().size() == all)
+      value.get_string().resize(static_cast<size_t>(layers));
+  }
+}
+
+Result<std::unique_ptr<DummyCheckpoint>> Make(const std::string& path, json::object config,
                                               const DummyOptions& options,
                                               const json::object* hf_quant) {
+  if (options.layers > 0) KeepLayers(options.layers, &config);
   if (options.linear_format == WeightFormat::kF32 || options.linear_format == WeightFormat::kF16 ||
       options.linear_format == WeightFormat::kInt8) {
     return Fail(Code::kUnsupported, "dummy weights are nvfp4, mxfp4, fp8, int4 or bf16, not {}",

@@ -37,6 +37,7 @@ struct DummyOptions {
   std::optional<WeightFormat> linear_format;
   bool activation_scales = false;  // with linear_format kNvfp4: W4A4 can be had
   uint64_t seed = 2;
+  int64_t layers = 0;  // the first so many alone, 0: all; weights are the same, whatever this is
   bool draft = false;  // with the MTP module, if the architecture has one
   // Makes tensors that are not small; null: the calling thread does, with helpers for huge ones.
   ThreadPool* pool = nullptr;

@@ -45,6 +45,7 @@ TEST(DummyValues, AnyPartIsAPartOfTheSameWhole) {
   using Kind = DummyValues::Kind;
   for (const DummyValues& values :
        {DummyValues{.kind = Kind::kBits}, DummyValues{.kind = Kind::kE4m3Codes},
+        DummyValues{.kind = Kind::kE4m3Scales},
         DummyValues{.kind = Kind::kFloats, .dtype = DType::kBF16, .spread = 1},
         DummyValues{.kind = Kind::kFloats, .dtype = DType::kF32, .centre = 2, .spread = 1},
         DummyValues{.kind = Kind::kQuotient, .first = 128}}) {
@@ -75,6 +76,7 @@ TEST(DummyValues, WordsAreTheSameBytes) {
   for (const DummyValues& values :
        {DummyValues{.kind = Kind::kBits, .stream = stream},
         DummyValues{.kind = Kind::kE4m3Codes, .stream = stream},
+        DummyValues{.kind = Kind::kE4m3Scales, .stream = stream},
         DummyValues{.kind = Kind::kBytes, .base = 0x38, .mask = 0x0F, .stream = stream},
         DummyValues{.kind = Kind::kNibbles, .base = 6, .mask = 1, .stream = stream},
         DummyValues{.kind = Kind::kFloats, .dtype = DType::kBF16, .spread = 1, .stream = stream},
@@ -167,6 +169,34 @@ TEST(DummyCheckpoint, ExpertsCanBeDescribedInsteadOfMade) {
   }
 }
 
+// Bits per byte that its frequency leaves.
+double Entropy(const std::vector<std::byte>& bytes) {
+  std::vector<double> counts(256);
+  for (const std::byte byte : bytes) ++counts[static_cast<size_t>(byte)];
+  double bits = 0;
+  for (const double count : counts) {
+    const double share = count / static_cast<double>(bytes.size());
+    if (count > 0) bits -= share * std::log2(share);
+  }
+  return bits;
+}
+
+TEST(DummyCheckpoint, CodesAndScalesAreOfFullEntropy) {
+  json::object config = LlamaConfig();
+  config["intermediate_size"] = 4096;
+  const auto read = [&](WeightFormat format) {
+    const auto dummy = MakeDummyCheckpoint(config, {.linear_format = format}).value();
+    return std::pair(Bytes(dummy->Read("model.layers.0.mlp.up_proj.weight").value()),
+                     Bytes(dummy->Read("model.layers.0.mlp.up_proj.weight_scale").value()));
+  };
+  const auto [nvfp4, scales] = read(WeightFormat::kNvfp4);
+  EXPECT_NEAR(Entropy(nvfp4), 8.0, 0.01);
+  EXPECT_NEAR(Entropy(scales), std::log2(127.0), 0.02);  // no NaN
+  const auto [mxfp4, powers] = read(WeightFormat::kMxfp4);
+  EXPECT_NEAR(Entropy(mxfp4), 8.0, 0.01);
+  EXPECT_NEAR(Entropy(powers), 5.0, 0.02);
+}
+
 TEST(DummyCheckpoint, ValuesDependOnSeedAndNameAlone) {
   const auto a = MakeDummyCheckpoint(LlamaConfig(), {.seed = 1}).value();
   const auto b = MakeDummyCheckpoint(LlamaConfig(), {.seed = 1}).value();
@@ -256,6 +286,12 @@ INSTANTIATE_TEST_SUITE_P(
                    "ignore": ["lm_head"], "config_groups": {"group_0": {"targets": ["Linear"],
                    "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}})",
                WeightFormat::kInt4, WeightFormat::kInt4, ".weight_shape"},
+        Format{"compressed_mxfp4",
+               R"({"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized",
+                   "ignore": ["lm_head", "re:.*q_proj"], "config_groups": {"group_0": {
+                   "targets": ["Linear"], "weights": {"num_bits": 4, "type": "float",
+                   "group_size": 32, "scale_dtype": "torch.uint8"}}}})",
+               WeightFormat::kMxfp4, WeightFormat::kBf16, ".weight_scale"},
         Format{"fp8_blocks", R"({"quant_method": "fp8", "weight_block_size": [128, 128]})",
                WeightFormat::kFp8, WeightFormat::kFp8, ".weight_scale_inv"},
         Format{"awq", R"({"quant_method": "awq", "bits": 4, "group_size": 64,

@@ -78,6 +78,9 @@ void FillChunk(const DummyValues& values, int64_t byte, std::byte* out) {
     case Kind::kE4m3Codes:
       FillWords(values, byte / 8, words);
       return ReplaceNans(reinterpret_cast<uint8_t*>(out));
+    case Kind::kE4m3Scales:
+      FillMasked(values, byte / 8, RepeatByte(0x7F), 0, words);
+      return ReplaceNans(reinterpret_cast<uint8_t*>(out));
     case Kind::kBytes:
       return FillMasked(values, byte / 8, RepeatByte(values.mask), RepeatByte(values.base), words);
     case Kind::kNibbles:
@@ -140,12 +143,8 @@ double RmsOfE2m1Codes() {
 }
 
 double RmsOfE4m3Codes() {
-  // Positive codes: the negative ones have the same squares. 0x7F stands for 0x7E once more.
+  // Codes without a sign: those with one have the same squares. 0x7F stands for 0x7E once more.
   return Rms(0, 128, [](uint8_t code) { return E4M3ToFloat(code == 0x7F ? uint8_t{0x7E} : code); });
-}
-
-double RmsOfE4m3Scales(uint8_t base, uint8_t mask) {
-  return Rms(base, mask + 1, [](uint8_t code) { return E4M3ToFloat(code); });
 }
 
 }  // namespace nibble::models

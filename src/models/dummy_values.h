@@ -24,7 +24,6 @@ void FillDummy(const DummyValues& values, int64_t first, std::span<std::byte> ou
 
 // Root mean squares of what the kinds decode to, for scales that give a wanted deviation.
 double RmsOfE2m1Codes();
-double RmsOfE4m3Codes();
-double RmsOfE4m3Scales(uint8_t base, uint8_t mask);
+double RmsOfE4m3Codes();  // of kE4m3Scales, too
 
 }  // namespace nibble::models

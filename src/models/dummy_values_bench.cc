@@ -19,7 +19,7 @@ void Fill(benchmark::State& state, const DummyValues& values) {
 
 using Kind = DummyValues::Kind;
 BENCHMARK_CAPTURE(Fill, nvfp4_codes, DummyValues{.kind = Kind::kBits});
-BENCHMARK_CAPTURE(Fill, scales, DummyValues{.kind = Kind::kBytes, .base = 0x38, .mask = 0x1F});
+BENCHMARK_CAPTURE(Fill, scales, DummyValues{.kind = Kind::kE4m3Scales});
 BENCHMARK_CAPTURE(Fill, fp8_codes, DummyValues{.kind = Kind::kE4m3Codes});
 BENCHMARK_CAPTURE(Fill, bf16,
                   DummyValues{.kind = Kind::kFloats, .dtype = DType::kBF16, .spread = 0.02f});

@@ -415,7 +415,8 @@ TEST_P(ModelsTest, TwoRanksMatchOne) {
   ExpectSameLogits(shares[0], shares[1], "the other rank");
   // A sum in another order flips roundings of activations; int8 ones are coarse.
   ExpectNearLogits(alone, shares[0],
-                   GetParam().activations == ActivationFormat::kInt8 ? 0.05 : 0.02,
+                   // Made-up scales differ so much that few columns decide a row of a tiny model.
+                   GetParam().activations == ActivationFormat::kInt8 ? 0.08 : 0.02,
                    FarShare(*whole));
 }
 

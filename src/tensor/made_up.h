@@ -17,13 +17,14 @@ namespace nibble {
 
 struct MadeUpBytes {
   enum class Kind : uint8_t {
-    kBits,       // every bit random: E2M1 and integer codes
-    kE4m3Codes,  // every E4M3 code but the NaNs
-    kBytes,      // base + (0 .. mask), mask a power of two less 1: scale codes
-    kNibbles,    // the same for both halves of a byte: zero points
-    kFloats,     // uniform in centre ± spread, BF16, F16 or F32
-    kQuotient,   // I32: index / divisor
-    kPair,       // I64: first, second
+    kBits,        // every bit random: E2M1 and integer codes
+    kE4m3Codes,   // every E4M3 code but the NaNs
+    kE4m3Scales,  // every E4M3 code without a sign, but the NaN
+    kBytes,       // base + (0 .. mask), mask a power of two less 1: scale codes
+    kNibbles,     // the same for both halves of a byte: zero points
+    kFloats,      // uniform in centre ± spread, BF16, F16 or F32
+    kQuotient,    // I32: index / divisor
+    kPair,        // I64: first, second
   } kind = Kind::kBits;
   DType dtype = DType::kU8;
   uint8_t base = 0;
@@ -92,8 +93,10 @@ NIBBLE_HD constexpr uint64_t MadeUpWord(const MadeUpBytes& values, int64_t word)
   switch (values.kind) {
     case MadeUpBytes::Kind::kBits:
       return CounterHash(values.stream, index);
-    case MadeUpBytes::Kind::kE4m3Codes: {
-      const uint64_t codes = CounterHash(values.stream, index);
+    case MadeUpBytes::Kind::kE4m3Codes:
+    case MadeUpBytes::Kind::kE4m3Scales: {
+      const bool scales = values.kind == MadeUpBytes::Kind::kE4m3Scales;
+      const uint64_t codes = CounterHash(values.stream, index) & RepeatByte(scales ? 0x7F : 0xFF);
       uint64_t out = 0;
       for (int at = 0; at < 64; at += 8)
         out |= uint64_t{WithoutNan(static_cast<uint8_t>(codes >> at))} << at;
