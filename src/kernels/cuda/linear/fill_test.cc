@@ -38,6 +38,7 @@ TEST_F(CudaFill, HasTheBytesOfTheHost) {
   const MadeUpBytes kinds[] = {
       {.kind = Kind::kBits, .stream = 11},
       {.kind = Kind::kE4m3Codes, .stream = 12},
+      {.kind = Kind::kE4m3Scales, .stream = 10},
       {.kind = Kind::kBytes, .base = 0x38, .mask = 0x0F, .stream = 13},
       {.kind = Kind::kNibbles, .base = 7, .mask = 1, .stream = 14},
       {.kind = Kind::kFloats, .dtype = DType::kBF16, .spread = 0.03f, .stream = 15},
@@ -60,7 +61,8 @@ TEST_F(CudaFill, HasTheBytesOfTheHost) {
       constexpr int64_t kRows = 37;
       const auto size = static_cast<size_t>(kRows * row_bytes);
       Buffer buffer = std::move(*Buffer::Allocate(size, device()));
-      cuda::FillRows(rows, kRows, row_bytes, buffer.data(), device().stream());
+      const cuda::RowsToFill piece = {rows, kRows, row_bytes, buffer.data()};
+      cuda::FillRows({&piece, 1}, device().stream());
       std::vector<std::byte> made(size);
       device().Download(made.data(), buffer.data(), size);
       EXPECT_EQ(made, OnTheHost(rows, kRows, row_bytes));
@@ -78,7 +80,7 @@ TEST_F(CudaFill, PacksAsFromBytes) {
   constexpr int64_t kN = 300, kK = 576;
   const MadeUpBytes codes = {.kind = Kind::kBits, .stream = 21};
   const MadeUpBytes e4m3 = {.kind = Kind::kE4m3Codes, .stream = 22};
-  const MadeUpBytes scales = {.kind = Kind::kBytes, .base = 0x38, .mask = 0x0F, .stream = 23};
+  const MadeUpBytes scales = {.kind = Kind::kE4m3Scales, .stream = 23};
   const MadeUpBytes floats = {
       .kind = Kind::kFloats, .dtype = DType::kF32, .centre = 0.1f, .spread = 0.05f, .stream = 24};
   const MadeUpBytes wide = {
@@ -91,7 +93,7 @@ TEST_F(CudaFill, PacksAsFromBytes) {
       {{.format = WeightFormat::kNvfp4, .n = kN, .k = kK, .global_scale = 0.01f}, codes, scales},
       {{.format = WeightFormat::kMxfp4, .n = kN, .k = kK},
        codes,
-       {.kind = Kind::kBytes, .base = 120, .mask = 3, .stream = 26}},
+       {.kind = Kind::kBytes, .base = 96, .mask = 31, .stream = 26}},
       {{.format = WeightFormat::kFp8,
         .n = kN,
         .k = kK,

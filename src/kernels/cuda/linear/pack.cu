@@ -1,5 +1,6 @@
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <bit>
 
 #include "kernels/cuda/linear/fragments.cuh"
@@ -13,6 +14,7 @@ namespace nibble::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kMostParts = 8;      // of a launch
 constexpr int kBlockColumns = 16;  // a lane's, of one row
 constexpr int kBlocksPerTile = kTileColumns / kBlockColumns;
 constexpr int kNvfp4Columns = 16;
@@ -26,6 +28,15 @@ struct Job {
   WeightTiles weight;
   std::byte* tiles;
   float* row_scales;
+};
+
+struct Jobs {
+  StoredRows in[kMostParts];
+  WeightTiles weight;
+  std::byte* tiles;
+  float* row_scales;
+
+  __device__ Job Of(int part) const { return {in[part], weight, tiles, row_scales}; }
 };
 
 __device__ uint8_t ByteAt(const std::byte* data, int64_t at) {
@@ -91,8 +102,9 @@ __device__ int LargestMxCode(TileFormat format, float row_scale) {
   return ilogbf(row_scale) + (format == TileFormat::kMxfp4 ? 128 : 134);
 }
 
-// One warp per row.
-__global__ void RowScales(Job job) {
+// One warp per row; blockIdx.y: the part, here and below.
+__global__ void RowScales(const __grid_constant__ Jobs jobs) {
+  const Job job = jobs.Of(static_cast<int>(blockIdx.y));
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (row >= job.in.rows) return;
@@ -256,7 +268,8 @@ __device__ void PackGroupScale(const Job& job, int64_t row, int64_t column, cons
 }
 
 // One thread per row and block of 16 columns of a plane.
-__global__ void PackBlocks(Job job) {
+__global__ void PackBlocks(const __grid_constant__ Jobs jobs) {
+  const Job job = jobs.Of(static_cast<int>(blockIdx.y));
   const int blocks = job.weight.k_tiles * kBlocksPerTile;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t row = index / blocks;
@@ -302,15 +315,25 @@ __global__ void PackBlocks(Job job) {
 
 }  // namespace
 
-void PackRows(const StoredRows& stored, const WeightTiles& weight, std::byte* tiles,
+void PackRows(std::span<const StoredRows> stored, const WeightTiles& weight, std::byte* tiles,
               float* row_scales, void* stream) {
-  if (stored.rows == 0) return;
-  const Job job = {stored, weight, tiles, row_scales};
   const auto on = static_cast<cudaStream_t>(stream);
-  const int64_t row_blocks = (stored.rows + kThreads / 32 - 1) / (kThreads / 32);
-  RowScales<<<static_cast<unsigned>(row_blocks), kThreads, 0, on>>>(job);
-  const int64_t items = stored.rows * weight.k_tiles * kBlocksPerTile;
-  PackBlocks<<<static_cast<unsigned>((items + kThreads - 1) / kThreads), kThreads, 0, on>>>(job);
+  for (size_t begin = 0; begin < stored.size(); begin += kMostParts) {
+    const size_t count = std::min<size_t>(kMostParts, stored.size() - begin);
+    Jobs jobs = {.weight = weight, .tiles = tiles, .row_scales = row_scales};
+    int64_t rows = 0;
+    for (size_t i = 0; i < count; ++i) {
+      jobs.in[i] = stored[begin + i];
+      rows = std::max(rows, jobs.in[i].rows);
+    }
+    if (rows == 0) continue;
+    const auto grid = [count](int64_t items, int per_block) {
+      return dim3(static_cast<unsigned>((items + per_block - 1) / per_block),
+                  static_cast<unsigned>(count));
+    };
+    RowScales<<<grid(rows, kThreads / 32), kThreads, 0, on>>>(jobs);
+    PackBlocks<<<grid(rows * weight.k_tiles * kBlocksPerTile, kThreads), kThreads, 0, on>>>(jobs);
+  }
 }
 
 }  // namespace nibble::kernels::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/cuda/linear/weight_tiles.h"
 #include "tensor/quant_view.h"
@@ -25,8 +26,8 @@ struct StoredRows {
   float tensor_scale = 1.0f;
 };
 
-// `tiles` and `row_scales` are those of the weight, writable.
-void PackRows(const StoredRows& stored, const WeightTiles& weight, std::byte* tiles,
+// `tiles` and `row_scales` are those of the weight, writable. As few launches as there can be.
+void PackRows(std::span<const StoredRows> stored, const WeightTiles& weight, std::byte* tiles,
               float* row_scales, void* stream);
 
 }  // namespace nibble::kernels::cuda

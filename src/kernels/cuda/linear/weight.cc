@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <mutex>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/linear/fill.h"
@@ -91,12 +93,22 @@ struct RowBytes {
   }
 };
 
+// Held while a thread starts what a slot's rows need. Inside the driver threads would take turns,
+// too, but call by call, and be put to sleep and woken up each time: a mixture has tens of
+// thousands of small weights.
+std::mutex& DriverTurn() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 // Stored rows on their way through a lane: as many as a slot holds travel together and are packed
 // on the device behind their arrival.
 class Stage {
  public:
-  Stage(UploadLane& lane, const WeightTiles& weight, std::byte* tiles, float* row_scales)
-      : lane_(lane), weight_(weight), tiles_(tiles), row_scales_(row_scales) {}
+  // `bytes` of `tiles` and what follows are cleared before rows are packed.
+  Stage(UploadLane& lane, const WeightTiles& weight, std::byte* tiles, float* row_scales,
+        int64_t bytes)
+      : lane_(lane), weight_(weight), tiles_(tiles), row_scales_(row_scales), to_clear_(bytes) {}
 
   // Rows of one part, from tile_row on.
   Status Add(const QuantView& view, int64_t tile_row) {
@@ -121,15 +133,15 @@ class Stage {
 
   void Flush() {
     if (pending_.empty()) return;
+    const std::lock_guard turn(DriverTurn());
+    lane_.Clear(tiles_, static_cast<size_t>(std::exchange(to_clear_, 0)));
     if (makes_up_) {
-      for (const MadeUp& rows : made_up_)
-        FillRows(rows.rows, rows.count, rows.row_bytes, rows.out, lane_.stream());
+      FillRows(made_up_, lane_.stream());
       made_up_.clear();
     } else {
       lane_.Send(slot_, static_cast<size_t>(used_));
     }
-    for (const StoredRows& rows : pending_)
-      PackRows(rows, weight_, tiles_, row_scales_, lane_.stream());
+    PackRows(pending_, weight_, tiles_, row_scales_, lane_.stream());
     lane_.Launched(slot_);
     pending_.clear();
     used_ = 0;
@@ -137,14 +149,6 @@ class Stage {
 
  private:
   static constexpr int64_t kFewRows = 256;
-
-  // Rows that FillRows makes in the slot.
-  struct MadeUp {
-    MadeUpRows rows;
-    int64_t count;
-    int64_t row_bytes;
-    std::byte* out;
-  };
 
   Status Put(const QuantView& view, const RowBytes& bytes, int64_t begin, int64_t rows,
              int64_t tile_row) {
@@ -213,11 +217,12 @@ class Stage {
   const WeightTiles& weight_;
   std::byte* const tiles_;
   float* const row_scales_;
+  int64_t to_clear_;
   UploadLane::Slot slot_;
   int64_t used_ = 0;
   std::vector<StoredRows> pending_;  // in the slot
   bool makes_up_ = false;            // all of them, or none
-  std::vector<MadeUp> made_up_;      // what they consist of
+  std::vector<RowsToFill> made_up_;  // what they consist of
 };
 
 // A lane for one weight.
@@ -277,8 +282,7 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::Pack(const PackParams& params, D
     NIBBLE_ASSIGN(own_lane, LaneFor(parts, device));
   }
   UploadLane& lane = own_lane != nullptr ? *own_lane : *params.lane;
-  lane.Clear(base, static_cast<size_t>(tile_bytes + row_scale_bytes));
-  Stage stage(lane, tiles, base, row_scales);
+  Stage stage(lane, tiles, base, row_scales, tile_bytes + row_scale_bytes);
   int64_t tile_row = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     if (Status status = stage.Add(parts[i], tile_row); !status) {
