@@ -4,7 +4,8 @@
     bench/accept.py NIBBLE [--parts models,mixed,kernels,start] [--models 30b,next,...] [--json FILE]
 
 models:  `nibble bench model configs/NAME --load-format dummy`. Context 1,024, FP8 KV cache (gpt-oss: BF16), greedy, no speculation; the read
-         ceiling is measured in the same run.
+         ceiling is measured in the same run. Before the first figures of each model the first two layers and the head, at their true
+         shapes, are compared with the reference's ops on the host (--check): how far their logits are apart stands beside the hash.
 mixed:   the longest gap between two tokens of 8 answers while a prompt of 8,192 arrives.
 kernels: `nibble bench kernels`: linears of 1 to 128 tokens beside a kernel that only reads, of long prompts beside cuBLASLt in BF16; the block
          of experts; attention.
@@ -56,9 +57,15 @@ def run(nibble, config, policy, kv, group, device):
                "--decode", "2" if group[0][0] == "prefill" else "64", "--prompt", str(group[0][1]),
                "--batch", ",".join(str(b) for b in sorted({s[2] for s in group})),
                "--context", ",".join(str(c) for c in sorted({s[3] for s in group}))]
+    if group[0][0] == "decode":
+        command.append("--check")
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        return [{"kind": group[0][0], "error": " ".join(result.stderr.strip().splitlines()[-1:])}]
+        try:  # all figures, and a check that failed
+            failed = "the first layers' logits do not match the reference's: " + json.dumps(json.loads(result.stdout))
+        except json.JSONDecodeError:
+            failed = " ".join(result.stderr.strip().splitlines()[-1:])
+        return [{"kind": group[0][0], "error": failed}]
     figures = json.loads(result.stdout)
     figures = figures if isinstance(figures, list) else [figures]
     for figure in figures:
@@ -73,8 +80,9 @@ def line(config, policy, row):
         return (f"| {config} ({policy}) | prefill of {row['prompt']} | {row['prefill_tokens_per_second']:.0f} | | | "
                 f"{row['last_logits'][0]} |")
     what = f"decode behind {row['context']}" if row["kind"] == LONG else f"decode, batch {row['batch']}"
+    check = f", {row['check']['largest_distance']:.4f} from the reference" if "check" in row else ""
     return (f"| {config} ({policy}) | {what} | {row['decode_tokens_per_second']:.0f} | {row['milliseconds_per_step']:.3f} | "
-            f"{row['decode_bytes_per_second'] / 1e9:.0f} of {row['read_bytes_per_second'] / 1e9:.0f} | {row['last_logits'][0]} |")
+            f"{row['decode_bytes_per_second'] / 1e9:.0f} of {row['read_bytes_per_second'] / 1e9:.0f} | {row['last_logits'][0]}{check} |")
 
 
 def measure_models(options):

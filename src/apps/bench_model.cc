@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "apps/bench_check.h"
 #include "apps/bench_mixed.h"
 #include "apps/bench_profile.h"
 #include "apps/bench_round.h"
@@ -28,7 +29,6 @@ struct Figures {
   BenchShape shape;
   double prefill_rate = 0;    // tokens per second, all sequences
   double decode_rate = 0;     // the same
-  double idle_share = 0;      // of the decoding time, in which the device had nothing to do
   StepBytes read;             // of a decode step
   double bandwidth = 0;       // read.bytes per second
   double predicted_gb10 = 0;  // tokens per second, all sequences
@@ -66,7 +66,7 @@ Result<Figures> Measure(engine::Engine& engine, kernels::OpProbe& probe,
   NIBBLE_ASSIGN(PromptRound first, RunPrompts(engine, sampling, hashed, options.decode, 1));
   figures.logits_hashes = std::move(first.logits_hashes);
   NIBBLE_TRY(WarmUp(engine, sampling, shape));
-  std::vector<double> prefill, decode, idle;
+  std::vector<double> prefill, decode;
   for (int i = 0; i < options.repeat; ++i) {
     const auto seed = static_cast<uint32_t>(i + 2);
     NIBBLE_ASSIGN(const PromptRound prompts, RunPrompts(engine, sampling, shape, 1, seed));
@@ -74,11 +74,9 @@ Result<Figures> Measure(engine::Engine& engine, kernels::OpProbe& probe,
                   RunDecode(engine, sampling, shape, options.decode, seed));
     prefill.push_back(static_cast<double>(shape.prompt * shape.batch) / prompts.seconds);
     decode.push_back(shape.batch / steps.step_seconds);
-    idle.push_back(steps.idle_share);
   }
   figures.prefill_rate = Median(prefill);
   figures.decode_rate = Median(decode);
-  figures.idle_share = Median(idle);
   const models::ModelInfo& info = engine.model_info();
   NIBBLE_ASSIGN(const double experts_hit, CountExperts(engine, probe, shape.batch));
   figures.read = CountStepBytes(info, shape.batch, experts_hit);
@@ -103,7 +101,6 @@ json::object ToJson(const Figures& figures, const BenchModelOptions& options,
       {"prefill_tokens_per_second", figures.prefill_rate},
       {"decode_tokens_per_second", figures.decode_rate},
       {"milliseconds_per_step", 1e3 * figures.shape.batch / figures.decode_rate},
-      {"device_idle_share", figures.idle_share},
       {"bytes_per_token", loaded.engine->model_info().bytes_per_token},
       {"bytes_per_step", figures.read.bytes},
       {"experts_hit", figures.read.experts_hit},
@@ -124,11 +121,10 @@ void Print(const Figures& figures, const BenchModelOptions& options, double ceil
   fmt::print("prefill  {:9.1f} tokens/s   ({} x {} tokens{}, median of {})\n", figures.prefill_rate,
              shape.batch, shape.prompt, context, options.repeat);
   fmt::print(
-      "decode   {:9.1f} tokens/s   ({} x {} tokens): {:.3f} ms per step, in {:.1f} % of which the "
-      "device idles; {:.1f} GB/s, {:.0f} % of {:.1f} GB/s\n",
+      "decode   {:9.1f} tokens/s   ({} x {} tokens): {:.3f} ms per step; {:.1f} GB/s, {:.0f} % of "
+      "{:.1f} GB/s\n",
       figures.decode_rate, shape.batch, options.decode, 1e3 * shape.batch / figures.decode_rate,
-      100 * figures.idle_share, figures.bandwidth / 1e9, 100 * figures.bandwidth / ceiling,
-      ceiling / 1e9);
+      figures.bandwidth / 1e9, 100 * figures.bandwidth / ceiling, ceiling / 1e9);
   if (figures.read.experts_hit > 0)
     fmt::print(
         "experts  {:.1f} hit per layer and step ({:.1f} by random choices); {:.2f} GB of "
@@ -140,6 +136,23 @@ void Print(const Figures& figures, const BenchModelOptions& options, double ceil
   fmt::print("predicted from these bytes, not measured: {} {:.0f} tokens/s, {} {:.0f} tokens/s\n",
              kGb10.name, figures.predicted_gb10, kH100.name, figures.predicted_h100);
   fmt::print("last logits of sequence 0: {}\n", figures.logits_hashes.front());
+  std::fflush(stdout);
+}
+
+json::object ToJson(const eval::LogitsDistance& distance) {
+  return {{"rows", distance.rows},
+          {"mean_distance", distance.mean},
+          {"largest_distance", distance.largest},
+          {"tolerance", distance.kTolerance},
+          {"matches", distance.matches()}};
+}
+
+void Print(const eval::LogitsDistance& distance) {
+  fmt::print(
+      "check    the first layers' logits {} the reference's: at most {:.4f} away, {:.4f} on "
+      "average ({} allowed)\n",
+      distance.matches() ? "match" : "DO NOT MATCH", distance.largest, distance.mean,
+      distance.kTolerance);
   std::fflush(stdout);
 }
 
@@ -166,6 +179,11 @@ Result<int> RunBench(const BenchModelOptions& options) {
   model.even_routing = model.load_format == "dummy";
   if (options.profile || std::ranges::max(options.contexts) > 0) model.prefix_caching = false;
   std::optional<ExitOnSignal> exit_on_signal(std::in_place);
+  std::optional<eval::LogitsDistance> distance;
+  if (options.check) {
+    NIBBLE_ASSIGN(distance, CheckAgainstReference(options));
+    if (!options.json) Print(*distance);
+  }
   NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(model.device, model.cpu_isa));
   kernels::OpProbe probe(*ops);
   NIBBLE_ASSIGN(const LoadedModel loaded, LoadEngine(model, {}, nullptr, &probe));
@@ -178,6 +196,7 @@ Result<int> RunBench(const BenchModelOptions& options) {
         NIBBLE_ASSIGN(json::object row,
                       RunShape(loaded, probe, options,
                                {.prompt = prompt, .batch = batch, .context = context}));
+        if (distance) row["check"] = ToJson(*distance);
         rows.push_back(std::move(row));
       }
     }
@@ -185,7 +204,7 @@ Result<int> RunBench(const BenchModelOptions& options) {
   // One shape gives an object, several a list.
   if (options.json)
     fmt::print("{}\n", rows.size() == 1 ? json::serialize(rows[0]) : json::serialize(rows));
-  return 0;
+  return distance && !distance->matches() ? 1 : 0;
 }
 
 }  // namespace

@@ -130,11 +130,7 @@ Result<DecodeRound> RunDecode(engine::Engine& engine, const BenchSampling& sampl
   for (int32_t i = 0; i < shape.batch; ++i)
     NIBBLE_TRY(requests.Submit(i, PromptTokens(assumed + 1, vocab, PromptSeed(seed, i)), assumed));
   requests.WaitForStart();
-  const Clock::time_point began = Clock::now();
-  const double busy_before = engine.stats().device_seconds;
   NIBBLE_TRY(requests.Finish());
-  const double busy = engine.stats().device_seconds - busy_before;
-  const double observed = Seconds(began, Clock::now());
 
   const std::vector<Clock::time_point>& first = requests.times(0);
   const auto from = std::ranges::lower_bound(first, requests.last_start());
@@ -143,8 +139,7 @@ Result<DecodeRound> RunDecode(engine::Engine& engine, const BenchSampling& sampl
     return Fail(Code::kInvalidArgument,
                 "--decode {}: the first of {} answers ends before the last one begins; give more",
                 answer, shape.batch);
-  return DecodeRound{.step_seconds = Seconds(*from, first.back()) / static_cast<double>(steps),
-                     .idle_share = std::max(0.0, 1 - busy / observed)};
+  return DecodeRound{.step_seconds = Seconds(*from, first.back()) / static_cast<double>(steps)};
 }
 
 }  // namespace nibble::apps

@@ -34,7 +34,6 @@ Result<PromptRound> RunPrompts(engine::Engine& engine, const BenchSampling& samp
 
 struct DecodeRound {
   double step_seconds = 0;  // of steps in which every sequence gets a token
-  double idle_share = 0;    // of these, in which the device had nothing to do
 };
 
 // Decode steps alone: all tokens but each prompt's last count as computed, so that the sequences

@@ -318,6 +318,9 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
   of_model->add_flag("--mixed", model->mixed,
                      "a prompt arrives beside --batch answers: the longest gap between two tokens "
                      "of an answer");
+  of_model->add_flag("--check", model->check,
+                     "first compare the first two layers and the head of dummy weights with the "
+                     "reference's");
   of_model->add_option("--temperature", model->temperature, "0: greedy")->capture_default_str();
   of_model->add_option("--top-p", model->top_p, "of sampling")->capture_default_str();
   of_model->add_option("--repeat", model->repeat, "rounds; the median counts")

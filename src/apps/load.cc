@@ -153,6 +153,7 @@ Result<std::unique_ptr<formats::Checkpoint>> OpenModel(const std::string& path,
       path,
       {.policy = all_4bit ? models::DummyPolicy::kAllFourBit : models::DummyPolicy::kAsConfigured,
        .seed = options.dummy_seed,
+       .layers = options.dummy_layers,
        .pool = options.pool},
       options.quantization);
 }
@@ -230,7 +231,9 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   const auto tell = [&](std::string_view name, double fraction) {
     if (stage) stage(name, fraction);
   };
-  NIBBLE_ASSIGN(const kernels::OpTable* const ops, ChooseOps(options.device, options.cpu_isa));
+  NIBBLE_ASSIGN(const kernels::OpTable* const ops,
+                options.reference ? Result<const kernels::OpTable*>(&kernels::RefOps())
+                                  : ChooseOps(options.device, options.cpu_isa));
   NIBBLE_ASSIGN(const ActivationFormat activations, ParseActivations(options.cpu_activations));
   NIBBLE_ASSIGN(const KvFormat kv_format, ParseKvFormat(options.kv_cache_dtype));
 
@@ -243,6 +246,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
       OpenModel(loaded.path, {.load_format = options.load_format,
                               .dummy_policy = options.dummy_policy,
                               .dummy_seed = options.dummy_seed,
+                              .dummy_layers = options.dummy_layers,
                               .quantization = options.quantization,
                               // Elsewhere weights are loaded side by side on that pool.
                               .pool = ops->device->host_memory() ? loaded.pool.get() : nullptr}));

@@ -43,6 +43,7 @@ struct OpenModelOptions {
   std::string load_format = "auto";
   std::string dummy_policy = "config";
   uint64_t dummy_seed = 2;
+  int64_t dummy_layers = 0;  // 0: all
   std::string quantization;
   // A folder with a config and no weights is described by its config: for commands that read no
   // values. Others ask for --load-format dummy.

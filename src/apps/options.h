@@ -30,6 +30,8 @@ struct ModelOptions {
   double memory_utilization = 0.9;    // of what is available
   bool prefix_caching = true;
   bool even_routing = false;  // EngineOptions.even_routing
+  int64_t dummy_layers = 0;   // DummyOptions.layers
+  bool reference = false;     // the reference's ops, on the host, instead of the device's
 };
 
 struct ServeOptions {
@@ -76,6 +78,7 @@ struct BenchModelOptions {
   int repeat = 3;
   bool profile = false;
   bool mixed = false;  // a prompt arrives beside answers
+  bool check = false;  // the first layers beside the reference's
   double temperature = 0;
   double top_p = 1;
   bool json = false;

@@ -27,7 +27,6 @@ void Core::ReadStep() {
   if (const std::string reason = device.failure(); !reason.empty())
     throw std::runtime_error(reason);
   const double seconds = device.SecondsBetween(*step.begin, *step.done);
-  stats_.device_seconds += seconds;
   prompt_budget_.Observe(step.prompt_tokens, seconds);
   const Clock::time_point now = setup_.now();
   for (size_t row = 0; row < step.rows.size(); ++row) UseRow(step, row, now);

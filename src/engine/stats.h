@@ -63,7 +63,6 @@ struct EngineStats {
   int64_t prefix_hits = 0;                      // tokens found
   int64_t requests_finished[4] = {0, 0, 0, 0};  // by FinishReason, one per choice
   int64_t steps = 0;
-  double device_seconds = 0.0;  // that steps took on the device: the rest of a busy time it idled
 
   // Histograms, each named like its metric without vLLM's prefix.
   Histogram time_to_first_token_seconds;            // submit -> first token
