@@ -1,4 +1,4 @@
-// What linear_codes_avx2.cc hands to linear_avx2.cc, which makes LinearKernels of it.
+// What the other files of AVX2 hand to linear_avx2.cc, which makes LinearKernels of it.
 #pragma once
 
 #include "kernels/cpu/linear/linear_kernels.h"
@@ -15,5 +15,13 @@ struct CodeKernels {
 };
 
 CodeKernels Avx2CodeKernels();
+
+struct FloatKernels {
+  PanelKernel bf16;
+  PanelKernel fp8;
+  PanelKernel int8_bf16;
+};
+
+FloatKernels Avx2FloatKernels();
 
 }  // namespace nibble::kernels::cpu

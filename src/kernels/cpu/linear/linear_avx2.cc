@@ -1,7 +1,6 @@
 // Linear on AVX2 with FMA and F16C: two registers hold the 16 rows of a panel.
 //
-// BF16 products are FP32 FMAs, the high member of a pair first, as vdpbf16ps computes them. 4-bit
-// codes are linear_codes_avx2.cc's.
+// 4-bit codes are linear_codes_avx2.cc's, BF16 products linear_float_avx2.cc's.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -38,7 +37,7 @@ NIBBLE_INLINE IntRow Dot16(const Codes& codes, const int8_t* q) {
   return {_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)};
 }
 
-// ---- BF16 products
+// ---- What panel_loops.inc wants of BF16 products
 
 struct Pairs {
   Row low;
@@ -51,45 +50,12 @@ NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, Row c) {
   return FmaSplat(w.low, x[0], FmaSplat(w.high, x[1], c));
 }
 
-template <int P>
-NIBBLE_INLINE Pairs Bf16Pair(const std::byte* p) {
-  const __m256i a = Load256(p + P * 64);
-  const __m256i b = Load256(p + P * 64 + 32);
-  const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
-  return {.low = {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
-                  _mm256_castsi256_ps(_mm256_slli_epi32(b, 16))},
-          .high = {_mm256_castsi256_ps(_mm256_and_si256(a, mask)),
-                   _mm256_castsi256_ps(_mm256_and_si256(b, mask))}};
-}
-
-// E4M3 in the low bytes of 8 words -> FP32: as F16 of 2^-8 the value, subnormals included; the NaN
-// code is made an F16 NaN.
-NIBBLE_INLINE __m256 FloatOfFp8(__m128i codes) {
-  const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi16(0x7F));
-  const __m128i sign = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x80)), 8);
-  const __m128i nan = _mm_srli_epi16(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)), 1);
-  const __m128i half = _mm_or_si128(_mm_or_si128(_mm_slli_epi16(magnitude, 7), sign), nan);
-  return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
-}
-
-template <int P>
-NIBBLE_INLINE Pairs Fp8Pair(const std::byte* p) {
-  // The pair's words of rows 0..3 and 4..7 lie in one 64-bit half of either lane.
-  constexpr int kPick = P % 2 == 0 ? 0x08 : 0x0D;
-  const auto words = [&](const std::byte* at) {
-    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(Load256(at), kPick));
-  };
-  const __m128i a = words(p + P / 2 * 64);
-  const __m128i b = words(p + P / 2 * 64 + 32);
-  return {.low = {FloatOfFp8(a), FloatOfFp8(b)},
-          .high = {FloatOfFp8(_mm_srli_epi16(a, 8)), FloatOfFp8(_mm_srli_epi16(b, 8))}};
-}
-
 NIBBLE_INLINE Row WidenHalfs(const std::byte* p) {
   const __m256i halfs = Load256(p);
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(halfs)),
           _mm256_cvtph_ps(_mm256_extracti128_si256(halfs, 1))};
 }
+
 // ---- Integer weights
 
 NIBBLE_INLINE Row LoadMaskedRow(const std::byte* p, uint32_t mask) {
@@ -180,42 +146,11 @@ NIBBLE_INLINE Row IntSum(const IntCodes& codes, const Zeros& zeros, const Int24S
   return {_mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b)};
 }
 
-template <int kBits>
-struct PairZeros {
-  __m256i a;
-  __m256i b;
-};
-
-template <int kBits>
-NIBBLE_INLINE PairZeros<kBits> MakePairZeros(const Zeros& zeros) {
-  return {zeros.a, zeros.b};
-}
-
-// Byte `kByte` of every dword less the zero point, as a float.
-template <int kByte>
-NIBBLE_INLINE __m256 FloatOfInt8(__m256i bytes, __m256i zeros) {
-  const __m256i code =
-      _mm256_and_si256(_mm256_srli_epi32(bytes, 8 * kByte), _mm256_set1_epi32(0xFF));
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zeros));
-}
-
-template <int kBits, int P>
-NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
-  static_assert(kBits == 8);
-  constexpr int kByte = P % 4 / 2;
-  const __m256i a = Load256(p + (P / 4 * 2 + P % 2) * 64);
-  const __m256i b = Load256(p + (P / 4 * 2 + P % 2) * 64 + 32);
-  return {.low = {FloatOfInt8<kByte>(a, zeros.a), FloatOfInt8<kByte>(b, zeros.b)},
-          .high = {FloatOfInt8<kByte + 2>(a, zeros.a), FloatOfInt8<kByte + 2>(b, zeros.b)}};
-}
-
 #include "kernels/cpu/linear/panel_output.inc"
 //
 #include "kernels/cpu/linear/panel_loops.inc"
 //
 #include "kernels/cpu/linear/prepare_loops.inc"
-//
-#include "kernels/cpu/linear/int_loops.inc"
 //
 #include "kernels/cpu/linear/int_sum_loops.inc"
 
@@ -277,14 +212,11 @@ constexpr LinearKernels kOwnKernels = {
     .prepare_bf16 = PrepareBf16,
     .bf16_block_bytes = sizeof(PairBlock),
     .prepare_f32 = PrepareF32,
-    .bf16 = MakeKernel<DenseBf16, 1, 4>(),
-    .fp8 = MakeKernel<DenseFp8, 1, 4>(),
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
     .int4_int8 = MakeKernel<IntSums<4, Int8SumBlock>, 1, 4>(),
     .int4_int24 = MakeKernel<IntSums<4, Int24SumBlock>, 1, 4>(),
     .int8_int8 = MakeKernel<IntSums<8, Int8SumBlock>, 1, 4>(),
-    .int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4>(),
 };
 
 LinearKernels MakeTable() {
@@ -296,6 +228,10 @@ LinearKernels MakeTable() {
   kernels.mxfp4_int8 = codes.mxfp4_int8;
   kernels.mxfp4_digits = codes.mxfp4_digits;
   kernels.mxfp4_int24 = codes.mxfp4_int24;
+  const FloatKernels floats = Avx2FloatKernels();
+  kernels.bf16 = floats.bf16;
+  kernels.fp8 = floats.fp8;
+  kernels.int8_bf16 = floats.int8_bf16;
   return kernels;
 }
 

@@ -91,6 +91,19 @@ TEST_P(LinearVariant, Fp8ScalesPerTensorChannelAndBlock) {
   }
 }
 
+TEST_P(LinearVariant, Fp8NanCodesMakeTheirRowNan) {
+  Runner cpu(ops());
+  for (const std::byte code : {std::byte{0x7F}, std::byte{0xFF}}) {
+    Stored stored = MakeWeight(WeightFormat::kFp8, 20, 96, 15);
+    stored.data[17 * 96 + 70] = code;
+    for (const int64_t m : {1, 9}) {
+      const auto x = MakeActivations(m * 96, 16);
+      const auto y = cpu.Linear(*cpu.Pack({&stored.view, 1}, ActivationFormat::kBf16), x);
+      for (int64_t i = 0; i < m * 20; ++i) EXPECT_EQ(std::isnan(y[i]), i % 20 == 17) << i;
+    }
+  }
+}
+
 TEST_P(LinearVariant, StackedPartsGiveTheBitsOfEachAlone) {
   Runner cpu(ops(), 2);
   for (const WeightFormat format : kFormats) {

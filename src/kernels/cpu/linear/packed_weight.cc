@@ -4,6 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <limits>
 #include <mutex>
 #include <numeric>
 #include <optional>
@@ -215,6 +216,13 @@ float RowScale(const QuantView& view) {
 }
 static_assert(kUe5m3Shift - kActivationShift - 1 == 43 && kActivationShift == 60);
 
+// Of E4M3 codes. One NaN makes a row's outputs NaN: their scale says so, and kernels may take the
+// code for a number.
+bool HasNan(std::span<const std::byte> codes) {
+  return std::memchr(codes.data(), 0x7F, codes.size()) != nullptr ||
+         std::memchr(codes.data(), 0xFF, codes.size()) != nullptr;
+}
+
 // The first error of several threads: the one of the lowest row, so that messages do not depend on
 // timing.
 class FirstError {
@@ -342,7 +350,11 @@ Status CpuPackedWeight::PackRow(const QuantView& view, int64_t view_row, int64_t
     PackIntRow(view, view_row, in_panel, panel);
     return {};
   }
-  PackElements(view.data + view_row * k_ * ElementBytes(format_), in_panel, panel);
+  const std::byte* elements = view.data + view_row * k_ * ElementBytes(format_);
+  if (format_ == WeightFormat::kFp8 && HasNan({elements, static_cast<size_t>(k_)})) {
+    row_scales_[row] = std::numeric_limits<float>::quiet_NaN();
+  }
+  PackElements(elements, in_panel, panel);
   for (int64_t column = 0; column < scale_columns_; ++column) {
     const int64_t k = column * blocks_per_scale_ * kBlockK;
     if (k >= k_) break;
