@@ -115,9 +115,11 @@ int64_t ElementBytes(WeightFormat format) {
   return format == WeightFormat::kF32 ? 4 : 2;
 }
 
-// Eight nibbles -> four bytes: byte j gets nibble j low and nibble 4 + j high. In both halves.
-uint64_t InterleaveNibbles(uint64_t codes) {
-  const auto spread = [](uint64_t half) {
+// Eight nibbles -> four bytes: byte j gets nibble j low and nibble 4 + j high. In both halves of a
+// uint64_t, or of a vector of them.
+template <typename W>
+W InterleaveNibbles(W codes) {
+  const auto spread = [](W half) {
     half = (half | half << 8) & 0x00FF00FF00FF00FFu;
     return (half | half << 4) & 0x0F0F0F0F0F0F0F0Fu;
   };
@@ -147,6 +149,14 @@ void PackCodes(const std::byte* codes, int64_t k_count, int64_t row, CpuPackedWe
   }
 }
 
+// Four BF16 0 1 2 3 -> pairs (0,2) (1,3), likewise.
+template <typename W>
+W PairBf16(W four) {
+  constexpr uint64_t kEven = 0x0000FFFF0000FFFFu;
+  const W even = four & kEven, odd = four >> 16 & kEven;
+  return ((even | even >> 16) & 0xFFFFFFFFu) | (odd | odd >> 16) << 32;
+}
+
 // The BF16 elements of one row's k [0, k_count), a multiple of 8: four dwords of the panel, pairs
 // (0,2) (4,6) (1,3) (5,7).
 void PackBf16(const std::byte* elements, int64_t k_count, int64_t row, std::byte* panel) {
@@ -155,24 +165,68 @@ void PackBf16(const std::byte* elements, int64_t k_count, int64_t row, std::byte
     uint64_t four[2];
     std::memcpy(four, elements + k * 2, sizeof(four));
     for (int i = 0; i < 2; ++i) {
-      const uint64_t low = four[i] & 0x0000FFFF0000FFFFu;
-      const uint64_t high = four[i] >> 16 & 0x0000FFFF0000FFFFu;
-      const auto even = static_cast<uint32_t>(low | low >> 16);
-      const auto odd = static_cast<uint32_t>(high | high >> 16);
-      std::memcpy(place + i * kVectorBytes, &even, sizeof(even));
-      std::memcpy(place + (i + 2) * kVectorBytes, &odd, sizeof(odd));
+      const uint64_t pairs = PairBf16(four[i]);
+      std::memcpy(place + i * kVectorBytes, &pairs, 4);
+      std::memcpy(place + (i + 2) * kVectorBytes, reinterpret_cast<const std::byte*>(&pairs) + 4,
+                  4);
     }
   }
 }
 
-// The scales of one row, one per kBlock k, as recode (256 entries) has them.
-template <int64_t kBlock>
-void PackScales(const std::byte* scales, int64_t k_count, int64_t row, const uint8_t* recode,
-                CpuPackedWeight::Group group, std::byte* panel) {
-  for (int64_t begin = 0; begin < k_count; begin += group.k, panel += group.bytes) {
-    const int64_t count = CeilDiv(std::min(group.k, k_count - begin), kBlock);
-    for (int64_t i = 0; i < count; ++i)
-      panel[row * 4 + i] = std::byte{recode[std::to_integer<uint8_t>(scales[begin / kBlock + i])]};
+// ---- Whole panels: 16 rows at once, in vectors ----
+
+using Words __attribute__((vector_size(16))) = uint64_t;
+using Dwords __attribute__((vector_size(16))) = uint32_t;
+
+// 16 bytes of every row become four vectors of 64 B, a dword per row: dword i of what arrange makes
+// of a row goes to vector order[i].
+template <typename Arrange>
+void PackVectors(const std::byte* rows, int64_t row_bytes, const int (&order)[4], std::byte* to,
+                 Arrange arrange) {
+  for (int row = 0; row < kPanelRows; row += 4) {
+    const auto load = [&](int i) {
+      Words words;
+      std::memcpy(&words, rows + (row + i) * row_bytes, sizeof(words));
+      return std::bit_cast<Dwords>(arrange(words));
+    };
+    const Dwords a = load(0), b = load(1), c = load(2), d = load(3);
+    const Dwords ab[2] = {__builtin_shufflevector(a, b, 0, 4, 1, 5),
+                          __builtin_shufflevector(a, b, 2, 6, 3, 7)};
+    const Dwords cd[2] = {__builtin_shufflevector(c, d, 0, 4, 1, 5),
+                          __builtin_shufflevector(c, d, 2, 6, 3, 7)};
+    for (int i = 0; i < 2; ++i) {
+      const Dwords even = __builtin_shufflevector(ab[i], cd[i], 0, 1, 4, 5);
+      const Dwords odd = __builtin_shufflevector(ab[i], cd[i], 2, 3, 6, 7);
+      std::memcpy(to + order[2 * i] * kVectorBytes + row * 4, &even, sizeof(even));
+      std::memcpy(to + order[2 * i + 1] * kVectorBytes + row * 4, &odd, sizeof(odd));
+    }
+  }
+}
+
+// Asks for the 64 bytes of each row that lie a panel further on. Harmless where nothing is.
+void AskForNextPanel(const std::byte* rows, int64_t row_bytes) {
+  for (int row = 0; row < kPanelRows; ++row)
+    __builtin_prefetch(rows + (row + kPanelRows) * row_bytes);
+}
+
+// k_count is a multiple of 32.
+void PackCodePanel(const std::byte* codes, int64_t k_count, CpuPackedWeight::Group group,
+                   std::byte* panel) {
+  for (int64_t k = 0; k < k_count; k += kBlockK) {
+    std::byte* block = panel + k / group.k * group.bytes + kScaleBytes;
+    if (k % (2 * kVectorBytes) == 0) AskForNextPanel(codes + k / 2, k_count / 2);
+    PackVectors(codes + k / 2, k_count / 2, {0, 1, 2, 3},
+                block + k % group.k / kBlockK * kCodeBytes,
+                [](Words words) { return InterleaveNibbles(words); });
+  }
+}
+
+// k_count is a multiple of 8.
+void PackBf16Panel(const std::byte* elements, int64_t k_count, std::byte* panel) {
+  for (int64_t k = 0; k < k_count; k += 8, panel += 4 * kVectorBytes) {
+    if (k % (kVectorBytes / 2) == 0) AskForNextPanel(elements + k * 2, k_count * 2);
+    PackVectors(elements + k * 2, k_count * 2, {0, 2, 1, 3}, panel,
+                [](Words words) { return PairBf16(words); });
   }
 }
 
@@ -192,6 +246,35 @@ constexpr Recode kMxfp4Scales = [] {
     table[code] = static_cast<uint8_t>(std::min(code, kLargest));
   return table;
 }();
+
+// The scales of one row, one per kBlock k, as recode has them. RecodeFour(four, &out): the same of
+// four at once, if it can.
+template <int64_t kBlock, typename RecodeFour>
+void PackScales(const std::byte* scales, int64_t k_count, int64_t row, const Recode& recode,
+                RecodeFour recode_four, CpuPackedWeight::Group group, std::byte* panel) {
+  for (int64_t begin = 0; begin < k_count; begin += group.k, panel += group.bytes) {
+    const int64_t count = CeilDiv(std::min(group.k, k_count - begin), kBlock);
+    const std::byte* from = scales + begin / kBlock;
+    std::byte* to = panel + row * 4;
+    uint32_t four = 0, recoded;
+    std::memcpy(&four, from, count);
+    if (count == 4 && recode_four(four, &recoded)) {
+      std::memcpy(to, &recoded, sizeof(recoded));
+      continue;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      to[i] = std::byte{recode[std::to_integer<uint8_t>(from[i])]};
+  }
+}
+
+// Of positive normal numbers the exponent's highest bit is all that changes.
+bool RecodeFourNvfp4(uint32_t codes, uint32_t* out) {
+  constexpr uint32_t kTops = 0x80808080u, kLeastNormals = 0x08080808u;
+  const bool negative_or_nan = ((codes + 0x01010101u) & kTops) != 0;
+  if (negative_or_nan || (((codes | kTops) - kLeastNormals) & kTops) != kTops) return false;
+  *out = codes | kTops;
+  return true;
+}
 
 uint8_t ZeroPoint(const QuantView& view, int64_t row, int64_t column) {
   if (view.zeros == nullptr) return view.format == WeightFormat::kInt4 ? 8 : 128;
@@ -310,10 +393,13 @@ Status CpuPackedWeight::PackPanels(const PackParams& params) {
   auto pack = [&](int64_t panel_begin, int64_t panel_end, int) {
     const int64_t row_end = std::min(panel_end * kPanelRows, n_);
     size_t part = 0;
-    for (int64_t row = panel_begin * kPanelRows; row < row_end; ++row) {
+    for (int64_t row = panel_begin * kPanelRows, rows = 0; row < row_end; row += rows) {
       while (part + 1 < parts_.size() && parts_[part + 1].row_begin <= row) ++part;
       const int64_t view_row = row - parts_[part].row_begin;
-      if (Status status = PackRow(params.parts[part], view_row, row); !status) {
+      const bool whole = row % kPanelRows == 0 && view_row + kPanelRows <= params.parts[part].n &&
+                         PacksWholePanels();
+      rows = whole ? kPanelRows : 1;
+      if (Status status = PackRows(params.parts[part], view_row, row, rows); !status) {
         first_error.Set(row, parts_.size() == 1
                                  ? status.error()
                                  : status.error().Context(fmt::format("part {}", part)));
@@ -329,26 +415,50 @@ Status CpuPackedWeight::PackPanels(const PackParams& params) {
   return first_error.Take();
 }
 
-Status CpuPackedWeight::PackRow(const QuantView& view, int64_t view_row, int64_t row) {
-  NIBBLE_TRY(CheckBlockScales(view, view_row, view_row + 1));
+bool CpuPackedWeight::PacksWholePanels() const {
+  return is_code() ? k_ % kBlockK == 0 : format_ == WeightFormat::kBf16 && k_ % 8 == 0;
+}
+
+Status CpuPackedWeight::PackRows(const QuantView& view, int64_t view_row, int64_t row,
+                                 int64_t rows) {
+  NIBBLE_TRY(CheckBlockScales(view, view_row, view_row + rows));
+  std::byte* panel = buffer_.data() + row / kPanelRows * panel_bytes();
+  std::fill_n(row_scales_ + row, rows, RowScale(view));
+  if (rows < kPanelRows) {
+    PackRow(view, view_row, row, panel);
+  } else if (format_ == WeightFormat::kBf16) {
+    PackBf16Panel(view.data + view_row * k_ * 2, k_, panel);
+  } else {
+    PackCodePanel(view.data + view_row * (k_ / 2), k_, group_, panel);
+    for (int64_t i = 0; i < rows; ++i) PackRowScales(view, view_row + i, i, panel);
+  }
+  return {};
+}
+
+void CpuPackedWeight::PackRowScales(const QuantView& view, int64_t view_row, int64_t in_panel,
+                                    std::byte* panel) const {
+  if (format_ == WeightFormat::kNvfp4) {
+    PackScales<kNvfp4Block>(view.scales + view_row * (k_ / kNvfp4Block), k_, in_panel, kNvfp4Scales,
+                            RecodeFourNvfp4, group_, panel);
+  } else {
+    const auto never = [](uint32_t, uint32_t*) { return false; };
+    PackScales<kBlockK>(view.scales + view_row * (k_ / kBlockK), k_, in_panel, kMxfp4Scales, never,
+                        group_, panel);
+  }
+}
+
+void CpuPackedWeight::PackRow(const QuantView& view, int64_t view_row, int64_t row,
+                              std::byte* panel) {
   const int64_t panel_index = row / kPanelRows;
   const int64_t in_panel = row % kPanelRows;
-  std::byte* panel = buffer_.data() + panel_index * panel_bytes();
-  row_scales_[row] = RowScale(view);
-  if (format_ == WeightFormat::kNvfp4 || format_ == WeightFormat::kMxfp4) {
+  if (is_code()) {
     PackCodes(view.data + view_row * (k_ / 2), k_, in_panel, group_, panel);
-    if (format_ == WeightFormat::kNvfp4) {
-      PackScales<kNvfp4Block>(view.scales + view_row * (k_ / kNvfp4Block), k_, in_panel,
-                              kNvfp4Scales.data(), group_, panel);
-    } else {
-      PackScales<kBlockK>(view.scales + view_row * (k_ / kBlockK), k_, in_panel,
-                          kMxfp4Scales.data(), group_, panel);
-    }
-    return {};
+    PackRowScales(view, view_row, in_panel, panel);
+    return;
   }
   if (is_int()) {
     PackIntRow(view, view_row, in_panel, panel);
-    return {};
+    return;
   }
   const std::byte* elements = view.data + view_row * k_ * ElementBytes(format_);
   if (format_ == WeightFormat::kFp8 && HasNan({elements, static_cast<size_t>(k_)})) {
@@ -361,7 +471,6 @@ Status CpuPackedWeight::PackRow(const QuantView& view, int64_t view_row, int64_t
     block_scales_[(panel_index * scale_columns_ + column) * kPanelRows + in_panel] =
         BlockScale(view, view_row, k);
   }
-  return {};
 }
 
 void CpuPackedWeight::PackElements(const std::byte* elements, int64_t in_panel, std::byte* panel) {
@@ -412,7 +521,7 @@ void CpuPackedWeight::PackIntRow(const QuantView& view, int64_t view_row, int64_
     const int word_k = int4 ? 8 : 4;  // of one dword
     for (int64_t k = 0; k < kBlockK; k += word_k) {
       const auto word =
-          static_cast<uint32_t>(int4 ? InterleaveNibbles(words[k / 8]) : words[k / 4]);
+          static_cast<uint32_t>(int4 ? InterleaveNibbles<uint64_t>(words[k / 8]) : words[k / 4]);
       const int64_t place = int4 ? PlaceOfCode(in_panel, k).byte : PlaceOfInt8(in_panel, k);
       std::memcpy(block + place, &word, sizeof(word));
     }
@@ -424,7 +533,7 @@ void CpuPackedWeight::GatherRow(int64_t row, uint16_t* out) const {
     GatherInts(row, out);
     return;
   }
-  if (format_ == WeightFormat::kNvfp4 || format_ == WeightFormat::kMxfp4) {
+  if (is_code()) {
     GatherCodes(row, out);
     return;
   }

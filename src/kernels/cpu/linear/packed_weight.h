@@ -71,12 +71,20 @@ class CpuPackedWeight final : public PackedWeight {
   CpuPackedWeight() = default;
   void SetScaleColumns(std::span<const QuantView> parts);
   Status PackPanels(const PackParams& params);
-  Status PackRow(const QuantView& view, int64_t view_row, int64_t row);
+  bool PacksWholePanels() const;  // else row by row
+  // One row or a whole panel of one part.
+  Status PackRows(const QuantView& view, int64_t view_row, int64_t row, int64_t rows);
+  void PackRow(const QuantView& view, int64_t view_row, int64_t row, std::byte* panel);
+  void PackRowScales(const QuantView& view, int64_t view_row, int64_t in_panel,
+                     std::byte* panel) const;
   void PackElements(const std::byte* elements, int64_t in_panel, std::byte* panel);
   void PackIntRow(const QuantView& view, int64_t view_row, int64_t in_panel, std::byte* panel);
   void GatherCodes(int64_t row, uint16_t* out) const;
   void GatherInts(int64_t row, uint16_t* out) const;
 
+  bool is_code() const {
+    return format_ == WeightFormat::kNvfp4 || format_ == WeightFormat::kMxfp4;
+  }
   bool is_int() const { return format_ == WeightFormat::kInt4 || format_ == WeightFormat::kInt8; }
   // Offsets within a panel of INT4 and INT8: of a scale column's header and of a block of 32 k.
   int64_t HeaderOffset(int64_t column) const {
