@@ -46,7 +46,7 @@ struct Pairs {
 
 using PairBlock = F32Block;
 
-NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, Row c) {
+[[maybe_unused]] NIBBLE_INLINE Row PairDot(const Pairs& w, const float* x, Row c) {
   return FmaSplat(w.low, x[0], FmaSplat(w.high, x[1], c));
 }
 
@@ -199,6 +199,18 @@ int64_t ProbeInt16(int64_t iterations) {
   return iterations * kProbeSums * 16 * 2;
 }
 
+template <int kBits, typename Block>
+void RunFewInts(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
+  (job.m == 1 ? StreamIntSums<kBits, Block> : RunPanels<IntSums<kBits, Block>, 1, 2, 4>)(
+      job, panel_begin, panel_end);
+}
+template <int kBits, typename Block>
+constexpr PanelKernel IntKernel() {
+  PanelKernel kernel = MakeKernel<IntSums<kBits, Block>, 1, 2, 4>();
+  kernel.run_one_tile = RunFewInts<kBits, Block>;
+  return kernel;
+}
+
 constexpr LinearKernels kOwnKernels = {
     .name = "avx2",
     .int8_probe = ProbeInt8,
@@ -214,9 +226,9 @@ constexpr LinearKernels kOwnKernels = {
     .prepare_f32 = PrepareF32,
     .f16 = MakeKernel<DenseFloat<WidenF16>, 1, 4>(),
     .f32 = MakeKernel<DenseFloat<WidenF32>, 1, 4>(),
-    .int4_int8 = MakeKernel<IntSums<4, Int8SumBlock>, 1, 4>(),
-    .int4_int24 = MakeKernel<IntSums<4, Int24SumBlock>, 1, 4>(),
-    .int8_int8 = MakeKernel<IntSums<8, Int8SumBlock>, 1, 4>(),
+    .int4_int8 = IntKernel<4, Int8SumBlock>(),
+    .int4_int24 = IntKernel<4, Int24SumBlock>(),
+    .int8_int8 = IntKernel<8, Int8SumBlock>(),
 };
 
 LinearKernels MakeTable() {
