@@ -239,6 +239,7 @@ void RegisterVariant(const OpTable* ops) {
     add("attention_decode" + suffix, Attention, format, 1)
         ->Args({9, 3, 64, 8192})
         ->Args({32, 8, 128, 8192})
+        ->Args({32, 4, 128, 8192})
         ->Args({9, 3, 64, 128})
         ->Args({128, 1, 576, 2048});  // MLA: DeepSeek-V3
   }

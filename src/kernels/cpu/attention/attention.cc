@@ -100,6 +100,7 @@ class AttentionRun {
  private:
   int64_t TilesOf(int64_t b) const {
     const int64_t tokens = p_.q_start[b + 1] - p_.q_start[b];
+    if (0 < tokens && tokens <= tile_tokens_) return p_.cache.kv_heads;  // soon: TileAt adds all
     return (tokens + tile_tokens_ - 1) / tile_tokens_ * p_.cache.kv_heads;
   }
 
@@ -252,11 +253,11 @@ class AttentionRun {
     AttentionChunk chunk = PrepareTile(tile, arena);
     const AttentionState part = arena.State(chunk.rows, head_dim_);
     const AttentionState sum = arena.State(chunk.rows, head_dim_);
-    ClearState(sum, chunk.rows);
-    for (int32_t c = FirstChunk(tile); c < EndChunk(tile); ++c) {
+    const int32_t first = FirstChunk(tile);
+    for (int32_t c = first; c < EndChunk(tile); ++c) {
       chunk.ahead = c + 1 < EndChunk(tile) ? Keys(tile, c + 1) : after;
-      Attend(chunk, c * kChunkKeys, arena, part);
-      kernels_.merge_state(part, sum, chunk.rows, head_dim_);
+      Attend(chunk, c * kChunkKeys, arena, c == first ? sum : part);
+      if (c > first) kernels_.merge_state(part, sum, chunk.rows, head_dim_);
     }
     FinishTile(tile, sum);
   }

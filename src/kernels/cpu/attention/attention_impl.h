@@ -31,9 +31,10 @@ static BlockRange VisibleBlocks(const AttentionChunk& c, int64_t row_begin, int6
 NIBBLE_SIMD const std::byte* BlockAddress(const KvLayerView& cache, const std::byte* base,
                                           const int32_t* page_table, int32_t kv_head,
                                           int32_t position) {
-  const int64_t page = page_table[position / cache.page_size];
+  const int shift = __builtin_ctz(static_cast<uint32_t>(cache.page_size));
+  const int64_t page = page_table[position >> shift];
   const int64_t row =
-      (page * cache.kv_heads + kv_head) * cache.page_size + position % cache.page_size;
+      ((page * cache.kv_heads + kv_head) << shift) + (position & (cache.page_size - 1));
   const int64_t element_bytes = cache.format == KvFormat::kBf16 ? 2 : 1;
   return base + row * cache.head_dim * element_bytes;
 }
@@ -63,6 +64,10 @@ struct Pairs {
   F32 odd;
 };
 constexpr int64_t kPairElements = 2 * kLanes;
+
+// Where a head consists of whole vectors of pairs, values and their sums are kept as Pairs: of
+// every 32 elements the even ones, then the odd ones. Otherwise they lie in order.
+NIBBLE_SIMD bool ValuesInPairs(int64_t head_dim) { return head_dim % kPairElements == 0; }
 
 NIBBLE_SIMD NativeF FirstOfPairs(NativeI pairs) {
   return NativeFromBits(NativeShiftLeft<16>(pairs));
@@ -137,10 +142,12 @@ static void WidenKeyPairs(const Element* keys, int64_t head_dim, const std::byte
 
 // Blocks of keys that were widened beforehand, (Dh, 16) each.
 struct WideKeys {
+  static constexpr int kStep = 2;  // elements that a round of ScoreTile takes
+
   const float* data;
   int64_t stride;  // between blocks
 
-  Pairs Load(int block, int64_t d) const {
+  Pairs Load(int block, int64_t d, int /*step*/) const {
     const float* at = data + block * stride + d * kBlockKeys;
     return {LoadF32(at), LoadF32(at + kBlockKeys)};
   }
@@ -149,13 +156,58 @@ struct WideKeys {
 // Blocks of KeyLayout::kPairs, read where they lie.
 template <typename Element, int kBlocks>
 struct KeyPairs {
+  static constexpr int kStep = 2;
+
   const Element* data[kBlocks];
   const std::byte* ahead[kBlocks];
 
-  Pairs Load(int block, int64_t d) const {
+  Pairs Load(int block, int64_t d, int /*step*/) const {
     const Element* at = data[block] + d * kBlockKeys;
     PrefetchLike(at, data[block], ahead[block]);
     return LoadPairs(at);
+  }
+};
+
+// ---- FP8 for few rows ----
+//
+// Codes become FP16 by a shift, 64 of them at once, and FP16 becomes FP32 on its way from memory:
+// two thirds of the instructions of a code that becomes FP32 by itself. Of every 64 codes in order
+// the even ones come first, then the odd ones: two Pairs.
+
+struct Half {
+  uint16_t bits;
+};
+
+// Heads whose rows are whole groups of codes.
+NIBBLE_SIMD bool HalvesFit(int64_t head_dim) { return kWidensF16 && head_dim % kCodesAtOnce == 0; }
+
+// A block (16, Dh) or (Dh / 2, 16, 2). `next` is the one that follows: codes are read faster than
+// the second-level cache answers.
+NIBBLE_SIMD void ToHalves(const uint8_t* codes, const uint8_t* next, int64_t head_dim, Half* out) {
+  for (int64_t i = 0; i < kBlockKeys * head_dim; i += kCodesAtOnce) {
+    __builtin_prefetch(next + i, 0, 3);
+    NativeE4M3ToF16(codes + i, &out[i].bits);
+  }
+}
+
+// Where the Pairs of codes `code` to code + 32 begin, code a multiple of 32.
+NIBBLE_SIMD int64_t HalfIndex(int64_t code) { return code - code % kCodesAtOnce / 2; }
+
+NIBBLE_SIMD Pairs LoadPairs(const Half* p) {
+  return {LoadF16(&p->bits), LoadF16(&p[kCodesAtOnce / 2].bits)};
+}
+
+template <int kBlocks>
+struct HalfKeys {
+  static constexpr int kStep = 4;
+
+  const Half* data;
+  int64_t stride;                   // between blocks
+  const std::byte* ahead[kBlocks];  // has as many codes
+
+  Pairs Load(int block, int64_t d, int step) const {
+    if (step == 0) __builtin_prefetch(ahead[block] + d * kBlockKeys, 0, 2);
+    return LoadPairs(data + block * stride + d * kBlockKeys + HalfIndex(step * kBlockKeys));
   }
 };
 
@@ -171,17 +223,20 @@ NIBBLE_SIMD void ScoreTile(const float* q, const Keys& keys, int64_t head_dim, F
   const auto add = [&](int r, int b, int64_t d, F32 key) {
     sums[r][b] = Fma(Set(q[r * head_dim + d]), key, sums[r][b]);
   };
-  for (int64_t d = 0; d + 1 < head_dim; d += 2) {
-    Pairs key[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) key[b] = keys.Load(b, d);
-    for (int r = 0; r < kRows; ++r)
-      for (int b = 0; b < kBlocks; ++b) add(r, b, d, key[b].even);
-    for (int r = 0; r < kRows; ++r)
-      for (int b = 0; b < kBlocks; ++b) add(r, b, d + 1, key[b].odd);
+  for (int64_t round = 0; round + Keys::kStep <= head_dim; round += Keys::kStep) {
+    for (int step = 0; step < Keys::kStep; step += 2) {
+      const int64_t d = round + step;
+      Pairs key[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) key[b] = keys.Load(b, round, step);
+      for (int r = 0; r < kRows; ++r)
+        for (int b = 0; b < kBlocks; ++b) add(r, b, d, key[b].even);
+      for (int r = 0; r < kRows; ++r)
+        for (int b = 0; b < kBlocks; ++b) add(r, b, d + 1, key[b].odd);
+    }
   }
   if (head_dim % 2 != 0)
     for (int r = 0; r < kRows; ++r)
-      for (int b = 0; b < kBlocks; ++b) add(r, b, head_dim - 1, keys.Load(b, head_dim - 1).even);
+      for (int b = 0; b < kBlocks; ++b) add(r, b, head_dim - 1, keys.Load(b, head_dim - 1, 0).even);
   for (int r = 0; r < kRows; ++r)
     for (int b = 0; b < kBlocks; ++b)
       StoreF32(scores + r * kChunkKeys + b * kBlockKeys, Mul(sums[r][b], scale));
@@ -213,8 +268,11 @@ static void ScoreRows(const AttentionChunk& c, const Keys& keys, int32_t positio
   });
 }
 
+// So few rows do not pay for keys and values in FP32.
+constexpr int64_t kFewRows = 8;
+
 // kBlocks blocks from `position` on; meanwhile it asks for their values. Few rows read keys where
-// they lie; many share keys that were widened once.
+// they lie, or as FP16; many share keys that were widened once.
 template <typename Element, int kBlocks>
 static void ScoreBlocks(const AttentionChunk& c, int32_t position) {
   const int64_t head_dim = c.cache.head_dim;
@@ -225,8 +283,21 @@ static void ScoreBlocks(const AttentionChunk& c, int32_t position) {
     keys.data[b] = reinterpret_cast<const Element*>(BlockAddress(c, c.cache.k, at));
     keys.ahead[b] = BlockAddress(c, c.cache.v, at);
   }
-  if (pairs && c.rows <= kTileRows) return ScoreRows<kBlocks>(c, keys, position);
   const int64_t stride = PaddedHeadDim(head_dim) * kBlockKeys;
+  if (pairs && c.rows <= kFewRows) {
+    if constexpr (std::is_same_v<Element, uint16_t>) {
+      return ScoreRows<kBlocks>(c, keys, position);
+    } else if (HalvesFit(head_dim)) {
+      auto* const data = reinterpret_cast<Half*>(c.keys);
+      HalfKeys<kBlocks> halves{.data = data, .stride = stride, .ahead = {}};
+      for (int b = 0; b < kBlocks; ++b) {
+        const Element* next = b + 1 < kBlocks ? keys.data[b + 1] : keys.data[b];
+        ToHalves(keys.data[b], next, head_dim, data + b * stride);
+        halves.ahead[b] = keys.ahead[b];
+      }
+      return ScoreRows<kBlocks>(c, halves, position);
+    }
+  }
   for (int b = 0; b < kBlocks; ++b) {
     if (pairs)
       WidenKeyPairs(keys.data[b], head_dim, keys.ahead[b], c.keys + b * stride);
@@ -241,7 +312,20 @@ static void ScoreChunk(const AttentionChunk& c, BlockRange range) {
   int32_t position = range.begin;
   for (; position + kTileBlocks * kBlockKeys <= range.end; position += kTileBlocks * kBlockKeys)
     ScoreBlocks<Element, kTileBlocks>(c, position);
-  for (; position < range.end; position += kBlockKeys) ScoreBlocks<Element, 1>(c, position);
+  // Blocks together are faster than one by one: their sums wait for each other less.
+  static_assert(kTileBlocks == 2 || kTileBlocks == 4);
+  switch ((range.end - position) / kBlockKeys) {
+    case 1:
+      return ScoreBlocks<Element, 1>(c, position);
+    case 2:
+      if constexpr (kTileBlocks > 2) ScoreBlocks<Element, 2>(c, position);
+      return;
+    case 3:
+      if constexpr (kTileBlocks > 3) ScoreBlocks<Element, 3>(c, position);
+      return;
+    default:
+      return;
+  }
 }
 
 // ---- Softmax of one row over the chunk ----
@@ -274,10 +358,6 @@ static void SoftmaxRow(const AttentionChunk& c, int64_t row, BlockRange range, f
 
 // ---- Weighted values ----
 
-// Where a head consists of whole vectors of pairs, values and their sums are kept as Pairs: of
-// every 32 elements the even ones, then the odd ones. Otherwise they lie in order.
-NIBBLE_SIMD bool ValuesInPairs(int64_t head_dim) { return head_dim % kPairElements == 0; }
-
 template <typename Element>
 static void WidenValues(const Element* values, int64_t head_dim, const std::byte* ahead,
                         float* out) {
@@ -299,22 +379,24 @@ static void WidenValues(const Element* values, int64_t head_dim, const std::byte
   }
 }
 
-// A block of values, widened beforehand (float) or as it lies in the cache.
+// A block of values, widened beforehand (float, Half) or as it lies in the cache.
 template <typename Value>
 struct ValueBlock {
+  // In the cache.
+  static constexpr int64_t kElementBytes = std::is_same_v<Value, uint16_t> ? 2 : 1;
+
   const Value* data;
   int64_t stride;
   const std::byte* ahead;
 
-  ValueBlock From(int64_t d) const {
-    return {data + d, stride, ahead + d * static_cast<int64_t>(sizeof(Value))};
-  }
+  static int64_t Index(int64_t d) { return std::is_same_v<Value, Half> ? HalfIndex(d) : d; }
+  ValueBlock From(int64_t d) const { return {data + Index(d), stride, ahead + d * kElementBytes}; }
   Pairs Load(int key, int64_t d) const {
-    const Value* at = data + key * stride + d;
+    const Value* at = data + key * stride + Index(d);
     if constexpr (std::is_same_v<Value, float>) {
       return {LoadF32(at), LoadF32(at + kLanes)};
     } else {
-      PrefetchLike(at, data, ahead);
+      __builtin_prefetch(ahead + (key * stride + d) * kElementBytes, 0, 2);
       return LoadPairs(at);
     }
   }
@@ -375,44 +457,35 @@ static void ValueRows(const float* weights, ValueBlock<Value> values, int64_t pa
     if (d < padded) LastValueVector<kRows>(weights, values.From(d), padded, begin, end, o + d);
 }
 
-// One block for all rows. A row adds its visible keys only: a hidden value may be anything.
+// One block for all rows. A row adds its visible keys only: a hidden value may be anything. Rows
+// that see the same keys share the values that they read.
 template <typename Value>
 static void AddValueBlock(const AttentionChunk& c, int32_t position, ValueBlock<Value> values,
                           const AttentionState& state) {
   const int64_t padded = PaddedHeadDim(c.cache.head_dim);
-  const auto sees_all = [&](int64_t row) {
-    return c.first[row] <= position && position + kBlockKeys - 1 <= c.last[row];
-  };
+  const auto begin_of = [&](int64_t row) { return MaxInt(c.first[row] - position, 0); };
+  const auto end_of = [&](int64_t row) { return MinInt(c.last[row] - position + 1, kBlockKeys); };
   for (int64_t r = 0; r < c.rows;) {
-    int64_t together = 0;
-    while (together < kTileRows && r + together < c.rows && sees_all(r + together)) ++together;
-    const float* weights = c.scores + r * kChunkKeys + (position - c.begin);
-    float* o = state.o + r * padded;
-    switch (together) {
-      case 4:
-        ValueRows<4>(weights, values, padded, 0, kBlockKeys, o);
-        break;
-      case 3:
-        ValueRows<3>(weights, values, padded, 0, kBlockKeys, o);
-        break;
-      case 2:
-        ValueRows<2>(weights, values, padded, 0, kBlockKeys, o);
-        break;
-      default: {
-        together = 1;
-        const int32_t begin = MaxInt(c.first[r] - position, 0);
-        const int32_t end = MinInt(c.last[r] - position + 1, kBlockKeys);
-        if (begin < end) ValueRows<1>(weights, values, padded, begin, end, o);
-      }
-    }
+    const int32_t begin = begin_of(r);
+    const int32_t end = end_of(r);
+    int64_t together = 1;
+    while (together < kTileRows && r + together < c.rows && begin_of(r + together) == begin &&
+           end_of(r + together) == end)
+      ++together;
+    if (begin < end)
+      ForRowTiles(together, [&]<int kRows>(int64_t) {
+        ValueRows<kRows>(c.scores + r * kChunkKeys + (position - c.begin), values, padded, begin,
+                         end, state.o + r * padded);
+      });
     r += together;
   }
 }
 
-// Meanwhile it asks for the keys that come next. Many rows share values that were widened once;
-// few rows widen them on the way.
+// The block at `position`; `end`: of the blocks. Meanwhile it asks for the keys that come next.
+// Many rows share values that were widened once; few rows widen them on the way, FP8 as FP16.
 template <typename Element>
-static void AddValues(const AttentionChunk& c, int32_t position, const AttentionState& state) {
+static void AddValues(const AttentionChunk& c, int32_t position, int32_t end,
+                      const AttentionState& state) {
   const int64_t head_dim = c.cache.head_dim;
   const std::byte* block = BlockAddress(c, c.cache.v, position);
   const auto* values = reinterpret_cast<const Element*>(block);
@@ -421,8 +494,17 @@ static void AddValues(const AttentionChunk& c, int32_t position, const Attention
       next <= c.ahead.last
           ? BlockAddress(c.cache, c.cache.k, c.ahead.page_table, c.ahead.kv_head, next)
           : block;
-  if (c.rows <= kTileRows && ValuesInPairs(head_dim))
-    return AddValueBlock(c, position, ValueBlock<Element>{values, head_dim, ahead}, state);
+  if (c.rows <= kFewRows && ValuesInPairs(head_dim)) {
+    if constexpr (std::is_same_v<Element, uint16_t>) {
+      return AddValueBlock(c, position, ValueBlock<Element>{values, head_dim, ahead}, state);
+    } else if (HalvesFit(head_dim)) {
+      auto* const halves = reinterpret_cast<Half*>(c.values);
+      const int32_t following = MinInt(position + kBlockKeys, end - kBlockKeys);
+      const std::byte* next = BlockAddress(c, c.cache.v, following);
+      ToHalves(values, reinterpret_cast<const Element*>(next), head_dim, halves);
+      return AddValueBlock(c, position, ValueBlock<Half>{halves, head_dim, ahead}, state);
+    }
+  }
   WidenValues(values, head_dim, ahead, c.values);
   AddValueBlock(c, position, ValueBlock<float>{c.values, PaddedHeadDim(head_dim), block}, state);
 }
@@ -440,7 +522,7 @@ static void AttendChunkOf(const AttentionChunk& c, const AttentionState& state) 
     if (own.begin < own.end) SoftmaxRow(c, r, own, &state.m[r], &state.l[r]);
   }
   for (int32_t position = range.begin; position < range.end; position += kBlockKeys)
-    AddValues<Element>(c, position, state);
+    AddValues<Element>(c, position, range.end, state);
 }
 
 static void AttendChunk(const AttentionChunk& chunk, const AttentionState& state) {
@@ -458,12 +540,20 @@ NIBBLE_SIMD float ExpOfNonPositive1(float x) {
   return lanes[0];
 }
 
-// Adds `from` to `into`, row by row; a row of `from` that saw no key changes nothing.
+// Adds `from` to `into`, row by row; a row of `from` that saw no key changes nothing, and one of
+// `into` becomes a copy, so that it makes no difference whether a first chunk was merged.
 static void MergeState(const AttentionState& from, const AttentionState& into, int64_t rows,
                        int64_t head_dim) {
   const int64_t padded = PaddedHeadDim(head_dim);
   for (int64_t r = 0; r < rows; ++r) {
     if (from.l[r] == 0.0f) continue;
+    if (into.l[r] == 0.0f) {
+      into.m[r] = from.m[r];
+      into.l[r] = from.l[r];
+      std::memcpy(into.o + r * padded, from.o + r * padded,
+                  static_cast<size_t>(padded) * sizeof(float));
+      continue;
+    }
     const float m = into.m[r] > from.m[r] ? into.m[r] : from.m[r];
     const float keep = ExpOfNonPositive1(into.m[r] - m);
     const float add = ExpOfNonPositive1(from.m[r] - m);

@@ -14,6 +14,8 @@ using NativeF = __m256;
 using NativeI = __m256i;
 using NativeMask = __m256i;
 constexpr int kNativeLanes = 8;
+constexpr int kCodesAtOnce = 64;   // of NativeE4M3ToF16
+constexpr bool kWidensF16 = true;  // by one instruction
 
 // Tile of the attention kernel, in rows and in vectors: 8 accumulators of 16 registers.
 constexpr int kTileRows = 2;
@@ -89,6 +91,26 @@ NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
   const __m128i half =
       _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<short>(0xBF80)));
   return _mm256_cvtph_ps(half);
+}
+
+NIBBLE_NATIVE NativeF NativeLoadF16(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+// Codes in the upper bytes of words, as FP16 of value * 2^-8.
+NIBBLE_NATIVE __m256i HalvesOfUpperBytes(__m256i words) {
+  return _mm256_and_si256(_mm256_srai_epi16(words, 1),
+                          _mm256_set1_epi16(static_cast<short>(0xBF80)));
+}
+
+// kCodesAtOnce codes as FP16 of value * 2^-8: the even ones, then the odd ones.
+NIBBLE_NATIVE void NativeE4M3ToF16(const uint8_t* codes, uint16_t* out) {
+  for (int i = 0; i < 2; ++i) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes) + i);
+    auto* const halves = reinterpret_cast<__m256i*>(out) + i;
+    _mm256_storeu_si256(halves, HalvesOfUpperBytes(_mm256_slli_epi16(both, 8)));
+    _mm256_storeu_si256(halves + 2, HalvesOfUpperBytes(both));
+  }
 }
 
 // Sixteen codes as BF16 of value * 2^-8, two per dword.

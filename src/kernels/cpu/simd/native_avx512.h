@@ -17,6 +17,8 @@ using NativeF = __m512;
 using NativeI = __m512i;
 using NativeMask = __mmask16;
 constexpr int kNativeLanes = 16;
+constexpr int kCodesAtOnce = 64;   // of NativeE4M3ToF16
+constexpr bool kWidensF16 = true;  // by one instruction
 
 // Tile of the attention kernel, in rows and in vectors: 16 accumulators of 32 registers.
 constexpr int kTileRows = 4;
@@ -83,6 +85,23 @@ NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
   const __m256i half =
       _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xBF80)));
   return _mm512_cvtph_ps(half);
+}
+
+NIBBLE_NATIVE NativeF NativeLoadF16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+// Codes in the upper bytes of words, as FP16 of value * 2^-8.
+NIBBLE_NATIVE __m512i HalvesOfUpperBytes(__m512i words) {
+  return _mm512_and_si512(_mm512_srai_epi16(words, 1),
+                          _mm512_set1_epi16(static_cast<short>(0xBF80)));
+}
+
+// kCodesAtOnce codes as FP16 of value * 2^-8: the even ones, then the odd ones.
+NIBBLE_NATIVE void NativeE4M3ToF16(const uint8_t* codes, uint16_t* out) {
+  const __m512i both = _mm512_loadu_si512(codes);
+  _mm512_storeu_si512(out, HalvesOfUpperBytes(_mm512_slli_epi16(both, 8)));
+  _mm512_storeu_si512(out + 32, HalvesOfUpperBytes(both));
 }
 
 // Thirty-two codes as BF16 of value * 2^-8, two per dword.

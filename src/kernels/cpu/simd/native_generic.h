@@ -16,6 +16,8 @@ using NativeI = int32_t __attribute__((vector_size(16)));
 using NativeU = uint32_t __attribute__((vector_size(16)));
 using NativeMask = NativeI;
 constexpr int kNativeLanes = 4;
+constexpr int kCodesAtOnce = 64;    // of NativeE4M3ToF16
+constexpr bool kWidensF16 = false;  // by one instruction
 
 // Tile of the attention kernel, in rows and in vectors: 8 accumulators of 16 registers.
 constexpr int kTileRows = 2;
@@ -99,6 +101,23 @@ NIBBLE_NATIVE NativeF DecodeE4M3(NativeI code) {
 NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
   return DecodeE4M3(NativeI{p[0], p[1], p[2], p[3]});
 }
+NIBBLE_NATIVE NativeF NativeLoadF16(const uint16_t* p) {
+  const NativeI half = NativeLoadU16(p);
+  const NativeI magnitude = half & 0x7FFF;
+  const NativeI normal = (magnitude << 13) + (112 << 23);
+  const NativeF subnormal = __builtin_convertvector(magnitude, NativeF) * 0x1p-24f;
+  const NativeI bits = magnitude < 0x400 ? reinterpret_cast<NativeI>(subnormal) : normal;
+  return NativeFromBits(bits | NativeShiftLeft<16>(half & 0x8000));
+}
+
+// kCodesAtOnce codes as FP16 of value * 2^-8: the even ones, then the odd ones.
+NIBBLE_NATIVE void NativeE4M3ToF16(const uint8_t* codes, uint16_t* out) {
+  for (int i = 0; i < kCodesAtOnce; ++i) {
+    const int code = codes[i];
+    out[i % 2 * 32 + i / 2] = static_cast<uint16_t>((code & 0x80) << 8 | (code & 0x7F) << 7);
+  }
+}
+
 // Eight codes as BF16 of value * 2^-8, two per dword.
 NIBBLE_NATIVE NativeI NativeLoadE4M3Pairs(const uint8_t* p) {
   const NativeI even = NativeBits(DecodeE4M3(NativeI{p[0], p[2], p[4], p[6]}));

@@ -15,6 +15,8 @@ using NativeF = float32x4_t;
 using NativeI = int32x4_t;
 using NativeMask = uint32x4_t;
 constexpr int kNativeLanes = 4;
+constexpr int kCodesAtOnce = 64;   // of NativeE4M3ToF16
+constexpr bool kWidensF16 = true;  // by one instruction
 
 // Tile of the attention kernel, in rows and in vectors: 16 accumulators of 32 registers.
 constexpr int kTileRows = 2;
@@ -80,6 +82,23 @@ NIBBLE_NATIVE NativeF NativeLoadE4M3(const uint8_t* p) {
   const int16x4_t wide = vget_low_s16(vmovl_s8(bytes));
   const int16x4_t half = vand_s16(vshl_n_s16(wide, 7), vdup_n_s16(static_cast<int16_t>(0xBF80)));
   return vcvt_f32_f16(vreinterpret_f16_s16(half));
+}
+
+NIBBLE_NATIVE NativeF NativeLoadF16(const uint16_t* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+
+// kCodesAtOnce codes as FP16 of value * 2^-8: the even ones, then the odd ones.
+NIBBLE_NATIVE void NativeE4M3ToF16(const uint8_t* codes, uint16_t* out) {
+  const int16x8_t mask = vdupq_n_s16(static_cast<int16_t>(0xBF80));
+  const auto store = [&](uint16_t* at, int16x8_t upper_bytes) {
+    vst1q_u16(at, vreinterpretq_u16_s16(vandq_s16(vshrq_n_s16(upper_bytes, 1), mask)));
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int16x8_t both = vreinterpretq_s16_u8(vld1q_u8(codes + 16 * i));
+    store(out + 8 * i, vshlq_n_s16(both, 8));
+    store(out + 32 + 8 * i, both);
+  }
 }
 
 // Eight codes as BF16 of value * 2^-8, two per dword.

@@ -150,6 +150,7 @@ NIBBLE_MEMORY(I32, U16, uint16_t)  // zero-extended
 NIBBLE_MEMORY_STORE(I32, U16, uint16_t)
 NIBBLE_MEMORY_STORE(I32, U8, uint8_t)
 NIBBLE_MEMORY(F32, E4M3, uint8_t)  // value * 2^-8: what a shift into FP16 gives, exactly
+NIBBLE_MEMORY(F32, F16, uint16_t)
 #undef NIBBLE_MEMORY
 #undef NIBBLE_MEMORY_STORE
 
