@@ -151,6 +151,49 @@ void Attention(benchmark::State& state, const OpTable* ops, KvFormat format, int
       benchmark::Counter(4.0 * pairs * q_heads * dh, benchmark::Counter::kIsIterationInvariantRate);
 }
 
+// One token of each of many short sequences, layer after layer, pages in no order: a decode step.
+void AttentionStep(benchmark::State& state, const OpTable* ops, KvFormat format) {
+  constexpr int32_t kSequences = 32, kQHeads = 9, kKvHeads = 3, kDh = 64, kPageSize = 16;
+  constexpr int64_t kLayers = 30;
+  const auto context_tokens = static_cast<int32_t>(state.range(0));
+  const int64_t pages_of_one = (context_tokens + kPageSize - 1) / kPageSize;
+  const int64_t pages = kSequences * pages_of_one;
+  const int64_t layer_bytes = pages * kPageSize * kKvHeads * kDh * KvElementBytes(format);
+  std::vector<uint16_t> values = Ramp(kLayers * layer_bytes / 2);
+  if (format == KvFormat::kFp8)
+    for (uint16_t& two : values) two &= 0x3F3F;
+  Buffer k = OnHugePages(values), v = OnHugePages(values);
+  std::vector<int32_t> table(pages);
+  for (int64_t i = 0; i < pages; ++i) table[i] = static_cast<int32_t>(i * 101 % pages);
+  const std::vector<uint16_t> q = Ramp(int64_t{kSequences} * kQHeads * kDh);
+  std::vector<uint16_t> out(q.size());
+  const Bench bench(ops->attention_workspace(1, kSequences, kQHeads, kDh));
+  std::vector<int32_t> q_start(kSequences + 1);
+  for (int32_t b = 0; b <= kSequences; ++b) q_start[b] = b;
+  const std::vector<int32_t> lengths(kSequences, context_tokens);
+  for (auto _ : state) {
+    for (int64_t layer = 0; layer < kLayers; ++layer)
+      ops->attention(bench.context, {.q = q.data(),
+                                     .out = out.data(),
+                                     .t = kSequences,
+                                     .sequences = kSequences,
+                                     .q_start = q_start.data(),
+                                     .kv_len = lengths.data(),
+                                     .page_table = table.data(),
+                                     .max_pages = pages_of_one,
+                                     .q_heads = kQHeads,
+                                     .scale = 1.0f / std::sqrt(static_cast<float>(kDh)),
+                                     .cache = {.k = k.data() + layer * layer_bytes,
+                                               .v = v.data() + layer * layer_bytes,
+                                               .format = format,
+                                               .key_layout = KeyLayout::kPairs,
+                                               .page_size = kPageSize,
+                                               .kv_heads = kKvHeads,
+                                               .head_dim = kDh}});
+  }
+  state.SetBytesProcessed(state.iterations() * kLayers * layer_bytes * 2);
+}
+
 // Qwen3-Next's heads: 16 of keys, 32 of values, 128 wide. Bytes are those of the recurrent state,
 // read and written; enough layers that they exceed the caches.
 void DeltaNet(benchmark::State& state, const OpTable* ops) {
@@ -243,6 +286,8 @@ void RegisterVariant(const OpTable* ops) {
         ->Args({9, 3, 64, 128})
         ->Args({128, 1, 576, 2048});  // MLA: DeepSeek-V3
   }
+  add("attention_step_bf16", AttentionStep, KvFormat::kBf16)->Arg(100)->Arg(128);
+  add("attention_step_fp8", AttentionStep, KvFormat::kFp8)->Arg(100);
   add("attention_prefill_bf16", Attention, KvFormat::kBf16, 512)
       ->Args({9, 3, 64, 512})
       ->Args({32, 8, 128, 8192});

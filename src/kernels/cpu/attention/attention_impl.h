@@ -259,22 +259,32 @@ NIBBLE_SIMD void ForRowTiles(int64_t rows, Fn&& fn) {
   }
 }
 
+// So few rows do not pay for keys and values in FP32.
+constexpr int64_t kFewRows = 8;
+
+// With this many rows a tile has all of them and is half as wide, so that keys and values are
+// widened once: 0 where registers are too few.
+constexpr int kTallTileRows = kTileRows * 2 == kFewRows ? kFewRows : 0;
+
 template <int kBlocks, typename Keys>
 static void ScoreRows(const AttentionChunk& c, const Keys& keys, int32_t position) {
   const int64_t head_dim = c.cache.head_dim;
+  if constexpr (kTallTileRows > 0 && kBlocks <= kTileBlocks / 2 &&
+                !std::is_same_v<Keys, WideKeys>) {
+    if (c.rows == kTallTileRows)
+      return ScoreTile<kTallTileRows, kBlocks>(c.q, keys, head_dim, Set(c.scale),
+                                               c.scores + (position - c.begin));
+  }
   ForRowTiles(c.rows, [&]<int kRows>(int64_t r) {
     ScoreTile<kRows, kBlocks>(c.q + r * head_dim, keys, head_dim, Set(c.scale),
                               c.scores + r * kChunkKeys + (position - c.begin));
   });
 }
 
-// So few rows do not pay for keys and values in FP32.
-constexpr int64_t kFewRows = 8;
-
-// kBlocks blocks from `position` on; meanwhile it asks for their values. Few rows read keys where
-// they lie, or as FP16; many share keys that were widened once.
+// kBlocks blocks from `position` on, of those up to `end`; meanwhile it asks for their values. Few
+// rows read keys where they lie, or as FP16; many share keys that were widened once.
 template <typename Element, int kBlocks>
-static void ScoreBlocks(const AttentionChunk& c, int32_t position) {
+static void ScoreBlocks(const AttentionChunk& c, int32_t position, int32_t end) {
   const int64_t head_dim = c.cache.head_dim;
   const bool pairs = c.cache.key_layout == KeyLayout::kPairs;
   KeyPairs<Element, kBlocks> keys;
@@ -291,8 +301,9 @@ static void ScoreBlocks(const AttentionChunk& c, int32_t position) {
       auto* const data = reinterpret_cast<Half*>(c.keys);
       HalfKeys<kBlocks> halves{.data = data, .stride = stride, .ahead = {}};
       for (int b = 0; b < kBlocks; ++b) {
-        const Element* next = b + 1 < kBlocks ? keys.data[b + 1] : keys.data[b];
-        ToHalves(keys.data[b], next, head_dim, data + b * stride);
+        const int32_t next = MinInt(position + (b + 1) * kBlockKeys, end - kBlockKeys);
+        ToHalves(keys.data[b], reinterpret_cast<const Element*>(BlockAddress(c, c.cache.k, next)),
+                 head_dim, data + b * stride);
         halves.ahead[b] = keys.ahead[b];
       }
       return ScoreRows<kBlocks>(c, halves, position);
@@ -309,19 +320,25 @@ static void ScoreBlocks(const AttentionChunk& c, int32_t position) {
 
 template <typename Element>
 static void ScoreChunk(const AttentionChunk& c, BlockRange range) {
+  const int32_t end = range.end;
   int32_t position = range.begin;
-  for (; position + kTileBlocks * kBlockKeys <= range.end; position += kTileBlocks * kBlockKeys)
-    ScoreBlocks<Element, kTileBlocks>(c, position);
+  if (kTallTileRows > 0 && c.rows == kTallTileRows && c.cache.key_layout == KeyLayout::kPairs) {
+    constexpr int kBlocks = kTileBlocks / 2;
+    for (; position + kBlocks * kBlockKeys <= end; position += kBlocks * kBlockKeys)
+      ScoreBlocks<Element, kBlocks>(c, position, end);
+  }
+  for (; position + kTileBlocks * kBlockKeys <= end; position += kTileBlocks * kBlockKeys)
+    ScoreBlocks<Element, kTileBlocks>(c, position, end);
   // Blocks together are faster than one by one: their sums wait for each other less.
   static_assert(kTileBlocks == 2 || kTileBlocks == 4);
-  switch ((range.end - position) / kBlockKeys) {
+  switch ((end - position) / kBlockKeys) {
     case 1:
-      return ScoreBlocks<Element, 1>(c, position);
+      return ScoreBlocks<Element, 1>(c, position, end);
     case 2:
-      if constexpr (kTileBlocks > 2) ScoreBlocks<Element, 2>(c, position);
+      if constexpr (kTileBlocks > 2) ScoreBlocks<Element, 2>(c, position, end);
       return;
     case 3:
-      if constexpr (kTileBlocks > 3) ScoreBlocks<Element, 3>(c, position);
+      if constexpr (kTileBlocks > 3) ScoreBlocks<Element, 3>(c, position, end);
       return;
     default:
       return;
@@ -330,8 +347,8 @@ static void ScoreChunk(const AttentionChunk& c, BlockRange range) {
 
 // ---- Softmax of one row over the chunk ----
 
-// Scores become exp(score - m), 0 where the row must not look; m and l of the row are set.
-static void SoftmaxRow(const AttentionChunk& c, int64_t row, BlockRange range, float* m, float* l) {
+// The largest score of the row; scores become -inf where it must not look.
+static float LargestScore(const AttentionChunk& c, int64_t row, BlockRange range) {
   float* scores = c.scores + row * kChunkKeys - c.begin;
   const F32 hidden = Set(-__builtin_inff());
   const I32 first = SetInt(c.first[row]);
@@ -346,14 +363,19 @@ static void SoftmaxRow(const AttentionChunk& c, int64_t row, BlockRange range, f
     }
     largest = Max(score, largest);
   }
-  *m = Largest(largest);
+  return Largest(largest);
+}
+
+// Scores become exp(score - m). Returns their sum.
+static float WeighScores(const AttentionChunk& c, int64_t row, BlockRange range, float m) {
+  float* scores = c.scores + row * kChunkKeys - c.begin;
   F32 sum = Set(0.0f);
   for (int32_t position = range.begin; position < range.end; position += kBlockKeys) {
-    const F32 weight = ExpOfNonPositive(Sub(LoadF32(scores + position), Set(*m)));
+    const F32 weight = ExpOfNonPositive(Sub(LoadF32(scores + position), Set(m)));
     StoreF32(scores + position, weight);
     sum = Add(sum, weight);
   }
-  *l = Sum(sum);
+  return Sum(sum);
 }
 
 // ---- Weighted values ----
@@ -405,7 +427,7 @@ struct ValueBlock {
 // o[r] += sum over j in [begin, end) of weights[r][j] * values[j], for kRows rows and kPairCount
 // vectors of pairs of the head.
 template <int kRows, int kPairCount, typename Value>
-NIBBLE_SIMD void ValueTile(const float* weights, ValueBlock<Value> values, int64_t padded,
+NIBBLE_SIMD void ValueTile(const float* weights, const ValueBlock<Value>& values, int64_t padded,
                            int begin, int end, float* o) {
   Pairs sums[kRows][kPairCount];
   for (int r = 0; r < kRows; ++r)
@@ -434,8 +456,8 @@ NIBBLE_SIMD void ValueTile(const float* weights, ValueBlock<Value> values, int64
 
 // The last vector of a head whose padded width is an odd number of vectors.
 template <int kRows>
-NIBBLE_SIMD void LastValueVector(const float* weights, ValueBlock<float> values, int64_t padded,
-                                 int begin, int end, float* o) {
+NIBBLE_SIMD void LastValueVector(const float* weights, const ValueBlock<float>& values,
+                                 int64_t padded, int begin, int end, float* o) {
   for (int r = 0; r < kRows; ++r) {
     F32 sum = LoadF32(o + r * padded);
     for (int j = begin; j < end; ++j)
@@ -445,12 +467,13 @@ NIBBLE_SIMD void LastValueVector(const float* weights, ValueBlock<float> values,
 }
 
 template <int kRows, typename Value>
-static void ValueRows(const float* weights, ValueBlock<Value> values, int64_t padded, int begin,
-                      int end, float* o) {
-  constexpr int64_t kTile = kTilePairs * kPairElements;
+static void ValueRows(const float* weights, const ValueBlock<Value>& values, int64_t padded,
+                      int begin, int end, float* o) {
+  constexpr int kWidth = kRows == kTallTileRows ? kTilePairs / 2 : kTilePairs;
+  constexpr int64_t kTile = kWidth * kPairElements;
   int64_t d = 0;
   for (; d + kTile <= padded; d += kTile)
-    ValueTile<kRows, kTilePairs>(weights, values.From(d), padded, begin, end, o + d);
+    ValueTile<kRows, kWidth>(weights, values.From(d), padded, begin, end, o + d);
   for (; d + kPairElements <= padded; d += kPairElements)
     ValueTile<kRows, 1>(weights, values.From(d), padded, begin, end, o + d);
   if constexpr (std::is_same_v<Value, float>)
@@ -460,23 +483,30 @@ static void ValueRows(const float* weights, ValueBlock<Value> values, int64_t pa
 // One block for all rows. A row adds its visible keys only: a hidden value may be anything. Rows
 // that see the same keys share the values that they read.
 template <typename Value>
-static void AddValueBlock(const AttentionChunk& c, int32_t position, ValueBlock<Value> values,
-                          const AttentionState& state) {
+static void AddValueBlock(const AttentionChunk& c, int32_t position,
+                          const ValueBlock<Value>& values, const AttentionState& state) {
   const int64_t padded = PaddedHeadDim(c.cache.head_dim);
   const auto begin_of = [&](int64_t row) { return MaxInt(c.first[row] - position, 0); };
   const auto end_of = [&](int64_t row) { return MinInt(c.last[row] - position + 1, kBlockKeys); };
+  constexpr bool kTall = kTallTileRows > 0 && !std::is_same_v<Value, float>;
+  constexpr int64_t kMost = kTall ? kTallTileRows : kTileRows;
   for (int64_t r = 0; r < c.rows;) {
     const int32_t begin = begin_of(r);
     const int32_t end = end_of(r);
     int64_t together = 1;
-    while (together < kTileRows && r + together < c.rows && begin_of(r + together) == begin &&
+    while (together < kMost && r + together < c.rows && begin_of(r + together) == begin &&
            end_of(r + together) == end)
       ++together;
-    if (begin < end)
-      ForRowTiles(together, [&]<int kRows>(int64_t) {
-        ValueRows<kRows>(c.scores + r * kChunkKeys + (position - c.begin), values, padded, begin,
-                         end, state.o + r * padded);
-      });
+    const auto add = [&]<int kRows>(int64_t row) {
+      ValueRows<kRows>(c.scores + (r + row) * kChunkKeys + (position - c.begin), values, padded,
+                       begin, end, state.o + (r + row) * padded);
+    };
+    if (begin < end) {
+      if (kTall && together == kTallTileRows)
+        add.template operator()<kTall ? kTallTileRows : 1>(0);
+      else
+        ForRowTiles(together, add);
+    }
     r += together;
   }
 }
@@ -514,12 +544,15 @@ static void AttendChunkOf(const AttentionChunk& c, const AttentionState& state) 
   const int64_t padded = PaddedHeadDim(c.cache.head_dim);
   const BlockRange range = VisibleBlocks(c, 0, c.rows);
   if (range.begin < range.end) ScoreChunk<Element>(c, range);
+  std::memset(state.o, 0, static_cast<size_t>(c.rows * padded) * sizeof(float));
+  // In two rounds, so that a row's exponentials need not wait for its largest score.
   for (int64_t r = 0; r < c.rows; ++r) {
-    state.m[r] = -__builtin_inff();
-    state.l[r] = 0.0f;
-    std::memset(state.o + r * padded, 0, static_cast<size_t>(padded) * sizeof(float));
     const BlockRange own = VisibleBlocks(c, r, r + 1);
-    if (own.begin < own.end) SoftmaxRow(c, r, own, &state.m[r], &state.l[r]);
+    state.m[r] = own.begin < own.end ? LargestScore(c, r, own) : -__builtin_inff();
+  }
+  for (int64_t r = 0; r < c.rows; ++r) {
+    const BlockRange own = VisibleBlocks(c, r, r + 1);
+    state.l[r] = own.begin < own.end ? WeighScores(c, r, own, state.m[r]) : 0.0f;
   }
   for (int32_t position = range.begin; position < range.end; position += kBlockKeys)
     AddValues<Element>(c, position, range.end, state);

@@ -80,20 +80,24 @@ class RopeWriter {
  private:
   void Transform(int64_t t, const uint16_t* in, const float* norm, uint16_t* out) const {
     const bool norm_first = norm != nullptr && !p_.norm_after_rotation;
-    if (norm_first)
+    if (norm_first) {
       kernels_.rms_norm(in, norm, head_dim_, p_.eps, p_.norm_style, out);
-    else
-      std::memcpy(out, in, static_cast<size_t>(head_dim_) * sizeof(uint16_t));
-    if (p_.cos != nullptr) Turn(p_.positions[t], out);
+      in = out;
+    }
+    const int64_t turned = p_.cos != nullptr ? p_.rotary_dim : 0;
+    if (turned > 0) Turn(p_.positions[t], in, out);
+    if (in != out)
+      std::memcpy(out + turned, in + turned,
+                  static_cast<size_t>(head_dim_ - turned) * sizeof(uint16_t));
     if (norm != nullptr && !norm_first)
       kernels_.rms_norm(out, norm, head_dim_, p_.eps, p_.norm_style, out);
   }
 
-  void Turn(int64_t position, uint16_t* head) const {
+  void Turn(int64_t position, const uint16_t* in, uint16_t* out) const {
     const int64_t half = p_.rotary_dim / 2;
     const int64_t angle = position * half;
     const auto turn = p_.pairs == RopePairs::kHalves ? kernels_.rotate : kernels_.rotate_neighbours;
-    turn(head, p_.cos + angle, p_.sin + angle, half, head);
+    turn(in, p_.cos + angle, p_.sin + angle, half, out);
   }
 
   const VectorKernels& kernels_;
