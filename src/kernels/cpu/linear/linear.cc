@@ -120,6 +120,7 @@ struct Tiling {
 // at most: a tile of few tokens takes nearly the time of a large one. Else full tiles and a smaller
 // last one with idle slots.
 Tiling TilingFor(const PanelKernel& kernel, int64_t m) {
+  if (m == kernel.one_tile) return {.tile = m, .wide_tokens = m};
   const auto* end = std::find(kernel.sizes, kernel.sizes + kMaxTileSizes, 0);
   const auto fitting = [&](int64_t tokens) { return std::lower_bound(kernel.sizes, end, tokens); };
   const int64_t largest = *(end - 1);

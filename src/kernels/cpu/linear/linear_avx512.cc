@@ -86,7 +86,7 @@ PanelKernel FloatKernel(PanelRun batch) {
 }
 
 PanelKernel CodeKernel(PanelRun stream, PanelRun batch) {
-  return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}, .run_one_tile = stream};
+  return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}, .run_one_tile = stream, .one_tile = 8};
 }
 PanelKernel BatchKernel(PanelRun batch) { return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}}; }
 PanelKernel DigitKernel(PanelRun stream) { return {.run = stream, .sizes = {1, 2, 3}}; }

@@ -89,7 +89,7 @@ void RunStream(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
 }  // namespace avx512_float_stream
 
 FloatRuns Avx512FloatStreamRuns() {
-  return {.fp8 = avx512_float_stream::RunStream<1, 2, 3, 4, 5, 6, 7>};
+  return {.fp8 = avx512_float_stream::RunStream<1, 2, 3, 4, 5, 6, 7, 8>};
 }
 
 }  // namespace nibble::kernels::cpu

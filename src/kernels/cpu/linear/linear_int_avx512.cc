@@ -172,7 +172,7 @@ void RunStream(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
 }
 
 template <typename Kind>
-constexpr PanelRun kStream = RunStream<Kind, 1, 2, 3, 4, 5, 6, 7>;
+constexpr PanelRun kStream = RunStream<Kind, 1, 2, 3, 4, 5, 6, 7, 8>;
 
 template <int kBits>
 void StreamIntInt8(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {

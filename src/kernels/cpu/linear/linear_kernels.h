@@ -67,6 +67,7 @@ struct PanelKernel {
   PanelRun run = nullptr;
   int sizes[kMaxTileSizes] = {};    // ascending, 0 after the last
   PanelRun run_one_tile = nullptr;  // instead of run for a single tile, where that is faster
+  int one_tile = 0;                 // so many tokens are one, though no size above
 };
 
 // Runs `iterations` of nothing but multiply-adds in registers and returns the operations done

@@ -184,10 +184,10 @@ void RunStream(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
 }
 
 template <CodeFormat F, typename Products>
-constexpr PanelRun kStream = RunStream<F, Products, 1, 2, 3, 4, 5, 6, 7>;
+constexpr PanelRun kStream = RunStream<F, Products, 1, 2, 3, 4, 5, 6, 7, 8>;
 template <CodeFormat F>
 constexpr PanelRun kInt24Stream =
-    RunStream<F, Int24Products<CodeLayout<F>::kScalesPerBlock>, 1, 2, 3, 4, 5, 6, 7>;
+    RunStream<F, Int24Products<CodeLayout<F>::kScalesPerBlock>, 1, 2, 3, 4, 5, 6, 7, 8>;
 template <CodeFormat F>
 constexpr PanelRun kDigitStream = RunStream<F, Digits, 1, 2, 3>;
 
