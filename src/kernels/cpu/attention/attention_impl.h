@@ -2,6 +2,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 namespace nibble::kernels::NIBBLE_ISA {
 
@@ -242,40 +243,30 @@ NIBBLE_SIMD void ScoreTile(const float* q, const Keys& keys, int64_t head_dim, F
       StoreF32(scores + r * kChunkKeys + b * kBlockKeys, Mul(sums[r][b], scale));
 }
 
-// fn.operator()<kRows>(first row) for all rows, kTileRows at a time.
-template <typename Fn>
+// fn.operator()<kRows>(first row) for all rows, kMost at a time.
+template <int kMost, typename Fn>
 NIBBLE_SIMD void ForRowTiles(int64_t rows, Fn&& fn) {
   int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows) fn.template operator()<kTileRows>(r);
-  switch (rows - r) {
-    case 1:
-      return fn.template operator()<1>(r);
-    case 2:
-      return fn.template operator()<2>(r);
-    case 3:
-      return fn.template operator()<3>(r);
-    default:
-      return;
-  }
+  for (; r + kMost <= rows; r += kMost) fn.template operator()<kMost>(r);
+  const auto rest = [&]<int... kLess>(std::integer_sequence<int, kLess...>) {
+    ((rows - r == kLess + 1 ? fn.template operator()<kLess + 1>(r) : void()), ...);
+  };
+  rest(std::make_integer_sequence<int, kMost - 1>());
 }
 
 // So few rows do not pay for keys and values in FP32.
 constexpr int64_t kFewRows = 8;
 
-// With this many rows a tile has all of them and is half as wide, so that keys and values are
-// widened once: 0 where registers are too few.
-constexpr int kTallTileRows = kTileRows * 2 == kFewRows ? kFewRows : 0;
+// Rows beyond a tile's make tiles twice as tall and half as wide, where keys and values are widened
+// on the way: once for all of them. Of values where registers suffice.
+constexpr int kTallTileRows = 2 * kTileRows;
+constexpr bool kTallValues = kTilePairs > 1;
 
 template <int kBlocks, typename Keys>
 static void ScoreRows(const AttentionChunk& c, const Keys& keys, int32_t position) {
   const int64_t head_dim = c.cache.head_dim;
-  if constexpr (kTallTileRows > 0 && kBlocks <= kTileBlocks / 2 &&
-                !std::is_same_v<Keys, WideKeys>) {
-    if (c.rows == kTallTileRows)
-      return ScoreTile<kTallTileRows, kBlocks>(c.q, keys, head_dim, Set(c.scale),
-                                               c.scores + (position - c.begin));
-  }
-  ForRowTiles(c.rows, [&]<int kRows>(int64_t r) {
+  constexpr bool kTall = kBlocks <= kTileBlocks / 2 && !std::is_same_v<Keys, WideKeys>;
+  ForRowTiles<kTall ? kTallTileRows : kTileRows>(c.rows, [&]<int kRows>(int64_t r) {
     ScoreTile<kRows, kBlocks>(c.q + r * head_dim, keys, head_dim, Set(c.scale),
                               c.scores + r * kChunkKeys + (position - c.begin));
   });
@@ -322,7 +313,8 @@ template <typename Element>
 static void ScoreChunk(const AttentionChunk& c, BlockRange range) {
   const int32_t end = range.end;
   int32_t position = range.begin;
-  if (kTallTileRows > 0 && c.rows == kTallTileRows && c.cache.key_layout == KeyLayout::kPairs) {
+  const bool few = c.rows <= kFewRows && c.cache.key_layout == KeyLayout::kPairs;
+  if (few && c.rows > kTileRows) {
     constexpr int kBlocks = kTileBlocks / 2;
     for (; position + kBlocks * kBlockKeys <= end; position += kBlocks * kBlockKeys)
       ScoreBlocks<Element, kBlocks>(c, position, end);
@@ -469,7 +461,7 @@ NIBBLE_SIMD void LastValueVector(const float* weights, const ValueBlock<float>& 
 template <int kRows, typename Value>
 static void ValueRows(const float* weights, const ValueBlock<Value>& values, int64_t padded,
                       int begin, int end, float* o) {
-  constexpr int kWidth = kRows == kTallTileRows ? kTilePairs / 2 : kTilePairs;
+  constexpr int kWidth = kRows > kTileRows ? kTilePairs / 2 : kTilePairs;
   constexpr int64_t kTile = kWidth * kPairElements;
   int64_t d = 0;
   for (; d + kTile <= padded; d += kTile)
@@ -488,8 +480,8 @@ static void AddValueBlock(const AttentionChunk& c, int32_t position,
   const int64_t padded = PaddedHeadDim(c.cache.head_dim);
   const auto begin_of = [&](int64_t row) { return MaxInt(c.first[row] - position, 0); };
   const auto end_of = [&](int64_t row) { return MinInt(c.last[row] - position + 1, kBlockKeys); };
-  constexpr bool kTall = kTallTileRows > 0 && !std::is_same_v<Value, float>;
-  constexpr int64_t kMost = kTall ? kTallTileRows : kTileRows;
+  constexpr bool kTall = kTallValues && !std::is_same_v<Value, float>;
+  constexpr int kMost = kTall ? kTallTileRows : kTileRows;
   for (int64_t r = 0; r < c.rows;) {
     const int32_t begin = begin_of(r);
     const int32_t end = end_of(r);
@@ -497,16 +489,11 @@ static void AddValueBlock(const AttentionChunk& c, int32_t position,
     while (together < kMost && r + together < c.rows && begin_of(r + together) == begin &&
            end_of(r + together) == end)
       ++together;
-    const auto add = [&]<int kRows>(int64_t row) {
-      ValueRows<kRows>(c.scores + (r + row) * kChunkKeys + (position - c.begin), values, padded,
-                       begin, end, state.o + (r + row) * padded);
-    };
-    if (begin < end) {
-      if (kTall && together == kTallTileRows)
-        add.template operator()<kTall ? kTallTileRows : 1>(0);
-      else
-        ForRowTiles(together, add);
-    }
+    if (begin < end)
+      ForRowTiles<kMost>(together, [&]<int kRows>(int64_t) {
+        ValueRows<kRows>(c.scores + r * kChunkKeys + (position - c.begin), values, padded, begin,
+                         end, state.o + r * padded);
+      });
     r += together;
   }
 }
