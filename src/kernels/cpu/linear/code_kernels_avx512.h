@@ -31,13 +31,13 @@ struct IntRuns {
   PanelRun int8_int8 = nullptr;
 };
 
-IntRuns Avx512IntStreamRuns();  // of one tile up to 7
+IntRuns Avx512IntStreamRuns();  // of one tile up to 8
 IntRuns Avx512IntBatchRuns();   // of tiles up to 7
 
-FloatRuns Avx512FloatStreamRuns();  // of one tile up to 7, FP8 alone
+FloatRuns Avx512FloatStreamRuns();  // of one tile up to 8, without BF16
 FloatRuns Avx512FloatBatchRuns();   // of tiles up to 7
 
-CodeRuns Avx512StreamRuns();  // of one tile: up to 7 tokens, 3 as digits
+CodeRuns Avx512StreamRuns();  // of one tile: up to 8 tokens, 3 as digits
 // By tiles of 16 tokens; one_tile's few tokens stream.
 struct TileKernelRuns {
   CodeRuns many;

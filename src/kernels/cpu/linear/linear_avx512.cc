@@ -120,8 +120,9 @@ LinearKernels MakeTable() {
   };
   const FloatRuns floats = Avx512FloatBatchRuns();
   kernels.bf16 = FloatKernel<DenseBf16>(floats.bf16);
-  kernels.fp8 = CodeKernel(Avx512FloatStreamRuns().fp8, floats.fp8);
-  kernels.int8_bf16 = FloatKernel<IntsBf16<8>>(floats.int8_bf16);
+  const FloatRuns float_stream = Avx512FloatStreamRuns();
+  kernels.fp8 = CodeKernel(float_stream.fp8, floats.fp8);
+  kernels.int8_bf16 = CodeKernel(float_stream.int8_bf16, floats.int8_bf16);
   const IntRuns int_stream = Avx512IntStreamRuns();
   const IntRuns int_batch = Avx512IntBatchRuns();
   kernels.int4_int8 = CodeKernel(int_stream.int4_int8, int_batch.int4_int8);
