@@ -147,7 +147,9 @@ TEST_F(CalibrationTest, LatentAttentionIsHeardInWhole) {
     QuantizeReport report;
     const auto made = Quantised(calibration, &report, smoothing);
     ASSERT_NE(made, nullptr);
-    if (!smoothing) EXPECT_EQ(Algorithm(), "NVFP4");
+    if (!smoothing) {
+      EXPECT_EQ(Algorithm(), "NVFP4");
+    }
     for (const std::string layer : {"0", "1"}) {
       const std::string module = "model.layers." + layer + ".self_attn.kv_b_proj";
       const InputStatistics* inputs = calibration.Find(module);

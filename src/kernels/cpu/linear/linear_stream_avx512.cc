@@ -179,7 +179,8 @@ void RunStream(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
   const int64_t slots = job.wide_tokens > 0 ? job.tile : job.last_tile;
   for (int64_t panel = panel_begin; panel < panel_end; panel += 2) {
     const int panels = panel + 1 < panel_end ? 2 : 1;
-    ((slots == kSizes && (RunPair<F, Products, kSizes>(job, panel, panels), true)) || ...);
+    static_cast<void>(
+        ((slots == kSizes && (RunPair<F, Products, kSizes>(job, panel, panels), true)) || ...));
   }
 }
 
