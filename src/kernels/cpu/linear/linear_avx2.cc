@@ -201,8 +201,8 @@ int64_t ProbeInt16(int64_t iterations) {
 
 template <int kBits, typename Block>
 void RunFewInts(const PanelJob& job, int64_t panel_begin, int64_t panel_end) {
-  (job.m == 1 ? StreamIntSums<kBits, Block> : RunPanels<IntSums<kBits, Block>, 1, 2, 4>)(
-      job, panel_begin, panel_end);
+  (job.m == 1 ? StreamIntSums<kBits, Block>
+              : RunPanels<IntSums<kBits, Block>, 1, 2, 4>)(job, panel_begin, panel_end);
 }
 template <int kBits, typename Block>
 constexpr PanelKernel IntKernel() {
