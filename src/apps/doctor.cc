@@ -92,9 +92,8 @@ int Doctor(bool report) {
              FormatBytes(static_cast<double>(memory.total_bytes)));
   for (const int threads : {1, cpu.usable_cores}) {
     ThreadPool pool(threads);
-    fmt::print("read        {:.1f} GB/s with {} thread{}\n",
-               MeasureReadBandwidth(pool, int64_t{1} << 28) / 1e9, threads,
-               threads == 1 ? "" : "s");
+    fmt::print("read        {:.1f} GB/s with {} thread{}\n", MeasureReadBandwidth(pool) / 1e9,
+               threads, threads == 1 ? "" : "s");
     if (cpu.usable_cores == 1) break;
   }
   PrintCuda();

@@ -119,6 +119,11 @@ void PrintSummary(const LoadedModel& model, const kernels::OpTable& ops) {
   std::fputs(model.engine->memory_plan().ToString().c_str(), stderr);
 }
 
+// A small model is read from a large cache in part, and so is its probe; a large one is not.
+int64_t ProbeBytes(const models::ModelInfo& info) {
+  return std::clamp(info.weight_bytes, int64_t{1} << 28, int64_t{1} << 29);
+}
+
 }  // namespace
 
 Result<std::unique_ptr<formats::Checkpoint>> OpenModel(const std::string& path,
@@ -281,7 +286,7 @@ Result<LoadedModel> LoadEngine(const ModelOptions& options, const StageCallback&
   tell("measuring memory", 0);
   loaded.read_bandwidth = ops->read_bandwidth != nullptr
                               ? ops->read_bandwidth()
-                              : MeasureReadBandwidth(*loaded.pool, int64_t{1} << 28);
+                              : MeasureReadBandwidth(*loaded.pool, ProbeBytes(described));
 
   NIBBLE_TRY(engine::CheckWeightsFit(
       {.weight_bytes = described.weight_bytes,
