@@ -16,6 +16,16 @@ int64_t PagesFor(int64_t tokens, int64_t page_size) { return (tokens + page_size
 
 std::string Bytes(int64_t bytes) { return FormatBytes(static_cast<double>(bytes)); }
 
+// What there was before the weights were loaded.
+int64_t AvailableBytes(const MemoryPlanInput& input) {
+  return input.available_bytes + input.weight_bytes;
+}
+
+// The fraction leaves the rest to the system.
+int64_t UsableBytes(const MemoryPlanInput& input, double memory_fraction) {
+  return static_cast<int64_t>(static_cast<double>(AvailableBytes(input)) * memory_fraction);
+}
+
 // Why the KV cache has its size, and the flag that changes it.
 std::string DescribeRule(const MemoryPlan& plan) {
   constexpr std::string_view kOther = "; --kv-cache-memory-bytes sets another size";
@@ -119,9 +129,7 @@ Status CheckWeightsFit(const WeightsInput& input, double memory_fraction) {
 int32_t DefaultStepTokens(bool on_host, const MemoryPlanInput& input, double memory_fraction,
                           const std::function<int64_t(int32_t tokens)>& bytes_of) {
   if (on_host) return kHostStepTokens;
-  const int64_t available = input.available_bytes + input.weight_bytes;
-  const double beside =
-      memory_fraction * static_cast<double>(available) - static_cast<double>(input.weight_bytes);
+  const auto beside = static_cast<double>(UsableBytes(input, memory_fraction) - input.weight_bytes);
   int32_t tokens = kDeviceStepTokens;
   while (tokens > kHostStepTokens &&
          static_cast<double>(bytes_of(tokens)) > kActivationShare * beside)
@@ -131,10 +139,8 @@ int32_t DefaultStepTokens(bool on_host, const MemoryPlanInput& input, double mem
 
 Result<MemoryPlan> PlanMemory(const MemoryPlanInput& input, const EngineOptions& options) {
   const int64_t page_bytes = std::max<int64_t>(1, input.kv_bytes_per_token) * options.page_size;
-  // What there was before the weights were loaded; the fraction leaves the rest to the system.
-  const int64_t available = input.available_bytes + input.weight_bytes;
-  const auto usable =
-      static_cast<int64_t>(static_cast<double>(available) * options.memory_fraction);
+  const int64_t available = AvailableBytes(input);
+  const int64_t usable = UsableBytes(input, options.memory_fraction);
   const int64_t beside = usable - input.weight_bytes - input.activation_bytes;
   MemoryPlan plan;
   NIBBLE_TRY(PlanStates(input, options, beside, &plan));

@@ -166,9 +166,10 @@ void PackBf16(const std::byte* elements, int64_t k_count, int64_t row, std::byte
     std::memcpy(four, elements + k * 2, sizeof(four));
     for (int i = 0; i < 2; ++i) {
       const uint64_t pairs = PairBf16(four[i]);
-      std::memcpy(place + i * kVectorBytes, &pairs, 4);
-      std::memcpy(place + (i + 2) * kVectorBytes, reinterpret_cast<const std::byte*>(&pairs) + 4,
-                  4);
+      const auto even = static_cast<uint32_t>(pairs);
+      const auto odd = static_cast<uint32_t>(pairs >> 32);
+      std::memcpy(place + i * kVectorBytes, &even, sizeof(even));
+      std::memcpy(place + (i + 2) * kVectorBytes, &odd, sizeof(odd));
     }
   }
 }
