@@ -554,11 +554,7 @@ static void AttendChunk(const AttentionChunk& chunk, const AttentionState& state
 
 // ---- Chunks together ----
 
-NIBBLE_SIMD float ExpOfNonPositive1(float x) {
-  float lanes[kLanes];
-  StoreF32(lanes, ExpOfNonPositive(Set(x)));
-  return lanes[0];
-}
+NIBBLE_SIMD float ExpOfNonPositive1(float x) { return FirstLane(ExpOfNonPositive(Set(x))); }
 
 // Adds `from` to `into`, row by row; a row of `from` that saw no key changes nothing, and one of
 // `into` becomes a copy, so that it makes no difference whether a first chunk was merged.

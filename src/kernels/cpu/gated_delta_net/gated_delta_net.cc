@@ -87,13 +87,20 @@ class DeltaNetRun {
 
     for (int64_t at = 0; at < count; at += kDeltaTokens) {
       const int64_t tokens = std::min(kDeltaTokens, count - at);
-      for (const ConvChannels& channels : {q, k})
+      const int64_t next = p_.sequences.q_start[b] + at + tokens;
+      const int64_t next_tokens = std::min(kDeltaTokens, count - at - tokens);
+      for (const ConvChannels& channels : {q, k}) {
         Convolve(kernels_, conv_, channels, b, at, tokens);
+        AskFor(p_.qkv + channels.first, p_.qkv_stride, channels.count, next, next_tokens);
+      }
       kernels_.unit_rows(scratch.q, p_.k_dim, tokens, padded_,
                          1.0f / std::sqrt(static_cast<float>(p_.k_dim)));
       kernels_.unit_rows(scratch.k, p_.k_dim, tokens, padded_, 1.0f);
       for (int64_t i = 0; i < heads; ++i) {
-        Convolve(kernels_, conv_, values_of(i), b, at, tokens);
+        const ConvChannels v = values_of(i);
+        Convolve(kernels_, conv_, v, b, at, tokens);
+        AskFor(p_.qkv + v.first, p_.qkv_stride, p_.v_dim, next, next_tokens);
+        AskFor(p_.z + (head + i) * p_.v_dim, p_.z_stride, p_.v_dim, next, next_tokens);
         RunBlock(b, head + i, at, tokens, scratch);
       }
     }
@@ -107,6 +114,14 @@ class DeltaNetRun {
   float* StateOf(int64_t b, int64_t head) const {
     std::byte* slot = p_.recurrent_state.base + p_.sequences.slots[b] * p_.recurrent_state.stride;
     return reinterpret_cast<float*>(slot) + head * StateSize();
+  }
+
+  // Prefetches columns [0, n) of `tokens` rows from `row` on: a head's part of a row is too short
+  // for the hardware to see the next row coming.
+  static void AskFor(const uint16_t* x, int64_t stride, int64_t n, int64_t row, int64_t tokens) {
+    constexpr int64_t kLine = 64 / sizeof(uint16_t);
+    for (int64_t t = row; t < row + tokens; ++t)
+      for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(x + t * stride + i, 0, 2);
   }
 
   // Tokens [at, at + tokens) of sequence b, q, k and v of which are prepared, through one head.

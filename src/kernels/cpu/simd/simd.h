@@ -190,6 +190,11 @@ NIBBLE_SIMD F32 SumRows(const F32 (&rows)[kLanes]) {
   }
   return sums;
 }
+NIBBLE_SIMD float FirstLane(F32 a) {
+  float lanes[kLanes];
+  StoreF32(lanes, a);
+  return lanes[0];
+}
 NIBBLE_SIMD float Largest(F32 a) {
   for (int half = kParts / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) a.part[i] = NativeMax(a.part[i], a.part[i + half]);
