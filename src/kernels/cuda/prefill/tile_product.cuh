@@ -175,7 +175,11 @@ struct GatherProducer {
   // A thread copies chunk threadIdx % 8 of every 16th row.
   static constexpr int kRowStep = kWarpgroupThreads / 8;
   static constexpr int kRowsOfThread = Shape::kTokens / kRowStep;
-  static constexpr int kInFlight = 6;  // stages that may be on their way
+  static constexpr int kInFlight = 5;  // stages that may be on their way
+  // A stage is handed on when kInFlight - 1 more are started. Of a slice with one k-tile the
+  // consumers release that one's place behind all four: no place of it may be needed before these
+  // are handed on.
+  static_assert(kInFlight <= Shape::kStages - kSliceTiles + 1);
 
   const TileStorage<Shape>& storage;
   RingPosition<Shape::kSlices> at;
