@@ -126,11 +126,16 @@ void ExpectNear(const std::vector<std::vector<float>>& expected,
     error += row.error;
     power += row.power;
   }
-  EXPECT_LT(std::sqrt(error / power), limit);
+  std::string of_rows;
+  for (const Row& row : rows) of_rows += fmt::format(" {:.3f}", std::sqrt(row.error / row.power));
+  EXPECT_LT(std::sqrt(error / power), limit) << "rows:" << of_rows;
 }
 
 double FarShare(const Model& model) {
-  return model.info().sections[Section::kExperts] > 0 ? 0.1 : 0.0;
+  if (model.info().sections[Section::kExperts] == 0) return 0.0;
+  // Of a GPU, whose softmax weights are BF16, more tokens take another expert, and those behind
+  // them see it.
+  return model.ops().device->host_memory() ? 0.1 : 0.25;
 }
 
 TEST_P(DraftTest, TheModuleIsLoadedOnlyIfWantedAndStored) {
