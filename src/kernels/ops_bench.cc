@@ -290,6 +290,7 @@ void RegisterVariant(const OpTable* ops) {
   add("attention_step_fp8", AttentionStep, KvFormat::kFp8)->Arg(100);
   add("attention_prefill_bf16", Attention, KvFormat::kBf16, 512)
       ->Args({9, 3, 64, 512})
+      ->Args({32, 4, 64, 512})
       ->Args({32, 8, 128, 8192});
   add("gated_delta_net", DeltaNet)->Arg(1)->Arg(512);
   const auto sizes = [](benchmark::internal::Benchmark* b) { b->Arg(49152)->Arg(151936); };

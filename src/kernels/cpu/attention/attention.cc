@@ -12,7 +12,7 @@ namespace {
 
 // Query rows (tokens times heads of one KV head) that share one pass over the keys. More rows reuse
 // each widened key more often; their scores (1 KiB per row) should stay in the second-level cache.
-constexpr int64_t kTargetRows = 32;
+constexpr int64_t kTargetRows = 128;
 
 // With fewer tiles than this per thread, the threads share single chunks of keys instead: of all
 // tiles, or, where tiles are alike, of those that are left when every thread has had as many.
@@ -64,7 +64,7 @@ int64_t DecodedFloats(int64_t head_dim) { return RoundUpToLine(kChunkKeys * head
 // Scratch of one thread: what PrepareTile and RunTile take from its arena.
 int64_t ThreadFloats(int64_t rows, int64_t head_dim) {
   return RoundUpToLine(rows * head_dim) + 4 * RoundUpToLine(rows) + 2 * DecodedFloats(head_dim) +
-         (kMaxTileBlocks + 1) * PaddedHeadDim(head_dim) * kBlockKeys + rows * kChunkKeys +
+         2 * kMaxTileBlocks * PaddedHeadDim(head_dim) * kBlockKeys + rows * kChunkKeys +
          2 * StateFloats(rows, head_dim);
 }
 
@@ -175,7 +175,7 @@ class AttentionRun {
             .kv_head = tile.kv_head,
             .cache = p_.cache,
             .keys = arena.Floats(kMaxTileBlocks * PaddedHeadDim(head_dim_) * kBlockKeys),
-            .values = arena.Floats(PaddedHeadDim(head_dim_) * kBlockKeys),
+            .values = arena.Floats(kMaxTileBlocks * PaddedHeadDim(head_dim_) * kBlockKeys),
             .scores = arena.Floats(rows * kChunkKeys)};
   }
 

@@ -18,7 +18,7 @@ namespace nibble::kernels {
 
 constexpr int32_t kBlockKeys = 16;
 constexpr int32_t kChunkKeys = 256;
-constexpr int32_t kMaxTileBlocks = 4;  // of keys that are scored together
+constexpr int32_t kMaxTileBlocks = 4;  // of keys scored, or values added, together
 
 // FP8 codes are read as value * 2^-8 (exactly, by way of FP16); this factor belongs into the
 // scales.
@@ -55,7 +55,7 @@ struct AttentionChunk {
 
   // Scratch.
   float* keys = nullptr;    // (kMaxTileBlocks, PaddedHeadDim, kBlockKeys)
-  float* values = nullptr;  // (kBlockKeys, PaddedHeadDim)
+  float* values = nullptr;  // (kMaxTileBlocks, kBlockKeys, PaddedHeadDim)
   float* scores = nullptr;  // (rows, kChunkKeys)
 };
 

@@ -267,6 +267,8 @@ static void ScoreRows(const AttentionChunk& c, const Keys& keys, int32_t positio
   const int64_t head_dim = c.cache.head_dim;
   constexpr bool kTall = kBlocks <= kTileBlocks / 2 && !std::is_same_v<Keys, WideKeys>;
   ForRowTiles<kTall ? kTallTileRows : kTileRows>(c.rows, [&]<int kRows>(int64_t r) {
+    // Rows are in order of position. Scores that no row of the tile looks at are never read.
+    if (c.last[r + kRows - 1] < position || c.first[r] >= position + kBlocks * kBlockKeys) return;
     ScoreTile<kRows, kBlocks>(c.q + r * head_dim, keys, head_dim, Set(c.scale),
                               c.scores + r * kChunkKeys + (position - c.begin));
   });
@@ -472,14 +474,14 @@ static void ValueRows(const float* weights, const ValueBlock<Value>& values, int
     if (d < padded) LastValueVector<kRows>(weights, values.From(d), padded, begin, end, o + d);
 }
 
-// One block for all rows. A row adds its visible keys only: a hidden value may be anything. Rows
-// that see the same keys share the values that they read.
+// The values of `count` positions for all rows. A row adds its visible keys only: a hidden value
+// may be anything. Rows that see the same keys share the values that they read.
 template <typename Value>
-static void AddValueBlock(const AttentionChunk& c, int32_t position,
+static void AddValueBlock(const AttentionChunk& c, int32_t position, int32_t count,
                           const ValueBlock<Value>& values, const AttentionState& state) {
   const int64_t padded = PaddedHeadDim(c.cache.head_dim);
   const auto begin_of = [&](int64_t row) { return MaxInt(c.first[row] - position, 0); };
-  const auto end_of = [&](int64_t row) { return MinInt(c.last[row] - position + 1, kBlockKeys); };
+  const auto end_of = [&](int64_t row) { return MinInt(c.last[row] - position + 1, count); };
   constexpr bool kTall = kTallValues && !std::is_same_v<Value, float>;
   constexpr int kMost = kTall ? kTallTileRows : kTileRows;
   for (int64_t r = 0; r < c.rows;) {
@@ -498,32 +500,69 @@ static void AddValueBlock(const AttentionChunk& c, int32_t position,
   }
 }
 
-// The block at `position`; `end`: of the blocks. Meanwhile it asks for the keys that come next.
-// Many rows share values that were widened once; few rows widen them on the way, FP8 as FP16.
+// Where the keys lie that the thread reads when it has come from `position` to the next chunk; else
+// `otherwise`.
+NIBBLE_SIMD const std::byte* NextKeys(const AttentionChunk& c, int32_t position,
+                                      const std::byte* otherwise) {
+  const int32_t next = c.ahead.begin + position % kChunkKeys;
+  if (next > c.ahead.last) return otherwise;
+  return BlockAddress(c.cache, c.cache.k, c.ahead.page_table, c.ahead.kv_head, next);
+}
+
+// Few rows widen the values of the block at `position` on the way, FP8 as FP16; `end`: of the
+// blocks. Meanwhile they ask for the keys that come next.
 template <typename Element>
-static void AddValues(const AttentionChunk& c, int32_t position, int32_t end,
-                      const AttentionState& state) {
+static void AddFewRows(const AttentionChunk& c, int32_t position, int32_t end,
+                       const AttentionState& state) {
   const int64_t head_dim = c.cache.head_dim;
   const std::byte* block = BlockAddress(c, c.cache.v, position);
   const auto* values = reinterpret_cast<const Element*>(block);
-  const int32_t next = c.ahead.begin + position % kChunkKeys;
-  const std::byte* ahead =
-      next <= c.ahead.last
-          ? BlockAddress(c.cache, c.cache.k, c.ahead.page_table, c.ahead.kv_head, next)
-          : block;
-  if (c.rows <= kFewRows && ValuesInPairs(head_dim)) {
-    if constexpr (std::is_same_v<Element, uint16_t>) {
-      return AddValueBlock(c, position, ValueBlock<Element>{values, head_dim, ahead}, state);
-    } else if (HalvesFit(head_dim)) {
-      auto* const halves = reinterpret_cast<Half*>(c.values);
-      const int32_t following = MinInt(position + kBlockKeys, end - kBlockKeys);
-      const std::byte* next = BlockAddress(c, c.cache.v, following);
-      ToHalves(values, reinterpret_cast<const Element*>(next), head_dim, halves);
-      return AddValueBlock(c, position, ValueBlock<Half>{halves, head_dim, ahead}, state);
-    }
+  const std::byte* ahead = NextKeys(c, position, block);
+  if constexpr (std::is_same_v<Element, uint16_t>) {
+    AddValueBlock(c, position, kBlockKeys, ValueBlock<Element>{values, head_dim, ahead}, state);
+  } else {
+    auto* const halves = reinterpret_cast<Half*>(c.values);
+    const int32_t following = MinInt(position + kBlockKeys, end - kBlockKeys);
+    const std::byte* next = BlockAddress(c, c.cache.v, following);
+    ToHalves(values, reinterpret_cast<const Element*>(next), head_dim, halves);
+    AddValueBlock(c, position, kBlockKeys, ValueBlock<Half>{halves, head_dim, ahead}, state);
   }
-  WidenValues(values, head_dim, ahead, c.values);
-  AddValueBlock(c, position, ValueBlock<float>{c.values, PaddedHeadDim(head_dim), block}, state);
+}
+
+template <typename Element>
+NIBBLE_SIMD bool TakesFewRows(const AttentionChunk& c) {
+  return c.rows <= kFewRows && ValuesInPairs(c.cache.head_dim) &&
+         (std::is_same_v<Element, uint16_t> || HalvesFit(c.cache.head_dim));
+}
+
+// Whether every row sees all of positions [begin, end).
+NIBBLE_SIMD bool AllSee(const AttentionChunk& c, int32_t begin, int32_t end) {
+  for (int64_t r = 0; r < c.rows; ++r)
+    if (c.first[r] > begin || c.last[r] < end - 1) return false;
+  return true;
+}
+
+// Many rows share values that were widened once: of several blocks where all rows see them, so that
+// sums travel between registers and memory less often.
+template <typename Element>
+static void AddManyRows(const AttentionChunk& c, BlockRange range, const AttentionState& state) {
+  const int64_t head_dim = c.cache.head_dim;
+  const int64_t padded = PaddedHeadDim(head_dim);
+  constexpr int32_t kTogether = kMaxTileBlocks * kBlockKeys;
+  for (int32_t position = range.begin; position < range.end;) {
+    const bool together =
+        position + kTogether <= range.end && AllSee(c, position, position + kTogether);
+    const int32_t count = together ? kTogether : kBlockKeys;
+    for (int32_t at = 0; at < count; at += kBlockKeys) {
+      const std::byte* block = BlockAddress(c, c.cache.v, position + at);
+      WidenValues(reinterpret_cast<const Element*>(block), head_dim,
+                  NextKeys(c, position + at, block), c.values + at * padded);
+    }
+    AddValueBlock(c, position, count,
+                  ValueBlock<float>{c.values, padded, reinterpret_cast<std::byte*>(c.values)},
+                  state);
+    position += count;
+  }
 }
 
 template <typename Element>
@@ -541,8 +580,9 @@ static void AttendChunkOf(const AttentionChunk& c, const AttentionState& state) 
     const BlockRange own = VisibleBlocks(c, r, r + 1);
     state.l[r] = own.begin < own.end ? WeighScores(c, r, own, state.m[r]) : 0.0f;
   }
+  if (!TakesFewRows<Element>(c)) return AddManyRows<Element>(c, range, state);
   for (int32_t position = range.begin; position < range.end; position += kBlockKeys)
-    AddValues<Element>(c, position, range.end, state);
+    AddFewRows<Element>(c, position, range.end, state);
 }
 
 static void AttendChunk(const AttentionChunk& chunk, const AttentionState& state) {
