@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear/e2m1_order.h"
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "numerics/bf16.h"
@@ -40,29 +41,18 @@ __device__ Place PlaceOf(const WeightTiles& table, int row, int column, int plan
 
 __device__ uint32_t Word(const std::byte* at) { return *reinterpret_cast<const uint32_t*>(at); }
 
-__device__ uint32_t CodeHalf(const Place& p) {
-  const int in_block = p.column % 16;
-  const uint32_t word = Word(p.codes + p.lane() * 16 + p.row / 8 * 8 + in_block / 8 * 4);
-  return in_block % 2 == 0 ? word & 0xFFFFu : word >> 16;
-}
-
 // The inverse of what pack.cu does (fragments.cuh has the orders).
-__device__ uint8_t E2M1At(const Place& p) {
-  const uint32_t half = CodeHalf(p);
-  const auto bits = [&](int sign, int magnitude) { return (half >> sign & 1) << 3 | magnitude; };
-  switch (p.column % 8 / 2) {
-    case 0:
-      return bits(15, half >> 6 & 7);
-    case 1:
-      return bits(12, half >> 3 & 7);
-    case 2:
-      return bits(9, half & 7);
-    default:
-      return bits(14, (half >> 13 & 1) << 2 | (half >> 10 & 3));
-  }
+__device__ uint8_t E2M1CodeAt(const Place& p) {
+  const std::byte* const block = p.codes + p.lane() * 16 + p.row / 8 * 8;
+  const uint32_t words[2] = {Word(block), Word(block + 4)};
+  return E2M1At(words, p.column % 16);
 }
 
-__device__ int Int4At(const Place& p) { return CodeHalf(p) >> (4 * (p.column % 8 / 2)) & 15; }
+__device__ int Int4At(const Place& p) {
+  const int column = p.column % 16;
+  const uint32_t word = Word(p.codes + p.lane() * 16 + p.row / 8 * 8 + column / 8 * 4);
+  return word >> (column % 2 * 16 + column % 8 / 2 * 4) & 15;
+}
 
 __device__ uint8_t ByteAt(const Place& p) {
   constexpr int kByteOf[4] = {1, 3, 0, 2};
@@ -106,9 +96,9 @@ __device__ float ElementAt(const WeightTiles& table, int row, int column) {
   const float row_scale = table.row_scales[row];
   switch (table.format) {
     case TileFormat::kNvfp4:
-      return E2M1ToFloat(E2M1At(p)) * Nvfp4Scale(p, row_scale);
+      return E2M1ToFloat(E2M1CodeAt(p)) * Nvfp4Scale(p, row_scale);
     case TileFormat::kMxfp4:
-      return E2M1ToFloat(E2M1At(p)) * MxScale(p, row_scale, 126);
+      return E2M1ToFloat(E2M1CodeAt(p)) * MxScale(p, row_scale, 126);
     case TileFormat::kMxfp8:
       return E4M3ToFloat(ByteAt(p)) * MxScale(p, row_scale, 120);
     case TileFormat::kFp8:

@@ -3,12 +3,9 @@
 //
 // How the codes of a row's block of 16 columns are ordered, so that few instructions decode them:
 //
-//   E2M1   two words of 8 columns. Pair p (0..3) of a word is columns 2 p and 2 p + 1, the even one
-//          in the low half. In a half, sign, exponent, exponent and mantissa of pair 0 are bits 15,
-//          8, 7, 6; of pair 1 bits 12, 5, 4, 3; of pair 2 bits 9, 2, 1, 0; of pair 3 bits 14, 13,
-//          11, 10. The first three need a shift and a mask to stand at bits 15, 8, 7, 6: a BF16 of
-//          the code's value * 2^-126.
-//   INT4   the same words; pair p at bits 4 p of each half. 128 + code is an integer in BF16.
+//   E2M1   two words (e2m1_order.h), from which come BF16 of the codes' values * 2^-126.
+//   INT4   two words of 8 columns. Pair p (0..3) of a word is columns 2 p and 2 p + 1, the even one
+//          in the low half, at bits 4 p of the halves. 128 + code is an integer in BF16.
 //   bytes  words of 4 columns 4 j .. 4 j + 3, atom j: bytes 1 and 3 are the first two, 0 and 2 the
 //          others. E4M3 moves to bits 15 and 10..4 of a half: a BF16 of its value * 2^-120.
 //   BF16   as stored.
@@ -22,6 +19,7 @@
 // Column groups (INT4, INT8, FP8 in blocks) multiply the group's sum: GroupScales.
 #pragma once
 
+#include "kernels/cuda/linear/e2m1_order.h"
 #include "kernels/cuda/linear/weight_tiles.h"
 
 namespace nibble::kernels::cuda {
@@ -31,10 +29,22 @@ inline constexpr int kMinMxByte = 127;
 
 namespace fragments {
 
-// a * b per half, exact: also before sm_90, which has no multiplication of BF16.
-__device__ __forceinline__ uint32_t MultiplyBf16(uint32_t a, uint32_t b) {
+// a times both halves' factor, exact: also before sm_90, which has no multiplication of BF16. The
+// factor is the low half of `b` for row g, the high one for row g + 8: taken by the multiplication
+// itself.
+__device__ __forceinline__ uint32_t MultiplyBf16(uint32_t a, uint32_t b, int row) {
   uint32_t product;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+  if (row == 0) {
+    asm("{.reg .b16 low, high; .reg .b32 both; mov.b32 {low, high}, %2; mov.b32 both, {low, low};"
+        "fma.rn.bf16x2 %0, %1, both, %3;}"
+        : "=r"(product)
+        : "r"(a), "r"(b), "r"(0x80008000u));
+  } else {
+    asm("{.reg .b16 low, high; .reg .b32 both; mov.b32 {low, high}, %2; mov.b32 both, {high, high};"
+        "fma.rn.bf16x2 %0, %1, both, %3;}"
+        : "=r"(product)
+        : "r"(a), "r"(b), "r"(0x80008000u));
+  }
   return product;
 }
 
@@ -44,49 +54,20 @@ __device__ __forceinline__ uint32_t AddBf16(uint32_t a, uint32_t b) {
   return sum;
 }
 
-// (a & mask) | (b & ~mask) in one instruction.
-__device__ __forceinline__ uint32_t Select(uint32_t a, uint32_t b, uint32_t mask) {
-  uint32_t out;
-  asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(out) : "r"(a), "r"(b), "r"(mask));
-  return out;
+// Bytes `first` (row g) and first + 1 (row g + 8) of a word at the bottom of the halves.
+__device__ __forceinline__ uint32_t RowBytes(uint32_t word, int first) {
+  return __byte_perm(word, 0, 0x4040 | (first + 1) << 8 | first);
 }
 
-// Eight E2M1 codes of a word as pairs of BF16, value * 2^-126.
-__device__ __forceinline__ void PlaceE2M1(uint32_t word, uint32_t (&pairs)[4]) {
-  constexpr uint32_t kCode = 0x81C081C0u;
-  pairs[0] = word & kCode;
-  pairs[1] = (word << 3) & kCode;
-  pairs[2] = (word << 6) & kCode;
-  const uint32_t sign_and_top = Select(word << 1, word >> 5, 0x80008000u);
-  pairs[3] = Select(sign_and_top, word >> 4, 0x81008100u) & kCode;
-}
-
-// Byte `index` of a word in both halves, at the bottom.
-__device__ __forceinline__ uint32_t Spread(uint32_t word, int index) {
-  return __byte_perm(word, 0, 0x4040 | index << 8 | index);
-}
-
-// Of rows g and g + 8: byte scales of a lane's k-tile as pairs of BF16.
-struct RowPair {
-  uint32_t low;
-  uint32_t high;
-};
-
-// Two words of E2M1 per row -> four atoms.
-__device__ __forceinline__ void DecodeE2M1(const uint4& codes, RowPair scale, uint32_t (&a)[4][4]) {
+// Two words of E2M1 per row -> four atoms. `scales`, here and below: two BF16, of rows g and g + 8.
+__device__ __forceinline__ void DecodeE2M1(const uint4& codes, uint32_t scales,
+                                           uint32_t (&a)[4][4]) {
   const uint32_t words[2][2] = {{codes.x, codes.y}, {codes.z, codes.w}};
 #pragma unroll
-  for (int row = 0; row < 2; ++row) {
+  for (int row = 0; row < 2; ++row)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t pairs[4];
-      PlaceE2M1(words[row][half], pairs);
-#pragma unroll
-      for (int p = 0; p < 4; ++p)
-        a[2 * half + p / 2][row + 2 * (p % 2)] =
-            MultiplyBf16(pairs[p], row == 0 ? scale.low : scale.high);
-    }
-  }
+    for (int p = 0; p < kE2M1Pairs; ++p)
+      a[p / 2][row + 2 * (p % 2)] = MultiplyBf16(PlaceE2M1(words[row], p), scales, row);
 }
 
 // Two E4M3 in the upper bytes of the halves -> BF16, value * 2^-120.
@@ -94,16 +75,15 @@ __device__ __forceinline__ uint32_t PlaceE4M3(uint32_t word) {
   return (word & 0x80008000u) | ((word >> 4) & 0x07F007F0u);
 }
 
-__device__ __forceinline__ void DecodeE4M3(const uint4 (&codes)[2], RowPair scale,
+__device__ __forceinline__ void DecodeE4M3(const uint4 (&codes)[2], uint32_t scales,
                                            uint32_t (&a)[4][4]) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const uint32_t words[4] = {codes[row].x, codes[row].y, codes[row].z, codes[row].w};
-    const uint32_t factor = row == 0 ? scale.low : scale.high;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      a[j][row] = MultiplyBf16(PlaceE4M3(words[j]), factor);
-      a[j][row + 2] = MultiplyBf16(PlaceE4M3(words[j] << 8), factor);
+      a[j][row] = MultiplyBf16(PlaceE4M3(words[j]), scales, row);
+      a[j][row + 2] = MultiplyBf16(PlaceE4M3(words[j] << 8), scales, row);
     }
   }
 }
@@ -135,12 +115,9 @@ struct LaneScales<TileFormat::kNvfp4> {
   __device__ __forceinline__ LaneScales(const std::byte* scales, int /*group_columns*/, int lane)
       : bytes(*reinterpret_cast<const uint2*>(scales + lane * 8)) {}
 
-  __device__ __forceinline__ fragments::RowPair Rows(int tile) const {
-    const uint32_t word = tile < 2 ? bytes.x : bytes.y;
-    const int first = tile % 2 * 2;
+  __device__ __forceinline__ uint32_t Rows(int tile) const {
     constexpr uint32_t kBias = (235u << 7) * 0x00010001u;
-    return {fragments::Spread(word, first) * 16u + kBias,
-            fragments::Spread(word, first + 1) * 16u + kBias};
+    return fragments::RowBytes(tile < 2 ? bytes.x : bytes.y, tile % 2 * 2) * 16u + kBias;
   }
   __device__ __forceinline__ void Decode(const uint4 (&codes)[1], int tile,
                                          uint32_t (&a)[4][4]) const {
@@ -154,10 +131,8 @@ struct MxScales {
   __device__ __forceinline__ MxScales(const std::byte* scales, int lane)
       : bytes(*reinterpret_cast<const uint2*>(scales + lane / 2 * 8)) {}
 
-  __device__ __forceinline__ fragments::RowPair Rows(int tile) const {
-    const uint32_t word = tile < 2 ? bytes.x : bytes.y;
-    const int first = tile % 2 * 2;
-    return {fragments::Spread(word, first) << 7, fragments::Spread(word, first + 1) << 7};
+  __device__ __forceinline__ uint32_t Rows(int tile) const {
+    return fragments::RowBytes(tile < 2 ? bytes.x : bytes.y, tile % 2 * 2) << 7;
   }
 };
 
@@ -203,7 +178,7 @@ struct LaneScales<TileFormat::kFp8> {
   __device__ __forceinline__ void Decode(const uint4 (&codes)[2], int /*tile*/,
                                          uint32_t (&a)[4][4]) const {
     constexpr uint32_t kTwoTo120 = 0x7B807B80u;
-    fragments::DecodeE4M3(codes, {kTwoTo120, kTwoTo120}, a);
+    fragments::DecodeE4M3(codes, kTwoTo120, a);
   }
 };
 
@@ -245,7 +220,7 @@ struct LaneScales<TileFormat::kFp8Groups> : GroupScales {
   __device__ __forceinline__ void Decode(const uint4 (&codes)[2], int /*tile*/,
                                          uint32_t (&a)[4][4]) const {
     constexpr uint32_t kTwoTo120 = 0x7B807B80u;
-    fragments::DecodeE4M3(codes, {kTwoTo120, kTwoTo120}, a);
+    fragments::DecodeE4M3(codes, kTwoTo120, a);
   }
 };
 

@@ -154,36 +154,23 @@ __device__ int NibbleAt(const Job& job, int64_t row, int64_t column) {
   return column % 2 == 0 ? pair & 15 : pair >> 4;
 }
 
-// Where code bits of pair p go in a half: fragments.cuh.
-__device__ uint32_t PlaceE2M1Code(uint32_t code, int pair) {
-  const uint32_t sign = code >> 3, magnitude = code & 7;
-  switch (pair) {
-    case 0:
-      return sign << 15 | magnitude << 6;
-    case 1:
-      return sign << 12 | magnitude << 3;
-    case 2:
-      return sign << 9 | magnitude;
-    default:
-      return sign << 14 | (magnitude >> 2) << 13 | (magnitude & 3) << 10;
-  }
-}
-
-// `clear`: keep signs only.
+// Codes of 16 columns. `clear`: keep signs only.
 __device__ void PackNibbles(const Job& job, int64_t row, int64_t column, const Place& place,
                             bool e2m1, bool clear) {
-  uint2 words;
-  for (int half = 0; half < 2; ++half) {
-    uint32_t word = 0;
-    for (int i = 0; i < 8; ++i) {
-      uint32_t code = NibbleAt(job, row, column + half * 8 + i);
-      if (clear) code &= 8;
-      const uint32_t bits = e2m1 ? PlaceE2M1Code(code, i / 2) : code << (4 * (i / 2));
-      word |= bits << (i % 2 * 16);
+  uint32_t words[2] = {};
+#pragma unroll
+  for (int pair = 0; pair < 8; ++pair) {
+    uint32_t even = NibbleAt(job, row, column + 2 * pair);
+    uint32_t odd = NibbleAt(job, row, column + 2 * pair + 1);
+    if (clear) even &= 8, odd &= 8;
+    if (e2m1) {
+      AddE2M1(even, odd, pair, words);
+    } else {
+      words[pair / 4] |= (even | odd << 16) << (4 * (pair % 4));
     }
-    (half == 0 ? words.x : words.y) = word;
   }
-  *reinterpret_cast<uint2*>(place.tile + place.lane * 16 + place.row / 8 * 8) = words;
+  *reinterpret_cast<uint2*>(place.tile + place.lane * 16 + place.row / 8 * 8) =
+      make_uint2(words[0], words[1]);
 }
 
 __device__ void PackBytes(const Job& job, int64_t row, int64_t column, const Place& place) {

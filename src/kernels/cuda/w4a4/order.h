@@ -5,12 +5,13 @@
 // 8, but a scale group of the MMA is half a register of two lanes. So neighbouring lanes of a quad
 // exchange a word per row: the even one gives its second half block for the odd one's first. Then
 // lane q holds half q mod 2 of blocks 2 ⌊q / 2⌋ (registers a0, a1) and 2 ⌊q / 2⌋ + 1 (a2, a3): MMA
-// group j is block GroupBlock(j). Inside a word codes stay where the decoder for BF16 wants them,
-// column NibbleColumn(i) in nibble i; the activations follow.
+// group j is block GroupBlock(j). Inside a word codes stay near where the decoder for BF16 wants
+// them (e2m1_order.h), column NibbleColumn(i) in nibble i; the activations follow.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/cuda/linear/e2m1_order.h"
 #include "kernels/cuda/linear/weight_tiles.h"
 #include "numerics/host_device.h"
 
@@ -20,9 +21,9 @@ namespace nibble::kernels::cuda::w4a4 {
 NIBBLE_HD constexpr int GroupBlock(int j) { return 2 * (j % 2) + j / 2; }
 NIBBLE_HD constexpr int BlockGroup(int block) { return 2 * (block % 2) + block / 2; }
 
-// The column of a word of eight that nibble i holds.
+// The column of its eight that nibble i of a word holds.
 NIBBLE_HD constexpr int NibbleColumn(int i) {
-  constexpr int kPairs[4] = {2, 1, 0, 3};
+  constexpr int kPairs[4] = {3, 1, 0, 2};
   return 2 * kPairs[i % 4] + i / 4;
 }
 
@@ -33,14 +34,25 @@ NIBBLE_HD constexpr int TileColumn(int kk) {
   return 16 * block + lane % 2 * 8 + NibbleColumn(kk % 8);
 }
 
-// Eight codes of a word of weights (E2M1 of fragments.cuh), a nibble each.
-NIBBLE_HD constexpr uint32_t Nibbles(uint32_t word) {
+// The codes of a row's block of weights, a nibble each: columns 0..7 and 8..15.
+struct BlockNibbles {
+  uint32_t words[2];
+};
+NIBBLE_HD constexpr BlockNibbles Nibbles(const uint32_t (&block)[2]) {
+  BlockNibbles out = {};
   // Bits that are in their place after a shift; the masks keep what the steps before have placed.
-  uint32_t out = (word & 0x00070007u) | (word >> 6 & ~0x00070007u);
-  out = (out & 0x000F000Fu) | (word << 1 & ~0x000F000Fu);
-  out = (out & 0xC07FC07Fu) | (word >> 5 & ~0xC07FC07Fu);
-  out = (out & 0xC0FFC0FFu) | (word << 2 & ~0xC0FFC0FFu);
-  return (out & 0xF7FFF7FFu) | (word >> 4 & ~0xF7FFF7FFu);
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t word = block[i];
+    uint32_t placed = (word & 0x70007000u) | (word << 2 & ~0x70007000u);
+    placed = (placed & 0x77707770u) | (word >> 4 & ~0x77707770u);
+    out.words[i] = (placed & 0x7FF07FF0u) | ((word >> 6 | word << 26) & ~0x7FF07FF0u);
+  }
+  const uint32_t rest = e2m1_order::Rest(block);
+  out.words[0] = (out.words[0] & 0xFFF0FFF0u) | (rest & ~0xFFF0FFF0u);
+  out.words[0] = (out.words[0] & 0xFFF7FFF7u) | (rest >> 6 & ~0xFFF7FFF7u);
+  out.words[1] = (out.words[1] & 0xFFF0FFF0u) | (rest >> 10 & ~0xFFF0FFF0u);
+  out.words[1] = (out.words[1] & 0xFFF7FFF7u) | ((rest >> 16 | rest << 16) & ~0xFFF7FFF7u);
+  return out;
 }
 
 // Four scales as packed (e << 3 | m of fragments.cuh) -> UE4M3. Those below 2^-6 are subnormal

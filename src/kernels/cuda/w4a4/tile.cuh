@@ -122,14 +122,14 @@ struct RowTileScales {
 __device__ __forceinline__ void LoadA(const std::byte* row_tile, int u, int lane,
                                       uint32_t (&a)[4]) {
   const uint4 codes = reinterpret_cast<const uint4*>(row_tile)[u * 32 + lane];
-  const uint32_t words[2][2] = {{Nibbles(codes.x), Nibbles(codes.y)},
-                                {Nibbles(codes.z), Nibbles(codes.w)}};
+  const BlockNibbles rows[2] = {Nibbles({codes.x, codes.y}), Nibbles({codes.z, codes.w})};
   const bool odd = lane % 2 != 0;
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
-    const uint32_t other = __shfl_xor_sync(~0u, odd ? words[row][0] : words[row][1], 1);
-    a[row] = odd ? other : words[row][0];
-    a[row + 2] = odd ? words[row][1] : other;
+    const uint32_t(&words)[2] = rows[row].words;
+    const uint32_t other = __shfl_xor_sync(~0u, odd ? words[0] : words[1], 1);
+    a[row] = odd ? other : words[0];
+    a[row + 2] = odd ? words[1] : other;
   }
 }
 

@@ -37,24 +37,15 @@ TEST(W4a4Order, EveryColumnMeetsItsBlocksScale) {
   for (int j = 0; j < 4; ++j) EXPECT_EQ(w4a4::BlockGroup(w4a4::GroupBlock(j)), j);
 }
 
-// Where fragments.cuh says that the bits of column c's code lie: from the sign down.
-std::array<int, 4> BitsOfColumn(int c) {
-  constexpr int kBits[4][4] = {{15, 8, 7, 6}, {12, 5, 4, 3}, {9, 2, 1, 0}, {14, 13, 11, 10}};
-  std::array<int, 4> bits;
-  for (int i = 0; i < 4; ++i) bits[i] = kBits[c / 2][i] + c % 2 * 16;
-  return bits;
-}
-
-TEST(W4a4Order, WordsOfWeightsBecomeNibbles) {
+TEST(W4a4Order, BlocksOfWeightsBecomeNibbles) {
   std::mt19937 random(1);
   for (int turn = 0; turn < 10000; ++turn) {
-    const auto word = static_cast<uint32_t>(random());
-    const uint32_t nibbles = w4a4::Nibbles(word);
-    for (int i = 0; i < 8; ++i) {
-      uint32_t code = 0;
-      for (const int bit : BitsOfColumn(w4a4::NibbleColumn(i)))
-        code = code << 1 | (word >> bit & 1);
-      ASSERT_EQ(nibbles >> (4 * i) & 15u, code) << word << ", nibble " << i;
+    const uint32_t block[2] = {static_cast<uint32_t>(random()), static_cast<uint32_t>(random())};
+    const w4a4::BlockNibbles nibbles = w4a4::Nibbles(block);
+    for (int i = 0; i < 16; ++i) {
+      const int column = i / 8 * 8 + w4a4::NibbleColumn(i % 8);
+      ASSERT_EQ(nibbles.words[i / 8] >> (4 * (i % 8)) & 15u, cuda::E2M1At(block, column))
+          << block[0] << ", " << block[1] << ", nibble " << i;
     }
   }
 }
