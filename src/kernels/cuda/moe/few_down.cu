@@ -102,7 +102,8 @@ __device__ __forceinline__ void SyncPeers() {
   }
 }
 
-template <Formats kFormats, int kPeers>
+// kWhole: F of all experts is a multiple of a slice.
+template <Formats kFormats, int kPeers, bool kWhole>
 __global__ void __launch_bounds__(kFewThreads, 2)
     FewDownKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) std::byte memory[];
@@ -176,8 +177,8 @@ __global__ void __launch_bounds__(kFewThreads, 2)
     const uint32_t to = ring_address + stage * stage_bytes;
 #pragma unroll
     for (int part = 0; part < kPeers; ++part)
-      CopyFewSlice<kFormats>(to + part * kSliceBytes + lane * 16, ahead.data + part * tile_bytes,
-                             tiles, lane);
+      CopyFewSlice<kFormats, kWhole>(to + part * kSliceBytes + lane * 16,
+                                     ahead.data + part * tile_bytes, tiles, lane);
     if (ahead.slice + 1 < slices_of(group)) return;
     // They lie behind all tiles.
     const auto* const scales =
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   const auto copy_inputs = [&](const Ahead& ahead, int stage) {
     const FewGroup& group = groups[ahead.unit.group];
     const int column = lane * 8;
-    if (column >= tiles_of(ahead.unit.group, ahead.slice) * kTileColumns) return;
+    if (!kWhole && column >= tiles_of(ahead.unit.group, ahead.slice) * kTileColumns) return;
     uint32_t to = ring_address + stage * stage_bytes + Stage::kInputsAt + lane * 16;
     const uint16_t* from =
         p.h + group.first_row * p.h_stride + ahead.slice * kSliceColumns + column;
@@ -274,7 +275,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
           columns[i][1] = at[1];
         };
         float sum[kPeers][4] = {};
-        MultiplyParts<kFormats, kPeers>(
+        MultiplyParts<kFormats, kPeers, kWhole>(
             weights, tiles_of(now.group, slice), columns, load, [](int) {}, sum);
         AddSlice(sum, total);
         __syncwarp();
@@ -325,6 +326,15 @@ __global__ void __launch_bounds__(kFewThreads, 2)
 // Blocks of a cluster: two, which halves what h costs, where there are clusters.
 int Peers() { return CurrentDevice().major >= 9 ? 2 : 1; }
 
+template <Formats kFormats, int kPeers>
+auto KernelOf(bool whole) {
+  return whole ? FewDownKernel<kFormats, kPeers, true> : FewDownKernel<kFormats, kPeers, false>;
+}
+template <Formats kFormats>
+auto KernelOf(int peers, bool whole) {
+  return peers == 2 ? KernelOf<kFormats, 2>(whole) : KernelOf<kFormats, 1>(whole);
+}
+
 Plan MakePlan(const FewParams& p, const FewSets& sets) {
   Plan plan;
   plan.routed_slices = sets.down.slices;
@@ -368,12 +378,14 @@ bool FewDownFits(const FewParams& p, const FewSets& sets) {
 }
 
 void FewDown(const OpContext& context, const FewParams& p, const FewSets& sets) {
-  const bool nvfp4 = FormatsOf(sets.down) == Formats::kNvfp4;
   const int peers = Peers();
-  const auto kernel =
-      peers == 2 ? nvfp4 ? FewDownKernel<Formats::kNvfp4, 2> : FewDownKernel<Formats::kMxfp4, 2>
-      : nvfp4 ? FewDownKernel<Formats::kNvfp4, 1>
-                 : FewDownKernel<Formats::kMxfp4, 1>;
+  const bool whole =
+      (sets.down.like.k_tiles | (p.shared_f > 0 ? sets.shared_down.like.k_tiles : 0)) %
+          kSliceTiles ==
+      0;
+  const auto kernel = FormatsOf(sets.down) == Formats::kNvfp4
+                          ? KernelOf<Formats::kNvfp4>(peers, whole)
+                          : KernelOf<Formats::kMxfp4>(peers, whole);
   const Plan plan = MakePlan(p, sets);
   PreferSharedMemory(kernel);
   const int blocks = CurrentDevice().multiprocessors / peers * peers;

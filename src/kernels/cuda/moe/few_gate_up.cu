@@ -139,7 +139,8 @@ __device__ __forceinline__ void StoreHidden(const FewParams& p, const FewGroup& 
   }
 }
 
-template <Formats kFormats, int kParts>
+// kWhole: D is a multiple of a slice.
+template <Formats kFormats, int kParts, bool kWhole>
 __global__ void __launch_bounds__(kFewThreads, 2)
     FewGateUpKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) std::byte memory[];
@@ -185,10 +186,10 @@ __global__ void __launch_bounds__(kFewThreads, 2)
     if (ahead.item < end) {
       const uint32_t to = ring + stage * Stage::kBytes + lane * 16;
       const int tiles = min(plan.k_tiles - ahead.slice * kSliceTiles, kSliceTiles);
-      CopyFewSlice<kFormats>(to, ahead.data, tiles, lane);
+      CopyFewSlice<kFormats, kWhole>(to, ahead.data, tiles, lane);
       if constexpr (kParts > 1)
-        CopyFewSlice<kFormats>(to + kSliceBytes, ahead.data + ahead.tiles * plan.tile_bytes, tiles,
-                               lane);
+        CopyFewSlice<kFormats, kWhole>(to + kSliceBytes, ahead.data + ahead.tiles * plan.tile_bytes,
+                                       tiles, lane);
       ahead.data += kSliceBytes;
       if (++ahead.slice == plan.slices) {
 #pragma unroll
@@ -258,7 +259,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
           columns[i][0] = at[0];
           columns[i][1] = at[1];
         };
-        MultiplyParts<kFormats, kParts>(
+        MultiplyParts<kFormats, kParts, kWhole>(
             parts, min(plan.k_tiles - slice * kSliceTiles, kSliceTiles), columns, load, [](int) {},
             sum);
         AddSlice(sum, total);
@@ -273,9 +274,13 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   }
 }
 
+template <Formats kFormats, int kParts>
+auto KernelOf(bool whole) {
+  return whole ? FewGateUpKernel<kFormats, kParts, true> : FewGateUpKernel<kFormats, kParts, false>;
+}
 template <Formats kFormats>
-auto KernelOf(const FewParams& p) {
-  return p.activation.gated() ? FewGateUpKernel<kFormats, 2> : FewGateUpKernel<kFormats, 1>;
+auto KernelOf(const FewParams& p, bool whole) {
+  return p.activation.gated() ? KernelOf<kFormats, 2>(whole) : KernelOf<kFormats, 1>(whole);
 }
 
 int StageBytes(const FewParams& p, const WeightSet& set) {
@@ -345,10 +350,12 @@ int64_t FewGateUpSharedBytes(const FewParams& p, const FewSets& sets) {
 }
 
 void FewGateUp(const OpContext& context, const FewParams& p, const FewSets& sets) {
-  const auto kernel = FormatsOf(sets.gate_up) == Formats::kNvfp4 ? KernelOf<Formats::kNvfp4>(p)
-                                                                 : KernelOf<Formats::kMxfp4>(p);
   Plan plan;
   MakePlan(p, sets, &plan);
+  const bool whole = plan.k_tiles % kSliceTiles == 0;
+  const auto kernel = FormatsOf(sets.gate_up) == Formats::kNvfp4
+                          ? KernelOf<Formats::kNvfp4>(p, whole)
+                          : KernelOf<Formats::kMxfp4>(p, whole);
   PreferSharedMemory(kernel);
   LaunchPdl(kernel, static_cast<unsigned>(CurrentDevice().multiprocessors), kFewThreads,
             plan.shared_bytes, StreamOf(context), p, plan);

@@ -8,14 +8,14 @@
 namespace nibble::kernels::cuda::moe {
 
 // Starts the copy of a slice of `tiles` k-tiles to a stage, as CopyOneSlice does. stage, slice:
-// both behind what earlier lanes copy, 16 bytes each.
-template <Formats kFormats>
+// both behind what earlier lanes copy, 16 bytes each. kWhole, here and below: slices are of four.
+template <Formats kFormats, bool kWhole>
 __device__ __forceinline__ void CopyFewSlice(uint32_t stage, const std::byte* slice, int tiles,
                                              int lane) {
   constexpr int kTile = CodeBytes(kOnlyFormat<kFormats>);
   constexpr int kScaleVectors = ScaleBytes(kOnlyFormat<kFormats>, 0) / 16;
   static_assert(kTile == 512 && kSliceTiles == 4);
-  if (tiles == kSliceTiles) {
+  if (kWhole || tiles == kSliceTiles) {
     ptx::CopyAsync16Behind<0>(stage, slice);
     ptx::CopyAsync16Behind<kTile>(stage, slice);
     ptx::CopyAsync16Behind<2 * kTile>(stage, slice);
@@ -32,13 +32,13 @@ __device__ __forceinline__ void CopyFewSlice(uint32_t stage, const std::byte* sl
 // Adds k-tiles 0 .. tiles - 1 of kParts weights, whose chains of MMAs do not wait for one another.
 // columns[i]: of k-tile i, what the lane holds of the row lane / 4. load(i) comes before the
 // columns of k-tile i are used, after(i) when they have been.
-template <Formats kFormats, int kParts, typename Load, typename After>
+template <Formats kFormats, int kParts, bool kWhole, typename Load, typename After>
 __device__ __forceinline__ void MultiplyParts(const OneSlice<kFormats>* parts, int tiles,
                                               const uint4 (*columns)[2], Load load, After after,
                                               float (&sum)[kParts][4]) {
 #pragma unroll
   for (int i = 0; i < kSliceTiles; ++i) {
-    if (i < tiles) {
+    if (kWhole || i < tiles) {
       load(i);
       uint32_t a[kParts][4][4];
 #pragma unroll
