@@ -37,6 +37,8 @@ IntRuns Avx512IntBatchRuns();   // of tiles up to 7
 FloatRuns Avx512FloatStreamRuns();  // of one tile up to 8, without BF16
 FloatRuns Avx512FloatBatchRuns();   // of tiles up to 7
 
+FloatRuns Avx512Bf16BatchRuns();  // likewise by vdpbf16ps, without FP8
+
 CodeRuns Avx512StreamRuns();  // of one tile: up to 8 tokens, 3 as digits
 // By tiles of 16 tokens; one_tile's few tokens stream.
 struct TileKernelRuns {

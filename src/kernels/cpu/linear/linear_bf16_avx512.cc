@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cpu/linear/code_kernels_avx512.h"
 #include "kernels/cpu/linear/layout.h"
 #include "kernels/cpu/linear/linear_kernels.h"
 
@@ -67,14 +68,10 @@ NIBBLE_INLINE __m512i Int4Words(const std::byte* p, const PairZeros<4>& zeros) {
 
 template <int kBits, int P>
 NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
-  if constexpr (kBits == 4) {
+  if constexpr (kBits == 4)
     return Int4Words<P>(p, zeros);
-  } else {
-    // Exact in BF16: the low halves are zero.
-    const auto [low, high] = Int8Rows<P>(p, zeros);
-    return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(low), 16),
-                           _mm512_castps_si512(high));
-  }
+  else
+    return Int8Words<P>(p, zeros);
 }
 
 #include "kernels/cpu/linear/panel_output.inc"
@@ -150,6 +147,15 @@ int64_t ProbeBf16(int64_t iterations) {
   return iterations * kProbeSums * 32 * 2;
 }
 
+// A single tile keeps to the loops of this file.
+template <typename Kernel>
+PanelKernel BatchKernel(PanelRun batch) {
+  return {.run = batch,
+          .sizes = {1, 2, 3, 4, 5, 6, 7},
+          .run_one_tile = RunPanels<Kernel, 1, 2, 3, 4, 5, 6, 7, 8>,
+          .one_tile = 8};
+}
+
 // The rest of the table comes from Avx512Linear.
 LinearKernels MakeTable() {
   LinearKernels kernels = Avx512Linear();
@@ -158,11 +164,12 @@ LinearKernels MakeTable() {
   kernels.prepare_bf16 = PrepareBf16;
   kernels.bf16_block_bytes = sizeof(PairBlock);
   kernels.nvfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kNvfp4>, 1, 2, 4, 8, 12>();
-  kernels.mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 4, 12>();
-  kernels.bf16 = MakeKernel<DenseBf16, 1, 2, 4, 8, 12>();
-  kernels.fp8 = MakeKernel<DenseFp8, 1, 4, 12>();
+  kernels.mxfp4_bf16 = MakeKernel<CodesBf16<CodeFormat::kMxfp4>, 1, 2, 4, 8, 12>();
+  kernels.fp8 = MakeKernel<DenseFp8, 1, 2, 4, 8, 12>();
   kernels.int4_bf16 = MakeKernel<IntsBf16<4>, 1, 2, 4, 8, 12>();
-  kernels.int8_bf16 = MakeKernel<IntsBf16<8>, 1, 4, 12>();
+  const FloatRuns batch = Avx512Bf16BatchRuns();
+  kernels.bf16 = BatchKernel<DenseBf16>(batch.bf16);
+  kernels.int8_bf16 = BatchKernel<IntsBf16<8>>(batch.int8_bf16);
   return kernels;
 }
 
