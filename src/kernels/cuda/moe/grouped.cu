@@ -6,6 +6,7 @@
 #include "kernels/cuda/activation/activate.cuh"
 #include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/prefill/divisor.h"
 #include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/prefill/tile_product.cuh"
 #include "kernels/cuda/prefill/tokens.h"
@@ -27,16 +28,18 @@ struct GroupedProblem {
   TileOutput out;
   int side = 0;
   int first_row_tile = 0;
-  int row_blocks = 0;
+  Divisor row_blocks;
   int tile_row_tiles = 0;
 
   __device__ __forceinline__ const WeightTiles& like() const { return weight; }
   __device__ __forceinline__ const TileOutput& output() const { return out; }
-  __device__ __forceinline__ int count() const { return *block_count * row_blocks; }
+  __device__ __forceinline__ int count() const { return *block_count * row_blocks.divisor(); }
   __device__ __forceinline__ TileWork At(int index) const {
-    const RowBlock& block = blocks[index / row_blocks];
+    const int number = row_blocks.Of(index);
+    const int row_block = index - number * row_blocks.divisor();
+    const RowBlock& block = blocks[number];
     return {block.weight[side], block.row_scales[side],
-            block.bias[side],   first_row_tile + index % row_blocks * tile_row_tiles,
+            block.bias[side],   first_row_tile + row_block * tile_row_tiles,
             block.first_row,    block.rows};
   }
   __device__ __forceinline__ const std::byte* rows() const {
@@ -120,7 +123,7 @@ __global__ void __launch_bounds__(kListThreads)
 template <typename Shape>
 void LaunchShape(GroupedProblem problem, int rows, void* stream) {
   problem.tile_row_tiles = Shape::kRowTiles;
-  problem.row_blocks = static_cast<int>(CeilDiv(rows, Shape::kRows));
+  problem.row_blocks = Divisor(static_cast<int>(CeilDiv(rows, Shape::kRows)));
   LaunchPdl(TilesKernel<Shape, GroupedProblem>, CurrentDevice().multiprocessors, Shape::kThreads,
             Shape::kAllocatedBytes, static_cast<cudaStream_t>(stream), problem);
 }

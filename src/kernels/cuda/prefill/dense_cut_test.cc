@@ -45,5 +45,22 @@ TEST(DenseCut, TilesCoverTheProductOnceAndStayWithinIt) {
   }
 }
 
+TEST(DenseCut, DivisorsDivide) {
+  constexpr int kMost = 0x7FFFFFFF;
+  for (const int divisor :
+       {1, 2, 3, 5, 7, 12, 16, 641, 1187, 65536, 78342, 1 << 30, kMost - 1, kMost}) {
+    const Divisor by(divisor);
+    ASSERT_EQ(by.divisor(), divisor);
+    const int most = kMost / divisor;
+    for (const int quotient : {0, 1, 2, most / 3, most - 1, most}) {
+      if (quotient < 0 || quotient > most) continue;
+      const int n = quotient * divisor;
+      ASSERT_EQ(by.Of(n), quotient) << n << " / " << divisor;
+      if (n > 0) ASSERT_EQ(by.Of(n - 1), (n - 1) / divisor) << n - 1 << " / " << divisor;
+    }
+    ASSERT_EQ(by.Of(kMost), kMost / divisor);
+  }
+}
+
 }  // namespace
 }  // namespace nibble::kernels::cuda

@@ -41,25 +41,39 @@ void LaunchDenseShape(const PrefillParams& p, void* stream) {
   const DenseProblem problem = CutDense<Shape>(p);
   LaunchPdl(TilesKernel<Shape, DenseProblem>,
             std::min(problem.count(), CurrentDevice().multiprocessors), Shape::kThreads,
-            Shape::kAllocatedBytes, static_cast<cudaStream_t>(stream), problem);
+            Shape::kAllocatedBytes + Shape::kRawBytes, static_cast<cudaStream_t>(stream), problem);
 }
 
-// shape: an index of kShapes (prefill.cu).
-template <TileFormat kFormat>
-void LaunchDense(const PrefillParams& p, void* stream, int shape) {
+// f.template operator()<Shape>() of a shape, an index of kShapes (prefill.cu).
+template <TileFormat kFormat, typename F>
+auto WithDenseShape(int shape, const F& f) {
   switch (shape) {
     case 0:
-      return LaunchDenseShape<TileShape<kFormat, 2, 1, 128>>(p, stream);
+      break;
     case 1:
-      return LaunchDenseShape<TileShape<kFormat, 2, 1, 64>>(p, stream);
+      return f.template operator()<TileShape<kFormat, 2, 1, 64>>();
     case 2:
-      return LaunchDenseShape<TileShape<kFormat, 1, 2, 64>>(p, stream);
+      return f.template operator()<TileShape<kFormat, 1, 2, 64>>();
     case 3:
-      return LaunchDenseShape<TileShape<kFormat, 2, 1, 32>>(p, stream);
+      return f.template operator()<TileShape<kFormat, 2, 1, 32>>();
     default:
       if constexpr (!HasGroups(kFormat))
-        return LaunchDenseShape<TileShape<kFormat, 2, 1, 176>>(p, stream);
+        return f.template operator()<TileShape<kFormat, 2, 1, 176>>();
   }
+  return f.template operator()<TileShape<kFormat, 2, 1, 128>>();
+}
+
+template <TileFormat kFormat>
+void LaunchDense(const PrefillParams& p, void* stream, int shape) {
+  WithDenseShape<kFormat>(shape, [&]<typename Shape>() { LaunchDenseShape<Shape>(p, stream); });
+}
+
+// Tokens of the bands by which the tiles lay out the rest of x; 0: they do not.
+template <TileFormat kFormat>
+int RestBandTokensOf(int shape) {
+  return WithDenseShape<kFormat>(shape, []<typename Shape>() {
+    return Shape::kRawRows > 0 ? BandTiles(Shape::kTokens) * Shape::kTokens : 0;
+  });
 }
 
 // Weights with scales by column groups.

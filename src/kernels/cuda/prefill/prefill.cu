@@ -54,6 +54,36 @@ int64_t TokensAtOnce(int64_t m, int64_t k) {
   return CeilDiv(CeilDiv(m, launches), kTileTokens) * kTileTokens;
 }
 
+// Weights of fewer rows are through with a band before its successor is laid out; with more rows
+// laying out takes too little of the time to be felt.
+constexpr int kLeastRestRowTiles = 128;
+constexpr int kMostRestRowTiles = 384;
+constexpr int kLeastBandTokens = BandTiles(128) * 128;
+
+// The bands by which the tiles of a shape lay out the rest of x, or 0.
+int RestBandTokens(const WeightTiles& weight, int shape) {
+  if (weight.row_tiles < kLeastRestRowTiles || weight.row_tiles > kMostRestRowTiles) return 0;
+  switch (weight.format) {
+    case TileFormat::kNvfp4:
+      return RestBandTokensOf<TileFormat::kNvfp4>(shape);
+    case TileFormat::kMxfp4:
+      return RestBandTokensOf<TileFormat::kMxfp4>(shape);
+    case TileFormat::kBf16:
+      return RestBandTokensOf<TileFormat::kBf16>(shape);
+    case TileFormat::kFp8:
+      return RestBandTokensOf<TileFormat::kFp8>(shape);
+    case TileFormat::kMxfp8:
+      return RestBandTokensOf<TileFormat::kMxfp8>(shape);
+    case TileFormat::kFp8Groups:
+      return RestBandTokensOf<TileFormat::kFp8Groups>(shape);
+    case TileFormat::kInt4:
+      return RestBandTokensOf<TileFormat::kInt4>(shape);
+    case TileFormat::kInt8:
+      return RestBandTokensOf<TileFormat::kInt8>(shape);
+  }
+  return 0;
+}
+
 }  // namespace
 
 bool HasTurns(TileFormat format) { return HasWgmma(CurrentCapability()) && !HasGroups(format); }
@@ -67,7 +97,8 @@ size_t PrefillWorkspace(int64_t max_m, int64_t max_k) {
   if (!HasWgmma(CurrentCapability())) return 0;
   const int64_t all = PreparedBytes(std::max<int64_t>(max_m, kMaxTurnTokens), max_k);
   const int64_t most = MostBytesAtOnce(max_k) + PreparedBytes(kTileTokens, max_k);
-  return static_cast<size_t>(std::min(all, most)) + kPieceBytes;
+  return static_cast<size_t>(std::min(all, most) + DoneBytes(max_m, kLeastBandTokens)) +
+         kPieceBytes;
 }
 
 void LaunchPrefill(const PrefillParams& p, void* stream, int shape) {
@@ -100,15 +131,18 @@ void Prefill(const OpContext& context, const LinearParams& params) {
     const int64_t m = std::min(at_once, params.m - token);
     const bool turns = m <= kMaxTurnTokens && HasTurns(weight.tiles().format);
     const TurnPlan plan = turns ? BestTurnPlan(weight.tiles(), m) : TurnPlan{};
-    const PreparedTokens x = PrepareTokens({.x = params.x + token * params.x_stride,
-                                            .x_stride = params.x_stride,
-                                            .m = m,
-                                            .k = weight.k(),
-                                            .column_order = weight.column_order(),
-                                            .input_multiplier = weight.input_multiplier(),
-                                            .norm = params.norm,
-                                            .part_tokens = plan.tokens},
-                                           aligned, context.stream);
+    const int shape = turns ? 0 : BestShape(weight.tiles(), m);
+    const PreparedTokens x =
+        PrepareTokens({.x = params.x + token * params.x_stride,
+                       .x_stride = params.x_stride,
+                       .m = m,
+                       .k = weight.k(),
+                       .column_order = weight.column_order(),
+                       .input_multiplier = weight.input_multiplier(),
+                       .norm = params.norm,
+                       .part_tokens = plan.tokens,
+                       .band_tokens = turns ? 0 : RestBandTokens(weight.tiles(), shape)},
+                      aligned, context.stream);
     const int64_t first = token * params.y_stride;
     const PrefillParams product = {
         .weight = weight.tiles(),
@@ -122,7 +156,7 @@ void Prefill(const OpContext& context, const LinearParams& params) {
     if (turns) {
       LaunchTurns(product, plan, context.stream);
     } else {
-      LaunchPrefill(product, context.stream);
+      LaunchPrefill(product, context.stream, shape);
     }
   }
 }

@@ -155,13 +155,14 @@ TEST_F(CudaPrefill, EveryPlanOfTurnsHasTheBitsOfFewTokens) {
       }
 }
 
-// More tiles than an SM takes, bands of tokens, long K.
+// More tiles than an SM takes, bands of tokens, long K, tokens that are laid out beside the tiles.
 TEST_F(CudaPrefill, HasTheBitsOfFewTokensAtRealSizes) {
   Runner gpu(ops());
   for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kBf16, WeightFormat::kInt4,
                                     WeightFormat::kInt8, WeightFormat::kFp8})
     for (const auto& [m, n, k] : {std::array<int64_t, 3>{1000, 4096, 1024},
                                   {2600, 520, 512},
+                                  {4403, 2064, 1168},
                                   {130, 200, 14336},
                                   {200, 20000, 256},
                                   {20, 20000, 512},

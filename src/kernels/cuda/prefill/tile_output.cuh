@@ -39,16 +39,21 @@ struct RowEnd {
   __device__ __forceinline__ float Apply(float sum) const { return sum * scale + bias; }
 };
 
-// What a thread's accumulators become, of rows g and g + 8 of its warp's row tile, and where they
-// go: rows from first_row on, tokens [first, end) of y.
+// Where the sums of a warpgroup go: rows from first_row on, tokens [first, end) of y.
+struct TilePlace {
+  int first_row;
+  int first;
+  int end;
+};
+
+// What a thread's accumulators become, of rows g and g + 8 of its warp's row tile, and where all
+// of the warpgroup's go.
 struct TileEnd {
   struct {
     RowEnd low;
     RowEnd high;
   } rows;
-  int first_row;
-  int first;
-  int end;
+  TilePlace place;
 };
 
 // Without a bias -0, which changes nothing.
@@ -59,70 +64,105 @@ __device__ __forceinline__ RowEnd EndOf(const TileWork& work, const TileOutput& 
 
 // Of the warpgroup with these 64 rows and kN tokens of a tile.
 template <int kN>
-__device__ __forceinline__ TileEnd EndOf(const TileWork& work, const TileOutput& out, int row_part,
-                                         int token_part) {
-  const int first_row = work.row_tile * kTileRows + row_part * kWarpgroupRows;
-  const int row =
-      first_row + threadIdx.x % kWarpgroupThreads / 32 * kTileRows + threadIdx.x % 32 / 4;
-  return {.rows = {EndOf(work, out, row), EndOf(work, out, row + 8)},
-          .first_row = first_row,
+__device__ __forceinline__ TilePlace PlaceOf(const TileWork& work, int row_part, int token_part) {
+  return {.first_row = work.row_tile * kTileRows + row_part * kWarpgroupRows,
           .first = work.first_token + token_part * kN,
           .end = work.first_token + work.tokens};
 }
-
-// Accumulators of a warpgroup: rows from first_row on, tokens [first, end) of y. BF16 goes through
-// shared memory, (kN tokens, 64 rows) in the swizzle of tokens.h, so that neighbouring rows of W
-// are stored together.
 template <int kN>
-__device__ __forceinline__ void Store(const TileOutput& out, const float (&total)[kN / 2],
-                                      const TileEnd& tile, std::byte* staging, int barrier) {
-  const auto [rows, first_row, first, end] = tile;
-  const int thread = threadIdx.x % kWarpgroupThreads;
-  const int warp = thread / 32;
-  const int lane = thread % 32;
+__device__ __forceinline__ TileEnd EndOf(const TileWork& work, const TileOutput& out, int row_part,
+                                         int token_part) {
+  const TilePlace place = PlaceOf<kN>(work, row_part, token_part);
+  const int row =
+      place.first_row + threadIdx.x % kWarpgroupThreads / 32 * kTileRows + threadIdx.x % 32 / 4;
+  return {.rows = {EndOf(work, out, row), EndOf(work, out, row + 8)}, .place = place};
+}
 
-  if (out.y_f32 != nullptr) {
-    const int row = first_row + warp * kTileRows + lane / 4;
+// FP32 straight from a warpgroup's accumulators.
+template <int kN>
+__device__ __forceinline__ void StoreF32(const TileOutput& out, const float (&total)[kN / 2],
+                                         const TileEnd& tile) {
+  const int lane = threadIdx.x % 32;
+  const auto [first_row, first, end] = tile.place;
+  const int row = first_row + threadIdx.x % kWarpgroupThreads / 32 * kTileRows + lane / 4;
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) {
-      const int token = first + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      const int n = row + i % 4 / 2 * 8;
-      if (token < end && n < out.n)
-        out.y_f32[token * out.stride + n] = (i % 4 < 2 ? rows.low : rows.high).Apply(total[i]);
-    }
-    return;
+  for (int i = 0; i < kN / 2; ++i) {
+    const int token = first + i / 4 * 8 + lane % 4 * 2 + i % 2;
+    const int n = row + i % 4 / 2 * 8;
+    if (token < end && n < out.n)
+      out.y_f32[token * out.stride + n] =
+          (i % 4 < 2 ? tile.rows.low : tile.rows.high).Apply(total[i]);
   }
+}
+
+// BF16 goes through shared memory, (kN tokens, 64 rows) in the swizzle of tokens.h, so that
+// neighbouring rows of W are stored together. By a warpgroup:
+template <int kN>
+__device__ __forceinline__ void Stage(const float (&total)[kN / 2], const TileEnd& tile,
+                                      std::byte* staging) {
+  const int warp = threadIdx.x % kWarpgroupThreads / 32;
+  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < kN / 8; i += 2) {
     uint32_t values[4];
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const float* pair = total + 4 * (i + m / 2) + 2 * (m % 2);
-      const RowEnd& row_end = m % 2 == 0 ? rows.low : rows.high;
+      const RowEnd& row_end = m % 2 == 0 ? tile.rows.low : tile.rows.high;
       values[m] = ptx::PackBf16(row_end.Apply(pair[0]), row_end.Apply(pair[1]));
     }
     const int token = 8 * (i + lane / 16) + lane % 8;
     const int chunk = 2 * warp + lane / 8 % 2;
     ptx::StoreMatricesTransposed(staging + token * 128 + (chunk ^ token % 8) * 16, values);
   }
-  ptx::SyncThreads(barrier, kWarpgroupThreads);
+}
+
+// By kThreads threads, once it is staged.
+template <int kN, int kThreads>
+__device__ __forceinline__ void StoreStaged(const TileOutput& out, const TilePlace& tile,
+                                            const std::byte* staging) {
+  constexpr int kStep = kThreads / 8;  // tokens at a time
+  // Of these, so that loads do not wait for one another; what a single warp's registers hold.
+  constexpr int kAtOnce = kThreads > 32 ? 4 : 2;
+  const int thread = threadIdx.x % kThreads;
   const int chunk = thread % 8;
-  const int n = first_row + 8 * chunk;
+  const int n = tile.first_row + 8 * chunk;
+  const int tokens = min(kN, tile.end - tile.first);
   const bool whole =
       out.stride % 8 == 0 && reinterpret_cast<uintptr_t>(out.y) % 16 == 0 && n + 8 <= out.n;
-  for (int t = thread / 8; t < kN && first + t < end; t += kWarpgroupThreads / 8) {
-    uint4 values = *reinterpret_cast<const uint4*>(staging + t * 128 + (chunk ^ t % 8) * 16);
-    uint16_t* y = out.y + (first + t) * out.stride + n;
-    if (out.add) values = AddBf16x8(LoadBf16x8(y, out.n - n, whole), values);
-    if (whole) {
-      *reinterpret_cast<uint4*>(y) = values;
-    } else {
-      const uint32_t words[4] = {values.x, values.y, values.z, values.w};
+  for (int t = thread / 8; t < tokens; t += kAtOnce * kStep) {
+    uint16_t* const y = out.y + (tile.first + t) * out.stride + n;
+    uint4 values[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (n + i < out.n) y[i] = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int token = t + i * kStep;
+      values[i] = *reinterpret_cast<const uint4*>(staging + min(token, kN - 1) * 128 +
+                                                  (chunk ^ token % 8) * 16);
     }
+    if (out.add) {
+      uint4 old[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        old[i] = t + i * kStep < tokens ? LoadBf16x8(y + i * kStep * out.stride, out.n - n, whole)
+                                        : uint4{};
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) values[i] = AddBf16x8(old[i], values[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (t + i * kStep < tokens)
+        StoreBf16x8(y + i * kStep * out.stride, values[i], out.n - n, whole);
   }
+}
+
+// All of it by the warpgroup itself.
+template <int kN>
+__device__ __forceinline__ void Store(const TileOutput& out, const float (&total)[kN / 2],
+                                      const TileEnd& tile, std::byte* staging, int barrier) {
+  if (out.y_f32 != nullptr) return StoreF32<kN>(out, total, tile);
+  Stage<kN>(total, tile, staging);
+  ptx::SyncThreads(barrier, kWarpgroupThreads);
+  StoreStaged<kN, kWarpgroupThreads>(out, tile.place, staging);
   ptx::SyncThreads(barrier, kWarpgroupThreads);  // before the next tile's values
 }
 

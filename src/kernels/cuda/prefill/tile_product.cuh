@@ -10,30 +10,29 @@
 // Gathered tokens are rows() of row_bytes(), token i at row_of(i); others are prepared, tokens().
 //
 // CTAs stay and take every gridDim-th tile. Their warpgroups of 128 threads: a producer keeps a
-// ring of k-tiles of tokens full. Consumers own 64 rows and kN tokens each. Their warps own a row
-// tile, whose codes and scales they copy themselves into a ring of their own (cp.async; bulk copies
-// of 512 bytes would be too many), and decode the next step into one set of A fragments while the
-// tensor cores multiply by the other. The accumulators: tile_sums.cuh.
+// ring of k-tiles of tokens full, and stores outputs of the tile before (tile_producers.cuh).
+// Consumers own 64 rows and kN tokens each. Their warps own a row tile, whose codes and scales they
+// copy themselves into a ring of their own (cp.async; bulk copies of 512 bytes would be too many),
+// and decode the next step into one set of A fragments while the tensor cores multiply by the
+// other. The accumulators: tile_sums.cuh.
 //
 // Decoding takes power and issue slots that do not depend on the tokens: with 176 of them instead
 // of 128 the tensor cores multiply by a tenth faster. Clusters that share tokens by multicast
 // change nothing, so that their way from L2 is no bound.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/linear/fragments.cuh"
 #include "kernels/cuda/prefill/tile_output.cuh"
+#include "kernels/cuda/prefill/tile_producers.cuh"
+#include "kernels/cuda/prefill/tile_storage.cuh"
 #include "kernels/cuda/prefill/tile_sums.cuh"
-#include "kernels/cuda/prefill/tokens.h"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "kernels/cuda/ptx/wgmma.cuh"
 
 namespace nibble::kernels::cuda {
-
-// Works whose row tiles a warp knows.
-inline constexpr int kKnownWorks = 4;
-
-constexpr int RowTilesBytes(int consumers) { return consumers * 4 * kKnownWorks * 8; }
 
 // kRowParts x kTokenParts consumers.
 template <TileFormat kTileFormat, int kRowParts, int kTokenParts, int kWarpgroupTokens>
@@ -48,8 +47,10 @@ struct TileShape {
   static constexpr int kRowTiles = kRows / kTileRows;
   static constexpr int kTokens = kTokenParts * kN;
 
-  // Rings are of whole slices: the four k-tiles of one always take the same places, so that
-  // addresses are constants. Of weights a warp has kWeightSlices, of tokens the CTA kSlices.
+  // A warp's ring of weights is of whole slices, kWeightSlices: the four k-tiles of one always take
+  // the same places, so that addresses are constants. The CTA's ring of tokens has as many k-tiles
+  // as there is room for, up to two slices; half a slice keeps its order, and is what the two
+  // warpgroups are apart.
   // Scales of column groups are read until their slice has ended, when the next one's first codes
   // have been: they have one place more.
   static constexpr bool kGroups = HasGroups(kFormat);
@@ -63,14 +64,21 @@ struct TileShape {
   static constexpr int kWeightBytes = kConsumers * 4 * kWarpBytes;
 
   static constexpr int kStageBytes = kTokens * kTileColumns * 2;  // tokens of a k-tile
-  static constexpr int kSlices = kStageBytes > 16384 ? 1 : 2;
-  static constexpr int kStages = kSlices * kSliceTiles;
+  static constexpr int kStagingBytes = kN * kWarpgroupRows * 2;
+  static constexpr int kOutputBytes = kConsumers * kStagingBytes;
 
-  static constexpr int kOutputBytes = kConsumers * kN * kWarpgroupRows * 2;
-  static constexpr int kAllocatedBytes = 1024 /* alignment */ + kStages * kStageBytes +
-                                         kWeightBytes + kOutputBytes + RowTilesBytes(kConsumers) +
-                                         2 * kStages * 8;
-  static_assert(kAllocatedBytes <= 227 * 1024);
+  static constexpr int kMostBytes = 227 * 1024;
+  static constexpr int BytesOf(int stages) {
+    return 1024 /* alignment */ + stages * kStageBytes + kWeightBytes + kOutputBytes +
+           RowTilesBytes(kConsumers) + 2 * stages * 8;
+  }
+  static constexpr int kStages = BytesOf(8) <= kMostBytes ? 8 : BytesOf(6) <= kMostBytes ? 6 : 4;
+  static constexpr int kAllocatedBytes = BytesOf(kStages);
+  static_assert(kAllocatedBytes <= kMostBytes);
+  // Behind these, for tokens that are laid out (lay_out.cuh), rows on their way: none without room.
+  static constexpr int kRawRows =
+      std::min((kMostBytes - kAllocatedBytes) / kRawRowBytes / 8 * 8, 16);
+  static constexpr int kRawBytes = kRawRows * kRawRowBytes;
 
   // Atoms that are decoded while the tensor cores are at as many.
   static constexpr int kStepAtoms = kN > 128 ? 2 : 4;
@@ -87,148 +95,6 @@ struct TileShape {
 };
 
 #ifdef NIBBLE_HAVE_WGMMA
-
-// A slice's places in a ring of kSlices.
-template <int kSlices>
-struct RingPosition {
-  int slot = 0;
-  uint32_t phase = 0;
-
-  __device__ __forceinline__ void Advance() {
-    if (++slot == kSlices) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-};
-
-// The CTA's shared memory.
-template <typename Shape>
-struct TileStorage {
-  std::byte* stages;   // of tokens, 1024-byte aligned
-  std::byte* weights;  // (consumer warps, kWarpBytes): codes of slices, then scales
-  std::byte* outputs;
-  const std::byte** row_tiles;  // (consumer warps, kKnownWorks)
-  uint64_t* full;
-  uint64_t* free;
-
-  __device__ __forceinline__ explicit TileStorage(std::byte* memory) {
-    stages = memory + (1024 - ptx::SharedAddress(memory) % 1024) % 1024;
-    weights = stages + Shape::kStages * Shape::kStageBytes;
-    outputs = weights + Shape::kWeightBytes;
-    row_tiles = reinterpret_cast<const std::byte**>(outputs + Shape::kOutputBytes);
-    full = reinterpret_cast<uint64_t*>(row_tiles + Shape::kConsumers * 4 * kKnownWorks);
-    free = full + Shape::kStages;
-  }
-
-  // By all threads. `producers`: threads that fill a stage.
-  __device__ __forceinline__ void Init(int producers) const {
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < Shape::kStages; ++i) {
-        ptx::BarrierInit(full + i, producers);
-        ptx::BarrierInit(free + i, Shape::kConsumers * 4);
-      }
-      ptx::FenceBarrierInit();
-    }
-    __syncthreads();
-  }
-};
-
-// One thread that fills the ring with prepared tokens.
-template <typename Shape>
-struct TokenProducer {
-  const TileStorage<Shape>& storage;
-  RingPosition<Shape::kSlices> at;
-
-  // Slice by slice; places of k-tiles that a short slice lacks are passed on empty.
-  __device__ __forceinline__ void Run(const PreparedTokens& x, const TileWork& work, int k_tiles) {
-    const uint32_t bytes = (work.tokens + kGroupTokens - 1) / kGroupTokens * kPieceBytes;
-    const int64_t tile_bytes = int64_t{x.groups} * kPieceBytes;
-    const std::byte* const first = x.data + work.first_token / kGroupTokens * kPieceBytes;
-    const std::byte* from = first;
-    int x_tile = 0;
-    for (int tile = 0; tile < k_tiles; tile += kSliceTiles) {
-      for (int u = 0; u < kSliceTiles; ++u) {
-        const int stage = at.slot * kSliceTiles + u;
-        uint64_t* full = storage.full + stage;
-        ptx::BarrierWait(storage.free + stage, at.phase ^ 1);
-        if (tile + u >= k_tiles) {
-          ptx::BarrierArrive(full);
-          continue;
-        }
-        ptx::BarrierExpect(full, bytes);
-        ptx::BulkCopy(storage.stages + stage * Shape::kStageBytes, from, bytes, full);
-        from += tile_bytes;
-        if (++x_tile == x.tiles) {
-          x_tile = 0;
-          from = first;
-        }
-      }
-      at.Advance();
-    }
-  }
-};
-
-// A warpgroup that fills the ring with rows of permuted tokens (tokens.h) from anywhere.
-template <typename Shape>
-struct GatherProducer {
-  // A thread copies chunk threadIdx % 8 of every 16th row.
-  static constexpr int kRowStep = kWarpgroupThreads / 8;
-  static constexpr int kRowsOfThread = Shape::kTokens / kRowStep;
-  static constexpr int kInFlight = 5;  // stages that may be on their way
-  // A stage is handed on when kInFlight - 1 more are started. Of a slice with one k-tile the
-  // consumers release that one's place behind all four: no place of it may be needed before these
-  // are handed on.
-  static_assert(kInFlight <= Shape::kStages - kSliceTiles + 1);
-
-  const TileStorage<Shape>& storage;
-  RingPosition<Shape::kSlices> at;
-  int started = 0;  // stages
-  int handed_on = 0;
-
-  template <typename Problem>
-  __device__ __forceinline__ void Run(const Problem& problem, const TileWork& work, int k_tiles) {
-    const int row = threadIdx.x % kWarpgroupThreads / 8;
-    const int chunk = threadIdx.x % 8;
-    const int x_tiles = problem.like().x_tiles;
-    uint32_t offsets[kRowsOfThread];  // in 16 bytes
-#pragma unroll
-    for (int i = 0; i < kRowsOfThread; ++i) {
-      const int token = work.first_token + min(row + i * kRowStep, work.tokens - 1);
-      offsets[i] = problem.row_of(token) * static_cast<uint32_t>(problem.row_bytes() / 16) + chunk;
-    }
-    std::byte* const to = storage.stages + row * 128 + (chunk ^ row % 8) * 16;
-    int x_tile = 0;
-    for (int tile = 0; tile < k_tiles; tile += kSliceTiles) {
-      for (int u = 0; u < kSliceTiles; ++u) {
-        const int stage = at.slot * kSliceTiles + u;
-        ptx::BarrierWait(storage.free + stage, at.phase ^ 1);
-        if (tile + u < k_tiles) {
-          const std::byte* from = problem.rows() + x_tile * (kTileColumns * 2);
-#pragma unroll
-          for (int i = 0; i < kRowsOfThread; ++i)
-            ptx::CopyAsync16(to + stage * Shape::kStageBytes + i * (kRowStep * 128),
-                             from + int64_t{offsets[i]} * 16);
-          if (++x_tile == x_tiles) x_tile = 0;
-        }
-        ptx::CommitCopies();
-        if (++started >= kInFlight) {
-          ptx::WaitForCopies<kInFlight - 1>();
-          HandOn();
-        }
-      }
-      at.Advance();
-    }
-  }
-  __device__ __forceinline__ void Finish() {
-    ptx::WaitForCopies<0>();
-    while (handed_on < started) HandOn();
-  }
-  __device__ __forceinline__ void HandOn() {
-    ptx::FenceAsyncProxy();
-    ptx::BarrierArrive(storage.full + handed_on++ % Shape::kStages);
-  }
-};
 
 // A warp's own weights: slices of a row tile, then of the next work's. Every k-tile that is read is
 // replaced by the one kWeightTiles later. Where the row tiles of works start is announced ahead, so
@@ -357,7 +223,7 @@ struct TileConsumer {
   const uint64_t tokens;    // descriptor of the part's tokens in stage 0
   const int group_columns;  // kSliceColumns where there are no groups
   const int turn_barrier;
-  RingPosition<Shape::kSlices> at;
+  RingPosition<Shape::kStages> at;
   uint4 codes[kVectors];  // of the k-tile that is being decoded
 
   __device__ __forceinline__ TileConsumer(const TileStorage<Shape>& s, WeightRing<Shape>& w,
@@ -408,31 +274,46 @@ struct TileConsumer {
     return Scales(weights.scales(), group_columns, threadIdx.x % 32);
   }
 
+  // The fragments of the first step of the slice that `weights` is at.
+  __device__ __forceinline__ Scales First(Fragments& a) {
+    const Scales scales = NextScales();
+    LoadCodes(0);
+    Decode(scales, 0, 0, a);
+    return scales;
+  }
+
   // One slice, all of its four k-tiles there or only `tiles`. a[0] holds its first step's
-  // fragments, and the next slice's in the end, if there is one. A chain of MMAs ends with the
-  // slice, and with each group of columns.
+  // fragments, and the next slice's in the end, if there is one, perhaps of another tile. A chain
+  // of MMAs ends with the slice, and with each group of columns.
   template <bool kWhole>
   __device__ __forceinline__ void AddSlice(int tiles, bool next, Scales& scales, Fragments (&a)[2],
                                            TileSums<Shape>& sums) {
-    const int first = at.slot * kSliceTiles;
-    uint64_t* const full = storage.full + first;
-    const int tokens_at = at.slot * (kSliceTiles * Shape::kStageBytes);
+    // Of the slice's halves.
+    const int first = at.slot;
+    const uint32_t first_phase = at.phase;
+    at.Advance(2);
+    const int second = at.slot;
+    const uint32_t second_phase = at.phase;
+    at.Advance(2);
+    const auto stage = [&](int u) { return (u < 2 ? first : second) + u % 2; };
+    const auto phase = [&](int u) { return u < 2 ? first_phase : second_phase; };
+    const auto test = [&](int u) { return ptx::BarrierTest(storage.full + stage(u), phase(u)); };
     if constexpr (Shape::kTurns) {
       WaitForTurn();
       if (!kWhole) PassTurn();
     }
-    bool ready = ptx::BarrierTest(full, at.phase);
+    bool ready = test(0);
     bool in_chain = false;
 #pragma unroll
     for (int i = 0; i < kSliceTiles * kSteps; ++i) {
       const int u = i / kSteps, step = i % kSteps;
       const bool tile_ends = step == kSteps - 1;
-      if (step == 0 && !ready) ptx::BarrierWait(full + u, at.phase);
+      if (step == 0 && !ready) ptx::BarrierWait(storage.full + stage(u), phase(u));
       if (!kWhole && u >= tiles) {
         // An empty stage; places of weights that are filled all the same.
         if (!tile_ends) continue;
-        if (u + 1 < kSliceTiles) ready = ptx::BarrierTest(full + u + 1, at.phase);
-        Release(first + u);
+        if (u + 1 < kSliceTiles) ready = test(u + 1);
+        Release(stage(u));
         weights.Wait();
         weights.Fill(u);
         if (u == kSliceTiles - 1) weights.NextSlice();
@@ -442,15 +323,15 @@ struct TileConsumer {
 #pragma unroll
       for (int j = 0; j < kAtoms; ++j)
         ptx::WgmmaBf16<kN>(sums.chain, a[i % 2][j],
-                           ptx::WgmmaDescriptorAt(tokens, tokens_at + u * Shape::kStageBytes +
-                                                              32 * (step * kAtoms + j)),
+                           ptx::WgmmaDescriptorAt(
+                               tokens, stage(u) * Shape::kStageBytes + 32 * (step * kAtoms + j)),
                            in_chain || j > 0);
       ptx::WgmmaCommit();
       if (Shape::kTurns && kWhole && u == 1 && tile_ends) PassTurn();
-      if (tile_ends && u + 1 < kSliceTiles) ready = ptx::BarrierTest(full + u + 1, at.phase);
+      if (tile_ends && u + 1 < kSliceTiles) ready = test(u + 1);
       if (i > 0) {
         ptx::WgmmaWait<1>();
-        if (step == 0) Release(first + u - 1);
+        if (step == 0) Release(stage(u - 1));
       }
       const bool slice_ends =
           tile_ends && (kWhole ? u == kSliceTiles - 1 : Shape::kGroups && u + 1 == tiles);
@@ -467,15 +348,13 @@ struct TileConsumer {
         weights.Wait();
         LoadCodes(u + 1);
         Decode(scales, u + 1, 0, a[(i + 1) % 2]);
-      } else if (kWhole && next) {
-        scales = NextScales();
-        LoadCodes(0);
-        Decode(scales, 0, 0, a[0]);
+      } else if (kWhole && next) {  // a branch, which keeps it before the wait
+        scales = First(a[0]);
       }
       if (!in_chain) {
         ptx::WgmmaWait<0>();
         ptx::WgmmaPin(sums.chain);
-        if (slice_ends) Release(first + u);
+        if (slice_ends) Release(stage(u));
         if constexpr (Shape::kGroups) sums.EndGroup(scale);
         if (slice_ends) sums.EndSlice();
       }
@@ -484,22 +363,20 @@ struct TileConsumer {
       ptx::WgmmaWait<0>();
       ptx::WgmmaPin(sums.chain);
       if (!Shape::kGroups) {
-        Release(first + tiles - 1);
+        Release(stage(tiles - 1));
         sums.EndSlice();
       }
+      if (next) scales = First(a[0]);
     }
-    at.Advance();
   }
 
-  __device__ __forceinline__ void Run(int k_tiles, TileSums<Shape>& sums) {
-    Fragments a[2];
-    Scales scales = NextScales();
-    LoadCodes(0);
-    Decode(scales, 0, 0, a[0]);
+  // A tile. `last`: of the CTA.
+  __device__ __forceinline__ void Run(int k_tiles, bool last, Scales& scales, Fragments (&a)[2],
+                                      TileSums<Shape>& sums) {
     int left = k_tiles;
     for (; left >= kSliceTiles; left -= kSliceTiles)
-      AddSlice<true>(kSliceTiles, left > kSliceTiles, scales, a, sums);
-    if (left > 0) AddSlice<false>(left, false, scales, a, sums);
+      AddSlice<true>(kSliceTiles, left > kSliceTiles || !last, scales, a, sums);
+    if (left > 0) AddSlice<false>(left, !last, scales, a, sums);
   }
 };
 
@@ -515,7 +392,17 @@ __device__ __forceinline__ void Produce(const TileStorage<Shape>& storage, const
       producer.Run(problem, problem.At(i), k_tiles);
     producer.Finish();
   } else {
-    if (threadIdx.x % kWarpgroupThreads != 0) return;
+    // The shuffle tells the compiler that it is the same for the warp.
+    const int warp = __shfl_sync(~0u, threadIdx.x % kWarpgroupThreads / 32, 0);
+    if (warp > Shape::kConsumers) {
+      if constexpr (Shape::kRawRows > 0)
+        LayOut<Shape::kRawRows>(problem.tokens(), storage.raw_tokens, blockIdx.x, gridDim.x);
+      return;
+    }
+    if (warp > 0) {
+      StoreTiles<Shape>(storage, problem, warp - 1);
+      return;
+    }
     TokenProducer<Shape> producer{storage};
     for (int i = blockIdx.x; i < count; i += gridDim.x)
       producer.Run(problem.tokens(), problem.At(i), k_tiles);
@@ -537,16 +424,31 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const
   for (; turn < weights.kAhead; ++turn) weights.Announce(turn, row_tiles.Of(turn));
   weights.Start();
   TileConsumer<Shape> consumer(storage, weights, warpgroup, token_part, like);
-  std::byte* const staging = storage.outputs + warpgroup * (Shape::kN * kWarpgroupRows * 2);
+  const TileOutput& out = problem.output();
+  std::byte* const staging = storage.outputs + warpgroup * Shape::kStagingBytes;
+  // Whether another warp stores what is staged (StoreTiles), but for the CTA's last tile, where
+  // nobody has anything else to do.
+  const bool hands_over = !Problem::kGathers && out.y_f32 == nullptr;
+  typename TileConsumer<Shape>::Fragments a[2];
+  auto scales = consumer.First(a[0]);
   for (int i = blockIdx.x; i < count; i += gridDim.x) {
     weights.Announce(turn, row_tiles.Of(turn));
     ++turn;
-    const TileOutput& out = problem.output();
     const TileEnd end = EndOf<Shape::kN>(problem.At(i), out, row_part, token_part);
+    if (Shape::kStagedTotals > 0 && hands_over)
+      ptx::SyncThreads(kStoredBarrier + warpgroup, kHandOverThreads);
     TileSums<Shape> sums(staging);
-    consumer.Run(like.k_tiles, sums);
+    const bool last = i + static_cast<int>(gridDim.x) >= count;
+    consumer.Run(like.k_tiles, last, scales, a, sums);
     sums.Finish(warpgroup + 1);
-    Store<Shape::kN>(out, sums.total, end, staging, warpgroup + 1);
+    if (Shape::kStagedTotals == 0 && hands_over)
+      ptx::SyncThreads(kStoredBarrier + warpgroup, kHandOverThreads);
+    if (hands_over && !last) {
+      Stage<Shape::kN>(sums.total, end, staging);
+      ptx::ArriveThreads(kStagedBarrier + warpgroup, kHandOverThreads);
+    } else {
+      Store<Shape::kN>(out, sums.total, end, staging, warpgroup + 1);
+    }
   }
 }
 
@@ -559,10 +461,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ std::byte tile_memory[];
   const TileStorage<Shape> storage(tile_memory);
   storage.Init(Problem::kGathers ? kWarpgroupThreads : 1);
-  ptx::WaitForPredecessor();
-  ptx::LaunchSuccessor();
+  // Which gathered tiles there are is known behind the predecessor. Others begin with weights, and
+  // consumers touch nothing else before the tokens have come.
+  if (Problem::kGathers) ptx::WaitForPredecessor();
   if (threadIdx.x / kWarpgroupThreads == Shape::kConsumers) {
     ptx::GiveRegisters<Shape::kProducerRegisters>();
+    ptx::WaitForPredecessor();
+    ptx::LaunchSuccessor();
     Produce<Shape>(storage, problem);
   } else {
     ptx::TakeRegisters<Shape::kConsumerRegisters>();

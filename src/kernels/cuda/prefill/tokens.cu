@@ -1,5 +1,6 @@
 #include "kernels/cuda/prefill/tokens.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "kernels/cuda/launch.h"
@@ -18,6 +19,9 @@ struct Layout {
   int tiles;
   int groups;       // of all parts
   int part_groups;  // of a part
+  // Counters that are set to 0 on the way.
+  int32_t* zeros = nullptr;
+  int zero_count = 0;
 
   // Of chunk `chunk` of a token's column tile.
   template <bool kRows>
@@ -90,6 +94,8 @@ __global__ void __launch_bounds__(32 * kWarps)
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
 
+  if (blockIdx.x == 0 && blockIdx.y == 0)
+    for (int i = threadIdx.x; i < layout.zero_count; i += blockDim.x) layout.zeros[i] = 0;
   uint4 vectors[kRunsOfWarp];
 #pragma unroll
   for (int r = 0; r < kRunsOfWarp; ++r)
@@ -210,7 +216,41 @@ void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream)
                stream);
 }
 
+namespace {
+
+// The first band, and counters for the others.
+PreparedTokens PrepareFirstBand(const PrepareTokensParams& params, std::byte* memory,
+                                void* stream) {
+  const int groups = GroupsOf(params.m);
+  auto* const done = reinterpret_cast<int32_t*>(memory + PreparedBytes(params.m, params.k));
+  PrepareTokensParams first = params;
+  first.m = params.band_tokens;
+  LaunchVectors<false>(first,
+                       {.out = memory,
+                        .tiles = TilesOf(params.k),
+                        .groups = GroupsOf(first.m),
+                        .part_groups = groups,
+                        .zeros = done,
+                        .zero_count = static_cast<int>(DoneBytes(params.m, params.band_tokens) /
+                                                       static_cast<int64_t>(sizeof(int32_t)))},
+                       stream);
+  return {.data = memory,
+          .groups = groups,
+          .tiles = TilesOf(params.k),
+          .rest = {.x = params.x,
+                   .x_stride = params.x_stride,
+                   .m = static_cast<int32_t>(params.m),
+                   .k = static_cast<int32_t>(params.k),
+                   .band_groups = params.band_tokens / kGroupTokens,
+                   .done = done}};
+}
+
+}  // namespace
+
 PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream) {
+  if (params.band_tokens > 0 && params.m > params.band_tokens && params.norm.weight == nullptr &&
+      TakesVectors(params))
+    return PrepareFirstBand(params, memory, stream);
   const int all = GroupsOf(params.m);
   const int of_part = params.part_tokens == 0 ? all : params.part_tokens / kGroupTokens;
   const Layout layout = {memory, TilesOf(params.k), (all + of_part - 1) / of_part * of_part,

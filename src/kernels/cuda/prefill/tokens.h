@@ -23,15 +23,31 @@ namespace nibble::kernels::cuda {
 inline constexpr int kGroupTokens = 8;
 inline constexpr int kPieceBytes = kGroupTokens * kTileColumns * 2;
 
+// What PrepareTokens leaves to the kernel that multiplies (lay_out.cuh): all bands of tokens but
+// the first.
+struct RestOfTokens {
+  const uint16_t* x = nullptr;  // (M, K); null: nothing is left
+  int64_t x_stride = 0;
+  int32_t m = 0;
+  int32_t k = 0;
+  int32_t band_groups = 0;  // of 8 tokens
+  int32_t* done = nullptr;  // (bands): what has been laid out
+};
+
 struct PreparedTokens {
-  const std::byte* data = nullptr;  // 1024-byte aligned
-  int32_t groups = 0;               // ⌈M / 8⌉, or of a part
-  int32_t tiles = 0;                // ⌈K / 64⌉
+  std::byte* data = nullptr;  // 1024-byte aligned
+  int32_t groups = 0;         // ⌈M / 8⌉, or of a part
+  int32_t tiles = 0;          // ⌈K / 64⌉
+  RestOfTokens rest;
 };
 
 constexpr int64_t PreparedBytes(int64_t m, int64_t k) {
   return (m + kGroupTokens - 1) / kGroupTokens * ((k + kTileColumns - 1) / kTileColumns) *
          kPieceBytes;
+}
+// Of RestOfTokens::done.
+constexpr int64_t DoneBytes(int64_t m, int64_t band_tokens) {
+  return (m + band_tokens - 1) / band_tokens * static_cast<int64_t>(sizeof(int32_t));
 }
 
 struct PrepareTokensParams {
@@ -44,6 +60,9 @@ struct PrepareTokensParams {
   const float* input_multiplier = nullptr;
   InputNorm norm;       // of x, where PreparationNorms says so
   int part_tokens = 0;  // of a part, a multiple of 8; 0: all tokens are one
+  // Of the bands by which the kernel that multiplies lays out the rest, a multiple of 8, where that
+  // is possible; 0: nothing is left to it.
+  int band_tokens = 0;
 };
 
 // Whether the norm can be a part of the preparation.
@@ -52,7 +71,8 @@ bool PreparationNorms(const PrepareTokensParams& params);
 // out (M, K up to a multiple of 64), dense and 16-byte aligned: permuted rows.
 void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream);
 
-// `memory`: PreparedBytes(m, k), m rounded up to whole parts, 1024-byte aligned.
+// `memory`: PreparedBytes(m, k), m rounded up to whole parts, and DoneBytes(m, band_tokens);
+// 1024-byte aligned.
 PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream);
 
 }  // namespace nibble::kernels::cuda
