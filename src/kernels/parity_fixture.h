@@ -126,6 +126,8 @@ struct AttentionShape {
   bool sinks = false;
   KvFormat format = KvFormat::kBf16;
   KeyLayout key_layout = KeyLayout::kRows;
+  bool rounded_to_nvfp4 = false;  // what a BF16 cache holds
+  bool keys_are_values = false;   // one cache, as in latent attention
 };
 
 inline Tolerance AttentionTolerance(const OpTable& ops) {
@@ -147,13 +149,25 @@ inline float AttentionElement(uint64_t id, int kind, int64_t position, int64_t h
   return noise[index % noise.size()] * scale;
 }
 
+// head (Dh) as an NVFP4 cache would give it back.
+inline void RoundToNvfp4(uint16_t* head, int32_t head_dim) {
+  const KvLayerView one_row = {.page_size = 1, .head_dim = head_dim};
+  std::byte row[kMaxHeadDim];
+  StoreNvfp4Row(one_row, row, 0, head);
+  LoadNvfp4Row(one_row, row, 0, head);
+}
+
 // Key and value of a head at a position into their row of the cache.
 inline void StoreCacheRow(const KvLayerView& cache, int64_t row, uint64_t id, int64_t position,
-                          int64_t head) {
+                          int64_t head, bool rounded_to_nvfp4 = false) {
   uint16_t key[kMaxHeadDim], value[kMaxHeadDim];
   for (int64_t d = 0; d < cache.head_dim; ++d) {
     key[d] = Bf16FromFloat(AttentionElement(id, 1, position, head, d));
     value[d] = Bf16FromFloat(AttentionElement(id, 2, position, head, d));
+  }
+  if (rounded_to_nvfp4) {
+    RoundToNvfp4(key, cache.head_dim);
+    RoundToNvfp4(value, cache.head_dim);
   }
   if (cache.format == KvFormat::kNvfp4) {
     StoreNvfp4Row(cache, cache.k, row, key);
@@ -201,7 +215,7 @@ inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionSha
   const int64_t elements = pages * shape.kv_heads * page_size * dh;
   std::vector<std::byte> k(KvBytes(shape.format, elements), std::byte{0xFF}), v = k;
   KvLayerView cache = {.k = k.data(),
-                       .v = v.data(),
+                       .v = shape.keys_are_values ? k.data() : v.data(),
                        .format = shape.format,
                        .key_layout = shape.key_layout,
                        .k_scale = shape.format == KvFormat::kFp8 ? 0.03f : 1.0f,
@@ -218,7 +232,7 @@ inline std::vector<uint16_t> RunAttention(const OpTable& ops, const AttentionSha
       const int64_t page = table[b * max_pages + position / page_size];
       for (int64_t h = 0; h < shape.kv_heads; ++h) {
         const int64_t row = (page * shape.kv_heads + h) * page_size + position % page_size;
-        StoreCacheRow(cache, row, s.id, position, h);
+        StoreCacheRow(cache, row, s.id, position, h, shape.rounded_to_nvfp4);
       }
     }
     for (int64_t position = s.kv_len - s.q_len; position < s.kv_len; ++position)

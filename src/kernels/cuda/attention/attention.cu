@@ -66,6 +66,10 @@ AttentionProblem ProblemOf(const OpContext& context, const AttentionParams& para
     p.score_scale *= cache.k_scale * 0x1p60f;  // what q * 2^60 and E4M3 * 2^-120 leave
     p.value_scale = cache.v_scale;
   }
+  if (cache.format == KvFormat::kNvfp4) {
+    p.score_scale *= kNvfp4Rest;
+    p.value_scale = kNvfp4Rest;
+  }
   return p;
 }
 
@@ -136,12 +140,19 @@ int64_t SplitTiles(const AttentionProblem& p, int64_t tokens) {
   return std::min<int64_t>(tiles, p.sequences * (p.prefill_rows / kSplitTileRows));
 }
 
-// Head dimensions that are common have kernels of their own.
-template <bool kFp8>
+// Head dimensions that are common have kernels of their own; NVFP4 needs few, as it comes here with
+// drafts and uncommon dimensions alone.
+template <KvFormat kFormat>
 void LaunchSplit(const OpContext& context, const AttentionProblem& p, int64_t tokens,
                  int64_t max_keys) {
   const int64_t tiles = SplitTiles(p, tokens);
   const auto launch = [&](auto kernel) { kernel(context, p, tokens, tiles, max_keys); };
+  constexpr bool kFp8 = kFormat == KvFormat::kFp8;
+  if constexpr (kFormat == KvFormat::kNvfp4) {
+    if (p.head_dim == 128) return launch(LaunchSplitOf<false, 8, 128, 8, true>);
+    if (p.dim_atoms <= 16) return launch(LaunchSplitOf<false, 8, 128, kAnyUpTo256, true>);
+    return launch(LaunchSplitOf<false, 16, 64, kAnyDim, true>);
+  }
   if (p.head_dim == 64) return launch(LaunchSplitOf<kFp8, 8, 128, 4>);
   if (p.head_dim == 128) return launch(LaunchSplitOf<kFp8, 8, 128, 8>);
   if (p.head_dim == 256) return launch(LaunchSplitOf < kFp8, 8, kFp8 ? 128 : 64, 16 >);
@@ -149,21 +160,11 @@ void LaunchSplit(const OpContext& context, const AttentionProblem& p, int64_t to
   launch(LaunchSplitOf<kFp8, 16, 64, kAnyDim>);
 }
 
-// All of it: NVFP4 has no kernels of its own for steps and prompts.
-void LaunchNvfp4(const OpContext& context, const AttentionProblem& p, int64_t tokens,
-                 int64_t max_keys) {
-  const int64_t tiles = SplitTiles(p, tokens);
-  const auto launch = [&](auto kernel) { kernel(context, p, tokens, tiles, max_keys); };
-  if (p.head_dim == 128) return launch(LaunchSplitOf<false, 8, 128, 8, true>);
-  if (p.dim_atoms <= 16) return launch(LaunchSplitOf<false, 8, 128, kAnyUpTo256, true>);
-  launch(LaunchSplitOf<false, 16, 64, kAnyDim, true>);
-}
-
-template <bool kFp8, int kDim>
+template <KvFormat kFormat, int kDim>
 void LaunchPrefillOf(const OpContext& context, const AttentionProblem& p, int64_t tokens) {
   const int64_t tiles =
       MaxTiles(tokens, p.sequences, p.heads_per_kv, PrefillShared<kDim>::kTileRows);
-  LaunchPdl(PrefillAttentionKernel<kFp8, kDim>, dim3(static_cast<uint32_t>(tiles * p.kv_heads)),
+  LaunchPdl(PrefillAttentionKernel<kFormat, kDim>, dim3(static_cast<uint32_t>(tiles * p.kv_heads)),
             dim3(kPrefillThreads), sizeof(PrefillShared<kDim>) + 1024, StreamOf(context), p);
 }
 
@@ -196,18 +197,19 @@ bool LaunchLatent(const OpContext& context, AttentionProblem p, int64_t tokens, 
   return true;
 }
 
-template <bool kFp8>
+template <KvFormat kFormat>
 void Launch(const OpContext& context, AttentionProblem p, int64_t tokens, int64_t max_keys) {
-  if (LaunchLatent<kFp8>(context, p, tokens, max_keys)) return;
+  if constexpr (kFormat != KvFormat::kNvfp4)
+    if (LaunchLatent<kFormat == KvFormat::kFp8>(context, p, tokens, max_keys)) return;
   const bool any_long = tokens * p.heads_per_kv > kMaxSplitRows && tokens > p.sequences;
   if (any_long && HasPrefill(p)) {
     p.prefill_rows = kMaxSplitRows;
-    if (p.head_dim == 64) LaunchPrefillOf<kFp8, 64>(context, p, tokens);
-    if (p.head_dim == 128) LaunchPrefillOf<kFp8, 128>(context, p, tokens);
-    if (p.head_dim == 256) LaunchPrefillOf<kFp8, 256>(context, p, tokens);
+    if (p.head_dim == 64) LaunchPrefillOf<kFormat, 64>(context, p, tokens);
+    if (p.head_dim == 128) LaunchPrefillOf<kFormat, 128>(context, p, tokens);
+    if (p.head_dim == 256) LaunchPrefillOf<kFormat, 256>(context, p, tokens);
     if (p.sequences == 1) return;
   }
-  LaunchSplit<kFp8>(context, p, tokens, max_keys);
+  LaunchSplit<kFormat>(context, p, tokens, max_keys);
 }
 
 }  // namespace
@@ -215,7 +217,7 @@ void Launch(const OpContext& context, AttentionProblem p, int64_t tokens, int64_
 bool StepTakes(const AttentionParams& params) {
   const int32_t dh = params.cache.head_dim;
   return params.rope != nullptr && params.t == params.sequences &&
-         params.cache.format != KvFormat::kNvfp4 && (dh == 64 || dh == 128 || dh == 256) &&
+         (dh == 64 || dh == 128 || dh == 256) &&
          params.q_heads <= kStepRows * params.cache.kv_heads && HasGroupsOfFour(*params.rope) &&
          reinterpret_cast<uintptr_t>(params.out) % 4 == 0 &&
          SideOf(nullptr, params.cache.k_scale).inverse != 0.0f &&
@@ -240,10 +242,15 @@ size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim)
 void Attention(const OpContext& context, const AttentionParams& params) {
   if (params.t == 0) return;
   AttentionProblem p = ProblemOf(context, params);
-  const bool fp8 = params.cache.format == KvFormat::kFp8;
   if (StepTakes(params)) {
-    const auto launch = fp8 ? LaunchStepFp8 : LaunchStepBf16;
-    return launch(context, params, p);
+    switch (params.cache.format) {
+      case KvFormat::kBf16:
+        return LaunchStepBf16(context, params, p);
+      case KvFormat::kFp8:
+        return LaunchStepFp8(context, params, p);
+      case KvFormat::kNvfp4:
+        return LaunchStepNvfp4(context, params, p);
+    }
   }
   if (params.rope != nullptr) {
     RopeAndCache(context, *params.rope);
@@ -251,12 +258,16 @@ void Attention(const OpContext& context, const AttentionParams& params) {
   }
   if (params.mla_rope != nullptr) MlaRopeAndCache(context, *params.mla_rope);
   const int64_t max_keys = params.max_pages * params.cache.page_size;
-  if (params.cache.format == KvFormat::kNvfp4) {
-    LaunchNvfp4(context, p, params.t, max_keys);
-  } else if (fp8) {
-    Launch<true>(context, p, params.t, max_keys);
-  } else {
-    Launch<false>(context, p, params.t, max_keys);
+  switch (params.cache.format) {
+    case KvFormat::kBf16:
+      Launch<KvFormat::kBf16>(context, p, params.t, max_keys);
+      break;
+    case KvFormat::kFp8:
+      Launch<KvFormat::kFp8>(context, p, params.t, max_keys);
+      break;
+    case KvFormat::kNvfp4:
+      Launch<KvFormat::kNvfp4>(context, p, params.t, max_keys);
+      break;
   }
   if (params.gate != nullptr) {
     SigmoidGate(context, {.x = params.out,

@@ -28,11 +28,33 @@ const NamedShape kModels[] = {
     {"Qwen3-30B-A3B", {.q_heads = 32, .kv_heads = 4, .head_dim = 128}},
     {"Qwen3-Next, FP8", {.q_heads = 16, .kv_heads = 2, .head_dim = 256, .format = KvFormat::kFp8}},
     {"Qwen3-Next", {.q_heads = 16, .kv_heads = 2, .head_dim = 256}},
+    {"Qwen3-30B-A3B, NVFP4",
+     {.q_heads = 32, .kv_heads = 4, .head_dim = 128, .format = KvFormat::kNvfp4}},
+    {"Qwen3-Next, NVFP4",
+     {.q_heads = 16, .kv_heads = 2, .head_dim = 256, .format = KvFormat::kNvfp4}},
     {"gpt-oss", {.q_heads = 64, .kv_heads = 8, .head_dim = 64, .window = 128, .sinks = true}},
+    {"gpt-oss, NVFP4",
+     {.q_heads = 16,
+      .kv_heads = 2,
+      .head_dim = 64,
+      .window = 128,
+      .sinks = true,
+      .format = KvFormat::kNvfp4}},
     {"Llama 4", {.q_heads = 10, .kv_heads = 2, .head_dim = 128, .chunk = 1024}},
     {"MHA", {.q_heads = 4, .kv_heads = 4, .head_dim = 96}},
-    {"MLA", {.q_heads = 32, .kv_heads = 1, .head_dim = 576}},
-    {"MLA, FP8", {.q_heads = 16, .kv_heads = 1, .head_dim = 576, .format = KvFormat::kFp8}},
+    {"MLA", {.q_heads = 32, .kv_heads = 1, .head_dim = 576, .keys_are_values = true}},
+    {"MLA, NVFP4",
+     {.q_heads = 16,
+      .kv_heads = 1,
+      .head_dim = 576,
+      .format = KvFormat::kNvfp4,
+      .keys_are_values = true}},
+    {"MLA, FP8",
+     {.q_heads = 16,
+      .kv_heads = 1,
+      .head_dim = 576,
+      .format = KvFormat::kFp8,
+      .keys_are_values = true}},
     {"widest", {.q_heads = 2, .kv_heads = 1, .head_dim = 1024}},
 };
 
@@ -58,6 +80,46 @@ TEST_F(CudaAttention, LongContextsAreRefs) {
     ExpectNear(RunAttention(ops(), model.shape, batch, 64),
                RunAttention(RefOps(), model.shape, batch, 64), model.shape.head_dim,
                AttentionTolerance(ops()));
+  }
+}
+
+// What a BF16 cache of the same numbers gives, bit for bit: as decode steps, drafts and prompts.
+TEST_F(CudaAttention, Nvfp4IsBf16OfWhatItHolds) {
+  for (const NamedShape& model : kModels) {
+    if (model.shape.format != KvFormat::kNvfp4) continue;
+    AttentionShape decoded = model.shape;
+    decoded.format = KvFormat::kBf16;
+    decoded.rounded_to_nvfp4 = true;
+    for (const std::vector<AttentionSequence>& batch :
+         {std::vector<AttentionSequence>{{9, 1, 2100}},
+          {{9, 3, 700}, {5, 1, 33}},
+          {{9, 150, 700}}}) {
+      SCOPED_TRACE(testing::Message() << model.name << ", " << batch[0].q_len << " tokens");
+      EXPECT_EQ(RunAttention(ops(), model.shape, batch, 32),
+                RunAttention(ops(), decoded, batch, 32));
+    }
+  }
+}
+
+// Eight heads are too few for the kernel of latent attention: the split kernel computes them.
+TEST_F(CudaAttention, LatentHasTheBitsOfTheSplitKernel) {
+  for (const NamedShape& model : kModels) {
+    if (!model.shape.keys_are_values) continue;
+    for (const int32_t window : {0, 1100}) {
+      SCOPED_TRACE(testing::Message() << model.name << ", window " << window);
+      AttentionShape many = model.shape;
+      many.window = window;
+      AttentionShape few = many;
+      few.q_heads = 8;
+      const std::vector<AttentionSequence> batch = {{9, 1, 9000}, {5, 2, 300}, {3, 1, 64}};
+      const std::vector<uint16_t> got = RunAttention(ops(), many, batch, 32);
+      const std::vector<uint16_t> expected = RunAttention(ops(), few, batch, 32);
+      const int64_t width = int64_t{many.q_heads} * many.head_dim, first = int64_t{8} * 576;
+      for (int64_t t = 0; t < 4; ++t)
+        EXPECT_TRUE(std::equal(expected.begin() + t * first, expected.begin() + (t + 1) * first,
+                               got.begin() + t * width))
+            << "token " << t;
+    }
   }
 }
 
@@ -174,9 +236,9 @@ Timing TimeAttention(const AttentionShape& shape, int64_t batch, int32_t q_len, 
   const int32_t page_size = 64;
   const int64_t pages_of_one = (kv_len + page_size - 1) / page_size;
   const int64_t max_pages = max_context / page_size;
-  const int64_t row = shape.head_dim * KvElementBytes(shape.format);
-  const bool is_latent = shape.head_dim == 576;  // keys are values
-  const int64_t layer_bytes = batch * pages_of_one * page_size * shape.kv_heads * row;
+  const bool is_latent = shape.keys_are_values;
+  const int64_t layer_bytes =
+      KvBytes(shape.format, batch * pages_of_one * page_size * shape.kv_heads * shape.head_dim);
   const int64_t layers = std::clamp<int64_t>((400 << 20) / (2 * layer_bytes), 2, 48);
   const int64_t tokens = batch * q_len;
   DeviceBytes k(layers * layer_bytes), v(layers * layer_bytes);
@@ -359,7 +421,7 @@ TEST_F(CudaAttention, DISABLED_BenchDecode) {
 TEST_F(CudaAttention, DISABLED_BenchLatent) {
   PrintDevice();
   for (NamedShape model : kModels) {
-    if (model.shape.head_dim != 576) continue;
+    if (model.shape.head_dim != 576 || !IsWanted(model)) continue;
     model.shape.q_heads = 128;
     for (int64_t batch : {1, 8, 64}) {
       for (int32_t context : {1024, 8192, 32768}) {
@@ -375,8 +437,9 @@ TEST_F(CudaAttention, DISABLED_BenchLatent) {
 
 TEST_F(CudaAttention, DISABLED_BenchPrefill) {
   PrintDevice();
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 7; ++i) {
     const NamedShape& model = kModels[i];
+    if (!IsWanted(model)) continue;
     for (int32_t length : {2048, 8192}) {
       const Timing t = TimeAttention(model.shape, 1, length, length, length);
       std::printf("%-20s prompt of %5d: %9.1f us %6.1f TFLOP/s\n", model.name, length,

@@ -50,7 +50,7 @@ struct StepPartials {
   }
 };
 
-template <bool kFp8>
+template <KvFormat kFormat>
 __global__ void __launch_bounds__(kMergeWarps * 32)
     MergeStepKernel(const __grid_constant__ StepProblem p) {
   __shared__ float4 group_o[kGroupsOfPass][32];
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
   const int kv_head = pair - sequence * p.kv_heads;
   const KeyRange keys = KeysOfStep(p, p.kv_len[sequence]);
   const SplitPlan plan = PlanOf(p, keys);
-  StepOutput<kFp8> output(p, sequence, kv_head, slice);
+  StepOutput<kFormat> output(p, sequence, kv_head, slice);
   ptx::WaitForPredecessor();  // even with nothing to do: the successor relies on it
   ptx::LaunchSuccessor();
   if (!plan.partial) return;

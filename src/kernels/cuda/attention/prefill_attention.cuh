@@ -6,271 +6,23 @@
 // take turns. Up to a head dimension of 128 each has 64 of 128 rows; beyond, where o and the
 // group's o would not fit, the same 64 rows and half of the values' dimensions each. The order of
 // sums is attention_order.cuh's, the bits are the split kernel's.
-//
-// Shared memory holds a leaf as tiles of 64 dimensions: 64 rows (keys) of 128 bytes in the 128-byte
-// swizzle, which wgmma reads as B for the scores and, transposed, for the values.
 #pragma once
 
 #include "kernels/cuda/attention/leaf_softmax.cuh"
-#include "kernels/cuda/ptx/async_copy.cuh"
-#include "kernels/cuda/ptx/mbarrier.cuh"
+#include "kernels/cuda/attention/prefill_producer.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
-#include "kernels/cuda/ptx/wgmma.cuh"
 
 namespace nibble::kernels::cuda {
 
 inline constexpr int kPrefillThreads = 384;
 
-template <int kDim>
-struct PrefillShared {
-  static constexpr bool kShareRows = kDim > 128;  // and split the values' dimensions
-  static constexpr int kTileRows = kShareRows ? 64 : 128;
-  static constexpr int kValueDims = kShareRows ? kDim / 2 : kDim;  // of a warpgroup
-  static constexpr int kSlots = kShareRows ? 4 : 8;                // each a leaf of keys or values
-  // Two parts consumers and one part producers share 3 * 168, what threads start with.
-  static constexpr int kProducerRegisters = kShareRows ? 56 : 40;
-  static constexpr int kConsumerRegisters = kShareRows ? 224 : 232;
-  static_assert(2 * kConsumerRegisters + kProducerRegisters == 3 * 168);
-  static constexpr int kLeafBytes = kLeafKeys * kDim * 2;
-  static constexpr int kPieceBytes = kLeafKeys * 128;  // 64 dimensions of a leaf
-
-  // FP8 codes on their way into the ring, if there is room: a place has those of half a leaf.
-  static constexpr int kStages = kShareRows ? 0 : 3;
-  static constexpr int kStageBytes = kLeafKeys * kDim;
-
-  uint8_t ring[kSlots][kLeafBytes];
-  uint8_t queries[kShareRows ? kLeafBytes : 16];  // as a leaf; else they are in registers
-  float total[2][kValueDims / 2][128];            // o of finished groups, of each thread
-  uint8_t stages[kStages > 0 ? kStages* kStageBytes : 16];
-  uint64_t filled[kSlots];
-  uint64_t freed[kSlots];
-};
-
-// 16-byte chunk `chunk` of row `row` of a leaf of BF16.
-__device__ __forceinline__ uint8_t* LeafChunk(uint8_t* leaf, int row, int chunk) {
-  return leaf + chunk / 8 * (kLeafKeys * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
-}
-
 #ifdef NIBBLE_HAVE_WGMMA
 
-// A place in the ring and the parity of its phase.
-template <int kSlots>
-struct RingCursor {
-  int slot = 0;
-  int parity = 0;
-
-  __device__ __forceinline__ void Advance() {
-    if (++slot == kSlots) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// Warpgroup 0. Thread t copies piece t mod kPieces of every kRowsPerPass-th row.
-template <bool kFp8, int kDim>
-struct PrefillProducer {
-  using Shared = PrefillShared<kDim>;
-  static constexpr int kPieces = kDim * (kFp8 ? 1 : 2) / 16;
-  static constexpr int kRowsPerPass = 128 / kPieces;
-  static constexpr int kPasses = kLeafKeys / kRowsPerPass;
-  static constexpr int kRunsPerLeaf = kLeafKeys / 16;
-
-  const AttentionProblem& p;
-  Shared& shared;
-  const AttentionTile& tile;
-  int kv_head;
-  KeyRange keys;
-
-  struct Pages {
-    int32_t of_run[kRunsPerLeaf];  // 16 neighbouring keys lie in one page
-  };
-
-  __device__ __forceinline__ Pages PagesOf(int leaf) const {
-    Pages pages;
-#pragma unroll
-    for (int run = 0; run < kRunsPerLeaf; ++run) {
-      const int key = min(max(leaf * kLeafKeys + run * 16, keys.first), keys.last);
-      pages.of_run[run] = p.page_table[tile.sequence * p.max_pages + (key >> p.page_shift)];
-    }
-    return pages;
-  }
-
-  __device__ __forceinline__ static int RowOfPass(int pass) {
-    return threadIdx.x / kPieces + pass * kRowsPerPass;
-  }
-
-  __device__ __forceinline__ const uint8_t* RowOf(const uint8_t* cache, const Pages& pages,
-                                                  int leaf, int pass) const {
-    const int row = RowOfPass(pass);
-    const int key = leaf * kLeafKeys + row;
-    int32_t page = pages.of_run[pass * kRowsPerPass / 16];
-    if (kRowsPerPass > 16 && row % kRowsPerPass >= 16)
-      page = pages.of_run[pass * kRowsPerPass / 16 + 1];
-    const int64_t at = ((int64_t{page} * p.kv_heads + kv_head) << p.page_shift) +
-                       (key & ((1 << p.page_shift) - 1));
-    return cache + at * p.row_bytes;
-  }
-
-  __device__ __forceinline__ bool IsSeen(int key) const {
-    return key >= keys.first && key <= keys.last;
-  }
-
-  __device__ __forceinline__ void Run(int first_leaf, int last_leaf) const {
-    if constexpr (kFp8 && Shared::kStages > 0) {
-      RunStagedFp8(first_leaf, last_leaf);
-    } else if constexpr (kFp8) {
-      RunFp8(first_leaf, last_leaf);
-    } else {
-      RunBf16(first_leaf, last_leaf);
-    }
-  }
-
-  __device__ __forceinline__ void RunBf16(int first_leaf, int last_leaf) const {
-    RingCursor<Shared::kSlots> to;
-    for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
-      const Pages pages = PagesOf(leaf);
-      for (int kind = 0; kind < 2; ++kind) {
-        ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
-        CopyLeaf(shared.ring[to.slot], kind == 0 ? p.k : p.v, pages, leaf);
-        ptx::BarrierArriveAfterCopies(&shared.filled[to.slot]);
-        to.Advance();
-      }
-    }
-    ptx::WaitForCopies<0>();
-  }
-
-  __device__ __forceinline__ void CopyLeaf(uint8_t* to, const uint8_t* cache, const Pages& pages,
-                                           int leaf) const {
-    const int piece = threadIdx.x % kPieces;
-    const bool all_seen = IsSeen(leaf * kLeafKeys) && IsSeen(leaf * kLeafKeys + kLeafKeys - 1);
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const uint8_t* from = RowOf(cache, pages, leaf, pass) + piece * 16;
-      uint8_t* chunk = LeafChunk(to, RowOfPass(pass), piece);
-      if (all_seen) {
-        ptx::CopyAsync16(chunk, from);
-      } else {
-        ptx::CopyAsync16OrZero(chunk, from, IsSeen(leaf * kLeafKeys + RowOfPass(pass)));
-      }
-    }
-  }
-
-  // FP8 codes are copied ahead into places of shared memory, which a thread fills and reads alone,
-  // and are widened on their way into the ring.
-  __device__ __forceinline__ void RunStagedFp8(int first_leaf, int last_leaf) const {
-    RingCursor<Shared::kSlots> to;
-    const int units = 2 * (last_leaf - first_leaf + 1);  // keys, values, keys, ...
-    Pages pages = PagesOf(first_leaf);
-    Pages next_pages = pages;
-    const auto copy_ahead = [&](int unit) {
-      if (unit < units) {
-        const int leaf = first_leaf + unit / 2;
-        if (unit % 2 == 0) {
-          pages = next_pages;
-          next_pages = PagesOf(leaf + 1);
-        }
-        CopyCodes(StageOf(unit), unit % 2 == 0 ? p.k : p.v, pages, leaf);
-      }
-      ptx::CommitCopies();
-    };
-    for (int unit = 0; unit < Shared::kStages; ++unit) copy_ahead(unit);
-    for (int unit = 0; unit < units; ++unit) {
-      ptx::WaitForCopies<Shared::kStages - 1>();
-      ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
-      const auto* from = reinterpret_cast<const uint4*>(StageOf(unit)) + threadIdx.x;
-#pragma unroll
-      for (int pass = 0; pass < kPasses; ++pass)
-        StoreWidened(shared.ring[to.slot], RowOfPass(pass), from[pass * 128]);
-      ptx::BarrierArrive(&shared.filled[to.slot]);
-      to.Advance();
-      copy_ahead(unit + Shared::kStages);
-    }
-  }
-  __device__ __forceinline__ uint8_t* StageOf(int unit) const {
-    return shared.stages + unit % Shared::kStages * Shared::kStageBytes;
-  }
-  __device__ __forceinline__ void CopyCodes(uint8_t* stage, const uint8_t* cache,
-                                            const Pages& pages, int leaf) const {
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass)
-      ptx::CopyAsync16OrZero(stage + (pass * 128 + threadIdx.x) * 16,
-                             RowOf(cache, pages, leaf, pass) + threadIdx.x % kPieces * 16,
-                             IsSeen(leaf * kLeafKeys + RowOfPass(pass)));
-  }
-
-  // A piece is an atom of 16 dimensions, stored in the order of E4M3Slot.
-  __device__ __forceinline__ static void StoreWidened(uint8_t* to, int row, uint4 c) {
-    const int piece = threadIdx.x % kPieces;
-    *reinterpret_cast<uint4*>(LeafChunk(to, row, piece * 2)) = {E4M3Even(c.x), E4M3Even(c.y),
-                                                                E4M3Even(c.z), E4M3Even(c.w)};
-    *reinterpret_cast<uint4*>(LeafChunk(to, row, piece * 2 + 1)) = {E4M3Odd(c.x), E4M3Odd(c.y),
-                                                                    E4M3Odd(c.z), E4M3Odd(c.w)};
-  }
-
-  // Without room for that they go through registers, a batch of rows at a time; the next batch is
-  // loaded while the present one is widened.
-  static constexpr int kBatch = kPasses < 4 ? kPasses : 4;
-  static constexpr int kBatches = kPasses / kBatch;
-  struct Codes {
-    uint4 of_pass[kBatch];
-  };
-
-  __device__ __forceinline__ void RunFp8(int first_leaf, int last_leaf) const {
-    RingCursor<Shared::kSlots> to;
-    Pages pages = PagesOf(first_leaf);
-    Codes codes = LoadCodes(p.k, pages, first_leaf, 0);
-    for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
-      const Pages next_pages = leaf < last_leaf ? PagesOf(leaf + 1) : pages;
-#pragma unroll
-      for (int kind = 0; kind < 2; ++kind) {
-#pragma unroll
-        for (int batch = 0; batch < kBatches; ++batch) {
-          Codes next = codes;
-          if (batch + 1 < kBatches) {
-            next = LoadCodes(kind == 0 ? p.k : p.v, pages, leaf, batch + 1);
-          } else if (kind == 0) {
-            next = LoadCodes(p.v, pages, leaf, 0);
-          } else if (leaf < last_leaf) {
-            next = LoadCodes(p.k, next_pages, leaf + 1, 0);
-          }
-          if (batch == 0) ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
-          StoreCodes(shared.ring[to.slot], codes, batch);
-          codes = next;
-        }
-        ptx::BarrierArrive(&shared.filled[to.slot]);
-        to.Advance();
-      }
-      pages = next_pages;
-    }
-  }
-
-  __device__ __forceinline__ Codes LoadCodes(const uint8_t* cache, const Pages& pages, int leaf,
-                                             int batch) const {
-    Codes codes;
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int pass = batch * kBatch + i;
-      codes.of_pass[i] = {};
-      if (IsSeen(leaf * kLeafKeys + RowOfPass(pass))) {
-        codes.of_pass[i] = *reinterpret_cast<const uint4*>(RowOf(cache, pages, leaf, pass) +
-                                                           threadIdx.x % kPieces * 16);
-      }
-    }
-    return codes;
-  }
-
-  __device__ __forceinline__ static void StoreCodes(uint8_t* to, const Codes& codes, int batch) {
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i)
-      StoreWidened(to, RowOfPass(batch * kBatch + i), codes.of_pass[i]);
-  }
-};
-
 // A warpgroup with 64 rows; a thread has rows g and g + 8 of its warp's 16.
-template <bool kFp8, int kDim>
+template <KvFormat kFormat, int kDim>
 struct PrefillConsumer {
   using Shared = PrefillShared<kDim>;
+  static constexpr bool kFp8 = kFormat == KvFormat::kFp8;
   static constexpr int kDimAtoms = kDim / 16;
   static constexpr int kOutputs = Shared::kValueDims / 2;
   static constexpr int kQueryAtoms = Shared::kShareRows ? 1 : kDimAtoms;  // in registers
@@ -300,13 +52,17 @@ struct PrefillConsumer {
     return (int64_t{tile.first_token + token} * p.q_heads + head) * kDim;
   }
 
+  __device__ __forceinline__ static uint2 QueryWords(const uint16_t* atom) {
+    if constexpr (kFormat == KvFormat::kNvfp4) return Nvfp4QueryFragment(atom);
+    return QueryFragment<kFp8>(atom);
+  }
+
   __device__ __forceinline__ void LoadQueries(uint32_t (&queries)[kQueryAtoms][4]) const {
 #pragma unroll
     for (int a = 0; a < kDimAtoms; ++a) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const uint2 words =
-            HasRow(r) ? QueryFragment<kFp8>(p.q + RowOffset(r) + a * 16) : uint2{0, 0};
+        const uint2 words = HasRow(r) ? QueryWords(p.q + RowOffset(r) + a * 16) : uint2{0, 0};
         if constexpr (Shared::kShareRows) {
           // Both warpgroups need all of them, and write the same.
           const int row_of_tile = softmax.row[r] - tile.first_row;
@@ -527,9 +283,10 @@ struct PrefillConsumer {
         uint16_t x[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) x[i] = ToBf16(o[a * 8 + i / 2 * 4 + 2 * r + i % 2] * factor);
-        if constexpr (kFp8) {
-          *reinterpret_cast<uint2*>(out + a * 16 + 4 * q) = {x[0] | uint32_t{x[2]} << 16,
-                                                             x[1] | uint32_t{x[3]} << 16};
+        if constexpr (kFormat != KvFormat::kBf16) {
+          const int four = kFp8 ? 4 * q : Nvfp4QuadDim(q);
+          *reinterpret_cast<uint2*>(out + a * 16 + four) = {x[0] | uint32_t{x[2]} << 16,
+                                                            x[1] | uint32_t{x[3]} << 16};
         } else {
           *reinterpret_cast<uint32_t*>(out + a * 16 + 2 * q) = x[0] | uint32_t{x[1]} << 16;
           *reinterpret_cast<uint32_t*>(out + a * 16 + 2 * q + 8) = x[2] | uint32_t{x[3]} << 16;
@@ -541,7 +298,7 @@ struct PrefillConsumer {
 
 #endif  // NIBBLE_HAVE_WGMMA
 
-template <bool kFp8, int kDim>
+template <KvFormat kFormat, int kDim>
 __global__ void __launch_bounds__(kPrefillThreads, 1)
     PrefillAttentionKernel(const __grid_constant__ AttentionProblem p) {
 #ifdef NIBBLE_HAVE_WGMMA
@@ -570,11 +327,11 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
     ptx::GiveRegisters<Shared::kProducerRegisters>();
-    const PrefillProducer<kFp8, kDim> producer = {p, shared, tile, kv_head, keys};
+    const PrefillProducer<kFormat, kDim> producer = {p, shared, tile, kv_head, keys};
     producer.Run(first_leaf, last_leaf);
   } else {
     ptx::TakeRegisters<Shared::kConsumerRegisters>();
-    PrefillConsumer<kFp8, kDim> consumer(p, shared, tile, kv_head, warpgroup - 1);
+    PrefillConsumer<kFormat, kDim> consumer(p, shared, tile, kv_head, warpgroup - 1);
     consumer.Run(first_leaf, last_leaf);
   }
 #endif

@@ -52,7 +52,8 @@ struct SplitShared {
   ValueBuffer value_buffer;
 };
 
-// kNvfp4, without kFp8: of a cache in NVFP4, whose rows become BF16 in shared memory.
+// kNvfp4, without kFp8: of a cache in NVFP4, whose rows become BF16 in shared memory, in the order
+// of nvfp4_block.cuh.
 template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms, bool kNvfp4>
 struct SplitWorker {
   static constexpr int kWarpKeys = kRoundKeys / kWarps < 8 ? 8 : kRoundKeys / kWarps;
@@ -63,7 +64,8 @@ struct SplitWorker {
   static constexpr int kUnits = SplitUnits(kDimAtoms, kWarps);
 
   static constexpr int kRows = kSplitTileRows;
-  static constexpr int kLaneRows = 2;  // g and g + 8
+  static constexpr int kLaneRows = 2;             // g and g + 8
+  static constexpr bool kFours = kFp8 || kNvfp4;  // a lane's dimensions of an atom are neighbours
 
   // o of this lane: its rows of the warp's 16-wide slices of Dh, two atoms each of C fragments.
   struct State {
@@ -98,7 +100,8 @@ struct SplitWorker {
     return layout.value_buffer == ValueBuffer::kOwn ? shared + layout.v : KeyBuffer(round);
   }
   __device__ __forceinline__ int DimOf(int slice, int atom, int e) const {
-    return kFp8 ? slice * 16 + 4 * q + 2 * e + atom : slice * 16 + atom * 8 + 2 * q + e;
+    if constexpr (kFours) return slice * 16 + (kNvfp4 ? Nvfp4QuadDim(q) : 4 * q) + 2 * e + atom;
+    return slice * 16 + atom * 8 + 2 * q + e;
   }
 
   __device__ __forceinline__ int dim_atoms() const {
@@ -186,7 +189,7 @@ struct SplitWorker {
           const int i = begin + 32 * n;
           if (i >= blocks) continue;
           uint4 values[2];
-          DecodeNvfp4Block(of_block[n], scale[n], values);
+          WidenNvfp4Block(of_block[n], Nvfp4Scales(scale[n] << 8), 0, values);
           auto* const piece =
               reinterpret_cast<uint4*>(rows + i / atoms * kv_pitch() + i % atoms * 32);
           piece[0] = values[0];
@@ -264,6 +267,10 @@ struct SplitWorker {
         uint16_t* slots = reinterpret_cast<uint16_t*>(to);
 #pragma unroll
         for (int j = 0; j < 8; ++j) slots[E4M3Slot(d % 16 + j)] = QueryForFp8(x.bits[j]);
+      } else if constexpr (kNvfp4) {
+        uint16_t* slots = reinterpret_cast<uint16_t*>(to);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) slots[Nvfp4Slot(d % 16 + j)] = x.bits[j];
       } else {
         *reinterpret_cast<uint4*>(to + d % 16 * 2) = x.vector;
       }
@@ -505,7 +512,7 @@ struct SplitWorker {
         if (slice >= dim_atoms()) continue;
         const float(&o)[2][4] = state.o[u];
         float* to = entry + row * width + DimOf(slice, 0, 0);
-        if constexpr (kFp8) {
+        if constexpr (kFours) {
           *reinterpret_cast<float4*>(to) = {o[0][2 * r], o[1][2 * r], o[0][2 * r + 1],
                                             o[1][2 * r + 1]};
         } else {

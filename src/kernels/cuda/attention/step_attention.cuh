@@ -15,38 +15,43 @@
 // wrote them, and the step's own come from shared memory.
 #pragma once
 
-#include "kernels/cuda/attention/split_attention.cuh"
 #include "kernels/cuda/attention/step_heads.cuh"
 #include "kernels/cuda/attention/step_output.cuh"
+#include "kernels/cuda/attention/step_rows.cuh"
 #include "kernels/cuda/ptx/cluster.cuh"
 #include "kernels/cuda/touch_params.cuh"
 
 namespace nibble::kernels::cuda {
 
-template <bool kFp8, int kDimAtoms, bool kClustered>
+template <KvFormat kFormat, int kDimAtoms, bool kClustered>
 struct StepWorker {
-  static constexpr int kRowBytes = kDimAtoms * (kFp8 ? 16 : 32);
-  static constexpr int kQueryPitch = SplitPitch(kDimAtoms * 32);
+  using Bytes = StepRowBytes<kFormat, kDimAtoms>;
+  static constexpr int kRowBytes = Bytes::kNumbers;
   // In a cluster a CTA has hardly more than one block, which is done soonest in one round. Else two
-  // CTAs should fit a multiprocessor, and copies run ahead where there is room.
+  // CTAs should fit a multiprocessor, and copies run ahead where there is room. NVFP4 has so few
+  // bytes that what a round costs beside them counts: a block at a time.
+  static constexpr bool kWholeBlocks =
+      kFormat == KvFormat::kNvfp4 ? kRowBytes <= 64 : kClustered && kRowBytes <= 256;
   static constexpr int kRoundKeys =
-      kClustered ? (kRowBytes <= 256 ? 256 : 128) : (kRowBytes <= 256 ? 128 : 64);
+      kWholeBlocks ? 256 : (kClustered || kRowBytes <= 256 ? 128 : 64);
   static constexpr int kStages = kRowBytes <= 128 && !kClustered ? 2 : 1;
   static constexpr int kWarpKeys = kRoundKeys == 256 ? 32 : 16;
   static constexpr int kScoreWarps = kRoundKeys / kWarpKeys;  // the first ones have keys
   static constexpr int kKeyTiles = kWarpKeys / 16;
+  using Rows = StepRows<kFormat, kDimAtoms, kRoundKeys, kWarpKeys>;
   static constexpr int kLeaves = kRoundKeys / kLeafKeys;
   static constexpr int kWarpsPerLeaf = kLeafKeys / kWarpKeys;
   static constexpr int kUnits = (kDimAtoms + kStepWarps - 1) / kStepWarps;  // slices of a warp
 
   struct Shared {
-    uint8_t keys[kStages][kRoundKeys * kRowBytes];
-    uint8_t values[kStages][kRoundKeys * kRowBytes];
+    uint8_t keys[kStages][Rows::kBufferBytes];
+    uint8_t values[kStages][Rows::kBufferBytes];
     uint4 weights[kRoundKeys];  // BF16, of eight queries
-    uint8_t queries[kStepRows * kQueryPitch];
-    uint8_t newest[2][kRowBytes];
+    typename Rows::Scales scales;
+    uint8_t queries[kStepRows * Rows::kQueryPitch];
+    NewestRows<kFormat, kDimAtoms> newest;
     float maxima[kScoreWarps][kStepRows];
-    float sums[kScoreWarps][kStepRows][4];  // of the keys 2 i and 2 i + 1 of every eight
+    float sums[kScoreWarps][4][kStepRows];  // of the keys 2 i and 2 i + 1 of every eight
     ptx::BytesBarrier blocks_came;
     uint64_t padding;
   };
@@ -61,6 +66,7 @@ struct StepWorker {
 
   const StepProblem& p;
   Shared& shared;
+  Rows rows;
   int warp, lane, g, q;
   StepPlace place;
   KeyRange keys;
@@ -71,13 +77,6 @@ struct StepWorker {
     lane = threadIdx.x % 32;
     g = lane / 4;
     q = lane % 4;
-  }
-
-  // Where 16 bytes of a key's row lie in a buffer: pieces change places so that ldmatrix, which
-  // reads the same piece of eight keys, meets no conflicts.
-  __device__ __forceinline__ static int PieceAt(int key, int piece) {
-    const int turn = kRowBytes == 64 ? key / 2 % 4 : key % 8;
-    return key * kRowBytes + (piece ^ turn) * 16;
   }
 
   // ---- Copies ----
@@ -101,30 +100,15 @@ struct StepWorker {
     return round;
   }
 
-  // Of the cache; the newest is not there yet.
-  __device__ __forceinline__ bool IsCached(int key) const {
-    return key >= keys.first && key < keys.last;
-  }
-
-  // This warp's keys of the round, zeros where nothing is seen.
+  // This warp's keys of the round, zeros where nothing is seen. The newest is not in the cache yet.
   __device__ __forceinline__ void CopyRows(uint8_t* to, const uint8_t* cache,
                                            const Round& round) const {
     if (round.base > keys.last || warp >= kScoreWarps) return;
-    constexpr int kPieces = kRowBytes / 16;
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
-      const int first = round.base + warp * kWarpKeys + run * 16;
-      const int64_t row =
-          ((int64_t{round.pages[run]} * p.kv_heads + place.kv_head) << p.page_shift) +
-          (first & ((1 << p.page_shift) - 1));
-      const uint8_t* from = cache + row * kRowBytes;
-      uint8_t* rows = to + (warp * kWarpKeys + run * 16) * kRowBytes;
-#pragma unroll
-      for (int n = 0; n < kPieces / 2; ++n) {
-        const int i = lane + n * 32;
-        ptx::CopyAsync16OrZero(rows + PieceAt(i / kPieces, i % kPieces), from + i * 16,
-                               IsCached(first + i / kPieces));
-      }
+      const int row = warp * kWarpKeys + run * 16;
+      rows.CopyRun(to, row, cache, round.pages[run] * p.kv_heads + place.kv_head, p.page_shift,
+                   round.base + row, {keys.first, keys.last - 1});
     }
   }
 
@@ -132,63 +116,11 @@ struct StepWorker {
   __device__ __forceinline__ void PlaceNewest(uint8_t* to, const uint8_t* row, int base) const {
     const int key = keys.last - base;
     if (key < 0 || key >= kRoundKeys || key / kWarpKeys != warp) return;
-    if (lane < kRowBytes / 16)
-      *reinterpret_cast<uint4*>(to + PieceAt(key, lane)) =
-          reinterpret_cast<const uint4*>(row)[lane];
+    rows.PlaceRow(to, key, row);
     __syncwarp();
   }
 
   // ---- Scores ----
-
-  // Keys times queries: s[tile] holds keys g and g + 8 of the tile for queries 2q and 2q + 1.
-  __device__ __forceinline__ void Score(float (&s)[kKeyTiles][4], const uint8_t* buffer) const {
-    const int matrix = lane / 8;
-    const int row = lane % 8;
-    const uint32_t address = ptx::SharedAddress(buffer + warp * kWarpKeys * kRowBytes);
-    const uint32_t q_address = ptx::SharedAddress(shared.queries) + row * kQueryPitch + matrix * 16;
-#pragma unroll
-    for (int tile = 0; tile < kKeyTiles; ++tile)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) s[tile][e] = 0.0f;
-#pragma unroll
-    for (int a = 0; a < kDimAtoms; a += 2) {
-      uint32_t queries[4];  // two atoms
-      ptx::LoadMatrices(queries, q_address + a * 32);
-      if constexpr (kFp8 && kKeyTiles == 2) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          uint32_t codes[4];  // 32 keys
-          ptx::LoadMatrices(codes, address + PieceAt(lane, a + i));
-#pragma unroll
-          for (int tile = 0; tile < 2; ++tile)
-            MultiplyFp8(s[tile], codes[2 * tile], codes[2 * tile + 1], queries + 2 * i);
-        }
-      } else if constexpr (kFp8) {
-        uint32_t codes[4];  // 16 keys, two atoms
-        ptx::LoadMatrices(codes, address + PieceAt(lane % 16, a + lane / 16));
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          MultiplyFp8(s[0], codes[2 * i], codes[2 * i + 1], queries + 2 * i);
-      } else {
-#pragma unroll
-        for (int tile = 0; tile < kKeyTiles; ++tile)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            uint32_t rows[4];
-            ptx::LoadMatrices(rows,
-                              address + PieceAt(tile * 16 + lane % 16, (a + i) * 2 + lane / 16));
-            ptx::MmaBf16(s[tile], rows, queries[2 * i], queries[2 * i + 1]);
-          }
-      }
-    }
-  }
-
-  // low: codes of keys g, high: of g + 8.
-  __device__ __forceinline__ static void MultiplyFp8(float (&s)[4], uint32_t low, uint32_t high,
-                                                     const uint32_t* query) {
-    const uint32_t rows[4] = {E4M3Even(low), E4M3Even(high), E4M3Odd(low), E4M3Odd(high)};
-    ptx::MmaBf16(s, rows, query[0], query[1]);
-  }
 
   // Scores of unseen keys become -inf; this warp's largest of each query goes to shared memory.
   __device__ __forceinline__ void MaskAndShareMaxima(float (&s)[kKeyTiles][4], int base) const {
@@ -212,10 +144,11 @@ struct StepWorker {
 
   // ---- Softmax ----
 
-  // m of queries 2q and 2q + 1 grows to the maxima of warps [first, end).
-  __device__ __forceinline__ void Grow(float (&m)[2], int first, int end) const {
+  // m of queries 2q and 2q + 1 grows to the maxima of a leaf of the round.
+  __device__ __forceinline__ void Grow(float (&m)[2], int leaf) const {
     float largest[2] = {MinusInfinity(), MinusInfinity()};
-    for (int w = first; w < end; ++w) {
+#pragma unroll
+    for (int w = leaf * kWarpsPerLeaf; w < (leaf + 1) * kWarpsPerLeaf; ++w) {
       const auto x = *reinterpret_cast<const float2*>(&shared.maxima[w][2 * q]);
       largest[0] = fmaxf(largest[0], x.x);
       largest[1] = fmaxf(largest[1], x.y);
@@ -229,7 +162,9 @@ struct StepWorker {
   __device__ __forceinline__ void ShareWeights(const float (&s)[kKeyTiles][4],
                                                const float (&m)[2]) const {
     float grown[2] = {m[0], m[1]};
-    Grow(grown, 0, (warp / kWarpsPerLeaf + 1) * kWarpsPerLeaf);
+#pragma unroll
+    for (int leaf = 0; leaf < kLeaves; ++leaf)
+      if (leaf <= warp / kWarpsPerLeaf) Grow(grown, leaf);
     const float reference[2] = {Reference(grown[0]), Reference(grown[1])};
     float pairs[2][2 * kKeyTiles];
 #pragma unroll
@@ -243,19 +178,25 @@ struct StepWorker {
           pairs[e][2 * tile + half] = x[e] + __shfl_xor_sync(0xffffffff, x[e], 4);
         }
         const int key = warp * kWarpKeys + tile * 16 + half * 8 + g;
-        reinterpret_cast<uint32_t*>(&shared.weights[key])[q] = PackWeights<kFp8>(x[0], x[1]);
+        reinterpret_cast<uint32_t*>(&shared.weights[key])[q] =
+            PackWeights<kFormat == KvFormat::kFp8>(x[0], x[1]);
       }
     if (g % 2 != 0) return;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) shared.sums[warp][2 * q + e][g / 2] = TreeSum(pairs[e]);
+    for (int e = 0; e < 2; ++e) shared.sums[warp][g / 2][2 * q + e] = TreeSum(pairs[e]);
   }
 
-  __device__ __forceinline__ float LeafSum(int leaf, int e) const {
-    float of_warps[kWarpsPerLeaf];
+  __device__ __forceinline__ void LeafSums(float (&sums)[2], int leaf) const {
+    float of_warps[2][kWarpsPerLeaf];
 #pragma unroll
-    for (int w = 0; w < kWarpsPerLeaf; ++w)
-      of_warps[w] = shared.sums[leaf * kWarpsPerLeaf + w][2 * q + e][g / 2];
-    return TreeSum(of_warps);
+    for (int w = 0; w < kWarpsPerLeaf; ++w) {
+      const auto x =
+          *reinterpret_cast<const float2*>(&shared.sums[leaf * kWarpsPerLeaf + w][g / 2][2 * q]);
+      of_warps[0][w] = x.x;
+      of_warps[1][w] = x.y;
+    }
+    sums[0] = TreeSum(of_warps[0]);
+    sums[1] = TreeSum(of_warps[1]);
   }
 
   // ---- Values ----
@@ -267,11 +208,13 @@ struct StepWorker {
 #pragma unroll
     for (int leaf = 0; leaf < kLeaves; ++leaf) {
       float rescale[2] = {block.m[0], block.m[1]};
-      Grow(block.m, leaf * kWarpsPerLeaf, (leaf + 1) * kWarpsPerLeaf);
+      float sums[2];
+      Grow(block.m, leaf);
+      LeafSums(sums, leaf);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         rescale[e] = Exp2(rescale[e] - Reference(block.m[e]));
-        block.l[e] = __fmaf_rn(block.l[e], rescale[e], LeafSum(leaf, e));
+        block.l[e] = __fmaf_rn(block.l[e], rescale[e], sums[e]);
       }
 #pragma unroll
       for (int u = 0; u < kUnits; ++u)
@@ -285,25 +228,11 @@ struct StepWorker {
         for (int u = 0; u < kUnits; ++u) {
           const int slice = warp + u * kStepWarps;
           if (kDimAtoms % kStepWarps != 0 && slice >= kDimAtoms) continue;
-          if constexpr (kFp8) {
-            uint32_t codes[4];
-            ptx::LoadMatricesTransposed(codes, address + key * kRowBytes + PieceAt(lane, slice));
+          uint32_t values[2][4];
+          rows.LoadValues(values, address, shared.scales, key, slice);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const uint32_t rows[4] = {E4M3Even(codes[2 * i]), E4M3Odd(codes[2 * i]),
-                                        E4M3Even(codes[2 * i + 1]), E4M3Odd(codes[2 * i + 1])};
-              ptx::MmaBf16(block.o[u], rows, weights[2 * i], weights[2 * i + 1]);
-            }
-          } else {
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              uint32_t rows[4];
-              ptx::LoadMatricesTransposed(
-                  rows, address + (key + i * 16) * kRowBytes +
-                            PieceAt(lane / 16 * 8 + lane % 8, slice * 2 + lane / 8 % 2));
-              ptx::MmaBf16(block.o[u], rows, weights[2 * i], weights[2 * i + 1]);
-            }
-          }
+          for (int i = 0; i < 2; ++i)
+            ptx::MmaBf16(block.o[u], values[i], weights[2 * i], weights[2 * i + 1]);
         }
       }
     }
@@ -365,7 +294,7 @@ struct StepWorker {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
       if (!HasSlice(u)) continue;
-      StepOutput<kFp8> output(p, place.sequence, place.kv_head, warp + u * kStepWarps);
+      StepOutput<kFormat> output(p, place.sequence, place.kv_head, warp + u * kStepWarps);
       output.FetchGates();
       StepItem item;
 #pragma unroll
@@ -408,7 +337,7 @@ struct StepWorker {
   }
 
   // All blocks that were sent here, to the output. By the threads that have items.
-  __device__ __forceinline__ void MergeBlocks(const StepOutput<kFp8>& output) {
+  __device__ __forceinline__ void MergeBlocks(const StepOutput<kFormat>& output) {
     const int slices = SlicesOfCta();
     const int first = keys.first / kBlockKeys;
     const int count = keys.last / kBlockKeys - first + 1;
@@ -429,10 +358,10 @@ struct StepWorker {
   }
 };
 
-template <bool kFp8, int kDimAtoms, bool kClustered>
+template <KvFormat kFormat, int kDimAtoms, bool kClustered>
 __global__ void __launch_bounds__(kStepThreads, 2)
     StepAttentionKernel(const __grid_constant__ StepProblem p) {
-  using Worker = StepWorker<kFp8, kDimAtoms, kClustered>;
+  using Worker = StepWorker<kFormat, kDimAtoms, kClustered>;
   constexpr int kStages = Worker::kStages;
   extern __shared__ __align__(16) uint8_t memory[];
   auto& shared = *reinterpret_cast<typename Worker::Shared*>(memory);
@@ -492,14 +421,14 @@ __global__ void __launch_bounds__(kStepThreads, 2)
   }
   const bool owns_newest = (last_unit - first_unit) % p.splits == split || !plan.partial;
   if (round.base <= w.keys.last) {
-    TurnHeads<kFp8, kDimAtoms>(p, w.place, owns_newest, shared.queries, Worker::kQueryPitch,
-                               shared.newest[0]);
+    TurnHeads<kFormat, kDimAtoms>(p, w.place, owns_newest, shared.queries,
+                                  Worker::Rows::kQueryPitch, shared.newest);
   } else {
     ptx::WaitForPredecessor();
     ptx::LaunchSuccessor();
   }
-  StepOutput<kFp8> output(p, sequence, w.place.kv_head,
-                          kClustered ? split * w.SlicesOfCta() + w.warp : 0);
+  StepOutput<kFormat> output(p, sequence, w.place.kv_head,
+                             kClustered ? split * w.SlicesOfCta() + w.warp : 0);
   const bool merges = kClustered && split < w.MergingCtas() && w.warp < w.SlicesOfCta();
   if (merges) output.FetchGates();
   __syncthreads();
@@ -516,10 +445,14 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     uint8_t* values = shared.values[kStages == 2 ? n % 2 : 0];
     ptx::WaitForCopies<kStages == 2 ? 2 : 1>();  // the keys
     __syncwarp();
-    w.PlaceNewest(keys, shared.newest[0], base);
+    w.PlaceNewest(keys, shared.newest.key, base);
     float s[Worker::kKeyTiles][4];
     if (w.warp < Worker::kScoreWarps) {
-      w.Score(s, keys);
+      if constexpr (kFormat == KvFormat::kNvfp4) {
+        w.rows.ReadKeyScales(shared.scales, keys);
+        __syncwarp();
+      }
+      w.rows.Score(s, keys, shared.scales, shared.queries);
       __syncwarp();
       w.CopyRows(keys, p.k, kStages == 2 ? then : next);
       w.MaskAndShareMaxima(s, base);
@@ -538,7 +471,9 @@ __global__ void __launch_bounds__(kStepThreads, 2)
       ptx::WaitForCopies<1>();  // the values
     }
     __syncwarp();
-    w.PlaceNewest(values, shared.newest[1], base);
+    w.PlaceNewest(values, shared.newest.value, base);
+    if constexpr (kFormat == KvFormat::kNvfp4)
+      if (w.warp < Worker::kScoreWarps) w.rows.ReadValueScales(shared.scales, values);
     __syncthreads();
     w.AddValues(block, values);
     if constexpr (kStages == 1) {
@@ -574,7 +509,7 @@ __global__ void __launch_bounds__(kStepThreads, 2)
       Worker::Clear(group);
     }
   }
-  if (writes_newest) WriteNewest<Worker::kRowBytes>(p, w.place, shared.newest[0]);
+  if (writes_newest) WriteNewest(p, w.place, shared.newest);
   if constexpr (kClustered) {
     if (!merges) return;
     shared.blocks_came.Wait(0);

@@ -4,7 +4,7 @@ namespace nibble::kernels::cuda {
 
 void LaunchStepBf16(const OpContext& context, const AttentionParams& params,
                     const AttentionProblem& problem) {
-  LaunchStep<false>(context, params, problem);
+  LaunchStep<KvFormat::kBf16>(context, params, problem);
 }
 
 }  // namespace nibble::kernels::cuda

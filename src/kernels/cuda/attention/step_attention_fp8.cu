@@ -4,7 +4,7 @@ namespace nibble::kernels::cuda {
 
 void LaunchStepFp8(const OpContext& context, const AttentionParams& params,
                    const AttentionProblem& problem) {
-  LaunchStep<true>(context, params, problem);
+  LaunchStep<KvFormat::kFp8>(context, params, problem);
 }
 
 }  // namespace nibble::kernels::cuda

@@ -41,9 +41,9 @@ inline int64_t StepCluster(int64_t pairs, int64_t blocks, int64_t resident) {
 }
 
 // False: clusters are not best, or do not fit.
-template <bool kFp8, int kDimAtoms>
+template <KvFormat kFormat, int kDimAtoms>
 bool LaunchInClusters(const OpContext& context, StepProblem p, int64_t pairs, int64_t blocks) {
-  using Worker = StepWorker<kFp8, kDimAtoms, true>;
+  using Worker = StepWorker<kFormat, kDimAtoms, true>;
   const int64_t cluster = StepCluster(pairs, blocks, Worker::kRowBytes <= 128 ? 2 : 1);
   if (cluster == 1) return false;
   const int64_t slices = std::max<int64_t>(1, kDimAtoms / cluster);
@@ -54,7 +54,7 @@ bool LaunchInClusters(const OpContext& context, StepProblem p, int64_t pairs, in
   p.splits = static_cast<int32_t>(cluster);
   p.slices_shift = std::countr_zero(static_cast<uint64_t>(slices));
   const int64_t ctas = pairs * cluster;
-  const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, true>;
+  const auto kernel = StepAttentionKernel<kFormat, kDimAtoms, true>;
   // One token's split lets a launch start beside its linears. For a small grid this was found to be
   // worse than to start as they end: the linear behind it pairs up CTAs on multiprocessors that are
   // free, and leaves out those that are not.
@@ -65,23 +65,28 @@ bool LaunchInClusters(const OpContext& context, StepProblem p, int64_t pairs, in
   return true;
 }
 
-template <bool kFp8, int kDimAtoms>
+template <KvFormat kFormat, int kDimAtoms>
 void LaunchStepOf(const OpContext& context, StepProblem p, int64_t max_keys) {
   const int64_t pairs = int64_t{p.sequences} * p.kv_heads;
   const int64_t blocks = MaxStepBlocks(p, max_keys);
-  if (LaunchInClusters<kFp8, kDimAtoms>(context, p, pairs, blocks)) return;
-  using Shared = typename StepWorker<kFp8, kDimAtoms, false>::Shared;
+  if (LaunchInClusters<kFormat, kDimAtoms>(context, p, pairs, blocks)) return;
+  using Shared = typename StepWorker<kFormat, kDimAtoms, false>::Shared;
   const int64_t room = context.workspace_bytes / (PartialFloats(kStepRows, kDimAtoms) * 4) / pairs;
   p.units_per_tile = static_cast<int32_t>(std::min(room, blocks));
   p.splits = static_cast<int32_t>(
       std::clamp<int64_t>(2 * CurrentDevice().multiprocessors / pairs, 1, blocks));
   if (p.splits == 1 || p.units_per_tile == 0) p.splits = 1, p.units_per_tile = 0;
-  const auto kernel = StepAttentionKernel<kFp8, kDimAtoms, false>;
-  AskForSplit(reinterpret_cast<const void*>(kernel), kSplitOfOneToken);
-  LaunchPdl(kernel, dim3(static_cast<uint32_t>(pairs * p.splits)), dim3(kStepThreads),
-            sizeof(Shared), StreamOf(context), p);
+  const auto kernel = StepAttentionKernel<kFormat, kDimAtoms, false>;
+  // More CTAs than multiprocessors: two should run on one.
+  const int64_t ctas = pairs * p.splits;
+  const int64_t of_two = 2 * static_cast<int64_t>(sizeof(Shared) + kReservedPerCta);
+  AskForSplit(reinterpret_cast<const void*>(kernel),
+              ctas > CurrentDevice().multiprocessors ? std::max<int64_t>(kSplitOfOneToken, of_two)
+                                                     : kSplitOfOneToken);
+  LaunchPdl(kernel, dim3(static_cast<uint32_t>(ctas)), dim3(kStepThreads), sizeof(Shared),
+            StreamOf(context), p);
   if (p.splits == 1) return;
-  const auto merge = MergeStepKernel<kFp8>;
+  const auto merge = MergeStepKernel<kFormat>;
   AskForSplit(reinterpret_cast<const void*>(merge), kSplitOfOneToken);
   const int64_t groups = (blocks + kBlocksPerGroup - 1) / kBlocksPerGroup;
   LaunchPdl(merge, dim3(static_cast<uint32_t>(pairs * kDimAtoms)),
@@ -89,7 +94,7 @@ void LaunchStepOf(const OpContext& context, StepProblem p, int64_t max_keys) {
             StreamOf(context), p);
 }
 
-template <bool kFp8>
+template <KvFormat kFormat>
 void LaunchStep(const OpContext& context, const AttentionParams& params,
                 const AttentionProblem& problem) {
   StepProblem p = {problem};
@@ -100,9 +105,9 @@ void LaunchStep(const OpContext& context, const AttentionParams& params,
   p.gate = params.gate;
   p.gate_stride = params.gate_stride;
   const int64_t max_keys = params.max_pages * params.cache.page_size;
-  if (p.head_dim == 64) LaunchStepOf<kFp8, 4>(context, p, max_keys);
-  if (p.head_dim == 128) LaunchStepOf<kFp8, 8>(context, p, max_keys);
-  if (p.head_dim == 256) LaunchStepOf<kFp8, 16>(context, p, max_keys);
+  if (p.head_dim == 64) LaunchStepOf<kFormat, 4>(context, p, max_keys);
+  if (p.head_dim == 128) LaunchStepOf<kFormat, 8>(context, p, max_keys);
+  if (p.head_dim == 256) LaunchStepOf<kFormat, 16>(context, p, max_keys);
 }
 
 }  // namespace nibble::kernels::cuda

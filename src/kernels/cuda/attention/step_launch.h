@@ -16,5 +16,7 @@ void LaunchStepBf16(const OpContext& context, const AttentionParams& params,
                     const AttentionProblem& problem);
 void LaunchStepFp8(const OpContext& context, const AttentionParams& params,
                    const AttentionProblem& problem);
+void LaunchStepNvfp4(const OpContext& context, const AttentionParams& params,
+                     const AttentionProblem& problem);
 
 }  // namespace nibble::kernels::cuda

@@ -8,7 +8,7 @@ namespace nibble::kernels::cuda {
 
 // Where an item stands in the output, and what else its four numbers need: fetched ahead, as even
 // parameters come from memory when they are first read.
-template <bool kFp8>
+template <KvFormat kFormat>
 class StepOutput {
  public:
   __device__ __forceinline__ StepOutput(const StepProblem& p, int sequence, int kv_head, int slice)
@@ -30,7 +30,7 @@ class StepOutput {
     for (int i = 0; i < 4; ++i)
       if (HasQuery(i % 2))
         gates_[i] = p_.gate[sequence_ * p_.gate_stride + int64_t{Head(i % 2)} * p_.head_dim +
-                            StepDim<kFp8>(slice_, g_, i / 2)];
+                            StepDim<kFormat>(slice_, g_, i / 2)];
   }
 
   __device__ __forceinline__ void Store(const StepItem& item) const {
@@ -48,12 +48,12 @@ class StepOutput {
                                                             ptx::FirstBf16(gates_[2 * which + e])));
       }
       uint16_t* out = out_ + e * head_dim_;
-      if constexpr (kFp8) {
-        *reinterpret_cast<uint32_t*>(out + StepDim<kFp8>(slice_, g_, 0)) = x[0] | uint32_t{x[1]}
-                                                                                      << 16;
+      if constexpr (kFormat != KvFormat::kBf16) {
+        *reinterpret_cast<uint32_t*>(out + StepDim<kFormat>(slice_, g_, 0)) = x[0] | uint32_t{x[1]}
+                                                                                         << 16;
       } else {
-        out[StepDim<kFp8>(slice_, g_, 0)] = x[0];
-        out[StepDim<kFp8>(slice_, g_, 1)] = x[1];
+        out[StepDim<kFormat>(slice_, g_, 0)] = x[0];
+        out[StepDim<kFormat>(slice_, g_, 1)] = x[1];
       }
     }
   }

@@ -30,10 +30,13 @@ __device__ __forceinline__ KeyRange KeysOfStep(const AttentionProblem& p, int kv
 }
 
 // What a lane of the MMAs holds of the values' sums of a slice of 16 dimensions: two dimensions of
-// queries 2q and 2q + 1, (first, 2q), (first, 2q + 1), (second, 2q), (second, 2q + 1).
-template <bool kFp8>
+// queries 2q and 2q + 1, (first, 2q), (first, 2q + 1), (second, 2q), (second, 2q + 1). They are
+// neighbours but for BF16. Of NVFP4, two slices have every second two of 32 dimensions.
+template <KvFormat kFormat>
 __device__ __forceinline__ int StepDim(int slice, int g, int which) {
-  return kFp8 ? slice * 16 + 2 * g + which : slice * 16 + g + 8 * which;
+  if constexpr (kFormat == KvFormat::kBf16) return slice * 16 + g + 8 * which;
+  if constexpr (kFormat == KvFormat::kFp8) return slice * 16 + 2 * g + which;
+  return slice / 2 * 32 + 4 * g + slice % 2 * 2 + which;
 }
 
 // An item with its queries' maxima and sums of weights: merged ascending, begins as nothing.

@@ -13,6 +13,22 @@ __device__ __forceinline__ int64_t CacheRowOf(const KvLayerView& cache, int64_t 
   return (((slot >> shift) * cache.kv_heads + kv_head) << shift) + (slot & (cache.page_size - 1));
 }
 
+// Eight BF16 numbers of a block, whose others lane ^ 1 has: their codes, the first in the lowest
+// nibble, and the block's scale. By whole warps.
+__device__ __forceinline__ uint32_t QuantizeHalfBlock(uint4 numbers, uint8_t& scale) {
+  const uint32_t pairs[4] = {numbers.x, numbers.y, numbers.z, numbers.w};
+  float values[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    values[i] = i % 2 == 0 ? ptx::FirstBf16(pairs[i / 2]) : ptx::SecondBf16(pairs[i / 2]);
+  const float largest = MaxMagnitude(values, 8);
+  scale = Nvfp4ActivationScale(fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1)), 1.0f);
+  const float multiplier = Nvfp4ActivationMultiplier(scale, 1.0f);
+#pragma unroll
+  for (float& value : values) value *= multiplier;
+  return ptx::PackE2M1(values);
+}
+
 // head: (Dh) BF16.
 __device__ __forceinline__ void StoreNvfp4Block(const KvLayerView& cache, std::byte* base,
                                                 int64_t row, int block, const uint16_t* head) {
