@@ -152,11 +152,13 @@ TEST_P(MlaParity, NeighboursComeOutAsHalves) {
 }
 
 TEST_P(MlaParity, Attention) {
-  const AttentionShape wide = {.q_heads = 128, .kv_heads = 1, .head_dim = 576};
-  const AttentionShape fp8 = {
-      .q_heads = 20, .kv_heads = 1, .head_dim = 576, .format = KvFormat::kFp8};
-  const AttentionShape nvfp4 = {
-      .q_heads = 20, .kv_heads = 1, .head_dim = 576, .format = KvFormat::kNvfp4};
+  const AttentionShape wide = {
+      .q_heads = 128, .kv_heads = 1, .head_dim = 576, .keys_are_values = true};
+  AttentionShape fp8 = wide;
+  fp8.q_heads = 20;
+  fp8.format = KvFormat::kFp8;
+  AttentionShape nvfp4 = fp8;
+  nvfp4.format = KvFormat::kNvfp4;
   const std::vector<AttentionSequence> batch = {{1, 1, 1}, {2, 2, 40}, {3, 1, 300}};
   for (const AttentionShape& shape : {wide, fp8, nvfp4}) {
     SCOPED_TRACE(testing::Message() << "Hq " << shape.q_heads);

@@ -2,16 +2,20 @@
 // of 576 numbers, which is the value, too.
 //
 // A CTA takes a tile of 64 query rows and some of the keys. Warpgroup 0 copies leaves into a ring,
-// two warpgroups do the rest by wgmma: both score a leaf against all 64 rows, then each sums half
-// of its dimensions. They meet only where they wait for a leaf, so that one's softmax runs beside
-// the other's products. What CTAs find of their units, blocks or groups of keys, they leave in
-// memory for merge_partials.cuh; where units are groups, a CTA merges its blocks there.
+// two warpgroups do the rest by wgmma, two neighbouring leaves of a block at a time: each scores
+// one against all 64 rows, hands its weights to the other, and sums half of the dimensions over
+// both leaves. What CTAs find of their units, blocks or groups of keys, they leave in memory for
+// merge_partials.cuh; where units are groups, a CTA merges its blocks there.
 //
-// The order of sums is attention_order.cuh's. Shared memory holds a leaf as prefill_attention.cuh
+// The order of sums is attention_order.cuh's. Shared memory holds a leaf as prefill_producer.cuh
 // does.
 #pragma once
 
-#include "kernels/cuda/attention/prefill_attention.cuh"
+#include <utility>
+
+#include "kernels/cuda/attention/leaf_softmax.cuh"
+#include "kernels/cuda/attention/prefill_producer.cuh"
+#include "kernels/cuda/ptx/pdl.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -26,6 +30,10 @@ struct LatentShared {
 
   uint8_t ring[kSlots][kLeafBytes];
   uint8_t queries[kLeafBytes];  // as a leaf
+  // From a warpgroup to the same threads of the other.
+  uint4 weights[4][128];
+  float2 sums[128];
+  float maxima[2][kLatentRows];
   uint64_t filled[kSlots];
   uint64_t freed[kSlots];
 };
@@ -69,7 +77,8 @@ struct LeafWalk {
   }
 };
 
-// Warp w copies the leaf's keys 16 w .. 16 w + 15, which lie in one page, one after another.
+// Warp w copies the leaf's keys 16 w .. 16 w + 15, which lie in one page, one after another. Of
+// BF16 eight lanes take 128 bytes of a row, so that addresses follow from each other by constants.
 template <bool kFp8>
 struct LatentProducer {
   static constexpr int kPieces = kLatentDim * (kFp8 ? 1 : 2) / 16;  // of 16 bytes, of a key
@@ -124,22 +133,30 @@ struct LatentProducer {
     ptx::WaitForCopies<0>();
   }
 
-  // The lane's first piece of the warp's keys.
+  // The warp's keys; of FP8 the lane's first piece of them.
   __device__ __forceinline__ const uint8_t* PiecesOf(int first_key) const {
     const int key = min(max(first_key, keys.first), keys.last);
     const int32_t page = p.page_table[tile.sequence * p.max_pages + (key >> p.page_shift)];
     const int64_t row = (int64_t{page} << p.page_shift) + (first_key & ((1 << p.page_shift) - 1));
-    return p.k + row * (kPieces * 16) + Lane() * 16;
+    return p.k + row * (kPieces * 16) + (kFp8 ? Lane() * 16 : 0);
   }
 
   __device__ __forceinline__ void Copy(uint8_t* to, const uint8_t* from, int first_key) const {
-    const bool all_seen = IsSeen(first_key) && IsSeen(first_key + 15);
-#pragma unroll 6
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int row = Piece(pass) / kPieces;
-      uint8_t* chunk = LeafChunk(to, FirstRow() + row, Piece(pass) - row * kPieces);
-      ptx::CopyAsync16OrZero(chunk, from + pass * 512, all_seen || IsSeen(first_key + row));
+#pragma unroll
+    for (int rows = 0; rows < 4; ++rows) {
+      const int row = rows * 4 + Lane() / 8;
+      const uint32_t chunk = ptx::SharedAddress(LeafChunk(to, FirstRow() + row, Lane() % 8));
+      CopyPieces(chunk, from + row * (kLatentDim * 2) + Lane() % 8 * 16,
+                 IsSeen(first_key + row) ? 16 : 0,
+                 std::make_integer_sequence<int, kLatentDim / 64>());
     }
+  }
+  template <int... kPiecesOf64>
+  __device__ __forceinline__ static void CopyPieces(uint32_t to, const uint8_t* from, int bytes,
+                                                    std::integer_sequence<int, kPiecesOf64...>) {
+    (ptx::CopyAsync16OrZeroAt<kPiecesOf64 * LatentShared::kPieceBytes, kPiecesOf64 * 128>(to, from,
+                                                                                          bytes),
+     ...);
   }
 
   __device__ __forceinline__ void LoadCodes(uint4 (&codes)[kAtOnce], const uint8_t* from,
@@ -171,7 +188,9 @@ struct LatentProducer {
 // Warpgroup 0 or 1 of two: dimensions [256 w, 256 w + 256) and [512 + 32 w, 512 + 32 w + 32).
 template <bool kFp8>
 struct LatentConsumer {
-  static constexpr int kQueriesBarrier = 1;
+  static constexpr int kQueriesBarrier = 1;  // and other times when all meet
+  static constexpr int kFirstBarrier = 2;    // the first leaf's weights are there
+  static constexpr int kSecondBarrier = 3;
 
   struct Sums {
     float o[2][64];    // 128 dimensions each
@@ -287,38 +306,145 @@ struct LatentConsumer {
     for (int a = 0; a < 2; ++a) use(sums.o_tail + a * 8, 512 + warpgroup * 32 + a * 16);
   }
 
+  // ---- Weights ----
+
+  // m of the rows and the factors of what was summed before the first and the second leaf.
+  struct Maxima {
+    float m[2];
+    float rescale[2][2];
+  };
+
+  // All maxima of both leaves; the weights of this warpgroup's refer to `own`, the maxima so far.
+  __device__ __forceinline__ Maxima ShareMaxima(const float (&largest)[2], const float (&m)[2],
+                                                bool has_second, float (&own)[2]) const {
+    const int first_row = softmax.row[0] - tile.first_row;
+    if (threadIdx.x % 4 == 0) {
+      shared.maxima[warpgroup][first_row] = largest[0];
+      shared.maxima[warpgroup][first_row + 8] = largest[1];
+    }
+    ptx::SyncThreads(kQueriesBarrier, 256);
+    Maxima maxima = {{m[0], m[1]}, {}};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float other = shared.maxima[warpgroup ^ 1][first_row + 8 * r];
+      maxima.rescale[0][r] =
+          LeafSoftmax<kFp8>::Grow(maxima.m[r], warpgroup == 0 ? largest[r] : other);
+      own[r] = maxima.m[r];
+      maxima.rescale[1][r] = LeafSoftmax<kFp8>::Grow(maxima.m[r], !has_second      ? MinusInfinity()
+                                                                  : warpgroup == 0 ? other
+                                                                                   : largest[r]);
+      if (warpgroup == 1) own[r] = maxima.m[r];
+    }
+    return maxima;
+  }
+
+  __device__ __forceinline__ static int Thread() { return static_cast<int>(threadIdx.x) % 128; }
+  __device__ __forceinline__ void PutWeights(const uint32_t (&weights)[4][4]) const {
+#pragma unroll
+    for (int a = 0; a < 4; ++a)
+      shared.weights[a][Thread()] = {weights[a][0], weights[a][1], weights[a][2], weights[a][3]};
+  }
+  __device__ __forceinline__ void GetWeights(uint32_t (&weights)[4][4]) const {
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {
+      const uint4 x = shared.weights[a][Thread()];
+      weights[a][0] = x.x, weights[a][1] = x.y, weights[a][2] = x.z, weights[a][3] = x.w;
+    }
+  }
+
+  __device__ __forceinline__ static void Swap(uint32_t (&a)[4][4], uint32_t (&b)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t x = a[i / 4][i % 4];
+      a[i / 4][i % 4] = b[i / 4][i % 4];
+      b[i / 4][i % 4] = x;
+    }
+  }
+
+  // ---- The run over all leaves ----
+
+  __device__ __forceinline__ static void Rescale(Sums& sums, const float (&factors)[2]) {
+    if (!__any_sync(0xffffffff, factors[0] != 1.0f || factors[1] != 1.0f)) return;
+    ForQuads(sums, [&](float* o, int) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[i] *= factors[i / 2];
+    });
+  }
+
+  __device__ __forceinline__ void WaitForLeaf(const RingCursor<LatentShared::kSlots>& at) const {
+    ptx::BarrierWait(&shared.filled[at.slot], at.parity);
+    ptx::FenceAsyncProxy();
+  }
+  __device__ __forceinline__ void Free(int slot) const {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::BarrierArrive(&shared.freed[slot]);
+  }
+
   __device__ __forceinline__ void Run(const LatentUnits& units) const {
     LeafWalk walk(units);
     ptx::WaitForPredecessor();
     if (walk.done()) return;
     LoadQueries();
-    RingCursor<LatentShared::kSlots> at;
+    RingCursor<LatentShared::kSlots> first;
     Sums sums;
     float m[2] = {MinusInfinity(), MinusInfinity()};
-    float l[2] = {};
+    float l[2] = {};  // in warpgroup 0
     float group_m[2], group_l[2];
     bool begins = true;  // a block
     while (!walk.done()) {
-      ptx::BarrierWait(&shared.filled[at.slot], at.parity);
-      ptx::FenceAsyncProxy();
+      const bool has_second = walk.leaf < walk.last_leaf;
+      RingCursor<LatentShared::kSlots> second = first;
+      second.Advance();
+      uint32_t weights[4][4], others[4][4];
+      float largest[2] = {MinusInfinity(), MinusInfinity()}, own_m[2], own_sums[2];
       float s[32];
-      Score(s, at.slot);
-      uint32_t weights[4][4];
-      float rescale[2];
-      softmax(s, weights, m, l, rescale, walk.leaf);
-      if (!begins) {
-        ForSlices(sums, [&](float* o, int) {
+      // Without a second leaf warpgroup 1 scores the first, too, for nothing.
+      const bool is_second = warpgroup == 1 && has_second;
+      RingCursor<LatentShared::kSlots> own = first;
+      if (is_second) own = second;
+      WaitForLeaf(own);
+      Score(s, own.slot);
+      softmax.FindLargest(s, largest, walk.leaf + (is_second ? 1 : 0));
+      const Maxima maxima = ShareMaxima(largest, m, has_second, own_m);
+      softmax.Weigh(s, weights, own_m, own_sums);
+      if (warpgroup == 0) {
+        PutWeights(weights);
+        ptx::ArriveThreads(kFirstBarrier, 256);
 #pragma unroll
-          for (int i = 0; i < 8; ++i) o[i] *= rescale[i / 2 % 2];
-        });
+        for (int r = 0; r < 2; ++r) l[r] = __fmaf_rn(l[r], maxima.rescale[0][r], own_sums[r]);
+      } else {
+        ptx::SyncThreads(kFirstBarrier, 256);
+        GetWeights(others);
+        PutWeights(weights);
+        shared.sums[Thread()] = {own_sums[0], own_sums[1]};
+        ptx::ArriveThreads(kSecondBarrier, 256);
+        Swap(weights, others);
+        WaitForLeaf(first);
       }
-      AddValues(sums, weights, at.slot, !begins);
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) ptx::BarrierArrive(&shared.freed[at.slot]);
-      at.Advance();
+      if (!begins) Rescale(sums, maxima.rescale[0]);
+      AddValues(sums, weights, first.slot, !begins);
+      Free(first.slot);
+      if (warpgroup == 0) ptx::SyncThreads(kSecondBarrier, 256);
+      if (has_second) {
+        if (warpgroup == 0) {
+          GetWeights(others);
+          const float2 x = shared.sums[Thread()];
+          l[0] = __fmaf_rn(l[0], maxima.rescale[1][0], x.x);
+          l[1] = __fmaf_rn(l[1], maxima.rescale[1][1], x.y);
+          WaitForLeaf(second);
+        }
+        Rescale(sums, maxima.rescale[1]);
+        AddValues(sums, others, second.slot, true);
+        Free(second.slot);
+        first.Advance();
+      }
+      first.Advance();
+#pragma unroll
+      for (int r = 0; r < 2; ++r) m[r] = maxima.m[r];
 
       const int block = walk.block;
       walk.Next();
+      if (has_second) walk.Next();
       begins = walk.block != block;
       if (begins) {
 #pragma unroll
@@ -327,8 +453,10 @@ struct LatentConsumer {
         if (units.unit_blocks == 1) {
           Write(sums, m, l, entry);
         } else {
-          MergeOnto(entry, block % kBlocksPerGroup == 0 || block == units.FirstBlock(), group_m,
-                    group_l, sums, m, l);
+          const bool group_ends =
+              walk.done() || walk.block / units.unit_blocks != block / units.unit_blocks;
+          MergeOnto(entry, block % kBlocksPerGroup == 0 || block == units.FirstBlock(), group_ends,
+                    group_m, group_l, sums, m, l);
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -339,10 +467,20 @@ struct LatentConsumer {
     }
   }
 
-  // The group's sums so far lie in its entry: this thread wrote them.
-  __device__ __forceinline__ void MergeOnto(float* entry, bool begins, float (&group_m)[2],
-                                            float (&group_l)[2], Sums& sums, const float (&m)[2],
-                                            const float (&l)[2]) const {
+  // Calls use(four sums, of rows g, g, g + 8, g + 8; 0 .. 35).
+  template <typename Use>
+  __device__ __forceinline__ static void ForQuads(Sums& sums, const Use& use) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) use(sums.o[i / 16] + i % 16 * 4, i);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) use(sums.o_tail + i * 4, 32 + i);
+  }
+
+  // A group's sums so far lie in its entry, each thread's apart from others', until its last block
+  // is merged.
+  __device__ __forceinline__ void MergeOnto(float* entry, bool begins, bool ends,
+                                            float (&group_m)[2], float (&group_l)[2], Sums& sums,
+                                            const float (&m)[2], const float (&l)[2]) const {
     MergeFactors factors[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -353,14 +491,23 @@ struct LatentConsumer {
       factors[r] = Merge(group_m[r], m[r]);
       group_l[r] = Merged(group_l[r], l[r], factors[r]);
     }
-    ForSlices(sums, [&](float* o, int d) {
-      float old[8] = {};
+    float4* own = reinterpret_cast<float4*>(entry) + static_cast<int>(threadIdx.x) - 128;
+    constexpr int kAtOnce = 9;
+    float4 old[kAtOnce];
+    ForQuads(sums, [&](float* o, int i) {
+      if (i % kAtOnce == 0) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        if (!begins && softmax.HasRow(r)) LoadSlice(old + 2 * r, RowOf(entry, r) + d);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) o[i] = Merged(old[i], o[i], factors[i / 2 % 2]);
+        for (int n = 0; n < kAtOnce; ++n) old[n] = begins ? float4{} : own[(i + n) * 256];
+      }
+      const float4 x = old[i % kAtOnce];
+      o[0] = Merged(x.x, o[0], factors[0]);
+      o[1] = Merged(x.y, o[1], factors[0]);
+      o[2] = Merged(x.z, o[2], factors[1]);
+      o[3] = Merged(x.w, o[3], factors[1]);
+      if (!ends) own[i * 256] = {o[0], o[1], o[2], o[3]};
     });
+    if (!ends) return;
+    ptx::SyncThreads(kQueriesBarrier, 256);  // all have read theirs
     Write(sums, group_m, group_l, entry);
   }
 
@@ -370,17 +517,6 @@ struct LatentConsumer {
 
   // Of a slice of 16 dimensions this thread's four of a row: o[0], o[1] of one half, o[4], o[5] of
   // the other.
-  __device__ __forceinline__ static void LoadSlice(float* o, const float* slice) {
-    const int q = static_cast<int>(threadIdx.x) % 4;
-    if constexpr (kFp8) {
-      const float4 x = *reinterpret_cast<const float4*>(slice + 4 * q);
-      o[0] = x.x, o[4] = x.y, o[1] = x.z, o[5] = x.w;
-    } else {
-      const float2 low = *reinterpret_cast<const float2*>(slice + 2 * q);
-      const float2 high = *reinterpret_cast<const float2*>(slice + 2 * q + 8);
-      o[0] = low.x, o[1] = low.y, o[4] = high.x, o[5] = high.y;
-    }
-  }
   __device__ __forceinline__ static void StoreSlice(const float* o, float* slice) {
     const int q = static_cast<int>(threadIdx.x) % 4;
     if constexpr (kFp8) {

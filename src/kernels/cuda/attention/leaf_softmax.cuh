@@ -33,31 +33,52 @@ struct LeafSoftmax {
   __device__ __forceinline__ void operator()(float (&s)[32], uint32_t (&weights)[4][4],
                                              float (&m)[2], float (&l)[2], float (&rescale)[2],
                                              int leaf) const {
+    float largest[2], sums[2];
+    FindLargest(s, largest, leaf);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) rescale[r] = Grow(m[r], largest[r]);
+    Weigh(s, weights, m, sums);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) l[r] = __fmaf_rn(l[r], rescale[r], sums[r]);
+  }
+
+  // The same in parts. Of the rows' scores the largest, scaled; those of unseen keys become -inf.
+  __device__ __forceinline__ void FindLargest(float (&s)[32], float (&scaled)[2], int leaf) const {
     const int first = leaf * kLeafKeys;
     if (first < seen_by_all.first || first + kLeafKeys - 1 > seen_by_all.last) Mask(s, first);
-    float reference[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float largest = fmaxf(s[2 * r], s[2 * r + 1]);
 #pragma unroll
       for (int j = 1; j < 8; ++j)
         largest = fmaxf(largest, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
-      const float next = fmaxf(m[r], QuadMax(largest) * p.score_scale);
-      reference[r] = Reference(next);
-      rescale[r] = Exp2(m[r] - reference[r]);
-      m[r] = next;
+      scaled[r] = QuadMax(largest) * p.score_scale;
     }
+  }
+
+  // m moves on; the factor of what was summed before.
+  __device__ __forceinline__ static float Grow(float& m, float largest) {
+    const float next = fmaxf(m, largest);
+    const float rescale = Exp2(m - Reference(next));
+    m = next;
+    return rescale;
+  }
+
+  // m: as it is with this leaf; sums: of the lane's weights.
+  __device__ __forceinline__ void Weigh(const float (&s)[32], uint32_t (&weights)[4][4],
+                                        const float (&m)[2], float (&sums)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const float reference = Reference(m[r]);
       float pairs[8];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float p0 = Exp2(__fmaf_rn(s[4 * j + 2 * r], p.score_scale, -reference[r]));
-        const float p1 = Exp2(__fmaf_rn(s[4 * j + 2 * r + 1], p.score_scale, -reference[r]));
+        const float p0 = Exp2(__fmaf_rn(s[4 * j + 2 * r], p.score_scale, -reference));
+        const float p1 = Exp2(__fmaf_rn(s[4 * j + 2 * r + 1], p.score_scale, -reference));
         pairs[j] = p0 + p1;
         weights[j / 2][j % 2 * 2 + r] = PackWeights<kFp8>(p0, p1);
       }
-      l[r] = __fmaf_rn(l[r], rescale[r], TreeSum(pairs));
+      sums[r] = TreeSum(pairs);
     }
   }
 
