@@ -55,10 +55,11 @@ bool LaunchInClusters(const OpContext& context, StepProblem p, int64_t pairs, in
   p.slices_shift = std::countr_zero(static_cast<uint64_t>(slices));
   const int64_t ctas = pairs * cluster;
   const auto kernel = StepAttentionKernel<kFormat, kDimAtoms, true>;
-  // One token's split lets a launch start beside its linears. For a small grid this was found to be
-  // worse than to start as they end: the linear behind it pairs up CTAs on multiprocessors that are
-  // free, and leaves out those that are not.
-  const int split = ctas <= device.multiprocessors / 2 ? kSplitOfFewTokens : kSplitOfOneToken;
+  // One token's split lets a launch start beside its linears. For a small grid of several tokens
+  // this was found to be worse than to start as they end: the linear behind it pairs up CTAs on
+  // multiprocessors that are free, and leaves out those that are not.
+  const bool as_they_end = p.sequences > 1 && ctas <= device.multiprocessors / 2;
+  const int split = as_they_end ? kSplitOfFewTokens : kSplitOfOneToken;
   AskForSplit(reinterpret_cast<const void*>(kernel), std::max(split, shared + kReservedPerCta));
   LaunchPdlCluster(kernel, dim3(static_cast<uint32_t>(ctas)), dim3(kStepThreads),
                    dim3(static_cast<uint32_t>(cluster)), shared, StreamOf(context), p);

@@ -173,8 +173,9 @@ decode::Input InputOf(const DecodePlan& plan) {
 }
 
 // Launches of a step should agree on the split: a multiprocessor changes it only while it is idle,
-// and a launch that wants another one cannot start beside its predecessor. So all is shared memory,
-// as the experts' kernels ask, too, unless L1 has to keep x.
+// and a launch that wants another one cannot start beside its predecessor. So those of one token
+// ask for the same; of several, and of weights that have a multiprocessor to themselves, for all of
+// it, as the experts' kernels do, unless L1 has to keep x.
 bool LeavesRoomForX(const WeightTiles& weight, const DecodePlan& plan) {
   return plan.token_tiles == 1 && plan.x_bytes == 0 &&
          kSliceColumns * 2 * plan.m * weight.slices() > kCachedXBesideTwoStages;
@@ -183,7 +184,9 @@ bool LeavesRoomForX(const WeightTiles& weight, const DecodePlan& plan) {
 void SetSharedMemory(const void* kernel, const WeightTiles& weight, const DecodePlan& plan) {
   int wanted = plan.shared_bytes + kReservedPerCta;
   if (plan.token_tiles == 1)
-    wanted = std::max(LeavesRoomForX(weight, plan) ? SharedOfMultiprocessor(plan.m) : WholeSplit(),
+    wanted = std::max((plan.m == 1 && !IsLone(weight)) || LeavesRoomForX(weight, plan)
+                          ? SharedOfMultiprocessor(plan.m)
+                          : WholeSplit(),
                       wanted);
   AskForSplit(kernel, wanted);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
