@@ -85,9 +85,9 @@ std::vector<KernelRoute> RoutesOf(ComputeCapability c) {
   routes.push_back({"moe", "all", wgmma ? "else" : "any", "moe, mma.sync BF16"});
   if (wgmma)
     routes.push_back(
-        {"attention", "bf16 fp8, Dh 64, 128, 256", "prompts", "attention, wgmma BF16"});
-  routes.push_back({"attention", "bf16 fp8", wgmma ? "else" : "any", "attention, mma.sync BF16"});
-  routes.push_back({"attention", "nvfp4", "any", "attention, decoded, mma.sync BF16"});
+        {"attention", "bf16 fp8 nvfp4, Dh 64, 128, 256", "prompts", "attention, wgmma BF16"});
+  routes.push_back(
+      {"attention", "bf16 fp8 nvfp4", wgmma ? "else" : "any", "attention, mma.sync BF16"});
   routes.push_back(
       {"gated_delta_net, mamba2", "f32 states", "any",
        c.major >= 9 ? "one kernel, in clusters where sequences are few" : "one kernel"});
