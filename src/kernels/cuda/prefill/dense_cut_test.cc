@@ -56,7 +56,9 @@ TEST(DenseCut, DivisorsDivide) {
       if (quotient < 0 || quotient > most) continue;
       const int n = quotient * divisor;
       ASSERT_EQ(by.Of(n), quotient) << n << " / " << divisor;
-      if (n > 0) ASSERT_EQ(by.Of(n - 1), (n - 1) / divisor) << n - 1 << " / " << divisor;
+      if (n > 0) {
+        ASSERT_EQ(by.Of(n - 1), (n - 1) / divisor) << n - 1 << " / " << divisor;
+      }
     }
     ASSERT_EQ(by.Of(kMost), kMost / divisor);
   }

@@ -71,7 +71,7 @@ void LaunchDense(const PrefillParams& p, void* stream, int shape) {
 // Tokens of the bands by which the tiles lay out the rest of x; 0: they do not.
 template <TileFormat kFormat>
 int RestBandTokensOf(int shape) {
-  return WithDenseShape<kFormat>(shape, []<typename Shape>() {
+  return WithDenseShape<kFormat>(shape, [&]<typename Shape>() {
     return Shape::kRawRows > 0 ? BandTiles(Shape::kTokens) * Shape::kTokens : 0;
   });
 }
