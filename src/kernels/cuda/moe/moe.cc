@@ -242,12 +242,12 @@ class MoeRun {
                            .logits = scratch_.logits,
                            .x = given_x(),
                            .x_stride = p_.d,
-                           .gate = gated ? AsCuda(*p_.shared_gate).tiles() : WeightTiles{},
                            .gate_logits = scratch_.shared_logits,
                            .norm = p_.norm,
                            .normed = scratch_.normed,
                            .t = t_,
-                           .before_few = RunsFew()};
+                           .before_few = RunsFew(),
+                           .gate = gated ? AsCuda(*p_.shared_gate).tiles() : WeightTiles{}};
     const bool transformed =
         AsCuda(*p_.router).transforms_x() || (gated && AsCuda(*p_.shared_gate).transforms_x());
     if (!transformed && RouterTakes(params)) return Router(context_, params);

@@ -15,13 +15,15 @@ struct RouterParams {
   float* logits = nullptr;      // (T, E)
   const uint16_t* x = nullptr;  // (T, D)
   int64_t x_stride = 0;
-  WeightTiles gate;              // (1, D); data null: none
   float* gate_logits = nullptr;  // (T)
   // Of x, which router and gate both see: then router_x is x. The weight is 16-byte aligned.
   InputNorm norm;
   uint16_t* normed = nullptr;  // (T, D): x, normed, for those who come later
   int64_t t = 0;
   bool before_few = false;  // FewGateUp follows
+  // Last: most blocks read nothing of it, and what they read late is in lines of the cache of
+  // constants that they have read before.
+  WeightTiles gate;  // (1, D); data null: none
 };
 
 // Above it the linear op is faster.
