@@ -35,9 +35,29 @@ struct Plan {
   // Shared memory, in bytes from its begin; slices with their inputs come first.
   uint32_t partial_at = 0;  // (tiles, units, 16)
   uint32_t scales_at = 0;   // (tiles, ranks, 16)
+  uint32_t biases_at = 0;   // the same, where experts may have some
   uint32_t terms_at = 0;    // (top_k)
   uint32_t choice_at = 0;
-  uint32_t shared_bytes = 0;
+};
+
+struct Args {
+  OneRouting routing;
+  const std::byte* const* down = nullptr;  // FewParams, as what follows
+  const std::byte* shared_data = nullptr;  // of the shared expert's down
+  const uint16_t* h = nullptr;
+  uint16_t* out = nullptr;
+  float* out_f32 = nullptr;
+  const float* shared_logits = nullptr;
+  Plan plan;
+  int32_t h_stride = 0;
+  int32_t f = 0;
+  int32_t shared_f = 0;
+  float scale = 1.0f;  // Routing, as what follows
+  RouterScore score = RouterScore::kSoftmax;
+  bool renormalize = true;
+  bool add = false;                 // to out
+  const Expert* experts = nullptr;  // where they may have biases
+  const float* shared_bias = nullptr;
 };
 
 // Of the sum over experts.
@@ -69,61 +89,68 @@ struct Place {
   }
 };
 
-// The terms of the sum, by ascending expert. By one warp; logits: (E), of which the choice was
-// made; stride: floats from one rank's outputs to the next.
-__device__ __forceinline__ void FindTerms(const Routing& routing, const float* logits,
-                                          const OneChoice& choice, int stride, Term* terms) {
-  const int lane = threadIdx.x % 32, top_k = routing.top_k;
+// The terms of the sum, by ascending expert. By one warp; stride: floats from one rank's outputs to
+// the next.
+__device__ __forceinline__ void FindTerms(const Args& p, const OneChoice& choice, int stride,
+                                          Term* terms) {
+  const int lane = threadIdx.x % 32, top_k = p.routing.top_k;
   const bool chosen = lane < top_k;
   const OneChoice::Rank mine = choice.ranks[chosen ? lane : 0];
-  Scoring score = {routing.score == RouterScore::kSoftmax};
+  Scoring score = {p.score == RouterScore::kSoftmax};
   if (score.softmax) {
     score.largest = __shfl_sync(kAllLanes, mine.logit, 0);
-    if (!routing.renormalize) {
+    if (!p.renormalize) {
       float sum = 0.0f;
 #pragma unroll 1
-      for (int e = lane; e < routing.experts; e += 32)
-        sum += expf(__ldcg(logits + e) - score.largest);
+      for (int e = lane; e < p.routing.experts; e += 32)
+        sum += expf(__ldcg(p.routing.logits + e) - score.largest);
       score.inverse_sum = 1.0f / WarpSum(sum);
     }
   }
   const float value = chosen ? score(mine.logit) : 0.0f;
   const float sum = WarpSum(value) + 1e-20f;
-  const float factor = routing.renormalize ? routing.scale / sum : routing.scale;
+  const float factor = p.renormalize ? p.scale / sum : p.scale;
   int place = 0;
 #pragma unroll 1
   for (int other = 0; other < top_k; ++other) place += choice.ranks[other].expert < mine.expert;
-  const bool evenly = routing.even_keys != nullptr;
+  const bool evenly = p.routing.even_keys != nullptr;
   if (chosen)
-    terms[place] = {lane * stride,
-                    evenly ? routing.scale / static_cast<float>(top_k) : value * factor};
+    terms[place] = {lane * stride, evenly ? p.scale / static_cast<float>(top_k) : value * factor};
 }
 
 template <Formats kFormats>
-__global__ void __launch_bounds__(kOneThreads, 2)
-    OneDownKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_constant__ Args p) {
   extern __shared__ __align__(16) std::byte memory[];
+  const Plan& plan = p.plan;
   constexpr int kSliceBytes = kSliceBytesOf<kFormats>;
   constexpr int kStageBytes = kSliceBytes + kInputBytes;
   const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = threadIdx.x % 32, block = blockIdx.x, top_k = p.routing.top_k;
   auto& choice = *reinterpret_cast<OneChoice*>(memory + plan.choice_at);
   auto* const partial = reinterpret_cast<float*>(memory + plan.partial_at);
-  auto* const scales = reinterpret_cast<RowScale*>(memory + plan.scales_at);
+  auto* const scales = reinterpret_cast<float*>(memory + plan.scales_at);
+  auto* const biases = reinterpret_cast<float*>(memory + plan.biases_at);
   auto* const terms = reinterpret_cast<Term*>(memory + plan.terms_at);
   const int first_tile = block * plan.share + min(block, plan.larger);
   const int tiles = plan.share + (block < plan.larger ? 1 : 0);
   if (tiles == 0) return;
-  const bool has_expert = static_cast<int>(threadIdx.x) < p.routing.experts;
-  const std::byte* const data = has_expert ? p.down[threadIdx.x] : nullptr;
-  if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared.down.data};
+  const int expert = ExpertOfThread(p.routing);
+  const bool has_expert = expert < p.routing.experts;
+  const std::byte* const data = has_expert ? p.down[expert] : nullptr;
+  if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared_data};
   TouchParams(p);
   Cursor ahead = {0, warp};
   ahead.Settle(plan);
   Cursor now = ahead;
+  // Written by nobody since the router's launch; past L1, as nothing was waited for. Before any
+  // weight is asked for: what comes behind them holds up its warp wherever that waits for a load.
+  uint16_t before = p.add && static_cast<int>(threadIdx.x) < tiles * kTileRows
+                        ? __ldcg(p.out + first_tile * kTileRows + threadIdx.x)
+                        : 0;
+  const float shared_logit = p.shared_logits != nullptr ? __ldcg(p.shared_logits) : 0.0f;
   // The logits are there before the wait: few_tokens.h.
-  Choose(p.routing, has_expert ? __ldcg(p.logits + threadIdx.x) : 0.0f, data, EvenRank(p.routing),
-         choice);
+  Choose(p.routing, has_expert ? __ldcg(p.routing.logits + expert) : 0.0f, data,
+         EvenRank(p.routing, expert), choice);
 
   const uint32_t ring = ptx::SharedAddress(memory);
   const auto copy_weights = [&](const Cursor& at, int stage) {
@@ -158,27 +185,31 @@ __global__ void __launch_bounds__(kOneThreads, 2)
     }
     ptx::CommitCopies();
   }
+  // Four rows of an expert a thread, by copies, for the same reason.
+  const int scaled = threadIdx.x / 4, first_row = threadIdx.x % 4 * 4;
+  if (scaled < plan.ranks) {
+    const int scales_at = scaled == top_k ? plan.shared_scales_at : plan.routed_scales_at;
+    const auto* const from = reinterpret_cast<const float*>(choice.ranks[scaled].data + scales_at) +
+                             first_tile * kTileRows + first_row;
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile)
+      ptx::CopyAsync16(scales + (tile * plan.ranks + scaled) * kTileRows + first_row,
+                       from + tile * kTileRows);
+  }
   const int row = threadIdx.x % kTileRows, of_threads = threadIdx.x / kTileRows;
+  if (p.experts != nullptr) {
 #pragma unroll 1
-  for (int rank = of_threads; rank < plan.ranks; rank += kOneThreads / kTileRows) {
-    const OneChoice::Rank& of = choice.ranks[rank];
-    const auto* const row_scales = reinterpret_cast<const float*>(
-        of.data + (rank == top_k ? plan.shared_scales_at : plan.routed_scales_at));
-    const float* bias = nullptr;
-    if (p.biased) bias = rank == top_k ? p.shared.down_bias : p.experts[of.expert].down_bias;
+    for (int rank = of_threads; rank < plan.ranks; rank += kOneThreads / kTileRows) {
+      const float* const bias =
+          rank == top_k ? p.shared_bias : p.experts[choice.ranks[rank].expert].down_bias;
 #pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int n = (first_tile + tile) * kTileRows + row;
-      scales[(tile * plan.ranks + rank) * kTileRows + row] = {row_scales[n],
-                                                              bias == nullptr ? 0.0f : bias[n]};
+      for (int tile = 0; tile < tiles; ++tile)
+        biases[(tile * plan.ranks + rank) * kTileRows + row] =
+            bias == nullptr ? 0.0f : bias[(first_tile + tile) * kTileRows + row];
     }
   }
-  if (warp == 0) FindTerms(p.routing, p.logits, choice, plan.routed_slices * kTileRows, terms);
-  // Written by nobody since the router's launch; past L1, as nothing was waited for.
-  uint16_t before = p.add && static_cast<int>(threadIdx.x) < tiles * kTileRows
-                        ? __ldcg(p.out + first_tile * kTileRows + threadIdx.x)
-                        : 0;
-  const float shared_weight = p.shared_logits != nullptr ? Sigmoid(__ldcg(p.shared_logits)) : 1.0f;
+  if (warp == 0) FindTerms(p, choice, plan.routed_slices * kTileRows, terms);
+  const float shared_weight = p.shared_logits != nullptr ? Sigmoid(shared_logit) : 1.0f;
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
   Cursor at = now;
@@ -236,8 +267,10 @@ __global__ void __launch_bounds__(kOneThreads, 2)
     for (int tile = 0; tile < tiles; ++tile) {
       float* const sums =
           partial + (tile * plan.units + rank * plan.routed_slices) * kTileRows + row;
-      *sums = scales[(tile * plan.ranks + rank) * kTileRows + row].Apply(
-          AddSlices(sums, slices, kTileRows));
+      const int at = (tile * plan.ranks + rank) * kTileRows + row;
+      RowScale scale = {scales[at]};
+      if (p.experts != nullptr) scale.bias = biases[at];
+      *sums = scale.Apply(AddSlices(sums, slices, kTileRows));
     }
   }
   __syncthreads();
@@ -259,9 +292,10 @@ __global__ void __launch_bounds__(kOneThreads, 2)
   }
 }
 
-Plan MakePlan(const FewParams& p, const FewSets& sets) {
+// Returns the bytes of shared memory.
+uint32_t MakePlan(const FewParams& p, const FewSets& sets, Plan* made) {
   const int blocks = CurrentDevice().multiprocessors, tiles = p.d / kTileRows;
-  Plan plan;
+  Plan& plan = *made;
   plan.share = tiles / blocks;
   plan.larger = tiles % blocks;
   plan.routed_slices = sets.down.slices;
@@ -285,27 +319,45 @@ Plan MakePlan(const FewParams& p, const FewSets& sets) {
   take(int64_t{std::min(most_tiles * plan.units, kWarps * kStages)} *
        (sets.down.slice_bytes + kInputBytes));
   plan.partial_at = take(int64_t{4} * most_tiles * plan.units * kTileRows);
-  plan.scales_at = take(int64_t{sizeof(RowScale)} * most_tiles * plan.ranks * kTileRows);
+  const int64_t scale_bytes = int64_t{sizeof(float)} * most_tiles * plan.ranks * kTileRows;
+  plan.scales_at = take(scale_bytes);
+  plan.biases_at = take(p.biased ? scale_bytes : 0);
   plan.terms_at = take(int64_t{sizeof(Term)} * p.routing.top_k);
   plan.choice_at = take(OneChoice::Bytes(p.routing.experts));
-  plan.shared_bytes = used;
-  return plan;
+  return used;
 }
 
 }  // namespace
 
 bool OneDownFits(const FewParams& p, const FewSets& sets) {
-  return MakePlan(p, sets).shared_bytes <=
+  Plan ignored;
+  return MakePlan(p, sets, &ignored) <=
          static_cast<uint32_t>(CurrentDevice().shared_memory_per_block);
 }
 
 void OneDown(const OpContext& context, const FewParams& p, const FewSets& sets) {
   const auto kernel = FormatsOf(sets.down) == Formats::kNvfp4 ? OneDownKernel<Formats::kNvfp4>
                                                               : OneDownKernel<Formats::kMxfp4>;
-  const Plan plan = MakePlan(p, sets);
-  ShareMultiprocessor(kernel, plan.shared_bytes);
+  Args args = {.routing = OneRoutingOf(p),
+               .down = p.down,
+               .shared_data = p.shared.down.data,
+               .h = p.h,
+               .out = p.out,
+               .out_f32 = p.out_f32,
+               .shared_logits = p.shared_logits,
+               .h_stride = static_cast<int32_t>(p.h_stride),
+               .f = p.f,
+               .shared_f = p.shared_f,
+               .scale = p.routing.scale,
+               .score = p.routing.score,
+               .renormalize = p.routing.renormalize,
+               .add = p.add,
+               .experts = p.biased ? p.experts : nullptr,
+               .shared_bias = p.shared.down_bias};
+  const uint32_t shared_bytes = MakePlan(p, sets, &args.plan);
+  ShareMultiprocessor(kernel, shared_bytes);
   LaunchPdl(kernel, static_cast<unsigned>(CurrentDevice().multiprocessors), kOneThreads,
-            plan.shared_bytes, StreamOf(context), p, plan);
+            shared_bytes, StreamOf(context), args);
 }
 
 }  // namespace nibble::kernels::cuda::moe

@@ -36,7 +36,23 @@ struct Plan {
   uint32_t scales_at = 0;   // (gate and up, outputs of the block)
   uint32_t x_at = 0;
   uint32_t choice_at = 0;
-  uint32_t shared_bytes = 0;
+};
+
+struct Args {
+  OneRouting routing;
+  const std::byte* const* gate_up = nullptr;  // FewParams, as what follows
+  const std::byte* shared_data = nullptr;     // of the shared expert's gate
+  const uint16_t* x = nullptr;
+  uint16_t* h = nullptr;
+  int32_t h_stride = 0;
+  int32_t d = 0;
+  int32_t f = 0;
+  int32_t shared_f = 0;
+  Plan plan;
+  Activation activation;
+  const Expert* experts = nullptr;  // where they may have biases
+  const float* shared_gate_bias = nullptr;
+  const float* shared_up_bias = nullptr;
 };
 
 // Walks the slices of the block's share that one warp takes. The shared expert is the last rank.
@@ -55,18 +71,19 @@ struct Cursor {
 };
 
 template <Formats kFormats>
-__global__ void __launch_bounds__(kOneThreads, 2)
-    OneGateUpKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(kOneThreads, 2) OneGateUpKernel(const __grid_constant__ Args p) {
   extern __shared__ __align__(16) std::byte memory[];
+  const Plan& plan = p.plan;
   constexpr int kSliceBytes = kSliceBytesOf<kFormats>;
   const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = threadIdx.x % 32, block = blockIdx.x, top_k = p.routing.top_k;
   auto& choice = *reinterpret_cast<OneChoice*>(memory + plan.choice_at);
   auto* const x = reinterpret_cast<uint16_t*>(memory + plan.x_at);
   auto* const partial = reinterpret_cast<float*>(memory + plan.partial_at);
-  const bool has_expert = static_cast<int>(threadIdx.x) < p.routing.experts;
-  const std::byte* const data = has_expert ? p.gate_up[threadIdx.x] : nullptr;
-  const int even_rank = EvenRank(p.routing);
+  const int expert = ExpertOfThread(p.routing);
+  const bool has_expert = expert < p.routing.experts;
+  const std::byte* const data = has_expert ? p.gate_up[expert] : nullptr;
+  const int even_rank = EvenRank(p.routing, expert);
   const int first_item = block * plan.share + min(block, plan.larger);
   const int items = plan.share + (block < plan.larger ? 1 : 0);
   const int units = items * plan.units;
@@ -78,7 +95,7 @@ __global__ void __launch_bounds__(kOneThreads, 2)
   const bool finishes = static_cast<int>(threadIdx.x) < items * kTileRows;
   const int row = threadIdx.x % kTileRows, n = output.tile * kTileRows + row;
   const bool gated = plan.units > plan.slices;
-  if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared.gate.data};
+  if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared_data};
   TouchParams(p);
   const uint32_t ring = ptx::SharedAddress(memory) + warp * kStages * kSliceBytes;
   float* const scales = reinterpret_cast<float*>(memory + plan.scales_at) + threadIdx.x;
@@ -92,7 +109,7 @@ __global__ void __launch_bounds__(kOneThreads, 2)
   for (int i = threadIdx.x * 8; i < plan.slices * kSliceColumns; i += kOneThreads * 8)
     ptx::CopyAsync16OrZero(x + i, p.x + i, i < p.d);
   ptx::CommitCopies();
-  Choose(p.routing, has_expert ? __ldcg(p.logits + threadIdx.x) : 0.0f, data, even_rank, choice);
+  Choose(p.routing, has_expert ? __ldcg(p.routing.logits + expert) : 0.0f, data, even_rank, choice);
 
   const auto fill = [&](int stage) {
     if (ahead.unit < units) {
@@ -149,11 +166,14 @@ __global__ void __launch_bounds__(kOneThreads, 2)
   if (finishes) {
     RowScale gate = {scales[0]}, up = {};
     if (gated) up.scale = scales[kOneThreads];
-    if (p.biased) {
-      const Expert& expert =
-          output.rank == top_k ? p.shared : p.experts[choice.ranks[output.rank].expert];
-      if (expert.gate_bias != nullptr) gate.bias = expert.gate_bias[n];
-      if (gated && expert.up_bias != nullptr) up.bias = expert.up_bias[n];
+    if (p.experts != nullptr) {
+      const float *gate_bias = p.shared_gate_bias, *up_bias = p.shared_up_bias;
+      if (output.rank < top_k) {
+        const Expert& routed = p.experts[choice.ranks[output.rank].expert];
+        gate_bias = routed.gate_bias, up_bias = routed.up_bias;
+      }
+      if (gate_bias != nullptr) gate.bias = gate_bias[n];
+      if (gated && up_bias != nullptr) up.bias = up_bias[n];
     }
     const float gate_sum = gate.Apply(AddSlices(sums, plan.slices, kTileRows));
     float up_sum = 0.0f;
@@ -169,8 +189,8 @@ __global__ void __launch_bounds__(kOneThreads, 2)
   }
 }
 
-// False where shared memory is too small.
-bool MakePlan(const FewParams& p, const WeightSet& set, Plan* plan) {
+// Bytes of shared memory; 0 where there is no plan.
+uint32_t MakePlan(const FewParams& p, const WeightSet& set, Plan* plan) {
   const int blocks = CurrentDevice().multiprocessors, parts = p.activation.gated() ? 2 : 1;
   plan->routed_tiles = p.f / kTileRows;
   const int shared_tiles = p.shared_f / kTileRows;
@@ -196,9 +216,9 @@ bool MakePlan(const FewParams& p, const WeightSet& set, Plan* plan) {
   plan->scales_at = take(2 * kOneThreads * int64_t{sizeof(float)});
   plan->x_at = take(int64_t{2} * plan->slices * kSliceColumns);
   plan->choice_at = take(OneChoice::Bytes(p.routing.experts));
-  plan->shared_bytes = used;
-  return plan->share < kMostItems &&
-         used <= static_cast<uint32_t>(CurrentDevice().shared_memory_per_block);
+  const bool fits = plan->share < kMostItems &&
+                    used <= static_cast<uint32_t>(CurrentDevice().shared_memory_per_block);
+  return fits ? used : 0;
 }
 
 }  // namespace
@@ -211,17 +231,29 @@ bool OneTakes(const FewParams& p, const FewSets& sets) {
   return p.t == 1 && sets.all_held && p.routing.experts <= kOneExperts &&
          p.routing.top_k <= kOneTopK && p.routing.groups == 1 &&
          (by_logit || p.routing.score == RouterScore::kSigmoid) &&
-         MakePlan(p, sets.gate_up, &ignored) && OneDownFits(p, sets);
+         MakePlan(p, sets.gate_up, &ignored) > 0 && OneDownFits(p, sets);
 }
 
 void OneGateUp(const OpContext& context, const FewParams& p, const FewSets& sets) {
   const auto kernel = FormatsOf(sets.gate_up) == Formats::kNvfp4 ? OneGateUpKernel<Formats::kNvfp4>
                                                                  : OneGateUpKernel<Formats::kMxfp4>;
-  Plan plan;
-  MakePlan(p, sets.gate_up, &plan);
-  ShareMultiprocessor(kernel, plan.shared_bytes);
+  Args args = {.routing = OneRoutingOf(p),
+               .gate_up = p.gate_up,
+               .shared_data = p.shared.gate.data,
+               .x = p.x,
+               .h = p.h,
+               .h_stride = static_cast<int32_t>(p.h_stride),
+               .d = p.d,
+               .f = p.f,
+               .shared_f = p.shared_f,
+               .activation = p.activation,
+               .experts = p.biased ? p.experts : nullptr,
+               .shared_gate_bias = p.shared.gate_bias,
+               .shared_up_bias = p.shared.up_bias};
+  const uint32_t shared_bytes = MakePlan(p, sets.gate_up, &args.plan);
+  ShareMultiprocessor(kernel, shared_bytes);
   LaunchPdl(kernel, static_cast<unsigned>(CurrentDevice().multiprocessors), kOneThreads,
-            plan.shared_bytes, StreamOf(context), p, plan);
+            shared_bytes, StreamOf(context), args);
 }
 
 }  // namespace nibble::kernels::cuda::moe
