@@ -67,12 +67,14 @@ void RunPhase(const OpContext& context, const PhaseParams& params);
 // out (T, D): every token's rows of y times their weights, in the order of its places.
 struct SumRowsParams {
   Lists lists;
-  const float* y = nullptr;  // (rows, D)
+  const float* y = nullptr;  // (rows, D), or some columns of it
+  int64_t y_stride = 0;
   int32_t top_k = 0;
   int64_t t = 0;
-  int64_t d = 0;
-  uint16_t* out = nullptr;
+  int64_t d = 0;            // columns
+  uint16_t* out = nullptr;  // from y's first column on, or
   float* out_f32 = nullptr;
+  int64_t out_stride = 0;
   bool add = false;  // to out
 };
 

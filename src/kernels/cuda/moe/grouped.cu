@@ -56,7 +56,7 @@ namespace {
 // Fewer tokens, or rows per expert, are the business of the kernels that stream weights.
 constexpr int64_t kLeastTokens = 65;
 constexpr int64_t kLeastRows = 4;
-// FC2's outputs that wait in the workspace for their sum: what stays in L2.
+// FC2's outputs that wait in the workspace for their sum, at least.
 constexpr int64_t kOutputBytes = int64_t{48} << 20;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -156,6 +156,10 @@ void LaunchFormat(const GroupedProblem& problem, int rows, void* stream) {
 void LaunchProduct(const GroupedProblem& problem, int rows, int block_rows, void* stream) {
   if (block_rows == 64) {
     LaunchFormat<3, 64>(problem, rows, stream);
+  } else if (block_rows == 96 && problem.weight.format == TileFormat::kNvfp4) {
+    LaunchShape<TileShape<TileFormat::kNvfp4, 3, 1, 96>>(problem, rows, stream);
+  } else if (block_rows == 96 && problem.weight.format == TileFormat::kMxfp4) {
+    LaunchShape<TileShape<TileFormat::kMxfp4, 3, 1, 96>>(problem, rows, stream);
   } else {
     LaunchFormat<2, 128>(problem, rows, stream);
   }
@@ -201,42 +205,6 @@ __global__ void __launch_bounds__(kActivateThreads) ActivateKernel(const Activat
       make_uint4(values[0], values[1], values[2], values[3]);
 }
 
-struct CombineParams {
-  Lists lists;
-  const float* y = nullptr;  // (rows, columns)
-  int32_t columns = 0;
-  int32_t first_column = 0;
-  int32_t places = 0;
-  int64_t d = 0;
-  uint16_t* out = nullptr;
-  float* out_f32 = nullptr;
-};
-
-constexpr int kCombineThreads = 128;
-
-// A thread adds one column of one token.
-__global__ void __launch_bounds__(kCombineThreads) CombineKernel(const CombineParams p) {
-  ptx::WaitForPredecessor();
-  ptx::LaunchSuccessor();
-  const int64_t token = blockIdx.x;
-  const int column = blockIdx.y * kCombineThreads + threadIdx.x;
-  if (column >= p.columns || p.first_column + column >= p.d) return;
-  const Place* places = p.lists.places + token * p.places;
-  float sum = 0.0f;
-#pragma unroll 4
-  for (int i = 0; i < p.places; ++i) {
-    const Place place = places[i];
-    if (place.row < 0) continue;
-    sum = __fmaf_rn(place.weight, p.y[int64_t{place.row} * p.columns + column], sum);
-  }
-  const int64_t at = token * p.d + p.first_column + column;
-  if (p.out_f32 != nullptr) {
-    p.out_f32[at] = sum;
-  } else {
-    p.out[at] = static_cast<uint16_t>(ptx::PackBf16(sum, 0.0f));
-  }
-}
-
 // ---- Memory
 
 struct Scratch {
@@ -248,8 +216,10 @@ struct Scratch {
 
 int64_t GateUpStride(int64_t f) { return RoundUp(2 * f, 8); }
 
-int64_t ColumnsAtOnce(int64_t rows, int64_t d) {
-  const int64_t most = std::max<int64_t>(128, kOutputBytes / 4 / rows / 128 * 128);
+// Of D, as many as fit where gate and up were.
+int64_t ColumnsAtOnce(int64_t rows, int64_t d, int64_t f) {
+  const int64_t bytes = std::max(kOutputBytes, rows * GateUpStride(f) * 2);
+  const int64_t most = std::max<int64_t>(128, bytes / 4 / rows / 128 * 128);
   return RoundUp(CeilDiv(d, CeilDiv(d, most)), 128);
 }
 
@@ -283,6 +253,17 @@ bool EnoughRows(int64_t t, int32_t top_k, int32_t experts) {
   return t >= kLeastTokens && t * top_k >= kLeastRows * experts;
 }
 
+// Rows of a block, as measured on an H100 with rows spread evenly: few experts should have a nearly
+// empty block. Not from the counts, which are on the device; bits do not depend on it.
+int BlockRows(const GroupedParams& p) {
+  const int64_t rows = p.t * p.top_k / p.expert_count;  // of an expert
+  const TileFormat format = p.gate_up.like.format;
+  const bool has_96 = format == TileFormat::kNvfp4 || format == TileFormat::kMxfp4;
+  if (!has_96) return rows <= 64 ? 64 : 128;
+  if (rows <= 48) return 64;
+  return rows > 80 && rows <= 112 ? 128 : 96;
+}
+
 // Routed experts, or the shared one: each with its own sizes.
 struct Part {
   WeightTiles gate_up, down;
@@ -297,9 +278,10 @@ struct Part {
 class Run {
  public:
   Run(const OpContext& context, const GroupedParams& params)
-      : p_(params),
+      : context_(context),
+        p_(params),
         stream_(StreamOf(context)),
-        block_rows_(p_.t * p_.top_k <= int64_t{64} * p_.expert_count ? 64 : 128),
+        block_rows_(BlockRows(p_)),
         gate_up_stride_(GateUpStride(std::max(p_.f, p_.shared_f))) {
     const int64_t needed = Carve(params.workspace,
                                  {.t = p_.t,
@@ -359,7 +341,7 @@ class Run {
   }
 
   void Output() const {
-    const int64_t columns = ColumnsAtOnce(p_.t * (p_.top_k + 1), p_.d);
+    const int64_t columns = ColumnsAtOnce(p_.t * (p_.top_k + 1), p_.d, std::max(p_.f, p_.shared_f));
     for (int64_t first = 0; first < p_.d; first += columns) {
       const int64_t end = std::min(p_.d, first + columns);
       for (int i = 0; i < part_count_; ++i) {
@@ -375,22 +357,21 @@ class Run {
              .first_row_tile = static_cast<int>(first / kTileRows)},
             static_cast<int>(end - first), block_rows_, stream_);
       }
-      LaunchPdl(CombineKernel,
-                dim3(static_cast<unsigned>(p_.t),
-                     static_cast<unsigned>(CeilDiv(end - first, kCombineThreads))),
-                kCombineThreads, 0, stream_,
-                CombineParams{.lists = p_.lists,
-                              .y = scratch_.y,
-                              .columns = static_cast<int32_t>(columns),
-                              .first_column = static_cast<int32_t>(first),
-                              .places = p_.top_k + 1,
-                              .d = p_.d,
-                              .out = p_.out,
-                              .out_f32 = p_.out_f32});
+      SumRows(context_, {.lists = p_.lists,
+                         .y = scratch_.y,
+                         .y_stride = columns,
+                         .top_k = p_.top_k,
+                         .t = p_.t,
+                         .d = end - first,
+                         .out = p_.out == nullptr ? nullptr : p_.out + first,
+                         .out_f32 = p_.out_f32 == nullptr ? nullptr : p_.out_f32 + first,
+                         .out_stride = p_.d,
+                         .add = p_.add});
     }
   }
 
  private:
+  const OpContext& context_;
   const GroupedParams& p_;
   const cudaStream_t stream_;
   const int block_rows_;

@@ -37,6 +37,7 @@ struct GroupedParams {
   WeightSet gate_up, down;  // of routed experts
   uint16_t* out = nullptr;  // (T, D), or
   float* out_f32 = nullptr;
+  bool add = false;       // to out
   uint16_t* h = nullptr;  // (rows, the larger F up to a multiple of 64)
   int64_t h_stride = 0;
   std::byte* workspace = nullptr;  // GroupedWorkspace, 64-byte aligned

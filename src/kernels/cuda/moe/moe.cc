@@ -46,7 +46,6 @@ int64_t GatheredTokens(int64_t t, int32_t top_k) {
 
 struct Scratch {
   uint16_t* normed = nullptr;      // (T, D or the router's K)
-  uint16_t* delta = nullptr;       // (T, D)
   float* logits = nullptr;         // (T, E)
   float* shared_logits = nullptr;  // (T)
   Lists lists;
@@ -88,7 +87,6 @@ int64_t Carve(std::byte* base, const MoeSizes& s, Scratch* out) {
   const int64_t gathered = GatheredTokens(s.t, s.top_k) * (s.top_k + 1);
   const int64_t x_stride = RoundUp(s.d, kTileColumns), h_stride = RoundUp(s.f, kTileColumns);
   take(&out->normed, s.t * std::max(s.d, s.router_d));
-  take(&out->delta, s.t * s.d);
   take(&out->logits, s.t * s.experts);
   take(&out->shared_logits, s.t);
   take(&out->lists.counts, 1);
@@ -186,11 +184,9 @@ class MoeRun {
     if (RunsGrouped(t)) {
       GroupedParams grouped = GroupedOf(t);
       grouped.workspace = scratch_.grouped;
-      if (p_.add) grouped.out = scratch_.delta;
       grouped.workspace_bytes = GroupedBytes(sizes);
       if (phases_.gate_up) GroupedHidden(context_, grouped);
       if (phases_.down) GroupedOutput(context_, grouped);
-      if (p_.add) Add(context_, {.x = out(), .delta = grouped.out, .t = t_, .d = p_.d});
       return;
     }
     if (phases_.gate_up) RunGateUp();
@@ -367,11 +363,13 @@ class MoeRun {
   void Sum() const {
     SumRows(context_, {.lists = scratch_.lists,
                        .y = scratch_.y,
+                       .y_stride = p_.d,
                        .top_k = p_.routing.top_k,
                        .t = t_,
                        .d = p_.d,
                        .out = out(),
                        .out_f32 = out_f32(),
+                       .out_stride = p_.d,
                        .add = p_.add});
   }
 
@@ -499,6 +497,7 @@ class MoeRun {
             .down = prepared_.down(),
             .out = out(),
             .out_f32 = out_f32(),
+            .add = p_.add,
             .h = scratch_.h,
             .h_stride = h_stride_};
   }

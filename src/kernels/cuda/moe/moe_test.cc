@@ -110,6 +110,8 @@ TEST(CudaMoe, ManyTokensHaveTheBitsOfFew) {
       {WeightFormat::kNvfp4, 512, 192, 0, 700, 8, 2},
       {WeightFormat::kNvfp4, 1024, 160, 96, 400, 6, 3},
       {WeightFormat::kMxfp4, 576, 288, 0, 300, 4, 2, ActivationKind::kClampedSilu, true},
+      {WeightFormat::kNvfp4, 512, 192, 0, 256, 8, 2},
+      {WeightFormat::kMxfp4, 576, 288, 0, 240, 8, 2, ActivationKind::kClampedSilu, true},
       {WeightFormat::kBf16, 320, 100, 260, 130, 3, 2},
       {WeightFormat::kNvfp4, 256, 128, 0, 200, 2, 1, ActivationKind::kSquaredRelu},
       {.format = WeightFormat::kInt4,

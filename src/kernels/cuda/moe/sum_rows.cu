@@ -11,7 +11,7 @@ constexpr int kThreads = 128;
 constexpr int kColumns = 4;  // of a thread
 constexpr int kAtOnce = 4;   // places whose rows are read together
 
-// One column for each thread where D is no multiple of four.
+// One column for each thread where columns do not come in fours.
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads) SumRowsKernel(const __grid_constant__ SumRowsParams p) {
   ptx::WaitForPredecessor();
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads) SumRowsKernel(const __grid_constant_
       const Place place = places[at];
       there[i] = first + i < count && place.row >= 0;
       weight[i] = place.weight;
-      const float* const from = p.y + (there[i] ? place.row * p.d : 0) + column;
+      const float* const from = p.y + (there[i] ? place.row * p.y_stride : 0) + column;
       if constexpr (kWidth == 4) {
         const float4 values = *reinterpret_cast<const float4*>(from);
         y[i][0] = values.x, y[i][1] = values.y, y[i][2] = values.z, y[i][3] = values.w;
@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(kThreads) SumRowsKernel(const __grid_constant_
 #pragma unroll
   for (int c = 0; c < kWidth; ++c) {
     if (p.out_f32 != nullptr) {
-      p.out_f32[token * p.d + column + c] = sum[c];
+      p.out_f32[token * p.out_stride + column + c] = sum[c];
     } else {
-      uint16_t* const out = p.out + token * p.d + column + c;
+      uint16_t* const out = p.out + token * p.out_stride + column + c;
       const float y = p.add ? ptx::FirstBf16(*out) + ptx::RoundBf16(sum[c]) : sum[c];
       *out = static_cast<uint16_t>(ptx::PackBf16(y, 0.0f));
     }
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) SumRowsKernel(const __grid_constant_
 }  // namespace
 
 void SumRows(const OpContext& context, const SumRowsParams& p) {
-  const bool wide = p.d % kColumns == 0;
+  const bool wide = p.d % kColumns == 0 && p.y_stride % kColumns == 0;
   const int64_t threads = wide ? p.d / kColumns : p.d;
   const dim3 grid(static_cast<unsigned>((threads + kThreads - 1) / kThreads),
                   static_cast<unsigned>(p.t));

@@ -95,6 +95,51 @@ __device__ __forceinline__ void StoreF32(const TileOutput& out, const float (&to
   }
 }
 
+// Or by way of `staging`, in two halves, which take as many bytes as BF16: (kN / 2 tokens, 64
+// rows). Pairs of tokens have their rows 8 apart, so that no access meets itself in a bank.
+template <int kN>
+__device__ __forceinline__ void StoreStagedF32(const TileOutput& out, const float (&total)[kN / 2],
+                                               const TileEnd& tile, std::byte* staging,
+                                               int barrier) {
+  constexpr int kHalf = kN / 2;
+  const int thread = threadIdx.x % kWarpgroupThreads;
+  const int lane = thread % 32;
+  const int row = thread / 32 * kTileRows + lane / 4;
+  const int chunk = thread % 16;
+  const int n = tile.place.first_row + 4 * chunk;
+  const bool whole =
+      out.stride % 4 == 0 && reinterpret_cast<uintptr_t>(out.y_f32) % 16 == 0 && n + 4 <= out.n;
+  auto* const staged = reinterpret_cast<float*>(staging);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int i = 0; i < kHalf / 2; ++i) {
+      const int token = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      const int staged_row = (row + i % 4 / 2 * 8) ^ lane % 4 * 8;
+      const RowEnd& row_end = i % 4 < 2 ? tile.rows.low : tile.rows.high;
+      staged[token * kWarpgroupRows + staged_row] = row_end.Apply(total[half * (kHalf / 2) + i]);
+    }
+    ptx::SyncThreads(barrier, kWarpgroupThreads);
+    const int first = tile.place.first + half * kHalf;
+    for (int t = thread / 16; t < kHalf && first + t < tile.place.end;
+         t += kWarpgroupThreads / 16) {
+      const int staged_row = (4 * chunk) ^ t / 2 % 4 * 8;
+      const float4 values =
+          *reinterpret_cast<const float4*>(staged + t * kWarpgroupRows + staged_row);
+      float* const y = out.y_f32 + (first + t) * out.stride + n;
+      if (whole) {
+        *reinterpret_cast<float4*>(y) = values;
+      } else {
+        const float each[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (n + i < out.n) y[i] = each[i];
+      }
+    }
+    ptx::SyncThreads(barrier, kWarpgroupThreads);  // before the next values
+  }
+}
+
 // BF16 goes through shared memory, (kN tokens, 64 rows) in the swizzle of tokens.h, so that
 // neighbouring rows of W are stored together. By a warpgroup:
 template <int kN>
@@ -155,11 +200,14 @@ __device__ __forceinline__ void StoreStaged(const TileOutput& out, const TilePla
   }
 }
 
-// All of it by the warpgroup itself.
-template <int kN>
+// All of it by the warpgroup itself. kStagesF32: where FP32 is what is stored most.
+template <int kN, bool kStagesF32 = false>
 __device__ __forceinline__ void Store(const TileOutput& out, const float (&total)[kN / 2],
                                       const TileEnd& tile, std::byte* staging, int barrier) {
-  if (out.y_f32 != nullptr) return StoreF32<kN>(out, total, tile);
+  if (out.y_f32 != nullptr) {
+    if constexpr (kStagesF32) return StoreStagedF32<kN>(out, total, tile, staging, barrier);
+    return StoreF32<kN>(out, total, tile);
+  }
   Stage<kN>(total, tile, staging);
   ptx::SyncThreads(barrier, kWarpgroupThreads);
   StoreStaged<kN, kWarpgroupThreads>(out, tile.place, staging);

@@ -74,6 +74,9 @@ struct GatherProducer {
     const int row = threadIdx.x % kWarpgroupThreads / 8;
     const int chunk = threadIdx.x % 8;
     const int x_tiles = problem.like().x_tiles;
+    // From the thread's first row on. Past them stays what is there: MMAs keep tokens apart, and
+    // copies of one row in all of their places would wait for one another in L2.
+    const int rows = work.tokens - row;
     uint32_t offsets[kRowsOfThread];  // in 16 bytes
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
@@ -90,9 +93,11 @@ struct GatherProducer {
         if (tile + u < k_tiles) {
           const std::byte* from = problem.rows() + x_tile * (kTileColumns * 2);
 #pragma unroll
-          for (int i = 0; i < kRowsOfThread; ++i)
+          for (int i = 0; i < kRowsOfThread; ++i) {
+            if (i * kRowStep >= rows) break;
             ptx::CopyAsync16(to + stage * Shape::kStageBytes + i * (kRowStep * 128),
                              from + int64_t{offsets[i]} * 16);
+          }
           if (++x_tile == x_tiles) x_tile = 0;
         }
         ptx::CommitCopies();

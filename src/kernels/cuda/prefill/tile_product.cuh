@@ -447,7 +447,7 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const
       Stage<Shape::kN>(sums.total, end, staging);
       ptx::ArriveThreads(kStagedBarrier + warpgroup, kHandOverThreads);
     } else {
-      Store<Shape::kN>(out, sums.total, end, staging, warpgroup + 1);
+      Store<Shape::kN, Problem::kGathers>(out, sums.total, end, staging, warpgroup + 1);
     }
   }
 }

@@ -123,6 +123,21 @@ __device__ __forceinline__ void WgmmaBf16<64>(float (&d)[32], const uint32_t (&a
 }
 
 template <>
+__device__ __forceinline__ void WgmmaBf16<96>(float (&d)[48], const uint32_t (&a)[4], uint64_t b,
+                                              bool accumulate) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.ne.b32 p, %53, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
+      "{%48, %49, %50, %51}, %52, p, 1, 1, 0;}"
+      : NIBBLE_ACC16(0), NIBBLE_ACC16(16), NIBBLE_ACC16(32)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+template <>
 __device__ __forceinline__ void WgmmaBf16<128>(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
                                                bool accumulate) {
   asm volatile(
