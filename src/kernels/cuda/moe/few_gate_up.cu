@@ -16,7 +16,7 @@ namespace {
 constexpr int kStages = 2;
 // Rows of x that are in shared memory at a time.
 __host__ __device__ constexpr int StagedRows(int t) {
-  return t <= kBesideTokens ? kFewRows : 2 * kFewRows;
+  return t <= 2 * kFewRows ? kFewRows : 2 * kFewRows;
 }
 
 struct Plan {
@@ -338,7 +338,7 @@ bool FewTakes(const FewParams& p, const FewSets& sets) {
   if (p.f % kTileRows != 0 || p.shared_f % kTileRows != 0 ||
       (p.shared_f > 0 && sets.shared_gate_up.like.k_tiles != sets.gate_up.like.k_tiles))
     return false;
-  if (p.t > kBesideTokens / 2 && !FillsMultiprocessors(p.d / kTileRows)) return false;
+  if (p.t > kFewRows && !FillsMultiprocessors(p.d / kTileRows)) return false;
   Plan ignored;
   return MakePlan(p, sets, &ignored) && FewDownFits(p, sets);
 }

@@ -27,8 +27,9 @@ inline constexpr int kFewThreads = 256;
 inline constexpr int kFewWarps = kFewThreads / 32;
 // Rows of a group: what one MMA takes.
 inline constexpr int kFewRows = 8;
-// Up to so many tokens a block of each kernel shares a multiprocessor.
-inline constexpr int kBesideTokens = 16;
+// Up to so many tokens a block of each kernel shares a multiprocessor; with more, FewDown's ring
+// would be too short.
+inline constexpr int kBesideTokens = 3;
 // Handed to the kernels by value: small, as they read it from a cold cache.
 struct FewParams {
   const float* logits = nullptr;         // (T, E)
