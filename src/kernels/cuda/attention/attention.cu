@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/attention/cache_map.h"
 #include "kernels/cuda/attention/latent_attention.cuh"
 #include "kernels/cuda/attention/merge_partials.cuh"
 #include "kernels/cuda/attention/prefill_attention.cuh"
@@ -163,9 +164,15 @@ void LaunchSplit(const OpContext& context, const AttentionProblem& p, int64_t to
 template <KvFormat kFormat, int kDim>
 void LaunchPrefillOf(const OpContext& context, const AttentionProblem& p, int64_t tokens) {
   const int64_t tiles =
-      MaxTiles(tokens, p.sequences, p.heads_per_kv, PrefillShared<kDim>::kTileRows);
+      MaxTiles(tokens, p.sequences, p.heads_per_kv, PrefillShared<kFormat, kDim>::kTileRows);
+  PrefillMaps maps = {};
+  if constexpr (kFormat != KvFormat::kNvfp4) {
+    const int32_t page_size = 1 << p.page_shift;
+    maps = {CacheMap(p.k, kFormat, page_size, kDim), CacheMap(p.v, kFormat, page_size, kDim)};
+  }
   LaunchPdl(PrefillAttentionKernel<kFormat, kDim>, dim3(static_cast<uint32_t>(tiles * p.kv_heads)),
-            dim3(kPrefillThreads), sizeof(PrefillShared<kDim>) + 1024, StreamOf(context), p);
+            dim3(kPrefillThreads), sizeof(PrefillShared<kFormat, kDim>) + 1024, StreamOf(context),
+            p, maps);
 }
 
 // Whether this GPU has a prefill kernel for the head dimension.

@@ -76,12 +76,13 @@ __device__ __forceinline__ float TreeSum(const float (&x)[kCount]) {
 // BF16 of two weights as values of the format want them, the first in the low half.
 template <bool kFp8>
 __device__ __forceinline__ uint32_t PackWeights(float p0, float p1) {
-  if (kFp8) {
-    p0 *= kWeightScaleFp8;
-    p1 *= kWeightScaleFp8;
-  }
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(p1), "f"(p0));
+  if (kFp8) {  // exact: a weight is 0 or at least 2^-126
+    constexpr uint32_t kMinusZeros = 0x80008000;
+    const uint32_t scales = (__float_as_uint(kWeightScaleFp8) >> 16) * 0x10001;
+    asm("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(pair) : "r"(scales), "r"(kMinusZeros));
+  }
   return pair;
 }
 

@@ -7,14 +7,18 @@
 // both leaves. What CTAs find of their units, blocks or groups of keys, they leave in memory for
 // merge_partials.cuh; where units are groups, a CTA merges its blocks there.
 //
-// The order of sums is attention_order.cuh's. Shared memory holds a leaf as prefill_producer.cuh
+// The order of sums is attention_order.cuh's. Shared memory holds a leaf as prefill_shared.cuh
 // does.
 #pragma once
 
 #include <utility>
 
+#include "kernels/cuda/attention/attention_problem.cuh"
 #include "kernels/cuda/attention/leaf_softmax.cuh"
-#include "kernels/cuda/attention/prefill_producer.cuh"
+#include "kernels/cuda/attention/nvfp4_block.cuh"
+#include "kernels/cuda/attention/prefill_shared.cuh"
+#include "kernels/cuda/ptx/copy_parts.cuh"
+#include "kernels/cuda/ptx/mbarrier.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 
 namespace nibble::kernels::cuda {

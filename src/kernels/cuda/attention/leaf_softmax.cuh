@@ -46,14 +46,28 @@ struct LeafSoftmax {
   __device__ __forceinline__ void FindLargest(float (&s)[32], float (&scaled)[2], int leaf) const {
     const int first = leaf * kLeafKeys;
     if (first < seen_by_all.first || first + kLeafKeys - 1 > seen_by_all.last) Mask(s, first);
+    float largest[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float largest = fmaxf(s[2 * r], s[2 * r + 1]);
+      float pairs[8];
 #pragma unroll
-      for (int j = 1; j < 8; ++j)
-        largest = fmaxf(largest, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
-      scaled[r] = QuadMax(largest) * p.score_scale;
+      for (int j = 0; j < 8; ++j) pairs[j] = fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]);
+#pragma unroll
+      for (int n = 4; n > 0; n /= 2)
+#pragma unroll
+        for (int i = 0; i < n; ++i) pairs[i] = fmaxf(pairs[2 * i], pairs[2 * i + 1]);
+      largest[r] = pairs[0];
     }
+    // Both rows side by side: these steps wait for one another.
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2) {
+      const float others[2] = {__shfl_xor_sync(0xffffffff, largest[0], distance),
+                               __shfl_xor_sync(0xffffffff, largest[1], distance)};
+#pragma unroll
+      for (int r = 0; r < 2; ++r) largest[r] = fmaxf(largest[r], others[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) scaled[r] = largest[r] * p.score_scale;
   }
 
   // m moves on; the factor of what was summed before.
@@ -80,6 +94,39 @@ struct LeafSoftmax {
       }
       sums[r] = TreeSum(pairs);
     }
+  }
+
+  // All of it with the weights in FP32, where the scores were; Pack makes A of P V of them.
+  __device__ __forceinline__ void WeighInPlace(float (&s)[32], float (&m)[2], float (&l)[2],
+                                               float (&rescale)[2], int leaf) const {
+    float largest[2], reference[2];
+    FindLargest(s, largest, leaf);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      rescale[r] = Grow(m[r], largest[r]);
+      reference[r] = Reference(m[r]);
+    }
+    asm volatile("" : "+f"(reference[0]), "+f"(reference[1]));  // both before any weight
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float pairs[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        float* const two = s + 4 * j + 2 * r;
+        two[0] = Exp2(__fmaf_rn(two[0], p.score_scale, -reference[r]));
+        two[1] = Exp2(__fmaf_rn(two[1], p.score_scale, -reference[r]));
+        pairs[j] = two[0] + two[1];
+      }
+      l[r] = __fmaf_rn(l[r], rescale[r], TreeSum(pairs));
+    }
+  }
+
+  __device__ __forceinline__ static void Pack(const float (&s)[32], uint32_t (&weights)[4][4]) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        weights[j / 2][j % 2 * 2 + r] = PackWeights<kFp8>(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]);
   }
 
  private:

@@ -1,15 +1,18 @@
 // The prefill kernel of Hopper: a CTA takes a tile of query rows and all of the tile's keys.
 //
-// Warpgroup 0 copies leaves of keys and values into a ring of shared memory; two warpgroups do the
-// rest by wgmma. Of a leaf: softmax of its scores in registers, then P V and the scores of the next
-// leaf run one after another on the tensor cores, while the other warpgroup is at its softmax: they
-// take turns. Up to a head dimension of 128 each has 64 of 128 rows; beyond, where o and the
-// group's o would not fit, the same 64 rows and half of the values' dimensions each. The order of
-// sums is attention_order.cuh's, the bits are the split kernel's.
+// Warpgroup 0 brings leaves of keys and values into a ring of shared memory; two warpgroups do the
+// rest by wgmma. The scores of the next leaf and P V are queued together, and the softmax of the
+// next leaf runs while P V does, and while the other warpgroup multiplies. Up to a head dimension
+// of 128 each has 64 of 128 rows; beyond, where o and the group's o would not fit, the same 64 rows
+// and half of the values' dimensions each. The order of sums is attention_order.cuh's, the bits are
+// the split kernel's.
 #pragma once
 
 #include "kernels/cuda/attention/leaf_softmax.cuh"
-#include "kernels/cuda/attention/prefill_producer.cuh"
+#include "kernels/cuda/attention/nvfp4_producer.cuh"
+#include "kernels/cuda/attention/prefill_shared.cuh"
+#include "kernels/cuda/attention/tensor_producer.cuh"
+#include "kernels/cuda/ptx/mbarrier.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 
 namespace nibble::kernels::cuda {
@@ -21,7 +24,7 @@ inline constexpr int kPrefillThreads = 384;
 // A warpgroup with 64 rows; a thread has rows g and g + 8 of its warp's 16.
 template <KvFormat kFormat, int kDim>
 struct PrefillConsumer {
-  using Shared = PrefillShared<kDim>;
+  using Shared = PrefillShared<kFormat, kDim>;
   static constexpr bool kFp8 = kFormat == KvFormat::kFp8;
   static constexpr int kDimAtoms = kDim / 16;
   static constexpr int kOutputs = Shared::kValueDims / 2;
@@ -127,11 +130,11 @@ struct PrefillConsumer {
 
   // ---- The run over all leaves ----
 
-  // Until the leaf is there, for wgmma. The fence stands here, as at the producer it would wait for
-  // the copies of later leaves.
+  // Until the leaf is there, for wgmma. The fence of NVFP4, whose codes are widened by ordinary
+  // stores, stands here, as at the producer it would wait for the copies of later leaves.
   __device__ __forceinline__ void WaitForLeaf(const RingCursor<Shared::kSlots>& at) const {
     ptx::BarrierWait(&shared.filled[at.slot], at.parity);
-    ptx::FenceAsyncProxy();
+    if constexpr (kFormat == KvFormat::kNvfp4) ptx::FenceAsyncProxy();
   }
 
   __device__ __forceinline__ void Free(int slot) const {
@@ -142,8 +145,11 @@ struct PrefillConsumer {
   __device__ __forceinline__ void Run(int first_leaf, int last_leaf) {
     uint32_t queries[kQueryAtoms][4];
     LoadQueries(queries);
+    float total_of_thread[kOutputs];
+    float* total = total_of_thread;
+    asm volatile("" : "+l"(total));  // in local memory, as it is touched once in 4,096 keys
     float o[kOutputs], group_o[kOutputs], s[32];
-    float m[2], l[2], group_m[2], group_l[2], total_m[2], total_l[2];
+    float m[2], l[2], group_m[2], group_l[2], total_m[2], total_l[2], rescale[2];
     Clear(m, l);
     Clear(group_m, group_l);
     Clear(total_m, total_l);
@@ -154,8 +160,8 @@ struct PrefillConsumer {
     const int first_group = first_leaf / kLeavesPerGroup;
 
     RingCursor<Shared::kSlots> at;
-    WaitForLeaf(at);
     if (warpgroup == 1) PassTurn();  // the first is the other's
+    WaitForLeaf(at);
     WaitForTurn();
     ptx::WgmmaFence();
     StartScores(s, queries, at.slot);
@@ -165,57 +171,65 @@ struct PrefillConsumer {
     ptx::WgmmaPin(s);
     Free(at.slot);
     at.Advance();
+    softmax.WeighInPlace(s, m, l, rescale, first_leaf);
     bool block_begins = true;
-    for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
+    // P V of the leaf and, unless it is the last, the weights of the next one.
+    const auto step = [&]<bool kLast>(int leaf) {
       uint32_t weights[4][4];
-      float rescale[2];
-      softmax(s, weights, m, l, rescale, leaf);
-      if (!block_begins) {
-#pragma unroll
-        for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
-      }
-      const int values_slot = at.slot;
-      WaitForLeaf(at);
+      softmax.Pack(s, weights);
+      const RingCursor<Shared::kSlots> values = at;
       at.Advance();
-      WaitForTurn();
-      ptx::WgmmaPin(o);
-      ptx::WgmmaFence();
-      StartValues(o, weights, values_slot, !block_begins);
-      ptx::WgmmaCommit();
       const int keys_slot = at.slot;
-      const bool more = leaf < last_leaf;
-      if (more) {
-        WaitForLeaf(at);
-        at.Advance();
-        ptx::WgmmaPin(s);
-        ptx::WgmmaFence();
+      WaitForLeaf(values);
+      if constexpr (!kLast) WaitForLeaf(at);
+      WaitForTurn();
+      ptx::WgmmaPin(s);
+      ptx::WgmmaPin(o);
+      ptx::WgmmaPin(weights);
+      ptx::WgmmaFence();
+      if constexpr (!kLast) {
         StartScores(s, queries, keys_slot);
         ptx::WgmmaCommit();
-        PassTurn();
-        ptx::WgmmaWait<1>();
-      } else {
-        PassTurn();
-        ptx::WgmmaWait<0>();
+        at.Advance();
       }
-      ptx::WgmmaPin(o);
-      Free(values_slot);
+      StartValues(o, weights, values.slot, !block_begins);
+      ptx::WgmmaCommit();
+      PassTurn();
 
-      block_begins = (leaf + 1) % kLeavesPerBlock == 0 || !more;
-      if (block_begins) {
+      block_begins = kLast || (leaf + 1) % kLeavesPerBlock == 0;
+      const float block_m[2] = {m[0], m[1]};
+      const float block_l[2] = {l[0], l[1]};
+      if (block_begins) Clear(m, l);
+      if constexpr (!kLast) {
+        ptx::WgmmaWait<1>();
+        ptx::WgmmaPin(s);
+        Free(keys_slot);
+        softmax.WeighInPlace(s, m, l, rescale, leaf + 1);
+      }
+      // Waited for in both branches: in front of them the compiler would wait before the weights.
+      const auto finish_values = [&] {
+        ptx::WgmmaWait<0>();
+        ptx::WgmmaPin(o);
+        ptx::WgmmaPin(weights);
+        Free(values.slot);
+      };
+      if (!block_begins) {
+        finish_values();
 #pragma unroll
-        for (int r = 0; r < 2; ++r) l[r] = QuadSum(l[r]);
-        MergeInto(group_o, group_m, group_l, o, m, l);
-        Clear(m, l);
+        for (int i = 0; i < kOutputs; ++i) o[i] *= rescale[i / 2 % 2];
+      } else {
+        finish_values();
+        const float sums[2] = {QuadSum(block_l[0]), QuadSum(block_l[1])};
+        MergeInto(group_o, group_m, group_l, o, block_m, sums);
+        if (kLast || (leaf + 1) % kLeavesPerGroup == 0) {
+          MergeIntoTotal(group_o, group_m, group_l, total, total_m, total_l,
+                         leaf / kLeavesPerGroup == first_group, kLast);
+          Clear(group_m, group_l);
+        }
       }
-      if ((leaf + 1) % kLeavesPerGroup == 0 || !more) {
-        MergeIntoTotal(group_o, group_m, group_l, total_m, total_l,
-                       leaf / kLeavesPerGroup == first_group, !more);
-        Clear(group_m, group_l);
-      }
-      ptx::WgmmaWait<0>();
-      ptx::WgmmaPin(s);
-      if (more) Free(keys_slot);
-    }
+    };
+    for (int leaf = first_leaf; leaf < last_leaf; ++leaf) step.template operator()<false>(leaf);
+    step.template operator()<true>(last_leaf);
     WriteOutput(group_o, total_m, total_l);
   }
 
@@ -243,12 +257,11 @@ struct PrefillConsumer {
     }
   }
 
-  // The total lies in shared memory, as it is touched once in 4,096 keys; in the end in `o`.
+  // In the end the total is in `o`.
   __device__ __forceinline__ void MergeIntoTotal(float (&o)[kOutputs], const float (&m)[2],
-                                                 const float (&l)[2], float (&total_m)[2],
-                                                 float (&total_l)[2], bool first, bool last) const {
-    float(&total)[kOutputs][128] = shared.total[warpgroup];
-    const int thread = threadIdx.x % 128;
+                                                 const float (&l)[2], float* total,
+                                                 float (&total_m)[2], float (&total_l)[2],
+                                                 bool first, bool last) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const MergeFactors factors = Merge(total_m[r], m[r]);
@@ -257,9 +270,9 @@ struct PrefillConsumer {
       for (int i = 2 * r; i < kOutputs; i += 4) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const float old = first ? 0.0f : total[i + e][thread];
+          const float old = first ? 0.0f : total[i + e];
           const float merged = Merged(old, o[i + e], factors);
-          if (!last) total[i + e][thread] = merged;
+          if (!last) total[i + e] = merged;
           o[i + e] = last ? merged : 0.0f;
         }
       }
@@ -300,9 +313,10 @@ struct PrefillConsumer {
 
 template <KvFormat kFormat, int kDim>
 __global__ void __launch_bounds__(kPrefillThreads, 1)
-    PrefillAttentionKernel(const __grid_constant__ AttentionProblem p) {
+    PrefillAttentionKernel(const __grid_constant__ AttentionProblem p,
+                           const __grid_constant__ PrefillMaps maps) {
 #ifdef NIBBLE_HAVE_WGMMA
-  using Shared = PrefillShared<kDim>;
+  using Shared = PrefillShared<kFormat, kDim>;
   extern __shared__ uint8_t raw[];
   const uint32_t misaligned = ptx::SharedAddress(raw) % 1024;
   Shared& shared = *reinterpret_cast<Shared*>(raw + (1024 - misaligned) % 1024);
@@ -314,9 +328,15 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const AttentionTile tile = FindTile(p, Shared::kTileRows, slot);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Shared::kSlots; ++i) {
-      ptx::BarrierInit(&shared.filled[i], 128);
+      ptx::BarrierInit(&shared.filled[i], Shared::kArrivals);
       ptx::BarrierInit(&shared.freed[i], 8);
     }
+    for (int i = 0; i < Shared::kStageBarriers; ++i) {
+      ptx::BarrierInit(&shared.stage_filled[i], 4);
+      ptx::BarrierInit(&shared.stage_freed[i], 4);
+    }
+    ptx::BarrierInit(&shared.edge, 4);
+    ptx::FenceBarrierInit();
   }
   __syncthreads();
   ptx::WaitForPredecessor();
@@ -327,8 +347,14 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
     ptx::GiveRegisters<Shared::kProducerRegisters>();
-    const PrefillProducer<kFormat, kDim> producer = {p, shared, tile, kv_head, keys};
-    producer.Run(first_leaf, last_leaf);
+    const LeafBoxes<Shared::kFp8 ? kDim : 128> boxes(p, tile, kv_head, keys);
+    if constexpr (Shared::kNvfp4) {
+      Nvfp4Producer<kDim>{p, shared, tile, kv_head, keys}.Run(first_leaf, last_leaf);
+    } else if constexpr (Shared::kFp8) {
+      Fp8Producer<kDim>{shared, maps, boxes}.Run(first_leaf, last_leaf);
+    } else {
+      Bf16Producer<kDim>{shared, maps, boxes}.Run(first_leaf, last_leaf);
+    }
   } else {
     ptx::TakeRegisters<Shared::kConsumerRegisters>();
     PrefillConsumer<kFormat, kDim> consumer(p, shared, tile, kv_head, warpgroup - 1);

@@ -1,75 +1,21 @@
-// The prefill kernel's producer: shared memory of a CTA, and the warpgroup that fills its ring with
-// leaves of keys and values in BF16, whatever the format of the cache.
-//
-// Shared memory holds a leaf as tiles of 64 dimensions: 64 rows (keys) of 128 bytes in the 128-byte
-// swizzle, which wgmma reads as B for the scores and, transposed, for the values.
+// The producer of an NVFP4 cache for the prefill kernel.
 #pragma once
 
 #include "kernels/cuda/attention/attention_problem.cuh"
 #include "kernels/cuda/attention/nvfp4_block.cuh"
+#include "kernels/cuda/attention/prefill_shared.cuh"
 #include "kernels/cuda/ptx/copy_parts.cuh"
 #include "kernels/cuda/ptx/mbarrier.cuh"
-#include "kernels/cuda/ptx/wgmma.cuh"
-#include "kernels/ops.h"
 
 namespace nibble::kernels::cuda {
 
-template <int kDim>
-struct PrefillShared {
-  static constexpr bool kShareRows = kDim > 128;  // and split the values' dimensions
-  static constexpr int kTileRows = kShareRows ? 64 : 128;
-  static constexpr int kValueDims = kShareRows ? kDim / 2 : kDim;  // of a warpgroup
-  static constexpr int kSlots = kShareRows ? 4 : 8;                // each a leaf of keys or values
-  // Two parts consumers and one part producers share 3 * 168, what threads start with.
-  static constexpr int kProducerRegisters = kShareRows ? 56 : 40;
-  static constexpr int kConsumerRegisters = kShareRows ? 224 : 232;
-  static_assert(2 * kConsumerRegisters + kProducerRegisters == 3 * 168);
-  static constexpr int kLeafBytes = kLeafKeys * kDim * 2;
-  static constexpr int kPieceBytes = kLeafKeys * 128;  // 64 dimensions of a leaf
-
-  // Codes of FP8 or NVFP4 on their way into the ring, if there is room: a place has those of the
-  // keys or the values of a leaf.
-  static constexpr int kStages = kShareRows ? 0 : 3;
-  static constexpr int kStageBytes = kLeafKeys * kDim;
-
-  uint8_t ring[kSlots][kLeafBytes];
-  uint8_t queries[kShareRows ? kLeafBytes : 16];  // as a leaf; else they are in registers
-  float total[2][kValueDims / 2][128];            // o of finished groups, of each thread
-  uint8_t stages[kStages > 0 ? kStages* kStageBytes : 16];
-  uint64_t filled[kSlots];
-  uint64_t freed[kSlots];
-};
-
-// 16-byte chunk `chunk` of row `row` of a leaf of BF16.
-__device__ __forceinline__ uint8_t* LeafChunk(uint8_t* leaf, int row, int chunk) {
-  return leaf + chunk / 8 * (kLeafKeys * 128) + row * 128 + ((chunk % 8) ^ (row % 8)) * 16;
-}
-
 #ifdef NIBBLE_HAVE_WGMMA
 
-// A place in the ring and the parity of its phase.
-template <int kSlots>
-struct RingCursor {
-  int slot = 0;
-  int parity = 0;
-
-  __device__ __forceinline__ void Advance() {
-    if (++slot == kSlots) {
-      slot = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// Warpgroup 0. Thread t copies piece t mod kPieces of every kRowsPerPass-th row.
-template <KvFormat kFormat, int kDim>
-struct PrefillProducer {
-  using Shared = PrefillShared<kDim>;
-  static constexpr bool kNvfp4 = kFormat == KvFormat::kNvfp4;
-  static constexpr int kRowBytes =  // of codes
-      kFormat == KvFormat::kBf16 ? 2 * kDim
-      : kNvfp4                   ? kDim / 2
-                                 : kDim;
+// Thread t copies piece t mod kPieces of every kRowsPerPass-th row and widens it to BF16.
+template <int kDim>
+struct Nvfp4Producer {
+  using Shared = PrefillShared<KvFormat::kNvfp4, kDim>;
+  static constexpr int kRowBytes = kDim / 2;  // of codes
   static constexpr int kPieces = kRowBytes / 16;
   static constexpr int kRowsPerPass = 128 / kPieces;
   static constexpr int kPasses = kLeafKeys / kRowsPerPass;
@@ -107,67 +53,25 @@ struct PrefillProducer {
     return page;
   }
 
-  __device__ __forceinline__ const uint8_t* RowOf(const uint8_t* cache, const Pages& pages,
-                                                  int leaf, int pass) const {
-    const int key = leaf * kLeafKeys + RowOfPass(pass);
-    const int64_t at = ((int64_t{PageOfPass(pages, pass)} * p.kv_heads + kv_head) << p.page_shift) +
-                       (key & ((1 << p.page_shift) - 1));
-    return cache + at * kRowBytes;
-  }
-
   __device__ __forceinline__ bool IsSeen(int key) const {
     return key >= keys.first && key <= keys.last;
   }
 
   __device__ __forceinline__ void Run(int first_leaf, int last_leaf) const {
-    if constexpr (kFormat == KvFormat::kBf16) {
-      RunBf16(first_leaf, last_leaf);
-    } else if constexpr (Shared::kStages > 0) {
+    if constexpr (Shared::kStages > 0) {
       RunStaged(first_leaf, last_leaf);
     } else {
       RunThroughRegisters(first_leaf, last_leaf);
     }
   }
 
-  __device__ __forceinline__ void RunBf16(int first_leaf, int last_leaf) const {
-    RingCursor<Shared::kSlots> to;
-    for (int leaf = first_leaf; leaf <= last_leaf; ++leaf) {
-      const Pages pages = PagesOf(leaf);
-      for (int kind = 0; kind < 2; ++kind) {
-        ptx::BarrierWait(&shared.freed[to.slot], to.parity ^ 1);
-        CopyLeaf(shared.ring[to.slot], kind == 0 ? p.k : p.v, pages, leaf);
-        ptx::BarrierArriveAfterCopies(&shared.filled[to.slot]);
-        to.Advance();
-      }
-    }
-    ptx::WaitForCopies<0>();
-  }
-
-  __device__ __forceinline__ void CopyLeaf(uint8_t* to, const uint8_t* cache, const Pages& pages,
-                                           int leaf) const {
-    const int piece = threadIdx.x % kPieces;
-    const bool all_seen = IsSeen(leaf * kLeafKeys) && IsSeen(leaf * kLeafKeys + kLeafKeys - 1);
-#pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const uint8_t* from = RowOf(cache, pages, leaf, pass) + piece * 16;
-      uint8_t* chunk = LeafChunk(to, RowOfPass(pass), piece);
-      if (all_seen) {
-        ptx::CopyAsync16(chunk, from);
-      } else {
-        ptx::CopyAsync16OrZero(chunk, from, IsSeen(leaf * kLeafKeys + RowOfPass(pass)));
-      }
-    }
-  }
-
-  // ---- Codes that become BF16 ----
-
-  // A piece of 16 bytes of codes; of NVFP4 with the scales of its two blocks.
+  // A piece of 16 bytes of codes, with the scales of its two blocks.
   struct Codes {
     uint4 piece;
     uint32_t scales;
   };
 
-  // Where the thread's piece of a pass and, of NVFP4, the four scales that hold its two lie.
+  // Where the thread's piece of a pass and the four scales that hold its two lie.
   struct Place {
     const uint8_t* piece;
     const uint8_t* scales;
@@ -177,37 +81,26 @@ struct PrefillProducer {
   __device__ __forceinline__ Place PlaceOf(const uint8_t* cache, const Pages& pages, int leaf,
                                            int pass) const {
     const int piece = threadIdx.x % kPieces;
-    if constexpr (kNvfp4) {
-      const uint8_t* page =
-          cache + ((int64_t{PageOfPass(pages, pass)} * p.kv_heads + kv_head) << p.page_shift) *
-                      (kRowBytes + kScales);
-      const int row = (leaf * kLeafKeys + RowOfPass(pass)) & ((1 << p.page_shift) - 1);
-      return {page + row * kRowBytes + piece * 16,
-              page + (kRowBytes << p.page_shift) + row * kScales + piece / 2 * 4};
-    } else {
-      return {RowOf(cache, pages, leaf, pass) + piece * 16, nullptr};
-    }
+    const uint8_t* page =
+        cache + ((int64_t{PageOfPass(pages, pass)} * p.kv_heads + kv_head) << p.page_shift) *
+                    (kRowBytes + kScales);
+    const int row = (leaf * kLeafKeys + RowOfPass(pass)) & ((1 << p.page_shift) - 1);
+    return {page + row * kRowBytes + piece * 16,
+            page + (kRowBytes << p.page_shift) + row * kScales + piece / 2 * 4};
   }
 
-  // Of FP8 a piece is an atom of 16 dimensions, stored in the order of E4M3Slot, of NVFP4 two, in
-  // the order of Nvfp4Slot. c.scales: as they lie in memory.
+  // In the order of Nvfp4Slot. c.scales: as they lie in memory.
   __device__ __forceinline__ static void StoreWidened(uint8_t* to, int row, const Codes& c) {
     const int piece = threadIdx.x % kPieces;
     const auto chunk = [&](int i) { return reinterpret_cast<uint4*>(LeafChunk(to, row, i)); };
     const uint4 x = c.piece;
-    if constexpr (kNvfp4) {
-      const uint32_t scales =
-          Nvfp4Scales(__byte_perm(c.scales, 0, piece % 2 == 0 ? 0x1404 : 0x3424));
+    const uint32_t scales = Nvfp4Scales(__byte_perm(c.scales, 0, piece % 2 == 0 ? 0x1404 : 0x3424));
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        uint4 widened[2];
-        WidenNvfp4Block(i == 0 ? uint2{x.x, x.y} : uint2{x.z, x.w}, scales, i, widened);
-        *chunk(piece * 4 + i * 2) = widened[0];
-        *chunk(piece * 4 + i * 2 + 1) = widened[1];
-      }
-    } else {
-      *chunk(piece * 2) = {E4M3Even(x.x), E4M3Even(x.y), E4M3Even(x.z), E4M3Even(x.w)};
-      *chunk(piece * 2 + 1) = {E4M3Odd(x.x), E4M3Odd(x.y), E4M3Odd(x.z), E4M3Odd(x.w)};
+    for (int i = 0; i < 2; ++i) {
+      uint4 widened[2];
+      WidenNvfp4Block(i == 0 ? uint2{x.x, x.y} : uint2{x.z, x.w}, scales, i, widened);
+      *chunk(piece * 4 + i * 2) = widened[0];
+      *chunk(piece * 4 + i * 2 + 1) = widened[1];
     }
   }
 
@@ -236,8 +129,8 @@ struct PrefillProducer {
       const uint8_t* from = StageOf(unit);
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
-        Codes codes = {*reinterpret_cast<const uint4*>(PieceIn(from, pass)), 0};
-        if (kNvfp4) codes.scales = *reinterpret_cast<const uint32_t*>(ScalesIn(from, pass));
+        const Codes codes = {*reinterpret_cast<const uint4*>(PieceIn(from, pass)),
+                             *reinterpret_cast<const uint32_t*>(ScalesIn(from, pass))};
         StoreWidened(shared.ring[to.slot], RowOfPass(pass), codes);
       }
       ptx::BarrierArrive(&shared.filled[to.slot]);
@@ -246,7 +139,7 @@ struct PrefillProducer {
     }
   }
   __device__ __forceinline__ uint8_t* StageOf(int unit) const {
-    return shared.stages + unit % Shared::kStages * Shared::kStageBytes;
+    return shared.stages[unit % Shared::kStages];
   }
   // What this thread has of a stage: pieces of all passes, then their scales.
   template <typename Byte>
@@ -257,8 +150,7 @@ struct PrefillProducer {
   __device__ __forceinline__ static Byte* ScalesIn(Byte* stage, int pass) {
     return stage + kPasses * 128 * 16 + (pass * 128 + threadIdx.x) * 4;
   }
-  static_assert(Shared::kStages == 0 || kFormat == KvFormat::kBf16 ||
-                kPasses * 128 * (kNvfp4 ? 20 : 16) <= Shared::kStageBytes);
+  static_assert(Shared::kStages == 0 || kPasses * 128 * 20 <= Shared::kStageBytes);
 
   __device__ __forceinline__ void CopyCodes(uint8_t* stage, const uint8_t* cache,
                                             const Pages& pages, int leaf) const {
@@ -267,14 +159,13 @@ struct PrefillProducer {
       const Place from = PlaceOf(cache, pages, leaf, pass);
       ptx::CopyAsync16OrZero(PieceIn(stage, pass), from.piece,
                              IsSeen(leaf * kLeafKeys + RowOfPass(pass)));
-      if (kNvfp4) ptx::CopyAsync4(ScalesIn(stage, pass), from.scales);
+      ptx::CopyAsync4(ScalesIn(stage, pass), from.scales);
     }
   }
 
   // Without room for that they go through registers, a batch of rows at a time; the next batch is
   // loaded while the present one is widened.
-  static constexpr int kMostOfBatch = kNvfp4 ? 2 : 4;
-  static constexpr int kBatch = kPasses < kMostOfBatch ? kPasses : kMostOfBatch;
+  static constexpr int kBatch = kPasses < 2 ? kPasses : 2;
   static constexpr int kBatches = kPasses / kBatch;
   struct Batch {
     Codes of_pass[kBatch];
@@ -319,7 +210,7 @@ struct PrefillProducer {
       if (IsSeen(leaf * kLeafKeys + RowOfPass(pass))) {
         const Place from = PlaceOf(cache, pages, leaf, pass);
         codes.of_pass[i].piece = *reinterpret_cast<const uint4*>(from.piece);
-        if (kNvfp4) codes.of_pass[i].scales = *reinterpret_cast<const uint32_t*>(from.scales);
+        codes.of_pass[i].scales = *reinterpret_cast<const uint32_t*>(from.scales);
       }
     }
     return codes;
