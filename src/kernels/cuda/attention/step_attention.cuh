@@ -19,7 +19,6 @@
 #include "kernels/cuda/attention/step_output.cuh"
 #include "kernels/cuda/attention/step_rows.cuh"
 #include "kernels/cuda/ptx/cluster.cuh"
-#include "kernels/cuda/touch_params.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -370,7 +369,6 @@ __global__ void __launch_bounds__(kStepThreads, 2)
     __syncwarp();
     ptx::ArriveAtCluster();
   }
-  TouchParams(p);
   Worker w(p, shared);
   const int pair = static_cast<int>(blockIdx.x) / p.splits;
   const int split = static_cast<int>(blockIdx.x) - pair * p.splits;

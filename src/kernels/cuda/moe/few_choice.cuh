@@ -5,7 +5,6 @@
 
 #include "kernels/cuda/moe/choose.cuh"
 #include "kernels/cuda/moe/few_tokens.h"
-#include "kernels/cuda/touch_params.cuh"
 
 namespace nibble::kernels::cuda::moe {
 

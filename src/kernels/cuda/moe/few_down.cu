@@ -123,7 +123,6 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   auto* const outputs = reinterpret_cast<float*>(memory + plan.outputs_at);
   const OwnExperts own(p.down, p.routing.experts);
   ClearMasks(p, choice);
-  TouchParams(p);
   // There before the wait: few_tokens.h.
   LoadChosen<true>(p, choice);
   if (static_cast<int>(threadIdx.x) < p.t)

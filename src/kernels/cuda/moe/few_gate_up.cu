@@ -153,7 +153,6 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   auto* const staged_x = reinterpret_cast<uint16_t*>(memory + plan.x_at);
   const OwnExperts own(p.gate_up, p.routing.experts);
   ClearMasks(p, choice);
-  TouchParams(p);
   ptx::WaitForPredecessor();
   LoadChosen<false>(p, choice);
   const FewCounts counts = FindGroups<false>(p, choice, own, p.shared.gate.data);

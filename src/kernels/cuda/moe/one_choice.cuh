@@ -5,7 +5,6 @@
 
 #include "kernels/cuda/moe/choose.cuh"
 #include "kernels/cuda/moe/one_token.h"
-#include "kernels/cuda/touch_params.cuh"
 #include "kernels/even_routing.h"
 
 namespace nibble::kernels::cuda::moe {

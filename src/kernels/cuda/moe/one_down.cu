@@ -138,7 +138,6 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
   const bool has_expert = expert < p.routing.experts;
   const std::byte* const data = has_expert ? p.down[expert] : nullptr;
   if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared_data};
-  TouchParams(p);
   Cursor ahead = {0, warp};
   ahead.Settle(plan);
   Cursor now = ahead;

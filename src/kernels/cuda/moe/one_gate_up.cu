@@ -96,7 +96,6 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneGateUpKernel(const __grid_c
   const int row = threadIdx.x % kTileRows, n = output.tile * kTileRows + row;
   const bool gated = plan.units > plan.slices;
   if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared_data};
-  TouchParams(p);
   const uint32_t ring = ptx::SharedAddress(memory) + warp * kStages * kSliceBytes;
   float* const scales = reinterpret_cast<float*>(memory + plan.scales_at) + threadIdx.x;
   const float* const sums = partial + threadIdx.x / kTileRows * plan.units * kTileRows + row;
