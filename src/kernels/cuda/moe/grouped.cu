@@ -153,13 +153,20 @@ void LaunchFormat(const GroupedProblem& problem, int rows, void* stream) {
   }
 }
 
+// Whether there are tiles of 96 rows. A shared expert of another format than the routed ones takes
+// their blocks in tiles of 128.
+bool Has96Rows(TileFormat format) {
+  return format == TileFormat::kNvfp4 || format == TileFormat::kMxfp4;
+}
+
 void LaunchProduct(const GroupedProblem& problem, int rows, int block_rows, void* stream) {
   if (block_rows == 64) {
     LaunchFormat<3, 64>(problem, rows, stream);
-  } else if (block_rows == 96 && problem.weight.format == TileFormat::kNvfp4) {
-    LaunchShape<TileShape<TileFormat::kNvfp4, 3, 1, 96>>(problem, rows, stream);
-  } else if (block_rows == 96 && problem.weight.format == TileFormat::kMxfp4) {
-    LaunchShape<TileShape<TileFormat::kMxfp4, 3, 1, 96>>(problem, rows, stream);
+  } else if (block_rows == 96 && Has96Rows(problem.weight.format)) {
+    if (problem.weight.format == TileFormat::kNvfp4)
+      LaunchShape<TileShape<TileFormat::kNvfp4, 3, 1, 96>>(problem, rows, stream);
+    else
+      LaunchShape<TileShape<TileFormat::kMxfp4, 3, 1, 96>>(problem, rows, stream);
   } else {
     LaunchFormat<2, 128>(problem, rows, stream);
   }
@@ -257,9 +264,7 @@ bool EnoughRows(int64_t t, int32_t top_k, int32_t experts) {
 // empty block. Not from the counts, which are on the device; bits do not depend on it.
 int BlockRows(const GroupedParams& p) {
   const int64_t rows = p.t * p.top_k / p.expert_count;  // of an expert
-  const TileFormat format = p.gate_up.like.format;
-  const bool has_96 = format == TileFormat::kNvfp4 || format == TileFormat::kMxfp4;
-  if (!has_96) return rows <= 64 ? 64 : 128;
+  if (!Has96Rows(p.gate_up.like.format)) return rows <= 64 ? 64 : 128;
   if (rows <= 48) return 64;
   return rows > 80 && rows <= 112 ? 128 : 96;
 }
