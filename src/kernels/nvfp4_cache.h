@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 #include "numerics/bf16.h"
 #include "numerics/host_device.h"
 #include "numerics/nvfp4.h"

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "kernels/cuda/device_facts.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 12 && !defined(__CUDA_ARCH_FAMILY_SPECIFIC__)
 #error "targets 120 and 121 lack the FP4 instructions: build 120f, which runs on 12.0 and 12.1"

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/ptx/convert.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

@@ -1,7 +1,7 @@
 // What stands between the linears of a feed-forward block, and the output gate of an attention.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

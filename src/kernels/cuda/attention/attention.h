@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

@@ -16,6 +16,8 @@ namespace nibble::kernels::cuda {
 // The split kernel's tiles have 16 rows, the prefill kernel's 64 or 128.
 inline constexpr int kSplitTileRows = 16;
 
+inline constexpr int kLatentDim = 576;  // of the keys that the latent kernel takes
+
 inline constexpr int32_t kNoPrefill = 0x7fffffff;  // AttentionProblem::prefill_rows
 
 struct AttentionProblem {

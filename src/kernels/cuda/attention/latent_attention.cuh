@@ -23,7 +23,6 @@
 
 namespace nibble::kernels::cuda {
 
-inline constexpr int kLatentDim = 576;
 inline constexpr int kLatentRows = 64;
 inline constexpr int kLatentThreads = 384;
 

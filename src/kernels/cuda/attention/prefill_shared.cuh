@@ -6,7 +6,7 @@
 
 #include "kernels/cuda/attention/attention_order.cuh"
 #include "kernels/cuda/ptx/wgmma.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

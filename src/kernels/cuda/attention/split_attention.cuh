@@ -52,6 +52,23 @@ struct SplitShared {
   ValueBuffer value_buffer;
 };
 
+inline SplitShared SplitLayoutOf(const AttentionProblem& p, bool fp8, int32_t warps,
+                                 int32_t round_keys, ValueBuffer value_buffer) {
+  constexpr int32_t rows = kSplitTileRows;
+  SplitShared s = {};
+  s.value_buffer = value_buffer;
+  s.kv_pitch = SplitPitch(p.dim_atoms * (fp8 ? 16 : 32));
+  s.q_pitch = SplitPitch(p.dim_atoms * 32);
+  const int32_t buffer = round_keys * s.kv_pitch;
+  s.v = buffer;
+  s.q = value_buffer == ValueBuffer::kOverKeys ? buffer : 2 * buffer;
+  s.p = s.q + rows * s.q_pitch;
+  s.maxima = s.p + rows * SplitPitch(round_keys * 2);
+  s.sums = s.maxima + warps * rows * 4;
+  s.bytes = s.sums + warps * rows * 4 * 4;
+  return s;
+}
+
 // kNvfp4, without kFp8: of a cache in NVFP4, whose rows become BF16 in shared memory, in the order
 // of nvfp4_block.cuh.
 template <bool kFp8, int kWarps, int kRoundKeys, int kDimAtoms, bool kNvfp4>

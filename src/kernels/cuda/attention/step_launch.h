@@ -1,7 +1,7 @@
 // The decode step's kernels behind the attention op.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

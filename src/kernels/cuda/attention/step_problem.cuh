@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/attention/attention_problem.cuh"
 #include "kernels/cuda/rope/cache_write.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

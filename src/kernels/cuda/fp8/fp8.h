@@ -3,7 +3,7 @@
 // chain of MMAs from zero, these sums added in FP32, ascending.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

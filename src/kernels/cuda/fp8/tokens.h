@@ -15,7 +15,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/linear/weight_tiles.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 #include "numerics/fp8_activations.h"
 
 namespace nibble::kernels::cuda::fp8 {

@@ -7,7 +7,7 @@
 
 #include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/recurrent/step_sequence.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

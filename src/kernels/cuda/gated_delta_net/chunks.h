@@ -18,7 +18,7 @@
 #include <cstddef>
 
 #include "kernels/cuda/recurrent/causal_conv.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

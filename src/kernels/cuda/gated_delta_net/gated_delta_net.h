@@ -11,7 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

@@ -1,7 +1,7 @@
 // Rows of a matrix, chosen by index.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

@@ -3,8 +3,9 @@
 
 #include <memory>
 
+#include "base/error.h"
 #include "kernels/cuda/linear/weight.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

@@ -6,7 +6,7 @@
 
 #include "device/buffer.h"
 #include "kernels/cuda/linear/weight_tiles.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

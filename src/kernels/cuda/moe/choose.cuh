@@ -1,4 +1,4 @@
-// A token's choice of experts, by a warp. Semantics: Routing in kernels/ops.h.
+// A token's choice of experts, by a warp. Semantics: Routing in kernels/op_params.h.
 #pragma once
 
 #include <climits>
@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/reduce.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda::moe {
 

@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/moe/lists.h"
 #include "kernels/cuda/moe/prepared_experts.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda::moe {
 

@@ -8,7 +8,7 @@
 
 #include "kernels/cuda/moe/expert_linears.h"
 #include "kernels/cuda/moe/lists.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda::moe {
 

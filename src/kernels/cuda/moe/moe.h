@@ -4,7 +4,8 @@
 #include <memory>
 #include <span>
 
-#include "kernels/ops.h"
+#include "base/error.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

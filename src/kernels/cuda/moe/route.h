@@ -1,9 +1,9 @@
 // From router logits to lists: which experts every token goes to, with which weights, and per
-// expert its rows (lists.h). Semantics of the choice: Routing in kernels/ops.h.
+// expert its rows (lists.h). Semantics of the choice: Routing in kernels/op_params.h.
 #pragma once
 
 #include "kernels/cuda/moe/lists.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda::moe {
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/linear/weight_tiles.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda::moe {
 

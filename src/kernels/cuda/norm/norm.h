@@ -1,7 +1,7 @@
 // RMS norm of rows, and the additions and roundings between blocks.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

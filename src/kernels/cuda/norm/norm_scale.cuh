@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/ptx/convert.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/linear/weight_tiles.h"
 #include "kernels/cuda/prefill/tokens.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

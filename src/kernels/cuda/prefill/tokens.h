@@ -16,7 +16,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/linear/weight_tiles.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

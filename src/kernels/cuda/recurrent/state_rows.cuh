@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/ptx/async_copy.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

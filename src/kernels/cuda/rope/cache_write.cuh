@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/ptx/convert.cuh"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

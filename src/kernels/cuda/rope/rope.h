@@ -5,7 +5,7 @@
 // before the step's kernels, not by one of them.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 #include "numerics/host_device.h"
 
 namespace nibble::kernels::cuda::sampling {

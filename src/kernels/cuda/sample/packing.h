@@ -6,7 +6,7 @@
 #include <span>
 
 #include "kernels/cuda/sample/layout.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda::sampling {
 

@@ -14,7 +14,7 @@
 // Rows that just take the best token need survey and choose alone.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 

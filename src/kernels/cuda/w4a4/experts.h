@@ -1,4 +1,4 @@
-// Routed experts with both sides in NVFP4, for tokens of prompts: MoeParams.w4a4 of kernels/ops.h.
+// Routed experts with both sides in NVFP4, for tokens of prompts: MoeParams.w4a4 of op_params.h.
 //
 //   x -> rows in NVFP4, by the expert's scale -> FC1 -> gate_up (rows, 2F or F)
 //     -> activation, rows in NVFP4 -> FC2 -> y (rows, D)
@@ -10,7 +10,7 @@
 #include "kernels/cuda/linear/weight_tiles.h"
 #include "kernels/cuda/moe/lists.h"
 #include "kernels/cuda/moe/prepared_experts.h"
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda::w4a4 {
 

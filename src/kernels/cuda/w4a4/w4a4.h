@@ -2,7 +2,7 @@
 // in kernels/ops.h. A token's bits depend on that token alone: k-tiles ascend in one chain of MMAs.
 #pragma once
 
-#include "kernels/ops.h"
+#include "kernels/op_params.h"
 
 namespace nibble::kernels::cuda {
 
