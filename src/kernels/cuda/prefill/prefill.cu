@@ -36,9 +36,8 @@ double Microseconds(const ShapeCost& shape, const WeightTiles& weight, int64_t m
 }
 
 int BestShape(const WeightTiles& weight, int64_t m) {
-  const int count = static_cast<int>(std::size(kShapes)) - (HasGroups(weight.format) ? 1 : 0);
   int best = 0;
-  for (int i = 1; i < count; ++i)
+  for (int i = 1; i < PrefillShapes(weight.format); ++i)
     if (Microseconds(kShapes[i], weight, m) < Microseconds(kShapes[best], weight, m)) best = i;
   return best;
 }
@@ -87,6 +86,10 @@ int RestBandTokens(const WeightTiles& weight, int shape) {
 }  // namespace
 
 bool HasTurns(TileFormat format) { return HasWgmma(CurrentCapability()) && !HasGroups(format); }
+
+int PrefillShapes(TileFormat format) {
+  return static_cast<int>(std::size(kShapes)) - (HasGroups(format) ? 1 : 0);
+}
 
 bool HasPrefill(const WeightTiles& weight) {
   return HasWgmma(CurrentCapability()) &&

@@ -31,7 +31,9 @@ struct PrefillParams {
   int64_t m = 0;
 };
 
-// With the tokens already prepared. `shape` forces a kernel, for benchmarks; -1: the best.
+// With the tokens already prepared. `shape` in [0, PrefillShapes(format)) forces a kernel, for
+// tests and benchmarks; -1: the best.
 void LaunchPrefill(const PrefillParams& params, void* stream, int shape = -1);
+int PrefillShapes(TileFormat format);
 
 }  // namespace nibble::kernels::cuda

@@ -155,6 +155,40 @@ TEST_F(CudaPrefill, EveryPlanOfTurnsHasTheBitsOfFewTokens) {
       }
 }
 
+// Whatever tiles a product is cut into, two or three per SM, with whole slices of K and with a
+// rest.
+TEST_F(CudaPrefill, EveryShapeOfTilesHasTheBitsOfFewTokens) {
+  Runner gpu(ops());
+  constexpr int64_t kM = 700, kN = 5000;
+  uint32_t seed = 1;
+  for (const WeightFormat format : kFormats)
+    for (const BlockScales& scales : ScalesOf(format))
+      for (const int64_t k : {1024, 608}) {
+        const Stored stored = MakeWeight(format, kN, k, ++seed, 0.003f, scales);
+        const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
+        const cuda::WeightTiles& tiles = cuda::AsCuda(*weight).tiles();
+        const auto x = MakeActivations(kM * k, 7);
+        const auto few = Linear<uint16_t>(*weight, x, 0, 0, {}, true);
+        std::vector<std::byte> memory(cuda::PreparedBytes(kM, k) + cuda::kPieceBytes);
+        const auto address = reinterpret_cast<uintptr_t>(memory.data());
+        std::byte* const aligned =
+            memory.data() + (cuda::kPieceBytes - address % cuda::kPieceBytes) % cuda::kPieceBytes;
+        const cuda::PreparedTokens prepared = cuda::PrepareTokens(
+            {.x = x.data(), .x_stride = k, .m = kM, .k = k}, aligned, ops().device->stream());
+        for (int shape = 0; shape < cuda::PrefillShapes(tiles.format); ++shape) {
+          SCOPED_TRACE(testing::Message()
+                       << WeightFormatName(format) << " K " << k << ", shape " << shape);
+          std::vector<uint16_t> y(kM * kN, 0xFFFF);
+          cuda::LaunchPrefill(
+              {.weight = tiles, .x = prepared, .y = y.data(), .y_stride = kN, .m = kM},
+              ops().device->stream(), shape);
+          ops().device->Synchronize();
+          ASSERT_EQ(ops().device->failure(), "");
+          ASSERT_EQ(y, few);
+        }
+      }
+}
+
 // More tiles than an SM takes, bands of tokens, long K, tokens that are laid out beside the tiles.
 TEST_F(CudaPrefill, HasTheBitsOfFewTokensAtRealSizes) {
   Runner gpu(ops());

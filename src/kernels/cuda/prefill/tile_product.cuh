@@ -354,6 +354,7 @@ struct TileConsumer {
       if (!in_chain) {
         ptx::WgmmaWait<0>();
         ptx::WgmmaPin(sums.chain);
+        if (kWhole && slice_ends) ptx::WgmmaPin(a[i % 2]);  // First stands behind a branch
         if (slice_ends) Release(stage(u));
         if constexpr (Shape::kGroups) sums.EndGroup(scale);
         if (slice_ends) sums.EndSlice();

@@ -42,10 +42,12 @@ __device__ __forceinline__ void WgmmaPin(float (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-// The same for fragments of A.
-__device__ __forceinline__ void WgmmaPin(uint32_t (&a)[4][4]) {
+// The same for fragments of A: behind the wait for their group, so that nothing else has their
+// registers until then. ptxas sees to that by itself only where no branch stands between.
+template <int kAtoms>
+__device__ __forceinline__ void WgmmaPin(uint32_t (&a)[kAtoms][4]) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j)
+  for (int j = 0; j < kAtoms; ++j)
     asm volatile("" : "+r"(a[j][0]), "+r"(a[j][1]), "+r"(a[j][2]), "+r"(a[j][3])::"memory");
 }
 
