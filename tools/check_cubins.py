@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Checks the GPU code of a binary: no kernel uses more stack (spilled registers, local arrays) than
-tools/cubin_stacks.txt allows, kernels hold the instructions that they were written for, and none holds one that the
-compiler gets wrong.
+tools/cubin_stacks.txt allows, kernels hold the instructions that they were written for, none holds one that the
+compiler gets wrong, and none touches registers of a wgmma under way (wgmma_hazards.py).
 
-    tools/check_cubins.py BINARY [--cuobjdump PATH] [--update]
+    tools/check_cubins.py BINARY [--cuobjdump PATH] [--nvdisasm PATH] [--update]
 
 --update rewrites the list from what the binary has, for its architectures. Stacks are of a kernel's largest instance, by architecture; kernels
 that are not listed have none. Instructions are found by the low 12 bits of their 16 bytes, so that no disassembler needs
-to know them. cuobjdump: packaging/cuda-binary-tools.sh prints where one is.
+to know them. cuobjdump, nvdisasm: packaging/cuda-binary-tools.sh prints where they are.
 """
 import argparse
 import collections
@@ -17,6 +17,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import wgmma_hazards  # noqa: E402
 
 LIST = pathlib.Path(__file__).with_name("cubin_stacks.txt")
 
@@ -180,23 +183,37 @@ def instruction_errors(opcodes, needed=None):
     return errors
 
 
-def extract(cuobjdump, binary):
-    """(architecture, mangled kernel) -> code."""
-    extracted = {}
+def hazard_errors(hazards):
+    """hazards: (architecture, mangled kernel) -> wgmma_hazards.hazards_of."""
+    names = plain_names({kernel for _, kernel in hazards})
+    return [
+        f"{names[kernel]} on sm_{arch}: {len(found)} instructions touch registers of a wgmma under way, the first at 0x{found[0][0]}: "
+        f"{found[0][1]}; pin what it reads behind its wait ({kernel})"
+        for (arch, kernel), found in sorted(hazards.items())
+    ]
+
+
+def extract(cuobjdump, nvdisasm, binary):
+    """(architecture, mangled kernel) -> code, and those whose wgmma are in danger -> wgmma_hazards.hazards_of."""
+    extracted, hazards = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([cuobjdump, "-xelf", "all", binary.resolve()], cwd=folder, check=True, capture_output=True)
         for path in pathlib.Path(folder).glob("*.cubin"):
             arch = re.search(r"sm_(\w+)\.cubin$", path.name).group(1)
             arch = FAMILIES.get(arch, arch)
-            for kernel, code in text_sections(path.read_bytes()).items():
-                extracted[arch, kernel] = code
-    return extracted
+            sections = text_sections(path.read_bytes())
+            extracted |= {(arch, kernel): code for kernel, code in sections.items()}
+            if any(OPCODES[mma] in opcodes_in(code) for code in sections.values() for mma in ("HGMMA", "QGMMA")):
+                text = subprocess.run([nvdisasm, "-c", path], check=True, capture_output=True, text=True).stdout
+                hazards |= {(arch, kernel): found for kernel, found in wgmma_hazards.hazards(text).items()}
+    return extracted, hazards
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=pathlib.Path)
     parser.add_argument("--cuobjdump", default="cuobjdump")
+    parser.add_argument("--nvdisasm", default="nvdisasm")
     parser.add_argument("--update", action="store_true")
     options = parser.parse_args()
 
@@ -208,13 +225,13 @@ def main():
         return 1
     if options.update:
         write_list(LIST, updated(read_list(LIST), largest))
-    extracted = extract(options.cuobjdump, options.binary)
+    extracted, hazards = extract(options.cuobjdump, options.nvdisasm, options.binary)
     names = plain_names({kernel for _, kernel in extracted})
     opcodes, code = collections.defaultdict(set), collections.defaultdict(list)
     for (arch, kernel), text in extracted.items():
         opcodes[arch, names[kernel]] |= opcodes_in(text)
         code[arch, names[kernel]].append(text)
-    errors = stack_errors(largest, read_list(LIST)) + instruction_errors(opcodes) + clamp_errors(code)
+    errors = stack_errors(largest, read_list(LIST)) + instruction_errors(opcodes) + clamp_errors(code) + hazard_errors(hazards)
     for error in errors:
         print(error)
     archs = ", ".join(sorted({arch for arch, _ in largest}))
