@@ -1,12 +1,16 @@
 # The dependency law: one folder under src/ is one library and one layer.
 #
-#   nibble_layer(NAME [DEPS layer...] [LIBS target...] [HEADER_ONLY] [WHOLE_ARCHIVE] [EXECUTABLE name])
+#   nibble_layer(NAME [DEPS layer...] [LIBS target...] [HEADER_ONLY] [WHOLE_ARCHIVE] [EXECUTABLE name]
+#                [FUZZ_SOURCES stem... FUZZ_DEPS layer...])
 #
 # Sources are found by name: x.cc belongs to the library, x_test.cc to NAME_tests, x_bench.cc to NAME_bench,
 # x_fuzz.cc to a fuzz target of its own. Files that end in _avx2, _avx512, _amx, _neon or _i8mm are compiled with
 # that instruction set, and left out where the target processor has none. Folders named cuda/, and their .cu files, are
 # compiled with NIBBLE_CUDA alone. Configure stops when a dependency is not on a lower level. tools/check_layers.py holds
 # the same law per include.
+#
+# FUZZ_SOURCES: the files of this layer that its fuzz targets run, and FUZZ_DEPS what these need; without them a fuzz target
+# links the layer and all below it.
 
 set(NIBBLE_LEVELS
   base 0  numerics 1  device 2  tensor 3
@@ -95,7 +99,7 @@ function(nibble_keep_registrations TARGET)
 endfunction()
 
 function(nibble_layer NAME)
-  cmake_parse_arguments(L "HEADER_ONLY;WHOLE_ARCHIVE" "EXECUTABLE" "DEPS;LIBS" ${ARGN})
+  cmake_parse_arguments(L "HEADER_ONLY;WHOLE_ARCHIVE" "EXECUTABLE" "DEPS;LIBS;FUZZ_SOURCES;FUZZ_DEPS" ${ARGN})
   set(dir ${CMAKE_SOURCE_DIR}/src/${NAME})
   foreach(dep IN LISTS L_DEPS)
     nibble_check_dependency(${NAME} ${dep})
@@ -152,10 +156,18 @@ function(nibble_layer NAME)
     target_link_libraries(${NAME}_bench PRIVATE ${NAME} testing benchmark::benchmark_main)
   endif()
   if(NIBBLE_FUZZ)
+    set(fuzzed ${sources})
+    list(JOIN L_FUZZ_SOURCES "|" stems)
+    list(FILTER fuzzed INCLUDE REGEX "/(${stems})\\.cc$")
     foreach(file IN LISTS fuzzers)
       get_filename_component(target ${file} NAME_WE)
       add_executable(${target} ${file})
-      target_link_libraries(${target} PRIVATE ${NAME})
+      if(L_FUZZ_SOURCES)
+        target_sources(${target} PRIVATE ${fuzzed})
+        target_link_libraries(${target} PRIVATE ${L_FUZZ_DEPS} ${L_LIBS})
+      else()
+        target_link_libraries(${target} PRIVATE ${NAME})
+      endif()
       target_link_options(${target} PRIVATE -fsanitize=fuzzer)
     endforeach()
   endif()
