@@ -104,10 +104,12 @@ struct CodesBf16 {
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) acc[t] = ZeroRow();
     for (int64_t group = 0; group < job.groups; ++group, w += kGroupBytes) {
-      if (tile.prefetch) Prefetch<kGroupBytes>(w);
+      if (tile.prefetch) Prefetch<kScaleBytes>(w);
       ScaleBytes scale_bytes = LoadScaleBytes(w);
       for (int block = 0; block < Layout::kBlocks; ++block, x += T) {
         const std::byte* codes = w + kScaleBytes + block * kCodeBytes;
+        // Block by block: requests for a whole group at once would queue up.
+        if (tile.prefetch) Prefetch<kCodeBytes>(codes);
         Row dot[T];
 #pragma GCC unroll 16
         for (int t = 0; t < T; ++t) dot[t] = ZeroRow();
