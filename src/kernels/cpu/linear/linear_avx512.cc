@@ -88,6 +88,9 @@ PanelKernel FloatKernel(PanelRun batch) {
 PanelKernel CodeKernel(PanelRun stream, PanelRun batch) {
   return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}, .run_one_tile = stream, .one_tile = 8};
 }
+PanelKernel NarrowCodeKernel(PanelRun stream, PanelRun batch) {
+  return {.run = batch, .sizes = {1, 2, 3, 4, 5}, .run_one_tile = stream, .one_tile = 8};
+}
 PanelKernel BatchKernel(PanelRun batch) { return {.run = batch, .sizes = {1, 2, 3, 4, 5, 6, 7}}; }
 PanelKernel DigitKernel(PanelRun stream) { return {.run = stream, .sizes = {1, 2, 3}}; }
 
@@ -134,11 +137,11 @@ LinearKernels MakeTable() {
   kernels.mxfp4_requantized = BatchKernel(batch.mxfp4_requantized);
   kernels.nvfp4_int24 = CodeKernel(stream.nvfp4_int24, batch.nvfp4_int24);
   kernels.mxfp4_int24 = CodeKernel(stream.mxfp4_int24, batch.mxfp4_int24);
-  kernels.nvfp4_int8 = CodeKernel(stream.nvfp4_int8, batch.nvfp4_int8);
-  kernels.nvfp4_int16 = CodeKernel(stream.nvfp4_int16, batch.nvfp4_int16);
+  kernels.nvfp4_int8 = NarrowCodeKernel(stream.nvfp4_int8, batch.nvfp4_int8);
+  kernels.nvfp4_int16 = NarrowCodeKernel(stream.nvfp4_int16, batch.nvfp4_int16);
   kernels.nvfp4_digits = DigitKernel(stream.nvfp4_digits);
   kernels.mxfp4_int8 = CodeKernel(stream.mxfp4_int8, batch.mxfp4_int8);
-  kernels.mxfp4_int16 = CodeKernel(stream.mxfp4_int16, batch.mxfp4_int16);
+  kernels.mxfp4_int16 = NarrowCodeKernel(stream.mxfp4_int16, batch.mxfp4_int16);
   kernels.mxfp4_digits = DigitKernel(stream.mxfp4_digits);
   return kernels;
 }

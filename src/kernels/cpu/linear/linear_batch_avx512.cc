@@ -31,10 +31,10 @@ CodeRuns Avx512BatchRuns() {
           .mxfp4_requantized = kBatch<RequantizedKind<CodeFormat::kMxfp4>>,
           .nvfp4_int24 = kBatch<Int24Kind<CodeFormat::kNvfp4>>,
           .mxfp4_int24 = kBatch<Int24Kind<CodeFormat::kMxfp4>>,
-          .nvfp4_int8 = kBatch<CodeKind<CodeFormat::kNvfp4, Nvfp4Int8>>,
-          .nvfp4_int16 = kBatch<CodeKind<CodeFormat::kNvfp4, Words>>,
+          .nvfp4_int8 = kNarrowBatch<CodeKind<CodeFormat::kNvfp4, Nvfp4Int8>>,
+          .nvfp4_int16 = kNarrowBatch<CodeKind<CodeFormat::kNvfp4, Words>>,
           .mxfp4_int8 = kBatch<CodeKind<CodeFormat::kMxfp4, Mxfp4Int8>>,
-          .mxfp4_int16 = kBatch<CodeKind<CodeFormat::kMxfp4, Words>>};
+          .mxfp4_int16 = kNarrowBatch<CodeKind<CodeFormat::kMxfp4, Words>>};
 }
 
 }  // namespace nibble::kernels::cpu

@@ -89,7 +89,7 @@ NIBBLE_INLINE void DecodeCodes16(const std::byte* p, Codes16* out) {
   }
 }
 
-// A part's scale and, where sums start as kFloatMagic, what takes it back.
+// A part's scale and, of the first, where sums start as kFloatMagic, what takes it back.
 struct PartScale {
   Row scale;
   Row magic;
@@ -98,7 +98,7 @@ template <typename Kind, int kPart>
 NIBBLE_INLINE PartScale ScaleOfPart(const ScaleBytes& bytes) {
   constexpr int kLast = CodeLayout<Kind::kFormat>::kScalesPerBlock - 1;
   const Row scale = ScaleRow < Kind::kFormat, kPart<kLast ? kPart : kLast>(bytes);
-  if constexpr (Kind::kDigits == 3) return {scale, ZeroRow()};
+  if constexpr (Kind::kDigits == 3 || kPart == 1) return {scale, ZeroRow()};
   const __m256 minus = _mm256_set1_ps(-kFloatMagic);
   return {scale, MulRows(scale, {minus, minus})};
 }
@@ -139,17 +139,25 @@ NIBBLE_INLINE void AddDigit(const Codes16& codes, const typename Kind::Activatio
   for (int t = 0; t < T; ++t) sum[t] = AddWide(sum[t], words[t][0], words[t][1]);
 }
 
-// A part's sum of products, less its start, meets its scales.
+// A part's sum of products, less its start, meets its scale; the products of a block's parts join
+// in `product` before they meet the activations' scale.
 template <typename Kind>
 NIBBLE_INLINE void TakeSum(IntRow sum, const PartScale& scale, const typename Kind::Activations& x,
-                           int part, Row& acc) {
+                           int part, Row& product, Row& acc) {
   const __m256i start = _mm256_set1_epi32(Kind::Start(x, part));
   sum = {_mm256_add_epi32(sum.a, start), _mm256_add_epi32(sum.b, start)};
   if constexpr (Kind::kDigits == 3) {
     acc = FmaRows({_mm256_cvtepi32_ps(sum.a), _mm256_cvtepi32_ps(sum.b)}, scale.scale, acc);
   } else {
     const Row shifted = {_mm256_castsi256_ps(sum.a), _mm256_castsi256_ps(sum.b)};
-    acc = FmaSplat(FmaRows(shifted, scale.scale, scale.magic), x.scale, acc);
+    if (part == 0) {
+      product = FmaRows(shifted, scale.scale, scale.magic);
+    } else {
+      const __m256 magic = _mm256_set1_ps(kFloatMagic);
+      const Row dot = {_mm256_sub_ps(shifted.a, magic), _mm256_sub_ps(shifted.b, magic)};
+      product = FmaRows(dot, scale.scale, product);
+    }
+    if (part == Kind::kParts - 1) acc = FmaSplat(product, x.scale, acc);
   }
 }
 
@@ -157,7 +165,8 @@ NIBBLE_INLINE void TakeSum(IntRow sum, const PartScale& scale, const typename Ki
 // two.
 template <typename Kind, int T>
 NIBBLE_INLINE void AddPart(const Codes16* codes, const PartScale& scale,
-                           const typename Kind::Activations* x, int part, Row (&acc)[T]) {
+                           const typename Kind::Activations* x, int part, Row (&product)[T],
+                           Row (&acc)[T]) {
   constexpr int kPieces = 2 / Kind::kParts;
   IntRow sum[T];
 #pragma GCC unroll 3
@@ -170,7 +179,7 @@ NIBBLE_INLINE void AddPart(const Codes16* codes, const PartScale& scale,
     }
   }
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) TakeSum<Kind>(sum[t], scale, x[t], part, acc[t]);
+  for (int t = 0; t < T; ++t) TakeSum<Kind>(sum[t], scale, x[t], part, product[t], acc[t]);
 }
 
 // After block `block`: where blocks share an activation scale, their sum meets it.
@@ -188,7 +197,7 @@ NIBBLE_INLINE void TakeScale(int64_t block, const typename Kind::Activations& x,
 
 template <typename Kind, int kPart>
 NIBBLE_INLINE void StreamPart(const std::byte* codes, const ScaleBytes& scales,
-                              const typename Kind::Activations& x, Row& acc) {
+                              const typename Kind::Activations& x, Row& product, Row& acc) {
   constexpr int kPieces = 2 / Kind::kParts;
   IntRow digits[Kind::kDigits][1];
   for (auto& digit : digits) digit[0] = ZeroInts();
@@ -208,7 +217,7 @@ NIBBLE_INLINE void StreamPart(const std::byte* codes, const ScaleBytes& scales,
     sum = {_mm256_add_epi32(shifted.a, digits[digit][0].a),
            _mm256_add_epi32(shifted.b, digits[digit][0].b)};
   }
-  TakeSum<Kind>(sum, ScaleOfPart<Kind, kPart>(scales), x, kPart, acc);
+  TakeSum<Kind>(sum, ScaleOfPart<Kind, kPart>(scales), x, kPart, product, acc);
 }
 
 // `left` bytes of the panel from the group on.
@@ -220,8 +229,9 @@ NIBBLE_INLINE void StreamGroup(const PanelJob& job, const std::byte* group, int6
   for (int block = 0; block < CodeLayout<Kind::kFormat>::kBlocks; ++block, ++x) {
     const std::byte* codes = group + kScaleBytes + block * kCodeBytes;
     PrefetchStream<kCodeBytes>(codes, left - (codes - group), job.panel_bytes);
-    StreamPart<Kind, 0>(codes, scales, *x, acc);
-    if constexpr (Kind::kParts == 2) StreamPart<Kind, 1>(codes, scales, *x, acc);
+    Row product;
+    StreamPart<Kind, 0>(codes, scales, *x, product, acc);
+    if constexpr (Kind::kParts == 2) StreamPart<Kind, 1>(codes, scales, *x, product, acc);
     scales = NextScales<Kind::kFormat>(scales);
     TakeScale<Kind>(block, *x, acc, total);
   }
@@ -281,9 +291,10 @@ void AddChunk(const DecodedBlock* decoded, const typename Kind::Activations* x, 
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) acc[t] = Kind::kScaleBlocks > 0 ? ZeroRow() : sums[t];
   for (int64_t block = 0; block < blocks; ++block, ++decoded, x += T) {
-    AddPart<Kind, T>(&decoded->codes[0], decoded->scales[0], x, 0, acc);
+    Row product[T];
+    AddPart<Kind, T>(&decoded->codes[0], decoded->scales[0], x, 0, product, acc);
     if constexpr (Kind::kParts == 2) {
-      AddPart<Kind, T>(&decoded->codes[kPieces], decoded->scales[1], x, 1, acc);
+      AddPart<Kind, T>(&decoded->codes[kPieces], decoded->scales[1], x, 1, product, acc);
     }
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) TakeScale<Kind>(block, x[t], acc[t], sums[t]);

@@ -181,10 +181,9 @@ inline Row Dot(const Codes& codes, const Int8Block& x, int begin, int end) {
 }
 
 template <CodeFormat F, int I>
-Row ScaledDot(const Codes& codes, const Scales& scales, const Int8Block& x) {
+Row Dot8(const Codes& codes, const Int8Block& x) {
   constexpr int kLength = kBlockK / CodeLayout<F>::kScalesPerBlock;
-  return MulRows(Dot(codes, x, I * kLength, (I + 1) * kLength),
-                 I == 0 ? scales.first : scales.second);
+  return Dot(codes, x, I * kLength, (I + 1) * kLength);
 }
 
 // What the digits stand for. Block: Int24Block or Int24SumBlock.
@@ -231,12 +230,10 @@ inline WordSum WordDot(const Words& w, const int16_t* x, const WordSum& c) {
   }
   return sum;
 }
-inline Row ScaleWords(const WordSum& sum, const Row& scale) {
-  Row product;
-  for (int row = 0; row < kPanelRows; ++row) {
-    product.v[row] = static_cast<float>(sum.v[row]) * scale.v[row];
-  }
-  return product;
+inline Row FloatWords(const WordSum& sum) {
+  Row floats;
+  for (int row = 0; row < kPanelRows; ++row) floats.v[row] = static_cast<float>(sum.v[row]);
+  return floats;
 }
 
 // ---- Integer weights
@@ -356,16 +353,16 @@ struct CodesInt16 {
     }
   }
 
+  // dots over the half of the 32 k that starts at pair Begin.
   template <int Begin, int T>
-  static inline __attribute__((always_inline)) void AddHalf(const std::byte* codes,
-                                                            const Int16Block* x, const Row& scale,
-                                                            Row (&acc)[T]) {
+  static inline __attribute__((always_inline)) void DotHalf(const std::byte* codes,
+                                                            const Int16Block* x, Row (&dot)[T]) {
     WordSum sum[T];
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) sum[t] = StartWords();
     AddWords<Begin, Begin + kPairsPerBlock / 2>(codes, x, sum);
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) acc[t] = FmaSplat(ScaleWords(sum[t], scale), x[t].scale, acc[t]);
+    for (int t = 0; t < T; ++t) dot[t] = FloatWords(sum[t]);
   }
 
   template <int T>
@@ -382,10 +379,17 @@ struct CodesInt16 {
       ScaleBytes scale_bytes = LoadScaleBytes(w);
       for (int block = 0; block < Layout::kBlocks; ++block, x += T) {
         const std::byte* codes = w + kScaleBytes + block * kCodeBytes;
-        AddHalf<0>(codes, x, ScaleRow<F, 0>(scale_bytes), acc);
-        AddHalf<kPairsPerBlock / 2>(codes, x, ScaleRow<F, Layout::kScalesPerBlock - 1>(scale_bytes),
-                                    acc);
+        const Row first = ScaleRow<F, 0>(scale_bytes);
+        const Row second = ScaleRow<F, Layout::kScalesPerBlock - 1>(scale_bytes);
         scale_bytes = NextScales<F>(scale_bytes);
+        Row dots[2][T];
+        DotHalf<0>(codes, x, dots[0]);
+        DotHalf<kPairsPerBlock / 2>(codes, x, dots[1]);
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+          const Row product = FmaRows(dots[1][t], second, MulRows(dots[0][t], first));
+          acc[t] = FmaSplat(product, x[t].scale, acc[t]);
+        }
       }
     }
     StoreTile<T>(job, tile, acc);

@@ -85,21 +85,32 @@ NIBBLE_INLINE int8x16_t TwoTokens(const Int8Block& a, const Int8Block& b, int j)
   return vcombine_s8(vld1_s8(a.q + 8 * j), vld1_s8(b.q + 8 * j));
 }
 
-// acc = fma(dot * scale, activation scale, acc) over 8 k times kCount from step kFirst on.
+// The dot of a row pair over 8 k times kCount from step kFirst on.
 template <int kFirst, int kCount>
-NIBBLE_INLINE void AddScaleBlock(const Codes& codes, const Scales& scales, const Int8Block& a,
-                                 const Int8Block& b, float32x4_t (&acc)[kRowPairs]) {
+NIBBLE_INLINE float32x4_t Dot(const Codes& codes, int pair, const Int8Block& a,
+                              const Int8Block& b) {
+  int32x4_t dot = vdupq_n_s32(0);
+#pragma GCC unroll 4
+  for (int j = kFirst; j < kFirst + kCount; ++j) {
+    dot = vmmlaq_s32(dot, codes.w[j][pair], TwoTokens(a, b, j));
+  }
+  return vcvtq_f32_s32(dot);
+}
+
+// Adds the products of 32 k; `second` are the scales of the last 16 where these have their own.
+template <CodeFormat F>
+NIBBLE_INLINE void AddBlock(const Codes& codes, const Scales& first, const Scales& second,
+                            const Int8Block& a, const Int8Block& b, float32x4_t (&acc)[kRowPairs]) {
+  constexpr int kLength = 2 * kSteps / CodeLayout<F>::kScalesPerBlock;
   const float32x2_t both = {a.scale, b.scale};
   const float32x4_t activation_scales = vcombine_f32(both, both);
 #pragma GCC unroll 8
   for (int pair = 0; pair < kRowPairs; ++pair) {
-    int32x4_t dot = vdupq_n_s32(0);
-#pragma GCC unroll 4
-    for (int j = kFirst; j < kFirst + kCount; ++j) {
-      dot = vmmlaq_s32(dot, codes.w[j][pair], TwoTokens(a, b, j));
+    float32x4_t product = vmulq_f32(Dot<0, kLength>(codes, pair, a, b), first.v[pair]);
+    if constexpr (CodeLayout<F>::kScalesPerBlock == 2) {
+      product = vfmaq_f32(product, Dot<kLength, kLength>(codes, pair, a, b), second.v[pair]);
     }
-    const float32x4_t scaled = vmulq_f32(vcvtq_f32_s32(dot), scales.v[pair]);
-    acc[pair] = vfmaq_f32(acc[pair], scaled, activation_scales);
+    acc[pair] = vfmaq_f32(acc[pair], product, activation_scales);
   }
 }
 
@@ -120,20 +131,12 @@ void RunTile(const PanelJob& job, int64_t panel, int64_t first, int64_t tokens) 
     for (int block = 0; block < Layout::kBlocks; ++block, x += T) {
       Codes codes;
       DecodeCodes(w + kScaleBytes + block * kCodeBytes, &codes);
-      const Scales scales = ScalesOf<F>(w, block * Layout::kScalesPerBlock);
-      if constexpr (Layout::kScalesPerBlock == 2) {
-        const Scales second = ScalesOf<F>(w, block * Layout::kScalesPerBlock + 1);
-        for (int t = 0; t < kPairs; ++t) {
-          const Int8Block& a = x[2 * t];
-          const Int8Block& b = x[T == 1 ? 0 : 2 * t + 1];
-          AddScaleBlock<0, kSteps>(codes, scales, a, b, acc[t]);
-          AddScaleBlock<kSteps, kSteps>(codes, second, a, b, acc[t]);
-        }
-      } else {
-        for (int t = 0; t < kPairs; ++t) {
-          const Int8Block& b = x[T == 1 ? 0 : 2 * t + 1];
-          AddScaleBlock<0, 2 * kSteps>(codes, scales, x[2 * t], b, acc[t]);
-        }
+      constexpr int kScales = Layout::kScalesPerBlock;
+      const Scales scales = ScalesOf<F>(w, block * kScales);
+      const Scales second = kScales == 2 ? ScalesOf<F>(w, block * kScales + 1) : scales;
+      for (int t = 0; t < kPairs; ++t) {
+        const Int8Block& b = x[T == 1 ? 0 : 2 * t + 1];
+        AddBlock<F>(codes, scales, second, x[2 * t], b, acc[t]);
       }
     }
   }

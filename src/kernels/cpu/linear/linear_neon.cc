@@ -163,12 +163,12 @@ NIBBLE_INLINE IntRow ZeroInts() {
 }
 
 template <CodeFormat F, int I>
-NIBBLE_INLINE Row ScaledDot(const Codes& codes, const Scales& scales, const Int8Block& x) {
+NIBBLE_INLINE Row Dot8(const Codes& codes, const Int8Block& x) {
   const IntRow dot = Dot16<4 * I>(codes, vld1q_s8(x.q + 16 * I), ZeroInts());
   if constexpr (F == CodeFormat::kNvfp4) {
-    return MulRows(FloatDot(dot), I == 0 ? scales.first : scales.second);
+    return FloatDot(dot);
   } else {
-    return MulRows(FloatDot(Dot16<4>(codes, vld1q_s8(x.q + 16), dot)), scales.first);
+    return FloatDot(Dot16<4>(codes, vld1q_s8(x.q + 16), dot));
   }
 }
 
@@ -398,8 +398,9 @@ struct CodesDigits {
         const Row second = ScaleRow<F, Layout::kScalesPerBlock - 1>(scale_bytes);
         scale_bytes = NextScales<F>(scale_bytes);
         for (int t = 0; t < T; ++t) {
-          acc[t] = FmaSplat(MulRows(Dot16Digits<0>(codes, x[t]), first), x[t].scale, acc[t]);
-          acc[t] = FmaSplat(MulRows(Dot16Digits<1>(codes, x[t]), second), x[t].scale, acc[t]);
+          const Row product = FmaRows(Dot16Digits<1>(codes, x[t]), second,
+                                      MulRows(Dot16Digits<0>(codes, x[t]), first));
+          acc[t] = FmaSplat(product, x[t].scale, acc[t]);
         }
       }
     }

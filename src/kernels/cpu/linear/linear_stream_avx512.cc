@@ -35,7 +35,8 @@ NIBBLE_INLINE void AddCodes(const __m512i (&bytes)[2], const typename Products::
 
 template <CodeFormat F, typename Products, int kPart, int T>
 NIBBLE_INLINE void AddPart(const std::byte* const (&codes)[2], const ScaleBytes (&scales)[2],
-                           const typename Products::Activations* x, Row (&acc)[2 * T]) {
+                           const typename Products::Activations* x, Row (&product)[2 * T],
+                           Row (&acc)[2 * T]) {
   constexpr int kVectors = 4 / Products::kParts;
   typename Products::Sum sum[2 * T];
 #pragma GCC unroll 16
@@ -54,12 +55,17 @@ NIBBLE_INLINE void AddPart(const std::byte* const (&codes)[2], const ScaleBytes 
   }
 #pragma GCC unroll 2
   for (int panel = 0; panel < 2; ++panel) {
-    const PartScale scale = ScaleOfPart<F, kPart>(scales[panel]);
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
       const int i = 2 * t + panel;
-      const Row product = FmaRows(Products::Finish(sum[i]), scale.scale, scale.magic);
-      acc[i] = FmaSplat(product, x[t].scale, acc[i]);
+      const Row finished = Products::Finish(sum[i]);
+      if constexpr (kPart == 0) {
+        product[i] = FirstProduct(finished, FirstScale<F>(scales[panel]));
+      } else {
+        product[i] = JoinProduct(product[i], finished, SecondScale<F>(scales[panel]));
+      }
+      if constexpr (kPart == Products::kParts - 1)
+        acc[i] = FmaSplat(product[i], x[t].scale, acc[i]);
     }
   }
 }
@@ -151,8 +157,10 @@ void RunPair(const PanelJob& job, int64_t panel, int panels) {
         AddPart24<F, 0, T>(codes, scales, x, acc);
         if constexpr (Products::kParts == 2) AddPart24<F, 1, T>(codes, scales, x, acc);
       } else {
-        AddPart<F, Products, 0, T>(codes, scales, x, acc);
-        if constexpr (Products::kParts == 2) AddPart<F, Products, 1, T>(codes, scales, x, acc);
+        Row product[2 * T];
+        AddPart<F, Products, 0, T>(codes, scales, x, product, acc);
+        if constexpr (Products::kParts == 2)
+          AddPart<F, Products, 1, T>(codes, scales, x, product, acc);
       }
       scales[0] = NextScales<F>(scales[0]);
       scales[1] = NextScales<F>(scales[1]);
