@@ -38,6 +38,20 @@ def one_request(url, prompt, decode, seed):
     return first, tokens, time.perf_counter() - start
 
 
+def measure(url, parallel, prompt, decode, rounds, seed):
+    """(tokens/s, median over rounds; seconds to the first token, median over requests); every request's prompt is its own."""
+    rates, firsts = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
+            jobs = [pool.submit(one_request, url, prompt, decode, seed + i) for i in range(parallel)]
+            done = [job.result() for job in jobs]
+        seed += parallel
+        rates.append(sum(tokens for _, tokens, _ in done) / (time.perf_counter() - start))
+        firsts += [first for first, _, _ in done]
+    return statistics.median(rates), statistics.median(firsts)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
@@ -49,18 +63,9 @@ def main():
     one_request(arguments.url, arguments.prompt, arguments.decode, 0)  # warms up
     seed = 1
     for parallel in arguments.parallel:
-        rates, firsts = [], []
-        for _ in range(arguments.rounds):
-            start = time.perf_counter()
-            with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-                jobs = [pool.submit(one_request, arguments.url, arguments.prompt, arguments.decode, seed + i)
-                        for i in range(parallel)]
-                done = [job.result() for job in jobs]
-            seed += parallel
-            rates.append(sum(tokens for _, tokens, _ in done) / (time.perf_counter() - start))
-            firsts += [first for first, _, _ in done]
-        print(f"{parallel:3d} in parallel: {statistics.median(rates):7.1f} tokens/s, "
-              f"TTFT p50 {statistics.median(firsts):.2f} s", flush=True)
+        rate, first = measure(arguments.url, parallel, arguments.prompt, arguments.decode, arguments.rounds, seed)
+        seed += parallel * arguments.rounds
+        print(f"{parallel:3d} in parallel: {rate:7.1f} tokens/s, TTFT p50 {first:.2f} s", flush=True)
 
 
 if __name__ == "__main__":
