@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "base/progress.h"
+#include "device/slabs.h"
 
 namespace nibble {
 namespace {
@@ -25,6 +28,67 @@ size_t MappedSize(size_t bytes) { return RoundUp(bytes, bytes >= kHugePage ? kHu
 std::atomic<bool> fills_new_buffers = false;
 std::atomic<std::byte> fill = std::byte{0};
 constexpr size_t kMostFilled = size_t{256} << 20;
+
+Result<std::byte*> MapPages(size_t bytes) {
+  const bool huge = bytes >= kHugePage;
+  const size_t size = MappedSize(bytes);
+  // For huge pages map one page more than needed and give the unaligned ends back.
+  const size_t reserve = huge ? size + kHugePage : size;
+  void* raw = ::mmap(nullptr, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) {
+    return Fail(Code::kResourceExhausted, "cannot allocate {}: the system has not enough memory",
+                FormatBytes(static_cast<double>(bytes)));
+  }
+  auto* begin = static_cast<std::byte*>(raw);
+  if (huge) {
+    const auto address = reinterpret_cast<uintptr_t>(begin);
+    const size_t skip = RoundUp(address, kHugePage) - address;
+    if (skip > 0) ::munmap(begin, skip);
+    if (skip < kHugePage) ::munmap(begin + skip + size, kHugePage - skip);
+    begin += skip;
+    ::madvise(begin, size, MADV_HUGEPAGE);
+  }
+  return begin;
+}
+
+// Buffers of less than a huge page, out of slabs that consist of them.
+class SmallBuffers {
+ public:
+  Result<std::byte*> Allocate(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    return slabs_.Allocate(RoundUp(bytes, kPage));
+  }
+  void Free(std::byte* memory, size_t bytes) {
+    // Gives the pages back: whoever gets them next finds zeros.
+    ::madvise(memory, RoundUp(bytes, kPage), MADV_DONTNEED);
+    const std::lock_guard lock(mutex_);
+    slabs_.Free(memory);
+  }
+
+ private:
+  Result<std::byte*> AllocateSlab(size_t bytes) {
+    NIBBLE_ASSIGN(std::byte* const memory, MapPages(bytes));
+    slab_bytes_[memory] = bytes;
+    return memory;
+  }
+  void FreeSlab(std::byte* memory) {
+    const auto found = slab_bytes_.find(memory);
+    ::munmap(memory, MappedSize(found->second));
+    slab_bytes_.erase(found);
+  }
+
+  std::mutex mutex_;
+  std::map<std::byte*, size_t> slab_bytes_;
+  Slabs slabs_{{.allocate = [this](size_t bytes) { return AllocateSlab(bytes); },
+                .free = [this](std::byte* memory) { FreeSlab(memory); },
+                .wait = [] {}}};
+};
+
+// Never destroyed, as static buffers may outlive anything static here.
+SmallBuffers& Small() {
+  static auto* const small = new SmallBuffers;
+  return *small;
+}
 
 void Fill(std::byte* memory, size_t bytes, Device& device) {
   const std::vector<std::byte> piece(std::min(bytes, size_t{1} << 20), fill);
@@ -72,29 +136,13 @@ Buffer::~Buffer() {
 
 Result<std::byte*> MapMemory(size_t bytes) {
   if (bytes == 0) return nullptr;
-  const bool huge = bytes >= kHugePage;
-  const size_t size = MappedSize(bytes);
-  // For huge pages map one page more than needed and give the unaligned ends back.
-  const size_t reserve = huge ? size + kHugePage : size;
-  void* raw = ::mmap(nullptr, reserve, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (raw == MAP_FAILED) {
-    return Fail(Code::kResourceExhausted, "cannot allocate {}: the system has not enough memory",
-                FormatBytes(static_cast<double>(bytes)));
-  }
-  auto* begin = static_cast<std::byte*>(raw);
-  if (huge) {
-    const auto address = reinterpret_cast<uintptr_t>(begin);
-    const size_t skip = RoundUp(address, kHugePage) - address;
-    if (skip > 0) ::munmap(begin, skip);
-    if (skip < kHugePage) ::munmap(begin + skip + size, kHugePage - skip);
-    begin += skip;
-    ::madvise(begin, size, MADV_HUGEPAGE);
-  }
-  return begin;
+  return bytes < kHugePage ? Small().Allocate(bytes) : MapPages(bytes);
 }
 
 void UnmapMemory(std::byte* memory, size_t bytes) {
-  if (memory != nullptr) ::munmap(memory, MappedSize(bytes));
+  if (memory == nullptr) return;
+  if (bytes < kHugePage) return Small().Free(memory, bytes);
+  ::munmap(memory, MappedSize(bytes));
 }
 
 }  // namespace nibble

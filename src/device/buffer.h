@@ -2,8 +2,8 @@
 // another device.
 //
 // On the host, buffers of 2 MiB and more are aligned to 2 MiB and advised to use huge pages
-// (+3..25 % at one token on CPUs). Memory is mapped, so untouched pages cost nothing and read as
-// zero.
+// (+3..25 % at one token on CPUs); smaller ones, whole small pages each, share such memory. It is
+// mapped, so untouched pages cost nothing and read as zero.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,5 @@
 // Slabs: many small allocations out of few large ones, for devices whose own allocations are whole
-// pages of 2 MiB.
+// pages of 2 MiB and for the host's huge pages.
 //
 // A slab is filled from its start to its end and begins anew when everything in it has been freed:
 // right for weights, which come and go together, and for tables that live as long. What is large
