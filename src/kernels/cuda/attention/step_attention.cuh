@@ -360,6 +360,12 @@ struct StepWorker {
 template <KvFormat kFormat, int kDimAtoms, bool kClustered>
 __global__ void __launch_bounds__(kStepThreads, 2)
     StepAttentionKernel(const __grid_constant__ StepProblem p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  if constexpr (kClustered) {
+    __trap();  // StepCluster asks for none
+    return;
+  }
+#endif
   using Worker = StepWorker<kFormat, kDimAtoms, kClustered>;
   constexpr int kStages = Worker::kStages;
   extern __shared__ __align__(16) uint8_t memory[];
