@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -87,6 +88,26 @@ Result<Figures> Measure(engine::Engine& engine, kernels::OpProbe& probe,
   return figures;
 }
 
+// What is wrong with the last logits of shapes that were measured one after the other, if anything:
+// sequence i's follow from its prompt alone, and prompts differ.
+std::optional<std::string> LogitsProblem(std::span<const Figures> measured) {
+  for (const Figures& one : measured) {
+    const auto& hashes = one.logits_hashes;
+    if (hashes.size() > 1 && std::ranges::count(hashes, hashes[0]) == std::ssize(hashes))
+      return fmt::format("all {} sequences end with the same logits, {}: are they numbers?",
+                         hashes.size(), hashes[0]);
+    const Figures& first = measured.front();
+    if (std::min(one.shape.prompt, kHashedPrompt) != std::min(first.shape.prompt, kHashedPrompt))
+      continue;
+    for (size_t i = 0; i < std::min(hashes.size(), first.logits_hashes.size()); ++i)
+      if (hashes[i] != first.logits_hashes[i])
+        return fmt::format(
+            "last logits of sequence {} are {} in a batch of {}, but {} in one of {}", i, hashes[i],
+            one.shape.batch, first.logits_hashes[i], first.shape.batch);
+  }
+  return std::nullopt;
+}
+
 json::object ToJson(const Figures& figures, const BenchModelOptions& options,
                     const LoadedModel& loaded) {
   return {
@@ -156,9 +177,11 @@ void Print(const eval::LogitsDistance& distance) {
   std::fflush(stdout);
 }
 
-// Prints the shape's figures, or its profile, for people; returns them for programs.
+// Prints the shape's figures, or its profile, for people; returns them for programs. Figures are
+// added to `measured`.
 Result<json::object> RunShape(const LoadedModel& loaded, kernels::OpProbe& probe,
-                              const BenchModelOptions& options, const BenchShape& shape) {
+                              const BenchModelOptions& options, const BenchShape& shape,
+                              std::vector<Figures>& measured) {
   if (options.profile) {
     const BenchSampling sampling = {.temperature = options.temperature, .top_p = options.top_p};
     NIBBLE_ASSIGN(const StepProfile profile,
@@ -166,9 +189,11 @@ Result<json::object> RunShape(const LoadedModel& loaded, kernels::OpProbe& probe
     if (!options.json) Print(profile, loaded.read_bandwidth);
     return ToJson(profile, loaded.read_bandwidth);
   }
-  NIBBLE_ASSIGN(const Figures figures, Measure(*loaded.engine, probe, options, shape));
+  NIBBLE_ASSIGN(Figures figures, Measure(*loaded.engine, probe, options, shape));
   if (!options.json) Print(figures, options, loaded.read_bandwidth);
-  return ToJson(figures, options, loaded);
+  json::object row = ToJson(figures, options, loaded);
+  measured.push_back(std::move(figures));
+  return row;
 }
 
 Result<int> RunBench(const BenchModelOptions& options) {
@@ -190,12 +215,13 @@ Result<int> RunBench(const BenchModelOptions& options) {
   exit_on_signal.reset();
   if (options.mixed) return BenchMixed(loaded, options);
   json::array rows;
+  std::vector<Figures> measured;
   for (const int64_t context : options.contexts) {
     for (const int64_t prompt : options.prompts) {
       for (const int32_t batch : options.batches) {
         NIBBLE_ASSIGN(json::object row,
                       RunShape(loaded, probe, options,
-                               {.prompt = prompt, .batch = batch, .context = context}));
+                               {.prompt = prompt, .batch = batch, .context = context}, measured));
         if (distance) row["check"] = ToJson(*distance);
         rows.push_back(std::move(row));
       }
@@ -204,6 +230,8 @@ Result<int> RunBench(const BenchModelOptions& options) {
   // One shape gives an object, several a list.
   if (options.json)
     fmt::print("{}\n", rows.size() == 1 ? json::serialize(rows[0]) : json::serialize(rows));
+  if (const std::optional<std::string> problem = LogitsProblem(measured))
+    return Fail(Code::kInternal, "{}", *problem);
   return distance && !distance->matches() ? 1 : 0;
 }
 
