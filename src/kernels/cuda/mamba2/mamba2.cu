@@ -71,6 +71,7 @@ constexpr int kMaxCluster = 8;                       // the portable limit
 template <int kPieces, int kLaneRows>
 __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
     StepKernel(const __grid_constant__ Mamba2Params p, const __grid_constant__ CausalConv conv) {
+#if __CUDA_ARCH__ >= 900
   constexpr int kWidth = kRowWidth<kPieces>;
   constexpr int kCtaRows = kStepRows * kLaneRows;
   constexpr int kPairs = ((2 * kWidth + kCtaRows) / 2 + kStepThreads - 1) / kStepThreads;
@@ -178,6 +179,9 @@ __global__ void __launch_bounds__(kStepThreads, kLaneRows == 1 ? 3 : 2)
       }
     }
   }
+#else
+  __trap();  // StepLaneRows gives it no rows before 9.0
+#endif
 }
 
 // ---- Prompts: convolutions, recurrence, norm ----
