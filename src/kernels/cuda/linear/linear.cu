@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/decode.h"
+#include "kernels/cuda/linear/one_token.h"
 #include "kernels/cuda/linear/prepare_x.h"
 #include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/prefill/prefill.h"
@@ -93,6 +94,7 @@ void Decode(const OpContext& context, const LinearParams& p) {
       TransformX(weight, p.x, p.x_stride, m, prepared, context.stream);
     }
   }
+  if (OneTokenTakes(args)) return LaunchOneToken(args, context.stream);
   LaunchDecode(args, plan, context.stream);
 }
 

@@ -223,6 +223,50 @@ TEST_F(CudaLinear, BitsDoNotDependOnTheNumberOfTokens) {
     }
 }
 
+// One token by a small weight has a kernel of its own, with one unit of a warp or two.
+TEST_F(CudaLinear, OneTokenHasTheBitsOfTwo) {
+  struct Shape {
+    int64_t n, k;
+  };
+  Runner gpu(ops());
+  for (const auto& [format, scale] :
+       {std::pair(WeightFormat::kNvfp4, DType::kF32), std::pair(WeightFormat::kMxfp4, DType::kF32),
+        std::pair(WeightFormat::kFp8, DType::kF32), std::pair(WeightFormat::kFp8, DType::kF8E8M0)})
+    for (const auto& [n, k] : {Shape{40, 2048}, Shape{5000, 2048}, Shape{600, 4096}}) {
+      SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " " << n << " x " << k);
+      const BlockScales scales = {scale, 1, scale == DType::kF32 ? kWhole : 32};
+      const auto weight = Pack(gpu, MakeWeight(format, n, k, 13, 0.02f, scales));
+      const auto x = MakeActivations(2 * k, 14), before = MakeActivations(2 * n, 15);
+      const std::vector<float> norm_weight = MakeBias(k), bias = MakeBias(n);
+      std::vector<std::byte> workspace(ops().linear_workspace(2, k));
+      for (const int norm : {-1, 0, 1, 2})
+        for (const bool with_bias : {false, true})
+          for (const bool add : {false, true}) {
+            SCOPED_TRACE(testing::Message() << norm << " " << with_bias << add);
+            std::vector<uint16_t> both = before, alone = before;
+            const auto multiply = [&](int64_t first, int64_t count, std::vector<uint16_t>& y) {
+              LinearParams params = {.x = x.data() + first * k,
+                                     .x_stride = k,
+                                     .weight = weight.get(),
+                                     .bias = with_bias ? bias.data() : nullptr,
+                                     .y = y.data() + first * n,
+                                     .y_stride = n,
+                                     .add = add,
+                                     .m = count};
+              if (norm >= 0)
+                params.norm = {.weight = norm_weight.data(),
+                               .eps = 1e-6f,
+                               .style = static_cast<NormStyle>(norm)};
+              ops().linear({.workspace = workspace.data(), .workspace_bytes = workspace.size()},
+                           params);
+            };
+            multiply(0, 2, both);
+            for (const int64_t token : {0, 1}) multiply(token, 1, alone);
+            ASSERT_EQ(both, alone);
+          }
+    }
+}
+
 TEST_F(CudaLinear, ColumnOrderAndMultipliersPrepareX) {
   for (const WeightFormat format : {WeightFormat::kInt4, WeightFormat::kNvfp4})
     for (const int64_t m : {1, 9, 70}) {

@@ -1,0 +1,14 @@
+// Linear of one token whose weight is so small that a CTA's whole share of it waits in shared
+// memory when x comes. The bits are decode.h's.
+#pragma once
+
+#include "kernels/cuda/linear/decode.h"
+
+namespace nibble::kernels::cuda {
+
+bool OneTokenTakes(const DecodeArgs& args);
+
+// What OneTokenTakes.
+void LaunchOneToken(const DecodeArgs& args, void* stream);
+
+}  // namespace nibble::kernels::cuda
