@@ -18,6 +18,8 @@ class FusionParity : public testing::TestWithParam<const OpTable*> {
     return std::move(*packed);
   }
 
+  void ExpectFusedExperts(int64_t d);
+
   std::vector<uint16_t> Normed(const InputNorm& norm, std::vector<uint16_t> x, int64_t t) {
     std::vector<uint16_t> out(x.size());
     ops().rms_norm(DirtyContext(2, 0), {.x = x.data(),
@@ -109,8 +111,8 @@ TEST_P(FusionParity, ALinearHasTheBitsOfNormProductAndSum) {
 }
 
 // A small block of experts with a shared one.
-TEST_P(FusionParity, ExpertsHaveTheBitsOfNormBlockAndSum) {
-  constexpr int64_t kD = 128, kF = 64, kRouterD = 192;
+void FusionParity::ExpectFusedExperts(int64_t d) {
+  constexpr int64_t kF = 64, kRouterD = 192;
   constexpr int32_t kExperts = 6, kTopK = 2;
   const auto pack = [&](WeightFormat format, int64_t n, int64_t k, uint32_t seed) {
     return Pack(MakeWeight(format, n, k, seed, 3e-3f), ActivationFormat::kBf16);
@@ -118,8 +120,8 @@ TEST_P(FusionParity, ExpertsHaveTheBitsOfNormBlockAndSum) {
   std::vector<std::unique_ptr<PackedWeight>> weights;
   std::vector<ExpertWeights> experts;
   for (int32_t e = 0; e <= kExperts; ++e) {
-    weights.push_back(pack(WeightFormat::kNvfp4, 2 * kF, kD, 10 + e));
-    weights.push_back(pack(WeightFormat::kNvfp4, kD, kF, 30 + e));
+    weights.push_back(pack(WeightFormat::kNvfp4, 2 * kF, d, 10 + e));
+    weights.push_back(pack(WeightFormat::kNvfp4, d, kF, 30 + e));
     experts.push_back({.gate_up = weights[2 * e].get(), .down = weights[2 * e + 1].get()});
   }
   const ExpertWeights shared = experts.back();
@@ -127,25 +129,25 @@ TEST_P(FusionParity, ExpertsHaveTheBitsOfNormBlockAndSum) {
   std::unique_ptr<PreparedWeights> prepared;
   if (packer().prepare_experts != nullptr) prepared = std::move(*packer().prepare_experts(experts));
   for (const bool latent : {false, true}) {
-    const int64_t seen = latent ? kRouterD : kD;
+    const int64_t seen = latent ? kRouterD : d;
     const auto router = pack(WeightFormat::kBf16, kExperts, seen, 50);
-    const auto gate = pack(WeightFormat::kBf16, 1, kD, 51);
+    const auto gate = pack(WeightFormat::kBf16, 1, d, 51);
     const std::vector<float> norm_weight = NoiseF32(3, seen);
     for (const int64_t t : {1, 2, 7, 16, 64, 150}) {
       SCOPED_TRACE(testing::Message() << "T " << t << (latent ? ", latent" : ""));
       const InputNorm norm = {.weight = norm_weight.data(), .eps = 1e-5f, .style = kStyles[t % 3]};
-      const std::vector<uint16_t> x = NoiseBf16(5, t * kD, 2.0f);
+      const std::vector<uint16_t> x = NoiseBf16(5, t * d, 2.0f);
       const std::vector<uint16_t> router_x = NoiseBf16(7, t * kRouterD, 2.0f);
-      const std::vector<uint16_t> stream = NoiseBf16(6, t * kD, 2.0f);
+      const std::vector<uint16_t> stream = NoiseBf16(6, t * d, 2.0f);
       const MoeSizes sizes = {.t = t,
-                              .d = kD,
+                              .d = d,
                               .f = kF,
                               .router_d = latent ? kRouterD : 0,
                               .experts = kExperts,
                               .top_k = kTopK};
       const DirtyContext context(2, ops().moe_workspace(2, sizes));
       MoeParams params = {.t = t,
-                          .d = kD,
+                          .d = d,
                           .router = router.get(),
                           .routing = {.experts = kExperts, .top_k = kTopK},
                           .experts = experts,
@@ -157,7 +159,7 @@ TEST_P(FusionParity, ExpertsHaveTheBitsOfNormBlockAndSum) {
         params.shared_gate = gate.get();
       }
       const std::vector<uint16_t> normed = Normed(norm, latent ? router_x : x, t);
-      std::vector<uint16_t> delta(t * kD);
+      std::vector<uint16_t> delta(t * d);
       params.x = latent ? x.data() : normed.data();
       params.router_x = latent ? normed.data() : nullptr;
       params.out = delta.data();
@@ -173,6 +175,11 @@ TEST_P(FusionParity, ExpertsHaveTheBitsOfNormBlockAndSum) {
       ASSERT_EQ(fused, Sum(stream, delta));
     }
   }
+}
+
+// GPUs have a router of their own for one token of whole slices of 256 columns.
+TEST_P(FusionParity, ExpertsHaveTheBitsOfNormBlockAndSum) {
+  for (const int64_t d : {128, 512}) ExpectFusedExperts(d);
 }
 
 }  // namespace

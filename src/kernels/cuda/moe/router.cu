@@ -4,6 +4,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/moe/router.h"
 #include "kernels/cuda/norm/normalize.cuh"
+#include "kernels/cuda/norm/sum_of_runs.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "kernels/cuda/shared_memory_split.h"
@@ -276,6 +277,89 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+constexpr int kOneWarps = 8;  // at most
+
+// One token, normed, a warp per slice: a warp norms the run of x that its slice meets, and nothing
+// else. Few steps depend on one another between the wait and the logits.
+__global__ void __launch_bounds__(kOneWarps * 32, 1)
+    OneRouterKernel(const __grid_constant__ RouterParams p) {
+  static_assert(kSliceColumns == kRunValues);
+  __shared__ alignas(16) uint16_t rows[kOneWarps][kSliceColumns];
+  __shared__ float partials[kOneWarps][kTileRows];
+  __shared__ float squares[kOneWarps];
+  const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool is_gate = static_cast<int>(blockIdx.x) == p.router.row_tiles;
+  const WeightTiles& weight = is_gate ? p.gate : p.router;
+  const int row_tile = is_gate ? 0 : static_cast<int>(blockIdx.x);
+  const int slices = static_cast<int>(blockDim.x) / 32;
+  SliceCodes codes;
+  codes.Load(weight.data + row_tile * weight.row_tile_bytes + warp * weight.slice_stride(),
+             kSliceTiles, lane);
+  const int column = warp * kSliceColumns + lane * kVector;
+  // Of runs that there are not.
+  if (warp == 0 && lane >= slices && lane < kOneWarps) squares[lane] = 0.0f;
+  float norm_weight[kVector];
+  LoadF32x8(p.norm.weight + column, kVector, true, norm_weight);
+  const int n = row_tile * kTileRows + static_cast<int>(threadIdx.x);
+  const bool finishes = threadIdx.x < kTileRows && n < weight.n;
+  float scale = 0.0f, bias = 0.0f;
+  if (finishes) {
+    scale = weight.row_scales[n];
+    if (!is_gate && p.bias != nullptr) bias = p.bias[n];
+  }
+  const uint16_t* x = p.x + column;
+  uint16_t* normed = blockIdx.x == 0 ? p.normed + column : nullptr;
+  float* logit = (is_gate ? p.gate_logits : p.logits) + n;
+  float eps = p.norm.eps, inverse_d = 1.0f / static_cast<float>(p.router.k);
+  const NormStyle style = p.norm.style;
+  // Parameters come from memory when they are first read: not behind the wait.
+  asm volatile("" : "+l"(x), "+l"(normed), "+l"(logit), "+f"(eps), "+f"(inverse_d));
+  ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
+
+  uint4 vector = __ldcg(reinterpret_cast<const uint4*>(x));
+  const float own = WarpSum(AddSquares(vector, 0.0f));
+  if (lane == 0) squares[warp] = own;
+  __syncthreads();
+  vector = NormVector(vector, InverseRoot(SumOfRuns<kOneWarps>(squares, lane), inverse_d, eps),
+                      norm_weight, style);
+  *reinterpret_cast<uint4*>(rows[warp] + lane * kVector) = vector;
+  if (normed != nullptr) *reinterpret_cast<uint4*>(normed) = vector;
+  __syncwarp();
+  const auto* const x_lane = reinterpret_cast<const uint4*>(rows[warp] + lane % 4 * 16);
+  float sum[4] = {};
+#pragma unroll
+  for (int i = 0; i < kSliceTiles; ++i) {
+    const uint4 first = x_lane[i * 8], second = x_lane[i * 8 + 1];
+    const uint4(&c)[kVectors] = codes.codes[i];
+    ptx::MmaBf16(sum, {c[0].x, c[2].x, c[0].y, c[2].y}, first.x, first.y);
+    ptx::MmaBf16(sum, {c[0].z, c[2].z, c[0].w, c[2].w}, first.z, first.w);
+    ptx::MmaBf16(sum, {c[1].x, c[3].x, c[1].y, c[3].y}, second.x, second.y);
+    ptx::MmaBf16(sum, {c[1].z, c[3].z, c[1].w, c[3].w}, second.z, second.w);
+  }
+  if (lane % 4 == 0) {
+    partials[warp][lane / 4] = sum[0];
+    partials[warp][lane / 4 + 8] = sum[2];
+  }
+  __syncthreads();
+  if (!finishes) return;
+  float result = 0.0f;
+#pragma unroll 8
+  for (int s = 0; s < slices; ++s) result += partials[s][threadIdx.x];
+  result *= scale;
+  *logit = is_gate ? result : result + bias;
+}
+
+bool OneRouterTakes(const RouterParams& p) {
+  const auto whole = [](const WeightTiles& weight) {
+    return weight.k % kSliceColumns == 0 && weight.slices() <= kOneWarps &&
+           weight.k_tiles == weight.x_tiles;
+  };
+  return p.t == 1 && p.norm.weight != nullptr && whole(p.router) &&
+         (p.gate.data == nullptr || (whole(p.gate) && p.gate.k == p.router.k));
+}
+
 bool Takes(const WeightTiles& weight, const uint16_t* x, int64_t stride) {
   return weight.format == TileFormat::kBf16 && weight.k % kTileColumns == 0 &&
          weight.slices() <= kMaxRouterSlices && stride % 8 == 0 &&
@@ -307,6 +391,12 @@ void Router(const OpContext& context, const RouterParams& params) {
   const int gate = params.gate.data == nullptr ? 0 : 1;
   const dim3 grid(static_cast<unsigned>(params.router.row_tiles + gate),
                   static_cast<unsigned>((params.t + kTokens - 1) / kTokens));
+  if (OneRouterTakes(params)) {
+    ShareMultiprocessor(OneRouterKernel, 0);
+    LaunchPdl(OneRouterKernel, dim3(grid.x), dim3(params.router.slices() * 32), 0,
+              StreamOf(context), params);
+    return;
+  }
   if (params.before_few && params.t == 1) {
     ShareMultiprocessor(RouterKernel, static_cast<int64_t>(SharedBytes(params)));
   } else {
