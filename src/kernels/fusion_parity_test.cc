@@ -1,4 +1,4 @@
-// Norms and additions inside linear and moe: the bits of the ops one after the other.
+// Norms, activations and additions inside linear and moe: the bits of the ops one after the other.
 #include "kernels/linear_fixture.h"
 #include "kernels/parity_fixture.h"
 
@@ -106,6 +106,60 @@ TEST_P(FusionParity, ALinearHasTheBitsOfNormProductAndSum) {
       std::vector<uint16_t> rounded(values.size());
       for (size_t i = 0; i < values.size(); ++i) rounded[i] = Bf16FromFloat(values[i]);
       ASSERT_EQ(rounded, delta);
+    }
+  }
+}
+
+// Gate and up stacked from two weights, or stored as one.
+TEST_P(FusionParity, AnActivatedLinearHasTheBitsOfProductAndActivation) {
+  struct Case {
+    std::string name;
+    int64_t f, k;
+    WeightFormat format = WeightFormat::kNvfp4;
+    ActivationFormat activations = ActivationFormat::kBf16;
+  };
+  for (const Case& c :
+       {Case{"nvfp4", 40, 256},
+        {"int8 activations", 40, 256, WeightFormat::kNvfp4, ActivationFormat::kInt8},
+        {"awkward sizes", 33, 100, WeightFormat::kBf16},
+        {"groups", 48, 256, WeightFormat::kInt4}}) {
+    const Stored gate = MakeWeight(c.format, c.f, c.k, 1, 0.003f);
+    const Stored up = MakeWeight(c.format, c.f, c.k, 2, 0.005f);
+    const Stored both = MakeWeight(c.format, 2 * c.f, c.k, 3, 0.003f);
+    const QuantView views[] = {gate.view, up.view};
+    const std::span<const QuantView> stacks[] = {views, {&both.view, 1}};
+    const std::vector<float> norm_weight = NoiseF32(3, c.k), bias = NoiseF32(4, 2 * c.f);
+    for (const std::span<const QuantView>& parts : stacks) {
+      PackParams pack = {.parts = parts, .activations = c.activations, .pool = &pool_};
+      const auto plain = std::move(*packer().pack_weight(pack));
+      pack.gate_up = true;
+      const auto paired = std::move(*packer().pack_weight(pack));
+      for (const int64_t m : {1, 3, 8, 17, 70}) {
+        SCOPED_TRACE(testing::Message() << c.name << ", " << parts.size() << " parts, M " << m);
+        const Activation activation = {static_cast<ActivationKind>(m % 3), 1.3f, 0.5f};
+        const std::vector<uint16_t> x = NoiseBf16(5, m * c.k, 4.0f);
+        const DirtyContext context(
+            2, ops().linear_workspace(m, c.k) + ops().activated_workspace(m, c.f));
+        LinearParams params = {.x = x.data(),
+                               .x_stride = c.k,
+                               .norm = {.weight = norm_weight.data(), .eps = 1e-5f},
+                               .weight = plain.get(),
+                               .bias = bias.data(),
+                               .y_stride = 2 * c.f,
+                               .m = m};
+        std::vector<uint16_t> gate_up(m * 2 * c.f), expected(m * c.f), fused(m * c.f);
+        params.y = gate_up.data();
+        ops().linear(context, params);
+        ops().activation(context, {.gate_up = gate_up.data(),
+                                   .out = expected.data(),
+                                   .t = m,
+                                   .f = c.f,
+                                   .activation = activation});
+        params.weight = paired.get(), params.activation = &activation;
+        params.y = fused.data(), params.y_stride = c.f;
+        ops().linear(context, params);
+        ASSERT_EQ(fused, expected);
+      }
     }
   }
 }

@@ -68,6 +68,7 @@ struct PackParams {
   std::span<const QuantView> parts;
   ActivationFormat activations = ActivationFormat::kBf16;
   bool gather_rows = false;  // for embed, too: then without column_order and input_multiplier
+  bool gate_up = false;      // for LinearParams.activation alone: gate rows, then as many of up
   ThreadPool* pool = nullptr;
   // The calling thread's way to the device; the weight is complete when the lane has finished.
   // Null: when pack_weight returns.
@@ -87,9 +88,29 @@ struct InputNorm {
   NormStyle style = NormStyle::kRoundThenScale;
 };
 
+// What stands between the two linears of a feed-forward block.
+enum class ActivationKind : uint8_t {
+  kSilu,         // silu(g) * u; silu is rounded to BF16 before the product, as the references do
+  kGeluTanh,     // gelu(g) * u with the tanh form, rounded in the same way
+  kClampedSilu,  // gpt-oss: g = min(g, limit), u = clamp(u, ±limit): (u + 1) * g * σ(alpha * g)
+  kSquaredRelu,  // without a gate: max(x, 0)²; gate_up is (T, F)
+};
+
+struct Activation {
+  ActivationKind kind = ActivationKind::kSilu;
+  float alpha = 1.702f;  // kClampedSilu
+  float limit = 7.0f;    // kClampedSilu
+
+  bool gated() const { return kind != ActivationKind::kSquaredRelu; }
+  // Width of the linear before it, for F outputs.
+  int64_t inputs(int64_t f) const { return gated() ? 2 * f : f; }
+};
+
 // y (M, N) = norm(x) (M, K) Wᵀ + bias. FP32 accumulation. A weight with column_order or
 // input_multiplier applies them to the normed x first (tensor/quant_view.h). With add,
-// y += result instead, both rounded to BF16: how a block adds to the residual stream.
+// y += result instead, both rounded to BF16: how a block adds to the residual stream. With an
+// activation, which has a gate, y (M, N / 2) is what the activation op makes of the result in BF16,
+// with its bits; the weight is packed with gate_up, and the op needs activated_workspace, too.
 struct LinearParams {
   const uint16_t* x = nullptr;  // (M, K) BF16
   int64_t x_stride = 0;
@@ -99,7 +120,8 @@ struct LinearParams {
   uint16_t* y = nullptr;                 // (M, N) BF16, or
   float* y_f32 = nullptr;                // (M, N) FP32: exactly one of the two is set
   int64_t y_stride = 0;
-  bool add = false;  // with y alone
+  bool add = false;                        // with y alone
+  const Activation* activation = nullptr;  // with y alone, not with add, y_stride N / 2; or null
   int64_t m = 0;
 };
 
@@ -158,24 +180,6 @@ struct GatherRowsParams {
   uint16_t* out = nullptr;        // (R, D)
   int64_t r = 0;
   int64_t d = 0;
-};
-
-// What stands between the two linears of a feed-forward block.
-enum class ActivationKind : uint8_t {
-  kSilu,         // silu(g) * u; silu is rounded to BF16 before the product, as the references do
-  kGeluTanh,     // gelu(g) * u with the tanh form, rounded in the same way
-  kClampedSilu,  // gpt-oss: g = min(g, limit), u = clamp(u, ±limit): (u + 1) * g * σ(alpha * g)
-  kSquaredRelu,  // without a gate: max(x, 0)²; gate_up is (T, F)
-};
-
-struct Activation {
-  ActivationKind kind = ActivationKind::kSilu;
-  float alpha = 1.702f;  // kClampedSilu
-  float limit = 7.0f;    // kClampedSilu
-
-  bool gated() const { return kind != ActivationKind::kSquaredRelu; }
-  // Width of the linear before it, for F outputs.
-  int64_t inputs(int64_t f) const { return gated() ? 2 * f : f; }
 };
 
 // out (T, F).

@@ -10,6 +10,7 @@ std::vector<std::string_view> MissingOps(const OpTable& table) {
   check(table.pack_weight != nullptr, "pack_weight");
   check(table.linear_workspace != nullptr, "linear_workspace");
   check(table.linear != nullptr, "linear");
+  check(table.activated_workspace != nullptr, "activated_workspace");
   check(table.embed != nullptr, "embed");
   check(table.rms_norm != nullptr, "rms_norm");
   check(table.add != nullptr, "add");

@@ -55,6 +55,9 @@ struct OpTable {
   bool packs_made_up = false;  // pack_weight takes QuantView.made_up
   size_t (*linear_workspace)(int64_t max_m, int64_t max_k) = nullptr;
   void (*linear)(const OpContext&, const LinearParams&) = nullptr;
+  // What a linear with an activation of F outputs needs beside linear_workspace, or that of
+  // linear_w4a4 or linear_fp8.
+  size_t (*activated_workspace)(int64_t max_m, int64_t f) = nullptr;
   // The same with x in NVFP4, too: quantised by the rule of numerics/nvfp4.h after column order and
   // multiplier, with the weight's input_scale. For tokens of prompts. Null where the device does
   // not multiply FP4; takes NVFP4 weights with input_scale() > 0.

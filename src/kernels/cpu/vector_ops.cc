@@ -1,5 +1,6 @@
 #include "kernels/cpu/vector_ops.h"
 
+#include "kernels/activated_linear.h"
 #include "kernels/cpu/activation/activation.h"
 #include "kernels/cpu/attention/attention.h"
 #include "kernels/cpu/gated_delta_net/gated_delta_net.h"
@@ -36,8 +37,16 @@ void FillFrom(OpTable* table) {
   };
   table->linear_workspace = LinearWorkspace;
   table->linear = [](const OpContext& context, const LinearParams& params) {
-    NormedLinear(kKernels, context, params);
+    const auto multiply = [](const OpContext& rest, const LinearParams& product) {
+      NormedLinear(kKernels, rest, product);
+    };
+    if (params.activation == nullptr) return multiply(context, params);
+    LinearThenActivation(context, params, multiply,
+                         [](const OpContext& rest, const ActivationParams& gate_up) {
+                           Activate(kKernels, rest, gate_up);
+                         });
   };
+  table->activated_workspace = GateUpBytes;
   table->moe_workspace = MoeWorkspace;
   table->moe = [](const OpContext& context, const MoeParams& params) {
     Moe(kKernels, context, params);

@@ -2,6 +2,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/activated_linear.h"
 #include "kernels/ref/ref.h"
 #include "kernels/weight_check.h"
 #include "numerics/bf16.h"
@@ -179,7 +180,13 @@ void RoundToFp8(const uint16_t* x, const RefWeight& weight, double* out) {
 // What a token's k columns count as in a product.
 using PrepareRow = void (*)(const RefWeight& weight, const uint16_t* x, double* out);
 
-void Multiply(const LinearParams& params, PrepareRow prepare) {
+void Multiply(const OpContext& context, const LinearParams& params, PrepareRow prepare) {
+  if (params.activation != nullptr) {
+    const auto multiply = [prepare](const OpContext& rest, const LinearParams& product) {
+      Multiply(rest, product, prepare);
+    };
+    return LinearThenActivation(context, params, multiply, Activation);
+  }
   const auto& weight = static_cast<const RefWeight&>(*params.weight);
   const int64_t n = weight.n();
   const int64_t k = weight.k();
@@ -216,20 +223,20 @@ Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params) {
       params.parts, EffectiveActivations(params.parts[0].format, params.activations));
 }
 
-void Linear(const OpContext&, const LinearParams& params) {
-  Multiply(params, [](const RefWeight& weight, const uint16_t* x, double* out) {
+void Linear(const OpContext& context, const LinearParams& params) {
+  Multiply(context, params, [](const RefWeight& weight, const uint16_t* x, double* out) {
     PrepareToken(x, weight.k(), weight.activations(), out);
   });
 }
 
-void LinearW4a4(const OpContext&, const LinearParams& params) {
-  Multiply(params, [](const RefWeight& weight, const uint16_t* x, double* out) {
+void LinearW4a4(const OpContext& context, const LinearParams& params) {
+  Multiply(context, params, [](const RefWeight& weight, const uint16_t* x, double* out) {
     RoundToNvfp4(x, weight.k(), weight.input_scale(), out);
   });
 }
 
-void LinearFp8(const OpContext&, const LinearParams& params) {
-  Multiply(params, [](const RefWeight& weight, const uint16_t* x, double* out) {
+void LinearFp8(const OpContext& context, const LinearParams& params) {
+  Multiply(context, params, [](const RefWeight& weight, const uint16_t* x, double* out) {
     RoundToFp8(x, weight, out);
   });
 }

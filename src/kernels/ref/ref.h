@@ -1,8 +1,8 @@
 // The reference backend: every op as a few obvious scalar loops, the oracle of parity_test.cc.
 //
 // Values are rounded to BF16 exactly where ops.h says so; sums run in double, so that the oracle's
-// own rounding error stays far below what it judges. Single-threaded, needs no workspace,
-// stateless.
+// own rounding error stays far below what it judges. Single-threaded, stateless, without a
+// workspace but for a linear's activation.
 #pragma once
 
 #include <vector>

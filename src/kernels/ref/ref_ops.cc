@@ -1,3 +1,4 @@
+#include "kernels/activated_linear.h"
 #include "kernels/ops.h"
 #include "kernels/ref/ref.h"
 
@@ -23,6 +24,7 @@ const OpTable& RefOps() {
       .pack_weight = ref::PackWeight,
       .linear_workspace = NoLinearWorkspace,
       .linear = ref::Linear,
+      .activated_workspace = GateUpBytes,
       .linear_w4a4_workspace = NoLinearWorkspace,
       .linear_w4a4 = ref::LinearW4a4,
       .linear_fp8_workspace = NoLinearWorkspace,

@@ -1,7 +1,8 @@
-// The activations of feed-forward blocks, on one pair of FP32 values that are BF16 numbers. Shared
-// by the op and by kernels that fuse it.
+// The activations of feed-forward blocks, on pairs of FP32 values that are BF16 numbers. Shared by
+// the op and by kernels that fuse it.
 #pragma once
 
+#include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/op_params.h"
 
@@ -37,6 +38,33 @@ __device__ __forceinline__ float Activate(const Activation& activation, float ga
     }
   }
   return 0.0f;
+}
+
+template <ActivationKind kKind>
+__device__ __forceinline__ uint4 ActivateVector(const Activation& activation, uint4 gates,
+                                                uint4 ups) {
+  const Activation known = {kKind, activation.alpha, activation.limit};
+  float g[kVector], u[kVector];
+  Unpack(gates, g);
+  Unpack(ups, u);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) g[i] = Activate(known, g[i], u[i]);
+  return Pack(g);
+}
+
+// Eight pairs, rounded. The kind is looked at once.
+__device__ __forceinline__ uint4 Activate(const Activation& activation, uint4 gates, uint4 ups) {
+  switch (activation.kind) {
+    case ActivationKind::kSilu:
+      return ActivateVector<ActivationKind::kSilu>(activation, gates, ups);
+    case ActivationKind::kGeluTanh:
+      return ActivateVector<ActivationKind::kGeluTanh>(activation, gates, ups);
+    case ActivationKind::kClampedSilu:
+      return ActivateVector<ActivationKind::kClampedSilu>(activation, gates, ups);
+    case ActivationKind::kSquaredRelu:
+      return ActivateVector<ActivationKind::kSquaredRelu>(activation, gates, ups);
+  }
+  return {};
 }
 
 }  // namespace nibble::kernels::cuda

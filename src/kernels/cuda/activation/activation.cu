@@ -27,12 +27,7 @@ __global__ void __launch_bounds__(kThreads) ActivationKernel(ActivationParams p,
   const uint16_t* gate = p.gate_up + blockIdx.x * (gated ? 2 * p.f : p.f) + at;
   const uint4 gates = LoadBf16x8(gate, left, aligned);
   const uint4 ups = gated ? LoadBf16x8(gate + p.f, left, aligned) : gates;
-  float g[kVector], u[kVector];
-  Unpack(gates, g);
-  Unpack(ups, u);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) g[i] = Activate(p.activation, g[i], u[i]);
-  StoreBf16x8(p.out + blockIdx.x * p.f + at, Pack(g), left, aligned);
+  StoreBf16x8(p.out + blockIdx.x * p.f + at, Activate(p.activation, gates, ups), left, aligned);
 }
 
 __global__ void __launch_bounds__(kThreads) SigmoidGateKernel(SigmoidGateParams p, bool aligned) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "kernels/activated_linear.h"
+#include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/capability.h"
 #include "kernels/cuda/fp8/scaled_tiles.cuh"
 #include "kernels/cuda/fp8/tokens.h"
@@ -62,6 +64,8 @@ size_t LinearFp8Workspace(int64_t max_m, int64_t max_k) {
 void LinearFp8(const OpContext& context, const LinearParams& params) {
   const CudaWeight& weight = AsCuda(*params.weight);
   const int64_t k = weight.k();
+  if (ComposesActivation(params))
+    return LinearThenActivation(context, params, LinearFp8, ApplyActivation);
   NIBBLE_CHECK(weight.fp8().group > 0, "linear_fp8 of a weight that it does not take");
   NIBBLE_CHECK(LinearFp8Workspace(params.m, k) <= context.workspace_bytes,
                "FP8 linear of {} tokens: workspace of {} bytes", params.m, context.workspace_bytes);
@@ -92,6 +96,8 @@ void LinearFp8(const OpContext& context, const LinearParams& params) {
         .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
         .y_stride = params.y_stride,
         .add = params.add,
+        .activates = params.activation != nullptr,
+        .activation = ActivationOf(params),
         .m = m};
     const fp8::QuantizedTokens x = fp8::QuantizeTokens(rows, quantized, context.stream);
     if (weight.tiles().format == TileFormat::kFp8Groups) {

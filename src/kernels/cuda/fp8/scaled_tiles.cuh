@@ -234,7 +234,7 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage,
     weights.Announce(turn, row_tiles.Of(turn));
     ++turn;
     const TileWork work = problem.dense.At(i);
-    const TileOutput& out = problem.dense.output();
+    const DenseOutput out = problem.dense.output();
     float total[Shape::kN / 2];
     consumer.Run(like.k_tiles, total);
     if constexpr (!Shape::kGroups) {

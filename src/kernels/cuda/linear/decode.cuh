@@ -17,6 +17,7 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/cuda/activation/activate.cuh"
 #include "kernels/cuda/linear/decode.h"
 #include "kernels/cuda/linear/decode_kernels.h"
 #include "kernels/cuda/linear/fragments.cuh"
@@ -455,8 +456,9 @@ struct Shared {
 };
 
 // Adds the slice sums of units [begin, end) of the block, for tokens from first_token on; writes
-// finished outputs. `pass` counts reductions. kOneReduction: of all tokens at a time.
-template <bool kOneReduction, int kRows>
+// finished outputs. `pass` counts reductions. kOneReduction: of all tokens at a time. kActivates: a
+// thread adds a gate's and, 8 rows further on, what meets it.
+template <bool kOneReduction, bool kActivates, int kRows>
 __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan& plan,
                                        const Shared& shared, const Walk<kRows>& block,
                                        int first_tile, int first_token, int begin, int end,
@@ -469,11 +471,14 @@ __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan&
     from = begin / width * kRows;
     to = min(to, ((end - 1) / width + 1) * kRows);
   }
-  const int shift = 4 + plan.slot_shift;
-  const int values = 1 << shift;  // of a row tile
+  constexpr int kSums = kActivates ? 2 : 1;  // of a thread
+  constexpr int kOutputs = kTileRows / kSums;
+  const int values = kTileRows << plan.slot_shift;  // of a row tile
+  const int shift = (kActivates ? 3 : 4) + plan.slot_shift;
   const int total = (to - from) << shift;
   for (int i = static_cast<int>(threadIdx.x); i < total; i += kThreads) {
-    const int value = i & (values - 1);
+    const int output = i & ((1 << shift) - 1);
+    const int value = output / kOutputs * kTileRows + output % kOutputs;
     const int token = first_token + (value >> 4);
     if (token >= args.m) continue;
     const int in_block = from + (i >> shift);
@@ -487,21 +492,40 @@ __device__ __forceinline__ void Reduce(const DecodeArgs& args, const DecodePlan&
     const int slot_values = kOneReduction ? values : 16 * ((args.m + 7) / 8 * 8);
     const int read_slot = one_chunk && kOneReduction ? (pass + 1) % 2 : in_block;
     const int write_slot = one_chunk && kOneReduction ? pass % 2 : in_block;
-    float sum = first_slice == 0 ? 0.0f : shared.running[read_slot * slot_values + run];
+    float sums[kSums] = {};
+    if (first_slice > 0)
+#pragma unroll
+      for (int s = 0; s < kSums; ++s)
+        sums[s] = shared.running[read_slot * slot_values + run + s * kPairedRows];
     const float* partial =
         shared.partials + ((unit_begin - begin) * kRows + in_block % kRows) * values + value;
-#pragma unroll 8
-    for (int unit = unit_begin; unit < unit_end; ++unit, partial += kRows * values) sum += *partial;
+#pragma unroll 8 / kSums
+    for (int unit = unit_begin; unit < unit_end; ++unit, partial += kRows * values)
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) sums[s] += partial[s * kPairedRows];
     if (last_slice < block.slices) {
-      shared.running[write_slot * slot_values + run] = sum;
+#pragma unroll
+      for (int s = 0; s < kSums; ++s)
+        shared.running[write_slot * slot_values + run + s * kPairedRows] = sums[s];
       continue;
     }
     const int row = (block.block_tile + in_block) * kTileRows + value % 16;
     if (row >= args.weight.n) continue;
-    const int local = row - first_tile * kTileRows;
-    float result = sum * shared.scales[local];
-    if (args.bias != nullptr)
-      result += shared.scales[(block.tile_end - first_tile) * kTileRows + local];
+    const auto result_of = [&](int s) {
+      const int local = row - first_tile * kTileRows + s * kPairedRows;
+      float result = sums[s] * shared.scales[local];
+      if (args.bias != nullptr)
+        result += shared.scales[(block.tile_end - first_tile) * kTileRows + local];
+      return result;
+    };
+    const float result = result_of(0);
+    if constexpr (kActivates) {
+      const float activated =
+          Activate(args.activation, ptx::RoundBf16(result), ptx::RoundBf16(result_of(1)));
+      args.y[token * args.y_stride + PairedOutput(row)] =
+          static_cast<uint16_t>(ptx::PackBf16(activated, 0.0f));
+      continue;
+    }
     const int64_t at = token * args.y_stride + row;
     if (args.y != nullptr) {
       const uint16_t rounded = Bf16FromFloat(result);
@@ -522,7 +546,7 @@ __device__ __forceinline__ void RequestRows(const DecodeArgs& args, int first_ti
   }
 }
 
-template <TileFormat kFormat, int kTokenTiles, int kStages, bool kStaged>
+template <TileFormat kFormat, int kTokenTiles, int kStages, bool kStaged, bool kMayActivate>
 __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan& plan) {
   extern __shared__ uint4 memory[];
   constexpr int kRows = RowTilesOfUnit(kFormat, kTokenTiles);
@@ -558,7 +582,10 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
   for (int i = static_cast<int>(threadIdx.x); i < rows; i += kThreads) {
     const int row = first_tile * kTileRows + i;
     shared.scales[i] = weight.row_scales[row];
-    if (args.bias != nullptr) shared.scales[rows + i] = row < weight.n ? args.bias[row] : 0.0f;
+    if (args.bias != nullptr) {
+      const int stacked = kMayActivate && args.activates ? PairedStackRow(row, weight.n / 2) : row;
+      shared.scales[rows + i] = row < weight.n ? args.bias[stacked] : 0.0f;
+    }
   }
   const uint16_t* x_rows = args.x;
   int x_stride = static_cast<int>(args.x_stride);
@@ -576,6 +603,16 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
 
   const LaneX<kTokenTiles> x(x_rows, x_stride, args.m, lane);
   Unit<kFormat, kTokenTiles, kStages> multiply = {weight, x, ring, loads, warp, lane};
+  const auto reduce = [&]<bool kOneReduction>(const Walk<kRows>& at_block, int first_token,
+                                              int begin, int end, int pass) {
+    if (kMayActivate && args.activates) {
+      Reduce<kOneReduction, true>(args, plan, shared, at_block, first_tile, first_token, begin, end,
+                                  pass);
+    } else {
+      Reduce<kOneReduction, false>(args, plan, shared, at_block, first_tile, first_token, begin,
+                                   end, pass);
+    }
+  };
   int pass = 0;
   for (; !walk.done(); walk.NextBlock()) {
     walk.Enter(warp);
@@ -592,7 +629,7 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
           walk.Step();
         }
         __syncthreads();
-        Reduce<true>(args, plan, shared, walk, first_tile, 0, begin, end, pass);
+        reduce.template operator()<true>(walk, 0, begin, end, pass);
         ++pass;
       } else {
         constexpr int kReduced = ReducedTokenTiles(kTokenTiles);
@@ -610,7 +647,7 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
                   r, first, args.m, lane,
                   shared.partials + ((warp * kRows + r) << (4 + plan.slot_shift)));
           __syncthreads();
-          Reduce<false>(args, plan, shared, walk, first_tile, first * 8, begin, end, pass);
+          reduce.template operator()<false>(walk, first * 8, begin, end, pass);
           ++pass;
         }
       }
@@ -623,7 +660,7 @@ constexpr int CtasOfMultiprocessor(int token_tiles) { return token_tiles == 1 ? 
 template <TileFormat kFormat, int kTokenTiles, int kStages, bool kStaged = false>
 __global__ __launch_bounds__(kThreads, CtasOfMultiprocessor(kTokenTiles)) void DecodeKernel(
     const DecodeArgs args, const DecodePlan plan) {
-  Decode<kFormat, kTokenTiles, kStages, kStaged>(args, plan);
+  Decode<kFormat, kTokenTiles, kStages, kStaged, true>(args, plan);
 }
 
 // CTAs (of a head, heads, blocks of tokens).
@@ -642,7 +679,7 @@ __global__ __launch_bounds__(kThreads, CtasOfMultiprocessor(kTokenTiles)) void H
     mine = a;
   }
   __syncthreads();
-  Decode<kFormat, kTokenTiles, kStages, false>(mine, plan);
+  Decode<kFormat, kTokenTiles, kStages, false, false>(mine, plan);
 }
 
 // Null for what has no instance.

@@ -23,8 +23,10 @@ struct DecodeArgs {
   uint16_t* y = nullptr;
   float* y_f32 = nullptr;
   int64_t y_stride = 0;
-  bool add = false;  // to y
-  int m = 0;         // 1..64
+  bool add = false;        // to y
+  bool activates = false;  // rows are paired, y holds N / 2 outputs of `activation`
+  Activation activation;
+  int m = 0;  // 1..64
 };
 
 // Whether every CTA can norm x of m tokens for itself, in shared memory.

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/activated_linear.h"
+#include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/decode.h"
 #include "kernels/cuda/linear/one_token.h"
@@ -80,6 +82,8 @@ void Decode(const OpContext& context, const LinearParams& p) {
                      .y_f32 = p.y_f32,
                      .y_stride = p.y_stride,
                      .add = p.add,
+                     .activates = p.activation != nullptr,
+                     .activation = ActivationOf(p),
                      .m = m};
   const DecodePlan plan = PlanDecode(tiles, m, p.norm.weight != nullptr);
   if (weight.transforms_x() || !DecodeTakes(tiles, p.x, p.x_stride, m)) {
@@ -138,7 +142,13 @@ void LinearOfRows(const OpContext& context, const LinearParams& params) {
 
 }  // namespace
 
+size_t ActivatedWorkspace(int64_t max_m, int64_t f) {
+  return f % kPairedRows == 0 ? 0 : GateUpBytes(max_m, f);
+}
+
 void Linear(const OpContext& context, const LinearParams& params) {
+  if (ComposesActivation(params))
+    return LinearThenActivation(context, params, Linear, ApplyActivation);
   if (params.norm.weight == nullptr || NormsItself(params)) return LinearOfRows(context, params);
   const int64_t k = params.weight->k();
   NIBBLE_CHECK(LinearWorkspace(params.m, k) <= context.workspace_bytes,

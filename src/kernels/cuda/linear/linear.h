@@ -14,6 +14,8 @@ Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params);
 
 size_t LinearWorkspace(int64_t max_m, int64_t max_k);
 void Linear(const OpContext& context, const LinearParams& params);
+// Of FP8 and W4A4 linears, too.
+size_t ActivatedWorkspace(int64_t max_m, int64_t f);
 
 void Embed(const OpContext& context, const EmbedParams& params);
 

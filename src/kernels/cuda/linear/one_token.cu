@@ -231,7 +231,7 @@ bool Fits(const Launch& launch) {
 }  // namespace
 
 bool OneTokenTakes(const DecodeArgs& args) {
-  return args.m == 1 && args.y != nullptr &&
+  return args.m == 1 && args.y != nullptr && !args.activates &&
          args.weight.row_tile_bytes == args.weight.slices() * args.weight.slice_stride() &&
          Fits(PlanOf(args.weight, args.norm.weight != nullptr));
 }

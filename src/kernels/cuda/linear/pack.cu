@@ -23,20 +23,21 @@ constexpr int kMxColumns = 32;
 // Scales above 2^100 stand over blocks of zeros only (CheckBlockScales).
 constexpr int kLargestE8M0 = 227;
 
-struct Job {
+struct Job : PackTarget {
   StoredRows in;
-  WeightTiles weight;
-  std::byte* tiles;
-  float* row_scales;
+
+  // Where a row of `in` lies in the packed weight.
+  __device__ int64_t RowOf(int64_t row) const {
+    const int64_t of_stack = in.tile_row + row;
+    return paired_rows > 0 ? PairedPlace(of_stack, paired_rows) : of_stack;
+  }
 };
 
 struct Jobs {
+  PackTarget target;
   StoredRows in[kMostParts];
-  WeightTiles weight;
-  std::byte* tiles;
-  float* row_scales;
 
-  __device__ Job Of(int part) const { return {in[part], weight, tiles, row_scales}; }
+  __device__ Job Of(int part) const { return {target, in[part]}; }
 };
 
 __device__ uint8_t ByteAt(const std::byte* data, int64_t at) {
@@ -121,7 +122,7 @@ __global__ void RowScales(const __grid_constant__ Jobs jobs) {
     largest = __reduce_max_sync(0xFFFFFFFFu, static_cast<unsigned>(largest));
     scale = MxRowScale(job.weight.format, largest);
   }
-  if (lane == 0) job.row_scales[job.in.tile_row + row] = scale;
+  if (lane == 0) job.row_scales[job.RowOf(row)] = scale;
 }
 
 // Where a row's block of 16 columns lies.
@@ -134,7 +135,7 @@ struct Place {
 };
 
 __device__ Place PlaceOf(const Job& job, int64_t row, int k_tile, int q) {
-  const int64_t at = job.in.tile_row + row;
+  const int64_t at = job.RowOf(row);
   const int slice = k_tile / kSliceTiles;
   const TileFormat format = job.weight.format;
   std::byte* start = job.tiles + at / kTileRows * job.weight.row_tile_bytes +
@@ -234,7 +235,7 @@ __device__ int Nvfp4ScaleByte(uint8_t e4m3) {
 }
 
 __device__ void PackMxScale(const Job& job, int64_t row, int64_t column, const Place& place) {
-  const int largest = LargestMxCode(job.weight.format, job.row_scales[job.in.tile_row + row]);
+  const int largest = LargestMxCode(job.weight.format, job.row_scales[job.RowOf(row)]);
   const int byte = 254 - largest + MxCode(job, row, column / kMxColumns);
   place.scales[place.lane / 2 * 8 + place.tile_in_slice * 2 + place.row / 8] =
       static_cast<std::byte>(byte < kMinMxByte ? 0 : byte);
@@ -294,7 +295,7 @@ __global__ void PackBlocks(const __grid_constant__ Jobs jobs) {
       break;
   }
   if (format != TileFormat::kInt8 && format != TileFormat::kInt4 && HasNanE4M3(job, row, column))
-    job.row_scales[job.in.tile_row + row] = __uint_as_float(0x7FC00000u);
+    job.row_scales[job.RowOf(row)] = __uint_as_float(0x7FC00000u);
   if (format == TileFormat::kMxfp8 && column % kMxColumns == 0)
     PackMxScale(job, row, column, place);
   if (HasGroups(format) && column % kMxColumns == 0) PackGroupScale(job, row, column, place);
@@ -302,12 +303,11 @@ __global__ void PackBlocks(const __grid_constant__ Jobs jobs) {
 
 }  // namespace
 
-void PackRows(std::span<const StoredRows> stored, const WeightTiles& weight, std::byte* tiles,
-              float* row_scales, void* stream) {
+void PackRows(std::span<const StoredRows> stored, const PackTarget& target, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   for (size_t begin = 0; begin < stored.size(); begin += kMostParts) {
     const size_t count = std::min<size_t>(kMostParts, stored.size() - begin);
-    Jobs jobs = {.weight = weight, .tiles = tiles, .row_scales = row_scales};
+    Jobs jobs = {.target = target};
     int64_t rows = 0;
     for (size_t i = 0; i < count; ++i) {
       jobs.in[i] = stored[begin + i];
@@ -319,7 +319,8 @@ void PackRows(std::span<const StoredRows> stored, const WeightTiles& weight, std
                   static_cast<unsigned>(count));
     };
     RowScales<<<grid(rows, kThreads / 32), kThreads, 0, on>>>(jobs);
-    PackBlocks<<<grid(rows * weight.k_tiles * kBlocksPerTile, kThreads), kThreads, 0, on>>>(jobs);
+    PackBlocks<<<grid(rows * target.weight.k_tiles * kBlocksPerTile, kThreads), kThreads, 0, on>>>(
+        jobs);
   }
 }
 

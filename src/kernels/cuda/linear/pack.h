@@ -20,14 +20,21 @@ struct StoredRows {
   int64_t rows = 0;
   int64_t first_row = 0;        // in the part
   int64_t first_scale_row = 0;  // in the part
-  int64_t tile_row = 0;         // in the packed weight
+  int64_t tile_row = 0;         // in the stack
   int64_t scale_block_n = 1;
   int64_t scale_block_k = 1;
   float tensor_scale = 1.0f;
 };
 
-// `tiles` and `row_scales` are those of the weight, writable. As few launches as there can be.
-void PackRows(std::span<const StoredRows> stored, const WeightTiles& weight, std::byte* tiles,
-              float* row_scales, void* stream);
+// A weight on the device whose rows are to be written.
+struct PackTarget {
+  WeightTiles weight;           // sizes
+  std::byte* tiles = nullptr;   // its own, writable
+  float* row_scales = nullptr;  // the same
+  int64_t paired_rows = 0;      // F where rows of gate and up are paired
+};
+
+// As few launches as there can be.
+void PackRows(std::span<const StoredRows> stored, const PackTarget& target, void* stream);
 
 }  // namespace nibble::kernels::cuda

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/check.h"
 #include "kernels/cuda/linear/fill.h"
 #include "kernels/cuda/linear/pack.h"
 #include "kernels/weight_check.h"
@@ -105,10 +106,9 @@ std::mutex& DriverTurn() {
 // on the device behind their arrival.
 class Stage {
  public:
-  // `bytes` of `tiles` and what follows are cleared before rows are packed.
-  Stage(UploadLane& lane, const WeightTiles& weight, std::byte* tiles, float* row_scales,
-        int64_t bytes)
-      : lane_(lane), weight_(weight), tiles_(tiles), row_scales_(row_scales), to_clear_(bytes) {}
+  // `bytes` of the target's tiles and what follows are cleared before rows are packed.
+  Stage(UploadLane& lane, const PackTarget& target, int64_t bytes)
+      : lane_(lane), target_(target), to_clear_(bytes) {}
 
   // Rows of one part, from tile_row on.
   Status Add(const QuantView& view, int64_t tile_row) {
@@ -134,14 +134,14 @@ class Stage {
   void Flush() {
     if (pending_.empty()) return;
     const std::lock_guard turn(DriverTurn());
-    lane_.Clear(tiles_, static_cast<size_t>(std::exchange(to_clear_, 0)));
+    lane_.Clear(target_.tiles, static_cast<size_t>(std::exchange(to_clear_, 0)));
     if (makes_up_) {
       FillRows(made_up_, lane_.stream());
       made_up_.clear();
     } else {
       lane_.Send(slot_, static_cast<size_t>(used_));
     }
-    PackRows(pending_, weight_, tiles_, row_scales_, lane_.stream());
+    PackRows(pending_, target_, lane_.stream());
     lane_.Launched(slot_);
     pending_.clear();
     used_ = 0;
@@ -214,9 +214,7 @@ class Stage {
   }
 
   UploadLane& lane_;
-  const WeightTiles& weight_;
-  std::byte* const tiles_;
-  float* const row_scales_;
+  const PackTarget target_;
   int64_t to_clear_;
   UploadLane::Slot slot_;
   int64_t used_ = 0;
@@ -251,6 +249,7 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::Pack(const PackParams& params, D
   weight->fp8_ = Fp8ActivationsOf(parts);
   WeightTiles& tiles = weight->tiles_;
   tiles = LayoutOf(parts);
+  weight->pairs_rows_ = params.gate_up && tiles.n % kTileRows == 0;
   const int64_t tile_bytes = RoundUp(tiles.row_tiles * tiles.row_tile_bytes, kAlignment);
   const int64_t row_scale_bytes =
       RoundUp(int64_t{tiles.row_tiles} * kTileRows * sizeof(float), kAlignment);
@@ -282,7 +281,11 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::Pack(const PackParams& params, D
     NIBBLE_ASSIGN(own_lane, LaneFor(parts, device));
   }
   UploadLane& lane = own_lane != nullptr ? *own_lane : *params.lane;
-  Stage stage(lane, tiles, base, row_scales, tile_bytes + row_scale_bytes);
+  const PackTarget target = {.weight = tiles,
+                             .tiles = base,
+                             .row_scales = row_scales,
+                             .paired_rows = weight->pairs_rows_ ? tiles.n / 2 : 0};
+  Stage stage(lane, target, tile_bytes + row_scale_bytes);
   int64_t tile_row = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     if (Status status = stage.Add(parts[i], tile_row); !status) {
@@ -300,6 +303,14 @@ Result<std::unique_ptr<CudaWeight>> CudaWeight::Pack(const PackParams& params, D
   if (const std::string failure = device.failure(); !failure.empty())
     return Fail(Code::kInternal, "packing a weight of {} x {}: {}", n, first.k, failure);
   return weight;
+}
+
+bool ComposesActivation(const LinearParams& params) {
+  const bool paired = AsCuda(*params.weight).pairs_rows();
+  NIBBLE_CHECK(!paired || params.activation != nullptr,
+               "a weight packed with gate_up, {} x {}, in a linear without an activation",
+               params.weight->n(), params.weight->k());
+  return params.activation != nullptr && !paired;
 }
 
 }  // namespace nibble::kernels::cuda

@@ -29,6 +29,8 @@ class CudaWeight final : public PackedWeight {
   // What x goes through before the product (tensor/quant_view.h), (K) on the device; null: nothing.
   const int32_t* column_order() const { return column_order_; }
   const float* input_multiplier() const { return input_multiplier_; }
+  // Rows of gate and up are paired (weight_tiles.h): for linears with an activation alone.
+  bool pairs_rows() const { return pairs_rows_; }
   bool transforms_x() const { return column_order_ != nullptr || input_multiplier_ != nullptr; }
 
  private:
@@ -38,6 +40,7 @@ class CudaWeight final : public PackedWeight {
   float input_scale_ = 0.0f;
   Fp8Activations fp8_;
   WeightTiles tiles_;
+  bool pairs_rows_ = false;
   const int32_t* column_order_ = nullptr;
   const float* input_multiplier_ = nullptr;
   Buffer buffer_;  // tiles, row scales, column order, input multiplier
@@ -45,6 +48,13 @@ class CudaWeight final : public PackedWeight {
 
 inline const CudaWeight& AsCuda(const PackedWeight& weight) {
   return static_cast<const CudaWeight&>(weight);
+}
+
+// Whether the activation is a launch of its own: where rows are not paired.
+bool ComposesActivation(const LinearParams& params);
+// For kernels, which take it by value.
+inline Activation ActivationOf(const LinearParams& params) {
+  return params.activation != nullptr ? *params.activation : Activation{};
 }
 
 }  // namespace nibble::kernels::cuda

@@ -22,6 +22,9 @@
 // Weights wider than BF16 are exact sums of BF16 planes, two for F16 and three for F32, side by
 // side along K: their k_tiles are planes * x_tiles, and k-tile t meets x's k-tile t mod x_tiles.
 //
+// Of gate and up, F rows of each, rows may be paired: row tile v holds rows 8 v .. 8 v + 7 of gate,
+// then the same of up, so that who has the sums of a tile can put the activation behind them.
+//
 // As the A operand of an m16n8k16 MMA, atom j (0..3) of a k-tile takes columns 4 j .. 4 j + 3 of
 // every lane's block: a0 = row g, columns 4 j, 4 j + 1; a1 = row g + 8, the same; a2 = row g,
 // columns 4 j + 2, 4 j + 3; a3 = row g + 8, these. The B operand follows: lane t holds, for token
@@ -44,6 +47,7 @@
 namespace nibble::kernels::cuda {
 
 inline constexpr int kTileRows = 16;
+inline constexpr int kPairedRows = kTileRows / 2;
 inline constexpr int kTileColumns = 64;
 inline constexpr int kSliceTiles = 4;
 inline constexpr int kSliceColumns = kSliceTiles * kTileColumns;
@@ -95,6 +99,19 @@ NIBBLE_HD constexpr int ScaleBytes(TileFormat format, int group_columns) {
     default:
       return 0;
   }
+}
+
+// Of paired rows, F of gate and F of up. Where row `row` of the stack lies:
+NIBBLE_HD constexpr int64_t PairedPlace(int64_t row, int64_t f) {
+  const int64_t output = row < f ? row : row - f;
+  return output / kPairedRows * kTileRows + (row < f ? 0 : kPairedRows) + output % kPairedRows;
+}
+// Which output the row at `place` takes part in, and which row of the stack it is:
+NIBBLE_HD constexpr int PairedOutput(int place) {
+  return place / kTileRows * kPairedRows + place % kPairedRows;
+}
+NIBBLE_HD constexpr int PairedStackRow(int place, int f) {
+  return (place % kTileRows < kPairedRows ? 0 : f) + PairedOutput(place);
 }
 
 // Handed to kernels by value.

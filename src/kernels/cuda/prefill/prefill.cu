@@ -155,6 +155,8 @@ void Prefill(const OpContext& context, const LinearParams& params) {
         .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
         .y_stride = params.y_stride,
         .add = params.add,
+        .activates = params.activation != nullptr,
+        .activation = ActivationOf(params),
         .m = m};
     if (turns) {
       LaunchTurns(product, plan, context.stream);

@@ -27,7 +27,9 @@ struct PrefillParams {
   uint16_t* y = nullptr;
   float* y_f32 = nullptr;
   int64_t y_stride = 0;
-  bool add = false;  // to y
+  bool add = false;        // to y
+  bool activates = false;  // rows are paired, y holds N / 2 outputs of `activation`
+  Activation activation;
   int64_t m = 0;
 };
 

@@ -2,7 +2,11 @@
 // how they are stored.
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/cuda/activation/activate.cuh"
 #include "kernels/cuda/bf16_vector.cuh"
+#include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/prefill/tile_sums.cuh"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
@@ -28,6 +32,17 @@ struct TileOutput {
   int n = 0;
   bool add = false;  // to y
 };
+
+// That of a dense linear, which may end with an activation.
+struct DenseOutput : TileOutput {
+  int f = 0;  // outputs, where rows of W are paired and `activation` makes y of them; else 0
+  Activation activation;
+};
+
+// n: rows of W that are stored.
+__device__ __forceinline__ DenseOutput OutputOf(const PrefillParams& p, int n) {
+  return {{p.y, p.y_f32, p.y_stride, n, p.add}, p.activates ? p.weight.n / 2 : 0, p.activation};
+}
 
 #ifdef NIBBLE_HAVE_WGMMA
 
@@ -56,10 +71,17 @@ struct TileEnd {
   TilePlace place;
 };
 
+// Where the bias of a row is.
+__device__ __forceinline__ int BiasRow(const TileOutput&, int row) { return row; }
+__device__ __forceinline__ int BiasRow(const DenseOutput& out, int row) {
+  return out.f > 0 ? PairedStackRow(row, out.f) : row;
+}
+
 // Without a bias -0, which changes nothing.
-__device__ __forceinline__ RowEnd EndOf(const TileWork& work, const TileOutput& out, int row) {
+template <typename Output>
+__device__ __forceinline__ RowEnd EndOf(const TileWork& work, const Output& out, int row) {
   if (row >= out.n) return {0.0f, 0.0f};
-  return {work.row_scales[row], work.bias != nullptr ? work.bias[row] : -0.0f};
+  return {work.row_scales[row], work.bias != nullptr ? work.bias[BiasRow(out, row)] : -0.0f};
 }
 
 // Of the warpgroup with these 64 rows and kN tokens of a tile.
@@ -69,8 +91,8 @@ __device__ __forceinline__ TilePlace PlaceOf(const TileWork& work, int row_part,
           .first = work.first_token + token_part * kN,
           .end = work.first_token + work.tokens};
 }
-template <int kN>
-__device__ __forceinline__ TileEnd EndOf(const TileWork& work, const TileOutput& out, int row_part,
+template <int kN, typename Output>
+__device__ __forceinline__ TileEnd EndOf(const TileWork& work, const Output& out, int row_part,
                                          int token_part) {
   const TilePlace place = PlaceOf<kN>(work, row_part, token_part);
   const int row =
@@ -162,10 +184,35 @@ __device__ __forceinline__ void Stage(const float (&total)[kN / 2], const TileEn
   }
 }
 
-// By kThreads threads, once it is staged.
+// Of paired rows: of each two chunks the first has gates, the second what they let through.
 template <int kN, int kThreads>
-__device__ __forceinline__ void StoreStaged(const TileOutput& out, const TilePlace& tile,
+__device__ __forceinline__ void StoreActivated(const DenseOutput& out, const TilePlace& tile,
+                                               const std::byte* staging) {
+  constexpr int kPairs = kWarpgroupRows / kTileRows;
+  const int thread = threadIdx.x % kThreads;
+  const int pair = thread % kPairs;
+  const int row = tile.first_row + pair * kTileRows;
+  if (row >= out.n) return;
+  const bool aligned = out.stride % 8 == 0 && reinterpret_cast<uintptr_t>(out.y) % 16 == 0;
+  const int tokens = min(kN, tile.end - tile.first);
+#pragma unroll 1
+  for (int t = thread / kPairs; t < tokens; t += kThreads / kPairs) {
+    const std::byte* const staged = staging + t * 128;
+    const auto chunk = [&](int index) {
+      return *reinterpret_cast<const uint4*>(staged + (index ^ t % 8) * 16);
+    };
+    StoreBf16x8(out.y + (tile.first + t) * out.stride + PairedOutput(row),
+                Activate(out.activation, chunk(2 * pair), chunk(2 * pair + 1)), kPairedRows,
+                aligned);
+  }
+}
+
+// By kThreads threads, once it is staged.
+template <int kN, int kThreads, typename Output>
+__device__ __forceinline__ void StoreStaged(const Output& out, const TilePlace& tile,
                                             const std::byte* staging) {
+  if constexpr (std::is_same_v<Output, DenseOutput>)
+    if (out.f > 0) return StoreActivated<kN, kThreads>(out, tile, staging);
   constexpr int kStep = kThreads / 8;  // tokens at a time
   // Of these, so that loads do not wait for one another; what a single warp's registers hold.
   constexpr int kAtOnce = kThreads > 32 ? 4 : 2;
@@ -201,8 +248,8 @@ __device__ __forceinline__ void StoreStaged(const TileOutput& out, const TilePla
 }
 
 // All of it by the warpgroup itself. kStagesF32: where FP32 is what is stored most.
-template <int kN, bool kStagesF32 = false>
-__device__ __forceinline__ void Store(const TileOutput& out, const float (&total)[kN / 2],
+template <int kN, bool kStagesF32 = false, typename Output>
+__device__ __forceinline__ void Store(const Output& out, const float (&total)[kN / 2],
                                       const TileEnd& tile, std::byte* staging, int barrier) {
   if (out.y_f32 != nullptr) {
     if constexpr (kStagesF32) return StoreStagedF32<kN>(out, total, tile, staging, barrier);

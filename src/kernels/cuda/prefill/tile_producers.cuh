@@ -130,7 +130,7 @@ template <typename Shape, typename Problem>
 __device__ __forceinline__ void StoreTiles(const TileStorage<Shape>& storage,
                                            const Problem& problem, int consumer) {
   static_assert(Shape::kConsumers == 2);
-  const TileOutput& out = problem.output();
+  const auto& out = problem.output();
   if (out.y_f32 != nullptr) return;
   const std::byte* const staging = storage.outputs + consumer * Shape::kStagingBytes;
   ptx::ArriveThreads(kStoredBarrier + consumer, kHandOverThreads);

@@ -4,7 +4,7 @@
 //
 //   int count() const; TileWork At(int index) const;   // the tiles
 //   WeightTiles like() const;                          // sizes of every tile's weight
-//   TileOutput output() const;
+//   TileOutput output() const;                         // or DenseOutput
 //   static constexpr bool kGathers;
 //
 // Gathered tokens are rows() of row_bytes(), token i at row_of(i); others are prepared, tokens().
@@ -425,7 +425,7 @@ __device__ __forceinline__ void Consume(const TileStorage<Shape>& storage, const
   for (; turn < weights.kAhead; ++turn) weights.Announce(turn, row_tiles.Of(turn));
   weights.Start();
   TileConsumer<Shape> consumer(storage, weights, warpgroup, token_part, like);
-  const TileOutput& out = problem.output();
+  const auto& out = problem.output();
   std::byte* const staging = storage.outputs + warpgroup * Shape::kStagingBytes;
   // Whether another warp stores what is staged (StoreTiles), but for the CTA's last tile, where
   // nobody has anything else to do.

@@ -391,8 +391,7 @@ struct TurnWork {
 
   // y of a pass, from its finished total.
   __device__ __forceinline__ void StorePass(int pass, const float (&total)[Shape::kN / 2]) const {
-    const TileOutput out = {p.y, p.y_f32, p.y_stride,
-                            min(p.weight.n, rows.PassEnd(pass) * kTileRows), p.add};
+    const DenseOutput out = OutputOf(p, min(p.weight.n, rows.PassEnd(pass) * kTileRows));
     const TileWork work = {.row_scales = p.weight.row_scales,
                            .bias = p.bias,
                            .row_tile = rows.begin + pass * rows.pass_tiles,

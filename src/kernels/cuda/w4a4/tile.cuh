@@ -4,6 +4,9 @@
 // alone.
 #pragma once
 
+#include <type_traits>
+
+#include "kernels/cuda/activation/activate.cuh"
 #include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/linear/weight_tiles.h"
 #include "kernels/cuda/ptx/async_copy.cuh"
@@ -63,6 +66,12 @@ struct TileEnd {
   int64_t y_stride = 0;
   bool add = false;
   int m = 0;
+};
+
+// That of a dense linear, which may end with an activation.
+struct DenseEnd : TileEnd {
+  bool activates = false;  // rows of W are paired, y holds N / 2 outputs of `activation`
+  Activation activation;
 };
 
 #ifdef NIBBLE_COMPILE_W4A4
@@ -210,12 +219,13 @@ struct RowEnd {
   float scale = 0.0f;
   float bias = -0.0f;  // changes nothing
 
-  __device__ __forceinline__ RowEnd(const TileEnd& p, int row) {
+  // bias_row: where the row's bias is.
+  __device__ __forceinline__ RowEnd(const TileEnd& p, int row, int bias_row) {
     if (row >= p.n) return;
     // Row scales have a factor of 2^8 for the re-encoded scales of the BF16 decoder
     // (fragments.cuh).
     scale = p.row_scales[row] * (p.input_scale * 0x1p-8f);
-    if (p.bias != nullptr) bias = p.bias[row];
+    if (p.bias != nullptr) bias = p.bias[bias_row];
   }
   __device__ __forceinline__ float Apply(float sum) const { return sum * scale + bias; }
 };
@@ -224,16 +234,37 @@ __device__ __forceinline__ void StoreF32(const TileEnd& p, int row, int token, f
   if (row < p.n && token < p.m) p.y_f32[token * p.y_stride + row] = value;
 }
 
-// BF16 goes through shared memory, so that neighbouring rows of W are stored together.
+// Of paired rows that are staged.
 template <int kTokens>
-__device__ __forceinline__ void Store(const TileEnd& p, int first_row, int warp, int lane,
+__device__ __forceinline__ void StoreActivated(const DenseEnd& p, int first_row,
+                                               const uint16_t* staging) {
+  const bool aligned = p.y_stride % 8 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
+  for (int i = static_cast<int>(threadIdx.x); i < kTokens * kRowTiles; i += kThreads) {
+    const int token = i / kRowTiles;
+    const int at = i % kRowTiles * kTileRows;
+    if (token >= p.m || first_row + at >= p.n) continue;
+    const auto* const pair = reinterpret_cast<const uint4*>(staging + token * kOutputStride + at);
+    StoreBf16x8(p.y + token * p.y_stride + PairedOutput(first_row + at),
+                Activate(p.activation, pair[0], pair[1]), kPairedRows, aligned);
+  }
+}
+
+// BF16 goes through shared memory, so that neighbouring rows of W are stored together.
+template <int kTokens, typename End>
+__device__ __forceinline__ void Store(const End& p, int first_row, int warp, int lane,
                                       const Sums<TileShape<kTokens>::kWarpGroups>& c,
                                       uint16_t* staging) {
   constexpr int kWarpGroups = TileShape<kTokens>::kWarpGroups;
+  constexpr bool kMayActivate = std::is_same_v<End, DenseEnd>;
 #pragma unroll
   for (int r = 0; r < kWarpRowTiles; ++r) {
     const int row = (warp % kRowWarps * kWarpRowTiles + r) * kTileRows + lane / 4;
-    const RowEnd low(p, first_row + row), high(p, first_row + row + 8);
+    const auto end_of = [&](int of) {
+      if constexpr (kMayActivate)
+        return RowEnd(p, of, p.activates ? PairedStackRow(of, p.n / 2) : of);
+      return RowEnd(p, of, of);
+    };
+    const RowEnd low = end_of(first_row + row), high = end_of(first_row + row + 8);
 #pragma unroll
     for (int i = 0; i < kWarpGroups; ++i)
 #pragma unroll
@@ -252,6 +283,8 @@ __device__ __forceinline__ void Store(const TileEnd& p, int first_row, int warp,
   }
   if (p.y_f32 != nullptr) return;
   __syncthreads();
+  if constexpr (kMayActivate)
+    if (p.activates) return StoreActivated<kTokens>(p, first_row, staging);
   constexpr int kVectors = kRows / 8;
   const bool aligned = p.y_stride % 8 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
   for (int i = static_cast<int>(threadIdx.x); i < kTokens * kVectors; i += kThreads) {
@@ -269,9 +302,9 @@ __device__ __forceinline__ void Store(const TileEnd& p, int first_row, int warp,
 }
 
 // The whole tile. before_tokens() runs when the first weights are on their way. ring: kRingBytes.
-template <int kTokens, typename BeforeTokens>
+template <int kTokens, typename End, typename BeforeTokens>
 __device__ __forceinline__ void RunTile(const WeightTiles& like, const TileWork& work,
-                                        const TileEnd& end, std::byte* ring,
+                                        const End& end, std::byte* ring,
                                         const BeforeTokens& before_tokens) {
   using Shape = TileShape<kTokens>;
   const int warp = static_cast<int>(threadIdx.x / 32);

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "kernels/activated_linear.h"
+#include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/weight.h"
@@ -22,7 +24,7 @@ struct Args {
   WeightTiles weight;
   const std::byte* tokens = nullptr;
   int groups = 0;
-  TileEnd end;  // of all tokens
+  DenseEnd end;  // of all tokens
 };
 
 __global__ void __launch_bounds__(kThreads) LinearKernel(const __grid_constant__ Args p) {
@@ -35,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) LinearKernel(const __grid_constant__
                          .tokens = p.tokens + int64_t{first_group} * kPieceBytes,
                          .slice_bytes = int64_t{p.groups} * kPieceBytes,
                          .groups = p.groups - first_group};
-  TileEnd end = p.end;
+  DenseEnd end = p.end;
   end.m -= first_token;
   if (end.y != nullptr) end.y += first_token * end.y_stride;
   if (end.y_f32 != nullptr) end.y_f32 += first_token * end.y_stride;
@@ -71,6 +73,8 @@ size_t LinearW4a4Workspace(int64_t max_m, int64_t max_k) {
 
 void LinearW4a4(const OpContext& context, const LinearParams& params) {
   using namespace w4a4;
+  if (ComposesActivation(params))
+    return LinearThenActivation(context, params, LinearW4a4, ApplyActivation);
   const CudaWeight& weight = AsCuda(*params.weight);
   const int64_t k = weight.k();
   NIBBLE_CHECK(weight.input_scale() > 0.0f, "W4A4 of a weight without input_scale");
@@ -99,15 +103,17 @@ void LinearW4a4(const OpContext& context, const LinearParams& params) {
     const Args args = {.weight = weight.tiles(),
                        .tokens = quantized,
                        .groups = static_cast<int>(Groups(m)),
-                       .end = {.row_scales = weight.tiles().row_scales,
-                               .bias = params.bias,
-                               .input_scale = weight.input_scale(),
-                               .n = static_cast<int>(weight.n()),
-                               .y = params.y == nullptr ? nullptr : params.y + first,
-                               .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
-                               .y_stride = params.y_stride,
-                               .add = params.add,
-                               .m = static_cast<int>(m)}};
+                       .end = {{.row_scales = weight.tiles().row_scales,
+                                .bias = params.bias,
+                                .input_scale = weight.input_scale(),
+                                .n = static_cast<int>(weight.n()),
+                                .y = params.y == nullptr ? nullptr : params.y + first,
+                                .y_f32 = params.y_f32 == nullptr ? nullptr : params.y_f32 + first,
+                                .y_stride = params.y_stride,
+                                .add = params.add,
+                                .m = static_cast<int>(m)},
+                               params.activation != nullptr,
+                               ActivationOf(params)}};
     LaunchPdl(LinearKernel, dim3(Blocks(m, kTokens), Blocks(weight.n(), kRows)), kThreads,
               TileShape<kTokens>::kRingBytes, StreamOf(context), args);
   }
