@@ -173,6 +173,7 @@ class Loader : public TableWalk {
     Section section = Section::kOther;
     double share = 1.0;        // the part of it that one token uses
     bool gather_rows = false;  // an embedding
+    bool gate_up = false;      // for an activation
     bool by_role = false;      // Linear::Run of a step decides by tokens' roles how it runs
     int64_t tensors = 1;       // what it adds to the summary
   };
@@ -336,6 +337,7 @@ class Loader : public TableWalk {
       }
       run.push_back(data.view);
     }
+    use.gate_up = out->is_gate_up && run.size() == stack.size();
     NIBBLE_TRY(PackSegment(run, use, lane, out));
     Advance(StoredBytes(stack));
     return {};
@@ -348,6 +350,7 @@ class Loader : public TableWalk {
     NIBBLE_ASSIGN(auto packed, ops_.pack_weight({.parts = views,
                                                  .activations = options_.activations,
                                                  .gather_rows = use.gather_rows,
+                                                 .gate_up = use.gate_up,
                                                  .pool = jobs_.parallel() ? nullptr : options_.pool,
                                                  .lane = lane}));
     {

@@ -12,6 +12,7 @@ struct Destination {
   float* y_f32 = nullptr;
   int64_t stride = 0;
   bool add = false;
+  const kernels::Activation* activation = nullptr;
 };
 
 // A segment's part of all m rows.
@@ -27,6 +28,7 @@ kernels::LinearParams ParamsOf(const Linear& linear, const Linear::Segment& segm
           .y_f32 = out.y_f32 == nullptr ? nullptr : out.y_f32 + row,
           .y_stride = out.stride,
           .add = out.add,
+          .activation = out.activation,
           .m = m};
 }
 
@@ -96,6 +98,11 @@ void Linear::Run(const kernels::OpTable& ops, const kernels::OpContext& context,
 
 void Linear::Run(const StepContext& step, const LayerInput& in, const LayerOutput& out) const {
   RunSegments(*this, step, in, {.y = out.y, .stride = n, .add = out.add});
+}
+
+void Linear::RunActivated(const StepContext& step, const LayerInput& in,
+                          const kernels::Activation& activation, uint16_t* y) const {
+  RunSegments(*this, step, in, {.y = y, .stride = n / 2, .activation = &activation});
 }
 
 void Linear::RunF32(const StepContext& step, const LayerInput& in, float* y) const {

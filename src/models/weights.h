@@ -53,6 +53,9 @@ struct Linear {
   Resident<float> bias;  // (N) or empty
   int64_t n = 0;
   int64_t k = 0;
+  // All gate rows, then as many of up: packed for an activation where they share a format. Set
+  // before it is visited.
+  bool is_gate_up = false;
   // Set while calibrating: who hears the inputs, and the names of the stacked weights.
   LinearObserver* observer = nullptr;
   std::vector<std::string> modules;
@@ -69,6 +72,10 @@ struct Linear {
   // All rows of a step, each by its role (StepContext.runs).
   void Run(const StepContext& step, const LayerInput& in, const LayerOutput& out) const;
   void RunF32(const StepContext& step, const LayerInput& in, float* y) const;
+  // y (T, N / 2) = the activation of gate and up, where they share a packed weight.
+  bool activates() const { return is_gate_up && segments.size() == 1; }
+  void RunActivated(const StepContext& step, const LayerInput& in,
+                    const kernels::Activation& activation, uint16_t* y) const;
   // y (M, N) FP32, rows y_stride apart (0: N).
   void RunF32(const kernels::OpTable& ops, const kernels::OpContext& context, const LayerInput& in,
               int64_t m, float* y, int64_t y_stride = 0) const;

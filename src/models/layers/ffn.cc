@@ -6,7 +6,9 @@
 namespace nibble::models {
 
 FeedForward::FeedForward(FeedForwardConfig config, std::string prefix, const TensorParallel& tp)
-    : config_(config), prefix_(std::move(prefix)), tp_(tp), share_(tp.Share(config.ffn_size)) {}
+    : config_(config), prefix_(std::move(prefix)), tp_(tp), share_(tp.Share(config.ffn_size)) {
+  gate_up_.is_gate_up = config_.activation.gated();
+}
 
 std::vector<LinearPart> FeedForward::InputParts() const {
   const int64_t f = config_.ffn_size;
@@ -37,19 +39,28 @@ Status FeedForward::FinishLoad(const FinishContext&) {
 }
 
 void FeedForward::Carve(ScratchArena& arena, const kernels::OpTable& ops, const StepSizes& sizes) {
-  arena.Take(&hidden_, sizes.t * config_.activation.inputs(share_.count));
+  size_t workspace = sizes.LinearWorkspace(ops, std::max(config_.hidden_size, share_.count));
+  if (gate_up_.activates()) {
+    workspace += ops.activated_workspace(sizes.t, share_.count);
+  } else {
+    arena.Take(&hidden_, sizes.t * config_.activation.inputs(share_.count));
+  }
   arena.Take(&activated_, sizes.t * share_.count);
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
-  arena.NeedWorkspace(sizes.LinearWorkspace(ops, std::max(config_.hidden_size, share_.count)));
+  arena.NeedWorkspace(workspace);
 }
 
 void FeedForward::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
-  gate_up_.Run(step, in, {hidden_});
-  step.ops.activation(step.context, {.gate_up = hidden_,
-                                     .out = activated_,
-                                     .t = step.t,
-                                     .f = share_.count,
-                                     .activation = config_.activation});
+  if (gate_up_.activates()) {
+    gate_up_.RunActivated(step, in, config_.activation, activated_);
+  } else {
+    gate_up_.Run(step, in, {hidden_});
+    step.ops.activation(step.context, {.gate_up = hidden_,
+                                       .out = activated_,
+                                       .t = step.t,
+                                       .f = share_.count,
+                                       .activation = config_.activation});
+  }
   step.RunReduced(down_, activated_, partial_, out);
 }
 

@@ -38,7 +38,7 @@ class FeedForward final : public Block {
   Linear gate_up_;  // (2F or F of this rank, D): gate rows, then up rows
   Linear down_;     // (D, F of this rank)
 
-  uint16_t* hidden_ = nullptr;     // (T, 2F or F)
+  uint16_t* hidden_ = nullptr;     // (T, 2F or F), where gate_up_ does not activate
   uint16_t* activated_ = nullptr;  // (T, F)
   float* partial_ = nullptr;       // (T, D)
 };
