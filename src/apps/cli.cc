@@ -332,7 +332,8 @@ void AddBench(CLI::App& app, BenchModelOptions* model, BenchKernelsOptions* kern
       command->add_subcommand("kernels", "kernels beside the machine's read and multiply probes");
   of_kernels->add_option("--device", kernels->device, "cpu, cuda, cuda:N or auto")
       ->capture_default_str();
-  of_kernels->add_option("--op", kernels->ops, "linear, linear_fp8, moe, attention; a list")
+  of_kernels
+      ->add_option("--op", kernels->ops, "linear, gate_up, linear_fp8, moe, attention; a list")
       ->delimiter(',')
       ->capture_default_str();
   of_kernels

@@ -131,21 +131,26 @@ struct LinearEntry {
   std::string_view name;
   size_t (*workspace)(int64_t max_m, int64_t max_k);
   void (*run)(const OpContext&, const LinearParams&);
+  bool gate_up = false;  // with an activation: N / 2 outputs
 };
 
 Status BenchEntry(Bench& bench, const LinearEntry& entry, const OpBenchOptions& options,
                   const std::string& shape) {
   const std::vector<int64_t> sizes = ParseShape(shape, 2);
   const int64_t n = sizes[0], k = sizes[1];
+  const Activation activation;
   NIBBLE_ASSIGN(const BenchWeight stored, BenchWeight::Make(options.format, n, k));
   std::vector<std::unique_ptr<PackedWeight>> weights;
   do {
-    NIBBLE_ASSIGN(auto weight,
-                  bench.ops().pack_weight({.parts = {&stored.view(), 1}, .pool = &bench.pool()}));
+    NIBBLE_ASSIGN(auto weight, bench.ops().pack_weight({.parts = {&stored.view(), 1},
+                                                        .gate_up = entry.gate_up,
+                                                        .pool = &bench.pool()}));
     weights.push_back(std::move(weight));
   } while (weights[0]->bytes() * static_cast<int64_t>(weights.size()) < kColdBytes);
   for (const int64_t m : options.tokens) {
-    NIBBLE_TRY(bench.ReserveWorkspace(entry.workspace(m, k)));
+    size_t workspace = entry.workspace(m, k);
+    if (entry.gate_up) workspace += bench.ops().activated_workspace(m, n / 2);
+    NIBBLE_TRY(bench.ReserveWorkspace(workspace));
     NIBBLE_ASSIGN(const Buffer x, bench.Activations(m * k));
     NIBBLE_ASSIGN(Buffer y, bench.Room(m * n * 2));
     const auto copies = static_cast<int64_t>(weights.size());
@@ -154,7 +159,8 @@ Status BenchEntry(Bench& bench, const LinearEntry& entry, const OpBenchOptions& 
                                   .x_stride = k,
                                   .weight = weights[i % copies].get(),
                                   .y = y.as<uint16_t>(),
-                                  .y_stride = n,
+                                  .y_stride = entry.gate_up ? n / 2 : n,
+                                  .activation = entry.gate_up ? &activation : nullptr,
                                   .m = m});
     });
     NIBBLE_TRY(bench.Report(
@@ -172,6 +178,11 @@ Status BenchEntry(Bench& bench, const LinearEntry& entry, const OpBenchOptions& 
 Status BenchLinearShape(Bench& bench, const OpBenchOptions& options, const std::string& shape) {
   const OpTable& ops = bench.ops();
   return BenchEntry(bench, {"linear", ops.linear_workspace, ops.linear}, options, shape);
+}
+
+Status BenchGateUpShape(Bench& bench, const OpBenchOptions& options, const std::string& shape) {
+  const OpTable& ops = bench.ops();
+  return BenchEntry(bench, {"gate_up", ops.linear_workspace, ops.linear, true}, options, shape);
 }
 
 Status BenchLinearFp8Shape(Bench& bench, const OpBenchOptions& options, const std::string& shape) {
@@ -424,6 +435,13 @@ const std::vector<BenchedOp>& BenchedOps() {
        {"2048x4096", "14336x4096", "8192x8192", "151936x2048"},
        [](std::string_view shape) { return !ParseShape(shape, 2).empty(); },
        BenchLinearShape},
+      {"gate_up",
+       {"28672x4096", "57344x8192"},
+       [](std::string_view shape) {
+         const std::vector<int64_t> sizes = ParseShape(shape, 2);
+         return !sizes.empty() && sizes[0] % 2 == 0;
+       },
+       BenchGateUpShape},
       {"linear_fp8",
        {"4096x4096", "14336x4096"},
        [](std::string_view shape) { return !ParseShape(shape, 2).empty(); },
@@ -448,16 +466,17 @@ Status BenchOps(const OpTable& ops, const OpBenchOptions& options,
   for (const std::string& name : options.ops) {
     const auto found = std::ranges::find(BenchedOps(), name, &BenchedOp::name);
     if (found == BenchedOps().end())
-      return Fail(Code::kInvalidArgument, "--op {}: expected linear, linear_fp8, moe or attention",
-                  name);
+      return Fail(Code::kInvalidArgument,
+                  "--op {}: expected linear, gate_up, linear_fp8, moe or attention", name);
     chosen.push_back(&*found);
   }
   for (const std::string& shape : options.shapes)
     if (std::ranges::none_of(chosen, [&](const BenchedOp* op) { return op->knows(shape); }))
-      return Fail(Code::kInvalidArgument,
-                  "--shape {}: expected NxK of linear and linear_fp8, 30b or next of moe, HqxHkxDh "
-                  "of attention",
-                  shape);
+      return Fail(
+          Code::kInvalidArgument,
+          "--shape {}: expected NxK of linear, gate_up (N even) and linear_fp8, 30b or next "
+          "of moe, HqxHkxDh of attention",
+          shape);
   for (const BenchedOp* op : chosen)
     for (const std::string& shape : options.shapes.empty() ? op->usual : options.shapes)
       if (op->knows(shape)) NIBBLE_TRY(op->run(bench, options, shape));

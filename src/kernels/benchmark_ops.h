@@ -13,7 +13,8 @@
 
 namespace nibble::kernels {
 
-// What can be measured: "linear" and "linear_fp8" of shapes "N x K"; "moe" of "30b" and "next", the
+// What can be measured: "linear", "gate_up", which is a linear with silu behind it, and
+// "linear_fp8" of shapes "N x K"; "moe" of "30b" and "next", the
 // blocks of Qwen3-30B-A3B and Qwen3-Next-80B-A3B with even choices of experts; "attention" of one
 // token per sequence, shapes "Hq x Hk x Dh", FP8 keys and values.
 struct OpBenchOptions {
