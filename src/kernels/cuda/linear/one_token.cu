@@ -216,8 +216,9 @@ Launch PlanOf(const WeightTiles& weight, bool norms) {
   const int blocks = std::min(CurrentDevice().multiprocessors, weight.row_tiles);
   const int units = (weight.row_tiles + blocks - 1) / blocks * slices;
   if (units > kMostUnits * kWarps) return {};
-  return {KernelOf(weight.format, units <= kWarps ? 1 : 2, norms), blocks,
-          units * SliceBytes(weight.format)};
+  const void* const kernel = KernelOf(weight.format, units <= kWarps ? 1 : 2, norms);
+  if (kernel == nullptr) return {};
+  return {kernel, blocks, units * SliceBytes(weight.format)};
 }
 
 // Two launches share a multiprocessor.
