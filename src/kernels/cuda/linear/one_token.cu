@@ -216,9 +216,8 @@ Launch PlanOf(const WeightTiles& weight, bool norms) {
   const int blocks = std::min(CurrentDevice().multiprocessors, weight.row_tiles);
   const int units = (weight.row_tiles + blocks - 1) / blocks * slices;
   if (units > kMostUnits * kWarps) return {};
-  const void* const kernel = KernelOf(weight.format, units <= kWarps ? 1 : 2, norms);
-  if (kernel == nullptr) return {};
-  return {kernel, blocks, units * SliceBytes(weight.format)};
+  return {KernelOf(weight.format, units <= kWarps ? 1 : 2, norms), blocks,
+          units * weight.slice_stride()};
 }
 
 // Two launches share a multiprocessor.
