@@ -32,6 +32,7 @@ inline const OpTable* VectorOpsTable(std::string_view variant) {
   const CpuFeatures& cpu = GetCpuInfo().features;
   if (variant == "avx2" && !cpu.avx2) return nullptr;
   if (variant == "avx512" && !cpu.avx512) return nullptr;
+  if (variant == "avx512bf16" && !cpu.avx512_bf16) return nullptr;
   static std::map<std::string_view, OpTable> tables;
   OpTable& table = tables[variant];
   table.device = &HostDevice();
@@ -43,7 +44,7 @@ inline const OpTable* VectorOpsTable(std::string_view variant) {
 // Every CPU variant, and the GPU's kernels where there is a GPU.
 inline std::vector<const OpTable*> TestedTables() {
   std::vector<const OpTable*> tables;
-  for (const char* name : {"generic", "avx2", "avx512", "neon"})
+  for (const char* name : {"generic", "avx2", "avx512", "avx512bf16", "neon"})
     if (const OpTable* table = VectorOpsTable(name)) tables.push_back(table);
 #if NIBBLE_CUDA
   if (const OpTable* table = cuda::SyncedOps()) tables.push_back(table);

@@ -512,11 +512,14 @@ TEST_P(Parity, AttentionReadsEveryFp8Code) {
 TEST(ParityAcrossVariants, AttentionIsTheSameOnAvx2AndAvx512) {
   const OpTable* avx2 = VectorOpsTable("avx2");
   const OpTable* avx512 = VectorOpsTable("avx512");
+  const OpTable* avx512bf16 = VectorOpsTable("avx512bf16");
   if (avx2 == nullptr || avx512 == nullptr) GTEST_SKIP() << "needs a processor with AVX-512";
   for (const AttentionShape& shape : kShapes) {
     SCOPED_TRACE(Describe(shape));
     const std::vector<AttentionSequence> batch = {{1, 9, 50}, {2, 1, 300}};
-    EXPECT_EQ(RunAttention(*avx2, shape, batch), RunAttention(*avx512, shape, batch));
+    const auto expected = RunAttention(*avx2, shape, batch);
+    EXPECT_EQ(RunAttention(*avx512, shape, batch), expected);
+    if (avx512bf16 != nullptr) EXPECT_EQ(RunAttention(*avx512bf16, shape, batch), expected);
   }
 }
 

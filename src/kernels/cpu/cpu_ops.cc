@@ -14,7 +14,7 @@ Result<std::unique_ptr<PackedWeight>> PackWeightFor(const PackParams& params) {
   return cpu::PackWeight(params, kKernels());
 }
 
-// The vector ops have no variants of their own for how BF16 pairs or int8 are multiplied.
+// The vector ops have no variants of their own for how int8 is multiplied.
 template <const cpu::LinearKernels& (*kKernels)()>
 OpTable MakeTable(std::string_view variant, std::string_view vector_variant) {
   OpTable table = {
@@ -39,7 +39,7 @@ const OpTable* FindVariant(std::string_view variant) {
     return &table;
   }
   if (variant == "avx512bf16" && features.avx512_bf16) {
-    static const OpTable table = MakeTable<cpu::Avx512Bf16Linear>("avx512bf16", "avx512");
+    static const OpTable table = MakeTable<cpu::Avx512Bf16Linear>("avx512bf16", "avx512bf16");
     return &table;
   }
   if (variant == "avx512" && features.avx512) {

@@ -48,8 +48,10 @@ struct VectorKernels {
                       int64_t head_dim);
   void (*finish_row)(const AttentionState& state, int64_t row, int64_t head_dim, const float* sink,
                      float value_scale, uint16_t* out);
+  // Queries in (rows, Dh) as attend_chunk takes them, as rows `first` on of out.
+  void (*copy_queries)(const uint16_t* in, int64_t first, int64_t rows, int64_t head_dim,
+                       float* out);
   void (*round)(const float* in, int64_t n, uint16_t* out);  // FP32 to BF16
-  void (*widen)(const uint16_t* in, int64_t n, float* out);  // BF16 to FP32
 
   // Recurrent layers: a depthwise convolution of `width` taps (width, n), plus bias (n) or null,
   // then silu, over m tokens of n channels. rows[t + j] is what tap j of token t meets; null before
@@ -70,8 +72,8 @@ struct VectorKernels {
   void (*gate_then_norm)(float* y, const uint16_t* z, const float* weight, int64_t n, float eps,
                          uint16_t* out);
 
-  // Sampling. The largest logit and its smallest index; index -1 if that is -inf, or +inf, which
-  // NaN counts as. The others expect finite logits and -inf.
+  // Sampling: logits where NaN reads as -inf and +inf as the largest finite value.
+  // The largest logit and its smallest index; index -1 if every logit is -inf.
   void (*best_logit)(const float* logits, int64_t n, float* value, int64_t* index);
   // out (n) = exp((logit - largest) * inverse_temperature); returns the sum.
   float (*softmax_weights)(const float* logits, int64_t n, float largest, float inverse_temperature,
@@ -96,6 +98,9 @@ namespace avx2 {
 extern const VectorKernels kVectorKernels;
 }
 namespace avx512 {
+extern const VectorKernels kVectorKernels;
+}
+namespace avx512bf16 {
 extern const VectorKernels kVectorKernels;
 }
 #elif defined(__aarch64__)

@@ -96,6 +96,7 @@ bool FillVectorOps(std::string_view variant, OpTable* table) {
 #if defined(__x86_64__)
   if (variant == "avx2") return FillFrom<avx2::kVectorKernels>(table), true;
   if (variant == "avx512") return FillFrom<avx512::kVectorKernels>(table), true;
+  if (variant == "avx512bf16") return FillFrom<avx512bf16::kVectorKernels>(table), true;
 #elif defined(__aarch64__)
   if (variant == "neon") return FillFrom<neon::kVectorKernels>(table), true;
 #endif

@@ -21,7 +21,6 @@ int HttpStatus(Code code) {
     case Code::kDeadline:
       return 504;
     case Code::kCorruption:
-      return 500;
     case Code::kInternal:
     case Code::kResourceExhausted:
     case Code::kUnavailable:
@@ -45,8 +44,6 @@ std::string_view ErrorType(int status) {
     case 413:
     case 431:
       return "RequestTooLargeError";
-    case 500:
-      return "InternalServerError";
     case 503:
       return "ServiceUnavailableError";
     case 504:
@@ -71,14 +68,12 @@ std::string ErrorBody(int status, std::string_view message, std::string_view par
   return body;
 }
 
-// What is not the client's doing is logged. Our own faults may name anything: the log alone does.
+// Our own faults may name files and tensors: those go to the log only.
 std::string ErrorBody(const Error& error, std::string_view param) {
-  const int status = HttpStatus(error.code());
-  const bool ours = error.code() == Code::kInternal;
-  if (ours || error.code() == Code::kCorruption)
-    LogError("{}: {}", CodeName(error.code()), error.message());
-  return ErrorBody(status, ours ? "internal error; the server's log says more" : error.message(),
-                   param);
+  const bool ours = error.code() == Code::kInternal || error.code() == Code::kCorruption;
+  if (!ours) return ErrorBody(HttpStatus(error.code()), error.message(), param);
+  LogError("internal error: {}", error.message());
+  return ErrorBody(HttpStatus(error.code()), "internal error; the server's log says more", param);
 }
 
 namespace {

@@ -159,7 +159,7 @@ class AttentionRun {
     auto* last = reinterpret_cast<int32_t*>(arena.Floats(rows));
     for (int64_t i = 0; i < tile.tokens; ++i) {
       const int64_t head = (tile.token + i) * p_.q_heads + tile.kv_head * group_;
-      kernels_.widen(p_.q + head * head_dim_, group_ * head_dim_, q + i * group_ * head_dim_);
+      kernels_.copy_queries(p_.q + head * head_dim_, i * group_, group_, head_dim_, q);
       const auto position = static_cast<int32_t>(tile.position + i);
       std::fill_n(first + i * group_, group_, FirstVisible(position));
       std::fill_n(last + i * group_, group_, position);

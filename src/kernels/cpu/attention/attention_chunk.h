@@ -4,9 +4,10 @@
 // query row's result over one chunk is an AttentionState row: the largest score m, the sum l of
 // exp(score - m), and the weighted values o. A row merges its chunks in order of position, so its
 // bits depend on the row's own keys alone: not on which rows share the tile, nor on which thread
-// did which chunk. Within a chunk: a score adds its products in order of d, the sum of weights is
-// kept in 16 lanes (position mod 16), each o[d] adds its products in order of position. Online
-// softmax after Milakov and Gimelshein (2018), split over keys as in FlashDecoding.
+// did which chunk. Within a chunk: a score adds its products pair by pair in order of d, of a pair
+// the second first (as vdpbf16ps does), the sum of weights is kept in 16 lanes (position mod 16),
+// each o[d] adds its products in order of position. Online softmax after Milakov and Gimelshein
+// (2018), split over keys as in FlashDecoding.
 #pragma once
 
 #include <cstddef>
@@ -42,7 +43,7 @@ struct AttentionAhead {
 };
 
 struct AttentionChunk {
-  const float* q = nullptr;             // (rows, Dh), widened
+  const float* q = nullptr;             // (rows, Dh), as copy_queries left them
   const int32_t* first = nullptr;       // (rows): first visible position
   const int32_t* last = nullptr;        // (rows): last visible position
   int64_t rows = 0;                     // all heads of the group for each token of the tile
@@ -54,7 +55,7 @@ struct AttentionChunk {
   AttentionAhead ahead;
 
   // Scratch.
-  float* keys = nullptr;    // (kMaxTileBlocks, PaddedHeadDim, kBlockKeys)
+  float* keys = nullptr;    // (kMaxTileBlocks, PaddedHeadDim, kBlockKeys), or BF16
   float* values = nullptr;  // (kMaxTileBlocks, kBlockKeys, PaddedHeadDim)
   float* scores = nullptr;  // (rows, kChunkKeys)
 };

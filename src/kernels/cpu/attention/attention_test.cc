@@ -87,7 +87,7 @@ std::vector<uint16_t> LastToken(const OpTable& ops, const Shape& shape, int32_t 
 }
 
 TEST(CpuAttention, RowsAloneHaveTheBitsOfRowsTogether) {
-  for (const char* name : {"avx512", "avx2", "neon", "generic"}) {
+  for (const char* name : {"avx512bf16", "avx512", "avx2", "neon", "generic"}) {
     const auto ops = CpuOpsVariant(name);
     if (!ops) continue;
     for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8})

@@ -16,6 +16,7 @@ using NativeMask = __m256i;
 constexpr int kNativeLanes = 8;
 constexpr int kCodesAtOnce = 64;   // of NativeE4M3ToF16
 constexpr bool kWidensF16 = true;  // by one instruction
+constexpr bool kMultipliesPairs = false;
 
 // Tile of the attention kernel, in rows and in vectors: 8 accumulators of 16 registers.
 constexpr int kTileRows = 2;

@@ -8,7 +8,10 @@
 
 #include <cstdint>
 
+#ifndef NIBBLE_ISA
 #define NIBBLE_ISA avx512
+#define NIBBLE_MULTIPLIES_PAIRS false
+#endif
 #define NIBBLE_NATIVE static inline __attribute__((always_inline))
 
 namespace nibble::kernels::NIBBLE_ISA {
@@ -19,6 +22,7 @@ using NativeMask = __mmask16;
 constexpr int kNativeLanes = 16;
 constexpr int kCodesAtOnce = 64;   // of NativeE4M3ToF16
 constexpr bool kWidensF16 = true;  // by one instruction
+constexpr bool kMultipliesPairs = NIBBLE_MULTIPLIES_PAIRS;
 
 // Tile of the attention kernel, in rows and in vectors: 16 accumulators of 32 registers.
 constexpr int kTileRows = 4;
@@ -104,19 +108,60 @@ NIBBLE_NATIVE void NativeE4M3ToF16(const uint8_t* codes, uint16_t* out) {
   _mm512_storeu_si512(out + 32, HalvesOfUpperBytes(both));
 }
 
+// The bytes of the BF16 of value * 2^-8, by the seven lower bits of a code.
+struct E4M3Bytes {
+  alignas(64) uint8_t low[128];
+  alignas(64) uint8_t high[128];
+};
+constexpr E4M3Bytes MakeE4M3Bytes() {
+  constexpr uint16_t kSubnormals[8] = {0, 0x3700, 0x3780, 0x37C0, 0x3800, 0x3820, 0x3840, 0x3860};
+  E4M3Bytes bytes = {};
+  for (int code = 0; code < 128; ++code) {
+    const int bits = code < 8 ? kSubnormals[code] : (code << 4) + (112 << 7);
+    bytes.low[code] = static_cast<uint8_t>(bits);
+    bytes.high[code] = static_cast<uint8_t>(bits >> 8);
+  }
+  return bytes;
+}
+static constexpr E4M3Bytes kE4M3Bytes = MakeE4M3Bytes();
+
+struct Bf16Bytes {
+  __m512i low;
+  __m512i high;
+};
+NIBBLE_NATIVE Bf16Bytes BytesOfE4M3(__m512i codes) {
+  const auto look_up = [codes](const uint8_t* table) {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
+  };
+  // high | (codes & 0x80)
+  return {look_up(kE4M3Bytes.low),
+          _mm512_ternarylogic_epi32(look_up(kE4M3Bytes.high), codes,
+                                    _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8)};
+}
+
 // Thirty-two codes as BF16 of value * 2^-8, two per dword.
 NIBBLE_NATIVE NativeI NativeLoadE4M3Pairs(const uint8_t* p) {
-  const __m512i code =
-      _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  const __m512i magnitude = _mm512_and_si512(_mm512_slli_epi16(code, 4), _mm512_set1_epi16(0x7F0));
-  const __m512i normal = _mm512_add_epi16(magnitude, _mm512_set1_epi16(112 << 7));
-  const __m512i subnormals = _mm512_castsi128_si512(
-      _mm_setr_epi16(0, 0x3700, 0x3780, 0x37C0, 0x3800, 0x3820, 0x3840, 0x3860));
-  const __mmask32 is_subnormal = _mm512_testn_epi16_mask(code, _mm512_set1_epi16(0x78));
-  const __m512i bits = _mm512_mask_permutexvar_epi16(normal, is_subnormal, code, subnormals);
-  // bits | (code & 0x8000)
-  return _mm512_ternarylogic_epi32(bits, code, _mm512_set1_epi16(static_cast<short>(0x8000)), 0xF8);
+  const __m512i codes =
+      _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const Bf16Bytes bytes =
+      BytesOfE4M3(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 1, 0, 2, 0, 3, 0), codes));
+  return _mm512_unpacklo_epi8(bytes.low, bytes.high);
 }
+
+// Sixty-four codes as BF16 of value * 2^-8, in order.
+NIBBLE_NATIVE void NativeE4M3ToBf16(const uint8_t* codes, uint16_t* out) {
+  const Bf16Bytes bytes = BytesOfE4M3(_mm512_permutexvar_epi64(
+      _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(codes)));
+  _mm512_storeu_si512(out, _mm512_unpacklo_epi8(bytes.low, bytes.high));
+  _mm512_storeu_si512(out + 32, _mm512_unpackhi_epi8(bytes.low, bytes.high));
+}
+
+#if NIBBLE_MULTIPLIES_PAIRS
+// Lane i: fma(a[2i], b[2i], fma(a[2i + 1], b[2i + 1], sum[i])) of BF16; subnormals count as zero.
+NIBBLE_NATIVE NativeF NativeFmaPairs(NativeI a, NativeI b, NativeF sum) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
 
 NIBBLE_NATIVE float NativeSum(NativeF a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));

@@ -18,6 +18,7 @@ using NativeMask = NativeI;
 constexpr int kNativeLanes = 4;
 constexpr int kCodesAtOnce = 64;    // of NativeE4M3ToF16
 constexpr bool kWidensF16 = false;  // by one instruction
+constexpr bool kMultipliesPairs = false;
 
 // Tile of the attention kernel, in rows and in vectors: 8 accumulators of 16 registers.
 constexpr int kTileRows = 2;

@@ -17,6 +17,7 @@ using NativeMask = uint32x4_t;
 constexpr int kNativeLanes = 4;
 constexpr int kCodesAtOnce = 64;   // of NativeE4M3ToF16
 constexpr bool kWidensF16 = true;  // by one instruction
+constexpr bool kMultipliesPairs = false;
 
 // Tile of the attention kernel, in rows and in vectors: 16 accumulators of 32 registers.
 constexpr int kTileRows = 2;
