@@ -47,20 +47,18 @@ struct WordKind {
 
 struct Bf16WordKind : WordKind {
   struct Scale {};
+  static constexpr bool kInPlace = true;
   static constexpr int kParts = 1;
   static constexpr int kGroupBlocks = 2;
   static constexpr int64_t kGroupBytes = int64_t{kPanelRows} * kGroupBlocks * kBlockK * 2;
 
   static int64_t Blocks(const PanelJob& job) { return kGroupBlocks * job.groups; }
-  static NIBBLE_INLINE void DecodeGroup(const PanelJob&, int64_t, int64_t, const std::byte* p,
-                                        DecodedBlock<Bf16WordKind>* out) {
-    for (int block = 0; block < kGroupBlocks; ++block, ++out, p += kGroupBytes / kGroupBlocks)
-      DecodePairs([p]<int P>() { return Bf16Words<P>(p); }, out->vectors, AllPairs());
-  }
   static NIBBLE_INLINE Row Take(Row acc, Row sum, Scale, const Bf16Block&) {
     return AddRows(acc, sum);
   }
 };
+
+static_assert(sizeof(DecodedBlock<Bf16WordKind>) == kPanelRows * kBlockK * 2);
 
 struct Int8WordKind : WordKind, IntPanels<8> {
   using Scale = Row;
