@@ -32,6 +32,16 @@ int64_t TokenizerVocab(const text::Tokenizer* tokenizer, int64_t model_vocab) {
                               : std::min<int64_t>(model_vocab, tokenizer->vocab_size());
 }
 
+Sampler::Options MakeSamplerOptions(const EngineOptions& options, const StepLimits& limits,
+                                    int64_t model_vocab, const text::Tokenizer* tokenizer) {
+  return {.vocab = model_vocab,
+          .tokenizer_vocab = TokenizerVocab(tokenizer, model_vocab),
+          .max_rows = limits.max_rows(),
+          .max_sequences = options.max_sequences,
+          .max_top_logprobs = options.max_logprobs,
+          .pool = options.pool};
+}
+
 Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
   const models::ModelInfo& info = setup.model->info();
   const EngineOptions& options = setup.options;
@@ -42,14 +52,10 @@ Result<std::unique_ptr<Core>> Core::Create(CoreSetup setup) {
         "--max-num-batched-tokens {}: this model computes prompts in chunks of {} tokens, "
         "beside which a token of an answer must fit; give at least {}",
         setup.limits.max_tokens, chunk, chunk + 1);
-  NIBBLE_ASSIGN(auto sampler,
-                Sampler::Create(setup.model->ops(), {.vocab = info.vocab_size,
-                                                     .tokenizer_vocab = TokenizerVocab(
-                                                         setup.tokenizer, info.vocab_size),
-                                                     .max_rows = setup.limits.max_rows(),
-                                                     .max_sequences = options.max_sequences,
-                                                     .max_top_logprobs = options.max_logprobs,
-                                                     .pool = options.pool}));
+  NIBBLE_ASSIGN(
+      auto sampler,
+      Sampler::Create(setup.model->ops(),
+                      MakeSamplerOptions(options, setup.limits, info.vocab_size, setup.tokenizer)));
   NIBBLE_ASSIGN(auto pool,
                 models::KvPool::Create(info, options.kv_format, options.page_size,
                                        setup.plan.kv_tokens / options.page_size,

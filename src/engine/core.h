@@ -60,6 +60,8 @@ struct CoreSetup {
 // Rows of logits that a step spends on prompt log-probabilities: bounds rows * vocabulary.
 StepLimits MakeStepLimits(const EngineOptions& options, int64_t max_model_len);
 int64_t TokenizerVocab(const text::Tokenizer* tokenizer, int64_t model_vocab);
+Sampler::Options MakeSamplerOptions(const EngineOptions& options, const StepLimits& limits,
+                                    int64_t model_vocab, const text::Tokenizer* tokenizer);
 
 class Core {
  public:

@@ -234,11 +234,7 @@ int64_t StepBytes(const models::Model& model, EngineOptions options, int32_t max
   const models::ModelInfo& info = model.info();
   const StepLimits limits = MakeStepLimits(options, info.max_positions);
   return model.ActivationBytes(limits.max_step()) +
-         Sampler::Bytes(model.ops(), {.vocab = info.vocab_size,
-                                      .max_rows = limits.max_rows(),
-                                      .max_sequences = options.max_sequences,
-                                      .max_top_logprobs = options.max_logprobs,
-                                      .pool = options.pool});
+         Sampler::Bytes(model.ops(), MakeSamplerOptions(options, limits, info.vocab_size, nullptr));
 }
 
 }  // namespace
