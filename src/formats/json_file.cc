@@ -110,6 +110,21 @@ Result<json::object> ParseJsonObject(std::string_view text, std::string_view fil
   return std::move(value.get_object());
 }
 
+const json::object* MemberObject(const json::object& object, std::string_view key) {
+  const json::value* value = object.if_contains(key);
+  return value == nullptr ? nullptr : value->if_object();
+}
+
+std::string_view MemberString(const json::object& object, std::string_view key) {
+  const json::value* value = object.if_contains(key);
+  return value != nullptr && value->is_string() ? std::string_view(value->get_string()) : "";
+}
+
+int64_t MemberInt(const json::object& object, std::string_view key, int64_t otherwise) {
+  const json::value* value = object.if_contains(key);
+  return value != nullptr && value->is_int64() ? value->get_int64() : otherwise;
+}
+
 std::string Quoted(std::string_view name) {
   constexpr size_t kMaxShown = 160;
   if (name.size() <= kMaxShown) return json::serialize(json::string_view(name));

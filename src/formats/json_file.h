@@ -7,6 +7,7 @@
 
 #include <boost/json.hpp>
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -16,6 +17,11 @@ namespace nibble::formats {
 
 // `file` is named in errors.
 Result<boost::json::object> ParseJsonObject(std::string_view text, std::string_view file);
+
+// A member of that type, or what stands for a missing one: null, "", `otherwise`.
+const boost::json::object* MemberObject(const boost::json::object& object, std::string_view key);
+std::string_view MemberString(const boost::json::object& object, std::string_view key);
+int64_t MemberInt(const boost::json::object& object, std::string_view key, int64_t otherwise = 0);
 
 // A name out of a file, fit for a message: a JSON string literal, cut at 160 bytes.
 std::string Quoted(std::string_view name);

@@ -140,21 +140,6 @@ std::optional<std::string_view> KindOf(std::string_view spelled) {
   return std::nullopt;
 }
 
-const json::object* MemberObject(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr ? nullptr : value->if_object();
-}
-
-std::string_view MemberString(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value != nullptr && value->is_string() ? std::string_view(value->get_string()) : "";
-}
-
-int64_t MemberInt(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value != nullptr && value->is_int64() ? value->get_int64() : 0;
-}
-
 void AppendPatterns(const json::object& object, std::string_view key,
                     std::vector<ModulePattern>& patterns) {
   const json::value* list = object.if_contains(key);

@@ -4,25 +4,12 @@
 #include <array>
 #include <cctype>
 
+#include "formats/json_file.h"
+
 namespace nibble::formats {
 namespace {
 
 namespace json = boost::json;
-
-const json::object* MemberObject(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr ? nullptr : value->if_object();
-}
-
-std::string_view MemberString(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value != nullptr && value->is_string() ? std::string_view(value->get_string()) : "";
-}
-
-int64_t MemberInt(const json::object& object, std::string_view key, int64_t otherwise) {
-  const json::value* value = object.if_contains(key);
-  return value != nullptr && value->is_int64() ? value->get_int64() : otherwise;
-}
 
 std::string UpperCase(std::string_view text) {
   std::string upper(text);
