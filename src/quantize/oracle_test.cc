@@ -13,6 +13,7 @@
 #include "numerics/nvfp4.h"
 #include "quantize/quantizer.h"
 #include "quantize/scale_search.h"
+#include "quantize/testing/written.h"
 #include "testing/golden.h"
 #include "testing/temp_folder.h"
 
@@ -22,26 +23,6 @@ namespace {
 using formats::Checkpoint;
 using formats::OpenCheckpoint;
 using formats::SafetensorsEntry;
-
-std::vector<float> Rows(const QuantView& view) {
-  std::vector<float> rows(view.n * view.k);
-  for (int64_t row = 0; row < view.n; ++row) DequantizeRow(view, row, &rows[row * view.k]);
-  return rows;
-}
-
-std::vector<uint8_t> BytesOf(const Checkpoint& checkpoint, const std::string& name) {
-  const auto data = checkpoint.Read(name);
-  EXPECT_TRUE(data) << name;
-  if (!data) return {};
-  const auto* bytes = reinterpret_cast<const uint8_t*>(data->view.data);
-  return {bytes, bytes + data->view.bytes()};
-}
-
-// Where the offsets of a file's entries start.
-const std::byte* DataOf(const formats::SafetensorsFile& file) {
-  const auto bytes = file.mapping.bytes();
-  return bytes.data() + (bytes.size() - file.header.tensors.back().end);
-}
 
 class OracleTest : public testing::Test {
  protected:

@@ -19,6 +19,7 @@
 #include "numerics/bf16.h"
 #include "numerics/nvfp4.h"
 #include "quantize/testing/memory_checkpoint.h"
+#include "quantize/testing/written.h"
 #include "testing/golden.h"
 #include "testing/temp_folder.h"
 
@@ -79,26 +80,6 @@ class QuantizerTest : public testing::Test {
   std::string destination_ = folder_.path() + "/out";
   ThreadPool pool_{2};
 };
-
-std::vector<float> Rows(const QuantView& view) {
-  std::vector<float> rows(view.n * view.k);
-  for (int64_t row = 0; row < view.n; ++row) DequantizeRow(view, row, &rows[row * view.k]);
-  return rows;
-}
-
-std::vector<uint8_t> BytesOf(const Checkpoint& checkpoint, const std::string& name) {
-  const auto data = checkpoint.Read(name);
-  EXPECT_TRUE(data) << name;
-  std::vector<uint8_t> bytes(data->view.bytes());
-  std::memcpy(bytes.data(), data->view.data, bytes.size());
-  return bytes;
-}
-
-// Where the offsets of a file's entries start.
-const std::byte* DataOf(const formats::SafetensorsFile& file) {
-  const auto bytes = file.mapping.bytes();
-  return bytes.data() + (bytes.size() - file.header.tensors.back().end);
-}
 
 std::vector<std::string> LinearModules(const Checkpoint& checkpoint) {
   std::vector<std::string> modules;

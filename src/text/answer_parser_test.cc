@@ -5,67 +5,14 @@
 #include <algorithm>
 #include <random>
 
+#include "text/testing/parsed_answer.h"
+
 namespace nibble::text {
 namespace {
 
 using Kind = AnswerEvent::Kind;
 
-// Joined pieces: what a client holds at the end.
-struct Answer {
-  std::string content;
-  std::string reasoning;
-  struct Call {
-    std::string name;
-    std::string arguments;
-    bool operator==(const Call&) const = default;
-  };
-  std::vector<Call> calls;
-
-  bool operator==(const Answer&) const = default;
-};
-
-void PrintTo(const Answer& answer, std::ostream* out) {
-  *out << "content \"" << answer.content << "\" reasoning \"" << answer.reasoning << "\"";
-  for (const auto& call : answer.calls)
-    *out << " call " << call.name << "(" << call.arguments << ")";
-}
-
-void Collect(const std::vector<AnswerEvent>& events, Answer& answer) {
-  for (const AnswerEvent& event : events) {
-    switch (event.kind) {
-      case Kind::kContent:
-        answer.content += event.text;
-        break;
-      case Kind::kReasoning:
-        answer.reasoning += event.text;
-        break;
-      case Kind::kToolCallStart:
-        EXPECT_EQ(event.index, static_cast<int>(answer.calls.size()));
-        answer.calls.push_back({event.text, ""});
-        break;
-      case Kind::kToolCallArguments:
-        ASSERT_FALSE(answer.calls.empty());
-        EXPECT_EQ(event.index, static_cast<int>(answer.calls.size()) - 1);
-        answer.calls.back().arguments += event.text;
-        break;
-    }
-  }
-}
-
-Answer Parse(const AnswerParserOptions& options, std::string_view text,
-             const std::vector<size_t>& cuts = {}) {
-  auto parser = AnswerParser::Make(options);
-  EXPECT_TRUE(parser) << parser.error().message();
-  Answer answer;
-  size_t begin = 0;
-  for (const size_t cut : cuts) {
-    Collect(parser->Push(text.substr(begin, cut - begin)), answer);
-    begin = cut;
-  }
-  Collect(parser->Push(text.substr(begin)), answer);
-  Collect(parser->Finish(), answer);
-  return answer;
-}
+using Answer = ParsedAnswer;
 
 AnswerParserOptions Hermes(bool whole = false) {
   return {.names = {.tools = "hermes", .reasoning = "none"}, .whole_tool_calls = whole};
@@ -275,7 +222,7 @@ TEST(AnswerParser, ValidCallsAreTheSameInBothModes) {
     const Answer whole = Parse(Hermes(true), text);
     const Answer streamed = Parse(Hermes(), text);
     auto at = streamed.calls.begin();
-    for (const Answer::Call& call : whole.calls) {
+    for (const ParsedCall& call : whole.calls) {
       at = std::find(at, streamed.calls.end(), call);
       ASSERT_NE(at, streamed.calls.end()) << text;
       ++at;

@@ -9,47 +9,13 @@
 #include <vector>
 
 #include "text/answer_parser.h"
+#include "text/testing/parsed_answer.h"
 
 namespace nibble::text {
 namespace {
 
+using Answer = ParsedAnswer;
 using Kind = AnswerEvent::Kind;
-
-struct Call {
-  std::string name;
-  std::string arguments;
-  std::string id = {};
-  bool operator==(const Call&) const = default;
-};
-
-struct Answer {
-  std::string content = {};
-  std::string reasoning = {};
-  std::vector<Call> calls = {};
-  bool operator==(const Answer&) const = default;
-};
-
-void PrintTo(const Answer& answer, std::ostream* out) {
-  *out << "content \"" << answer.content << "\" reasoning \"" << answer.reasoning << "\"";
-  for (const Call& call : answer.calls) {
-    *out << " call " << call.name << "(" << call.arguments << ") " << call.id;
-  }
-}
-
-void Collect(const std::vector<AnswerEvent>& events, Answer& answer) {
-  for (const AnswerEvent& event : events) {
-    if (event.kind == Kind::kContent) answer.content += event.text;
-    if (event.kind == Kind::kReasoning) answer.reasoning += event.text;
-    if (event.kind == Kind::kToolCallStart) {
-      EXPECT_EQ(event.index, static_cast<int>(answer.calls.size()));
-      answer.calls.push_back({event.text, "", event.id});
-    }
-    if (event.kind == Kind::kToolCallArguments) {
-      ASSERT_FALSE(answer.calls.empty());
-      answer.calls.back().arguments += event.text;
-    }
-  }
-}
 
 // The tools of all cases.
 const boost::json::array& Tools() {
@@ -67,21 +33,6 @@ AnswerParserOptions Options(std::string tools, std::string reasoning = "none",
   return {.names = {.tools = std::move(tools), .reasoning = std::move(reasoning)},
           .start = start,
           .tools = &Tools()};
-}
-
-Answer Parse(const AnswerParserOptions& options, std::string_view text,
-             const std::vector<size_t>& cuts = {}) {
-  auto parser = AnswerParser::Make(options);
-  EXPECT_TRUE(parser) << parser.error().message();
-  Answer answer;
-  size_t begin = 0;
-  for (const size_t cut : cuts) {
-    Collect(parser->Push(text.substr(begin, cut - begin)), answer);
-    begin = cut;
-  }
-  Collect(parser->Push(text.substr(begin)), answer);
-  Collect(parser->Finish(), answer);
-  return answer;
 }
 
 // The answer, which must not depend on the cuts.
@@ -482,7 +433,7 @@ TEST(ToolFormats, WholeCallsHaveJsonArguments) {
     auto options = Options(names.tools);
     options.whole_tool_calls = true;
     const std::string text = RandomText(names, random);
-    for (const Call& call : Parse(options, text).calls) {
+    for (const ParsedCall& call : Parse(options, text).calls) {
       boost::system::error_code error;
       boost::json::parse(call.arguments, error);
       ASSERT_FALSE(error) << names.tools << ": " << text << "\n" << call.arguments;
@@ -507,7 +458,7 @@ TEST(HarmonyFormat, ControlTokensNeverLeak) {
     }
     const Answer answer = Parse(Options(names.tools, names.reasoning, AnswerStart::kDetect), text);
     std::string all = answer.content + "\n" + answer.reasoning;
-    for (const Call& call : answer.calls) all += "\n" + call.name + "\n" + call.arguments;
+    for (const ParsedCall& call : answer.calls) all += "\n" + call.name + "\n" + call.arguments;
     for (const std::string_view tag : tags) {
       ASSERT_EQ(all.find(tag), all.npos) << text << "\nbecame " << all;
     }

@@ -83,23 +83,8 @@ ApiResult<std::vector<int32_t>> ReadTokenIds(std::string_view name, const json::
 
 // ---- Kinds of rows ----
 
-template <typename C>
-Field Bool(std::string_view name, unsigned apis, bool C::* member) {
-  return {name,
-          apis,
-          "boolean",
-          "",
-          Treatment::kUsed,
-          [=](const json::value& value, GenerationRequest& request) -> ApiStatus {
-            if (!value.is_bool())
-              return Refuse(std::string(name), "{}: must be true or false", name);
-            static_cast<C&>(request).*member = value.get_bool();
-            return {};
-          }};
-}
-
-template <typename C>
-Field Bool(std::string_view name, unsigned apis, std::optional<bool> C::* member) {
+template <typename C, typename T>  // T: bool or std::optional<bool>
+Field Bool(std::string_view name, unsigned apis, T C::* member) {
   return {name,
           apis,
           "boolean",
