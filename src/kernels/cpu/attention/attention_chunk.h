@@ -34,7 +34,7 @@ struct AttentionState {
   float* o = nullptr;  // (rows, PaddedHeadDim)
 };
 
-// The keys that the thread will read next, which it asks for meanwhile. last < begin: none.
+// The chunk that the thread will read next, which it asks for meanwhile. last < begin: none.
 struct AttentionAhead {
   const int32_t* page_table = nullptr;
   int32_t kv_head = 0;

@@ -70,17 +70,17 @@ struct ValueBlocks {
   int64_t stride;
   const Value* data[kMaxTileBlocks];
   // What to ask for meanwhile: as much of each as the values are in the cache.
-  const std::byte* keys_ahead[kMaxTileBlocks];
-  const std::byte* values_ahead[kMaxTileBlocks];
+  const std::byte* ahead[kMaxTileBlocks];
+  const std::byte* keys_ahead[kMaxTileBlocks];  // where scores ask for half of them
 
   Pairs Load(int block, int key, int64_t d) const {
     const int64_t at = key * stride;
     if constexpr (std::is_same_v<Value, float>) {
       return {LoadF32(data[block] + at + d), LoadF32(data[block] + at + d + kLanes)};
     } else {
-      __builtin_prefetch(keys_ahead[block] + (at + d) * kElementBytes, 0, 2);
+      __builtin_prefetch(ahead[block] + (at + d) * kElementBytes, 0, 2);
       if constexpr (kMultipliesPairs)
-        __builtin_prefetch(values_ahead[block] + (at + d) * kElementBytes, 0, 2);
+        __builtin_prefetch(keys_ahead[block] + (at + d) * kElementBytes, 0, 2);
       if constexpr (std::is_same_v<Value, Half>) d = HalfIndex(d);
       return LoadPairs(data[block] + at + d);
     }
@@ -181,18 +181,9 @@ static void AddValueBlocks(const AttentionChunk& c, int32_t position, int32_t co
   }
 }
 
-// Where the keys lie that the thread reads when it has come from `position` to the next chunk; else
-// `otherwise`.
-NIBBLE_SIMD const std::byte* NextKeys(const AttentionChunk& c, int32_t position,
-                                      const std::byte* otherwise) {
-  const int32_t next = c.ahead.begin + position % kChunkKeys;
-  if (next > c.ahead.last) return otherwise;
-  return BlockAddress(c.cache, c.cache.k, c.ahead.page_table, c.ahead.kv_head, next);
-}
-
 // Few rows widen the values of `count` blocks from `position` on, of those in `range`, on the way,
-// FP8 as FP16. Meanwhile they ask for the keys that come next, and for the values that scores did
-// not ask for.
+// FP8 as FP16. Meanwhile they ask for the values of the next chunk, and for the keys that scores
+// did not ask for.
 template <typename Element>
 static void AddFewRows(const AttentionChunk& c, BlockRange range, int32_t position, int count,
                        const AttentionState& state) {
@@ -203,9 +194,8 @@ static void AddFewRows(const AttentionChunk& c, BlockRange range, int32_t positi
   for (int b = 0; b < count; ++b) {
     const int32_t at = position + b * kBlockKeys;
     const std::byte* block = BlockAddress(c, c.cache.v, at);
-    values.keys_ahead[b] = NextKeys(c, at, block);
-    values.values_ahead[b] =
-        BlockAddress(c, c.cache.v, MinInt(at + FirstHalf(range) - range.begin, last));
+    values.ahead[b] = NextBlock(c, c.cache.v, at - range.begin, block);
+    values.keys_ahead[b] = NextBlock(c, c.cache.k, at - range.begin + HalfOf(range), block);
     const auto* elements = reinterpret_cast<const Element*>(block);
     if constexpr (kInPlace) {
       values.data[b] = elements;
@@ -234,7 +224,7 @@ NIBBLE_SIMD bool AllSee(const AttentionChunk& c, int32_t begin, int32_t end) {
 
 // Many rows share values that were widened once, from `position` on.
 template <typename Element>
-static void AddManyRows(const AttentionChunk& c, int32_t position, int count,
+static void AddManyRows(const AttentionChunk& c, BlockRange range, int32_t position, int count,
                         const AttentionState& state) {
   const int64_t head_dim = c.cache.head_dim;
   const int64_t padded = PaddedHeadDim(head_dim);
@@ -243,7 +233,8 @@ static void AddManyRows(const AttentionChunk& c, int32_t position, int count,
     const int32_t at = position + b * kBlockKeys;
     float* wide = c.values + b * kBlockKeys * padded;
     const std::byte* block = BlockAddress(c, c.cache.v, at);
-    WidenValues(reinterpret_cast<const Element*>(block), head_dim, NextKeys(c, at, block), wide);
+    WidenValues(reinterpret_cast<const Element*>(block), head_dim,
+                NextBlock(c, c.cache.v, at - range.begin, block), wide);
     values.data[b] = wide;
   }
   AddValueBlocks(c, position, count * kBlockKeys, values, state);
@@ -262,7 +253,7 @@ static void AddValues(const AttentionChunk& c, BlockRange range, const Attention
     if (few)
       AddFewRows<Element>(c, range, position, count, state);
     else
-      AddManyRows<Element>(c, position, count, state);
+      AddManyRows<Element>(c, range, position, count, state);
     position += count * kBlockKeys;
   }
 }

@@ -342,17 +342,29 @@ constexpr int64_t kFewRows = 8;
 constexpr int kTallTileRows = 2 * kTileRows;
 constexpr bool kTallValues = kTilePairs > 1;
 
-// The end of the blocks of which scores ask for the values.
-NIBBLE_SIMD int32_t FirstHalf(BlockRange range) {
-  const int32_t blocks = (range.end - range.begin) / kBlockKeys;
-  return range.begin + (blocks + 1) / 2 * kBlockKeys;
+// Where keys or values (base) of the next chunk lie, `offset` positions behind its begin; where
+// there are none, `otherwise`.
+NIBBLE_SIMD const std::byte* NextBlock(const AttentionChunk& c, const std::byte* base,
+                                       int32_t offset, const std::byte* otherwise) {
+  const int32_t next = c.ahead.begin + offset;
+  if (offset >= kChunkKeys || next > c.ahead.last) return otherwise;
+  return BlockAddress(c.cache, base, c.ahead.page_table, c.ahead.kv_head, next);
 }
 
-// The block of values that scores of the block at `position` ask for. Products of pairs take half
-// the time of the values' products: they leave every second block to those.
-NIBBLE_SIMD int32_t ValuesAsked(const AttentionChunk& c, BlockRange range, int32_t position) {
-  if (!kMultipliesPairs || c.rows > kFewRows) return position;
-  return range.begin + (position - range.begin) / (2 * kBlockKeys) * kBlockKeys;
+// Scores ask for keys of the next chunk, the values' products for its values. Where products of
+// pairs make scores take half the time of values, they leave the second half of the keys to those.
+NIBBLE_SIMD bool ScoresAskForHalf(const AttentionChunk& c) {
+  return kMultipliesPairs && c.rows <= kFewRows;
+}
+NIBBLE_SIMD int32_t HalfOf(BlockRange range) {
+  const int32_t blocks = (range.end - range.begin) / kBlockKeys;
+  return (blocks + 1) / 2 * kBlockKeys;
+}
+NIBBLE_SIMD const std::byte* AheadOfScores(const AttentionChunk& c, BlockRange range,
+                                           int32_t position, const std::byte* block) {
+  const int32_t offset = position - range.begin;
+  return NextBlock(c, c.cache.k,
+                   ScoresAskForHalf(c) ? offset / (2 * kBlockKeys) * kBlockKeys : offset, block);
 }
 
 template <int kBlocks, typename Keys>
@@ -368,7 +380,7 @@ static void ScoreRows(const AttentionChunk& c, const Keys& keys, int32_t positio
   });
 }
 
-// kBlocks blocks from `position` on, of those in `range`; meanwhile it asks for their values. Few
+// kBlocks blocks from `position` on, of those in `range`; meanwhile it asks for the next chunk. Few
 // rows read keys where they lie, or as FP16; many share keys that were widened once. Products of
 // pairs take keys of BF16 where they lie, however many rows.
 template <typename Element, int kBlocks>
@@ -378,8 +390,9 @@ static void ScoreBlocks(const AttentionChunk& c, BlockRange range, int32_t posit
   KeyPairs<Element, kBlocks> keys;
   for (int b = 0; b < kBlocks; ++b) {
     const int32_t at = position + b * kBlockKeys;
-    keys.data[b] = reinterpret_cast<const Element*>(BlockAddress(c, c.cache.k, at));
-    keys.ahead[b] = BlockAddress(c, c.cache.v, ValuesAsked(c, range, at));
+    const std::byte* block = BlockAddress(c, c.cache.k, at);
+    keys.data[b] = reinterpret_cast<const Element*>(block);
+    keys.ahead[b] = AheadOfScores(c, range, at, block);
   }
   const int64_t stride = PaddedHeadDim(head_dim) * kBlockKeys;
   const auto next = [&](int b) {
