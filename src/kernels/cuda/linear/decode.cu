@@ -44,6 +44,22 @@ bool IsLone(const WeightTiles& weight) {
   return weight.row_tiles * weight.row_tile_bytes >= kLoneBytes;
 }
 
+bool MayStage(const WeightTiles& weight, int m) {
+  return TokenTiles(m) == 1 && weight.k % kTileColumns == 0;
+}
+
+// Whether a lone weight has two CTAs on every multiprocessor: one reads while the other waits for
+// x, norms it or adds up, and wherever they start, none is left out. Registers admit no third. The x
+// of several tokens, and FP32's planes, which all meet the same x, leave no room for that.
+bool PairsUp(const WeightTiles& weight, int m) {
+  return m == 1 && IsLone(weight) && MayStage(weight, m) && weight.x_tiles == weight.k_tiles &&
+         HasLargeSharedMemory();
+}
+
+int BlocksOf(const WeightTiles& weight, int m) {
+  return CurrentDevice().multiprocessors * (PairsUp(weight, m) ? 2 : 1);
+}
+
 // Two CTAs of which one has more than half of the split, the other less, fit together; two of the
 // former do not.
 constexpr int kMoreOrLess = 256;
@@ -51,6 +67,7 @@ constexpr int kMoreOrLess = 256;
 // Of a CTA of up to 8 tokens: half a multiprocessor's, or where x lies there, too, and the weight
 // is large, all of it.
 int MostShared(const WeightTiles& weight, int m, bool staged) {
+  if (PairsUp(weight, m)) return WholeSplit() / 2 - kReservedPerCta;
   const int ctas = staged && IsLone(weight) ? 1 : 2;
   return std::min(CurrentDevice().shared_memory_per_block,
                   SharedOfMultiprocessor(m) / ctas - kReservedPerCta - kMoreOrLess);
@@ -63,8 +80,17 @@ constexpr int kStagedRounds = 3;
 // Where it is normed there, that alone is worth more.
 int MostNormedBytes(int m) { return (m == 1 ? 33 : 18) * 1024; }
 
-int StagedBytes(const WeightTiles& weight, int m) {
-  return m * decode::StagedStride(weight.k) * static_cast<int>(sizeof(uint16_t));
+int StagedBytes(int k, int m) {
+  return m * decode::StagedStride(k) * static_cast<int>(sizeof(uint16_t));
+}
+
+// Slices of x that lie in shared memory together: of a CTA that shares its multiprocessor, chunks
+// of about the same length.
+constexpr int kMostChunkBytes = 36 * 1024;
+int StagedSlices(const WeightTiles& weight, int m) {
+  const int slices = weight.slices();
+  if (!PairsUp(weight, m)) return slices;
+  return CeilDiv(slices, CeilDiv(StagedBytes(weight.k, m), kMostChunkBytes));
 }
 
 // Up to 8 tokens: a unit is one row tile's slice; many rounds between reductions.
@@ -74,8 +100,11 @@ void PlanSmall(const WeightTiles& weight, int m, int tiles, int max_partial_byte
   plan->slot_shift = Log2Ceil(m);
   const int unit = kTileRows * 4 << plan->slot_shift;
   const int cached = plan->stages == 1 ? kCachedX : kCachedXBesideTwoStages;
-  const int x_slices = std::max(kWarps, cached / (kSliceColumns * 2 * m) / kWarps * kWarps);
-  if (x_slices >= slices || tiles == 1 || plan->x_bytes > 0) {
+  const bool staged = plan->x_bytes > 0;
+  const int x_slices = staged
+                           ? StagedSlices(weight, m)
+                           : std::max(kWarps, cached / (kSliceColumns * 2 * m) / kWarps * kWarps);
+  if (x_slices >= slices || (tiles == 1 && !staged)) {
     plan->chunk_slices = slices;
     plan->group_tiles = tiles;
     plan->run_bytes = 2 * unit;
@@ -123,7 +152,8 @@ DecodePlan PlanFor(const WeightTiles& weight, int m, bool staged, int stages, in
   plan.token_tiles = TokenTiles(m);
   plan.stages = plan.token_tiles > 1 ? 2 : stages;
   plan.prepares_x = decode::PreparesX(plan.token_tiles);
-  plan.x_bytes = staged ? StagedBytes(weight, m) : 0;
+  if (staged)
+    plan.x_bytes = StagedBytes(std::min(weight.k, StagedSlices(weight, m) * kSliceColumns), m);
   plan.share = weight.row_tiles / blocks;
   plan.larger = weight.row_tiles % blocks;
   const int tiles = plan.share + (plan.larger > 0 ? 1 : 0);
@@ -141,7 +171,7 @@ DecodePlan PlanFor(const WeightTiles& weight, int m, bool staged, int stages, in
     }
   }
   plan.shared_bytes = SharedBytes(weight, plan);
-  if (plan.token_tiles == 1 && IsLone(weight))
+  if (plan.token_tiles == 1 && IsLone(weight) && !PairsUp(weight, m))
     plan.shared_bytes = std::max(plan.shared_bytes, limit / 2 + kReservedPerCta);
   return plan;
 }
@@ -192,16 +222,13 @@ void SetSharedMemory(const void* kernel, const WeightTiles& weight, const Decode
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
 }
 
-bool MayStage(const WeightTiles& weight, int m) {
-  return TokenTiles(m) == 1 && weight.k % kTileColumns == 0;
-}
-
 // Whether x goes through shared memory though it is not normed.
 bool StagesX(const WeightTiles& weight, int m) {
-  const int blocks = CurrentDevice().multiprocessors;
+  if (PairsUp(weight, m)) return true;
+  const int blocks = BlocksOf(weight, m);
   const int units = CeilDiv(weight.row_tiles, blocks) * weight.slices();
   return MayStage(weight, m) && CeilDiv(units, kWarps) >= kStagedRounds &&
-         StagedBytes(weight, m) <= kMostStagedBytes &&
+         StagedBytes(weight.k, m) <= kMostStagedBytes &&
          PlanFor(weight, m, true, 1, blocks).shared_bytes <= MostShared(weight, m, true);
 }
 
@@ -227,7 +254,7 @@ bool DecodeTakes(const WeightTiles& weight, const uint16_t* x, int64_t x_stride,
 bool NormsInDecode(const WeightTiles& weight, const InputNorm& norm, int m) {
   return MayStage(weight, m) && weight.k <= kMaxFusedNormWidth &&
          reinterpret_cast<uintptr_t>(norm.weight) % 16 == 0 &&
-         (StagedBytes(weight, m) <= MostNormedBytes(m) || StagesX(weight, m));
+         (StagedBytes(weight.k, m) <= MostNormedBytes(m) || StagesX(weight, m));
 }
 
 namespace {
@@ -247,7 +274,7 @@ DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages, 
 }  // namespace
 
 DecodePlan PlanDecode(const WeightTiles& weight, int m, bool norms, int stages) {
-  int blocks = CurrentDevice().multiprocessors;
+  int blocks = BlocksOf(weight, m);
   DecodePlan plan = PlanDecode(weight, m, norms, stages, blocks);
   // Where few multiprocessors have little memory, the row scales of a large head alone fill it.
   while (plan.token_tiles == 1 && plan.share > 0 &&

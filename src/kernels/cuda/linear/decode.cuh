@@ -8,11 +8,11 @@
 // are 32 bytes of a token's row. A unit ends as partial sums in shared memory; after some rounds
 // the CTA adds them up, ascending by slice.
 //
-// Where x of all K is more than L1 keeps, K is walked in chunks, and running sums wait in shared
-// memory.
+// Where x of all K is more than L1 keeps, or a CTA's part of shared memory, K is walked in chunks,
+// and running sums wait in shared memory.
 //
 // Up to 8 tokens two CTAs share a multiprocessor (at most 64 registers, half of the shared memory),
-// the second one of the next launch.
+// the second one of the next launch, or of one token's large weights of the same.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,48 +30,58 @@
 
 namespace nibble::kernels::cuda::decode {
 
-// x into rows of shared memory, StagedStride apart, by all threads: as it is, or normed, with the
-// bits of rms_norm. A warp takes runs of 256 values, and asks for several before it waits for the
-// first. `sums` has room for one sum per run.
+// A chunk of x, or all of it, into rows of shared memory, StagedStride apart, by all threads: as it
+// is, or, if all of it, normed, with the bits of rms_norm. A warp takes runs of 256 values, and asks
+// for several before it waits for the first. `sums` has room for one sum per run.
 struct StageX {
+  static_assert(kRunValues == kSliceColumns);
   static constexpr int kAtOnce = 4;
 
   const DecodeArgs& args;
   const int warp;
   const int lane;
+  const int first;     // run of the chunk
+  const int row_runs;  // of the chunk, which are a row's
   float weight[kVector];  // of the warp's first run: depends on nobody
 
-  __device__ __forceinline__ StageX(const DecodeArgs& a, int w, int l) : args(a), warp(w), lane(l) {
-    if (norms()) LoadWeight(w % runs());
+  __device__ __forceinline__ StageX(const DecodeArgs& a, int w, int l, int first_slice, int slices)
+      : args(a),
+        warp(w),
+        lane(l),
+        first(first_slice),
+        row_runs(min(slices, (a.weight.k + kRunValues - 1) / kRunValues - first_slice)) {
+    if (norms()) LoadWeight(w % row_runs);
   }
   __device__ __forceinline__ bool norms() const { return args.norm.weight != nullptr; }
-  __device__ __forceinline__ int runs() const {
-    return (args.weight.k + kRunValues - 1) / kRunValues;
-  }
+  // Within the chunk.
   __device__ __forceinline__ int column(int run) const { return run * kRunValues + lane * kVector; }
+  __device__ __forceinline__ int columns() const { return args.weight.k - first * kRunValues; }
+  __device__ __forceinline__ int stride() const {
+    return StagedStride(min(columns(), row_runs * kRunValues));
+  }
   __device__ __forceinline__ void LoadWeight(int run) {
-    LoadF32x8(args.norm.weight + column(run), args.weight.k - column(run), true, weight);
+    LoadF32x8(args.norm.weight + column(run), columns() - column(run), true, weight);
   }
 
   __device__ __forceinline__ void Run(uint16_t* out, float* sums) {
-    const int row_runs = runs();
-    const int stride = StagedStride(args.weight.k);
+    const int row_stride = stride();
     const int count = args.m * row_runs;
+    const uint16_t* const x = args.x + first * kRunValues;
 #pragma unroll 1
-    for (int first = warp; first < count; first += kAtOnce * kWarps) {
+    for (int begin = warp; begin < count; begin += kAtOnce * kWarps) {
       uint4 vectors[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        const int i = min(first + j * kWarps, count - 1);
+        const int i = min(begin + j * kWarps, count - 1);
         const int token = i / row_runs, at = column(i - token * row_runs);
-        vectors[j] = LoadBf16x8(args.x + token * args.x_stride + at, args.weight.k - at, true);
+        vectors[j] = LoadBf16x8(x + token * args.x_stride + at, columns() - at, true);
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
-        const int i = first + j * kWarps;
+        const int i = begin + j * kWarps;
         if (i >= count) break;
         const int token = i / row_runs, at = column(i - token * row_runs);
-        StoreBf16x8(out + token * stride + at, vectors[j], args.weight.k - at, true);
+        StoreBf16x8(out + token * row_stride + at, vectors[j], columns() - at, true);
         if (!norms()) continue;
         const float sum = WarpSum(AddSquares(vectors[j], 0.0f));
         if (lane == 0) sums[i] = sum;
@@ -86,7 +96,7 @@ struct StageX {
       const float sum = WarpSum(lane < row_runs ? sums[token * row_runs + lane] : 0.0f);
       const float inverse = InverseRoot(sum, inverse_d, args.norm.eps);
       if (i != warp) LoadWeight(run);
-      uint16_t* const vector = out + token * stride + at;
+      uint16_t* const vector = out + token * row_stride + at;
       if (at < args.weight.k)
         *reinterpret_cast<uint4*>(vector) =
             NormVector(*reinterpret_cast<const uint4*>(vector), inverse, weight, args.norm.style);
@@ -590,18 +600,19 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
   const uint16_t* x_rows = args.x;
   int x_stride = static_cast<int>(args.x_stride);
   if constexpr (kStaged) {
-    StageX stage(args, warp, lane);
+    StageX stage(args, warp, lane, 0, plan.chunk_slices);
     ptx::WaitForPredecessor();
     stage.Run(staged, shared.partials);
     x_rows = staged;
-    x_stride = StagedStride(weight.k);
+    x_stride = stage.stride();
   } else {
     ptx::WaitForPredecessor();
   }
   if constexpr (kTokenTiles == 1)
     if (args.add) RequestRows(args, first_tile, tile_end);
 
-  const LaneX<kTokenTiles> x(x_rows, x_stride, args.m, lane);
+  LaneX<kTokenTiles> x(x_rows, x_stride, args.m, lane);
+  [[maybe_unused]] int staged_slice = 0;  // where the chunk of x begins
   Unit<kFormat, kTokenTiles, kStages> multiply = {weight, x, ring, loads, warp, lane};
   const auto reduce = [&]<bool kOneReduction>(const Walk<kRows>& at_block, int first_token,
                                               int begin, int end, int pass) {
@@ -615,6 +626,14 @@ __device__ __forceinline__ void Decode(const DecodeArgs& args, const DecodePlan&
   };
   int pass = 0;
   for (; !walk.done(); walk.NextBlock()) {
+    if constexpr (kStaged) {
+      if (walk.block_slice != staged_slice) {
+        __syncthreads();  // the chunk before has been read
+        StageX(args, warp, lane, walk.block_slice, plan.chunk_slices).Run(staged, shared.partials);
+        x.base -= (walk.block_slice - staged_slice) * kSliceColumns;
+        staged_slice = walk.block_slice;
+      }
+    }
     walk.Enter(warp);
     const int units = walk.units();
     for (int begin = 0; begin < units; begin += plan.partial_units) {

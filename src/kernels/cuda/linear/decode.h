@@ -40,7 +40,7 @@ int DecodeTokens(int m);
 // How a launch is cut and uses its shared memory. Changes the time, never the bits.
 struct DecodePlan {
   int m = 0;                // tokens
-  int blocks = 0;           // CTAs: one per multiprocessor
+  int blocks = 0;           // CTAs: one per multiprocessor, of one token's large weights two
   int token_tiles = 0;      // of 8 tokens: 1, 2, 4 or 8
   int stages = 0;           // of a warp's ring
   bool prepares_x = false;  // x comes from PrepareX
@@ -51,7 +51,7 @@ struct DecodePlan {
   int group_tiles = 0;    // row tiles before it goes to the next chunk
   int partial_units = 0;  // slice sums between two reductions, a multiple of the warps
   int slot_shift = 0;     // log2 of the tokens, rounded up, of a reduction
-  int x_bytes = 0;        // of x in shared memory; 0: it is read where it lies
+  int x_bytes = 0;        // of a chunk of x in shared memory; 0: it is read where it lies
   int run_bytes = 0;      // of running sums
   int scale_bytes = 0;    // of row scales and bias
   int shared_bytes = 0;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "kernels/cuda/device_facts.h"
@@ -223,16 +224,29 @@ TEST_F(CudaLinear, BitsDoNotDependOnTheNumberOfTokens) {
     }
 }
 
-// One token by a small weight has a kernel of its own, with one unit of a warp or two.
+// One token by a small weight has a kernel of its own, with one unit of a warp or two. A weight of
+// more than 24 MB has two CTAs on a multiprocessor, and x of more than 36 KB comes in chunks.
 TEST_F(CudaLinear, OneTokenHasTheBitsOfTwo) {
   struct Shape {
     int64_t n, k;
   };
+  const Shape small[] = {{40, 2048}, {5000, 2048}, {600, 4096}};
+  struct Case {
+    WeightFormat format;
+    DType scale;
+    std::span<const Shape> shapes;
+  };
+  const Shape large_nvfp4[] = {{12304, 4096}, {1600, 28672}}, large_bf16[] = {{6200, 2048}};
+  const Shape large_fp8[] = {{1000, 28736}};
   Runner gpu(ops());
-  for (const auto& [format, scale] :
-       {std::pair(WeightFormat::kNvfp4, DType::kF32), std::pair(WeightFormat::kMxfp4, DType::kF32),
-        std::pair(WeightFormat::kFp8, DType::kF32), std::pair(WeightFormat::kFp8, DType::kF8E8M0)})
-    for (const auto& [n, k] : {Shape{40, 2048}, Shape{5000, 2048}, Shape{600, 4096}}) {
+  for (const auto& [format, scale, shapes] : {Case{WeightFormat::kNvfp4, DType::kF32, small},
+                                              Case{WeightFormat::kMxfp4, DType::kF32, small},
+                                              Case{WeightFormat::kFp8, DType::kF32, small},
+                                              Case{WeightFormat::kFp8, DType::kF8E8M0, small},
+                                              Case{WeightFormat::kNvfp4, DType::kF32, large_nvfp4},
+                                              Case{WeightFormat::kFp8, DType::kF32, large_fp8},
+                                              Case{WeightFormat::kBf16, DType::kF32, large_bf16}})
+    for (const auto& [n, k] : shapes) {
       SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " " << n << " x " << k);
       const BlockScales scales = {scale, 1, scale == DType::kF32 ? kWhole : 32};
       const auto weight = Pack(gpu, MakeWeight(format, n, k, 13, 0.02f, scales));
@@ -408,7 +422,7 @@ TEST_F(CudaLinear, EveryPlanFits) {
 }
 
 // So that a launch can load its first weights while its predecessor finishes; but large weights
-// have their multiprocessors to themselves.
+// have their multiprocessors to themselves, where one token takes two CTAs of theirs.
 TEST_F(CudaLinear, TwoSmallDecodeLaunchesShareAMultiprocessor) {
   if (!cuda::HasLargeSharedMemory()) GTEST_SKIP() << "99 KB are one launch's";
   constexpr int64_t kMegabyte = int64_t{1} << 20;
@@ -419,6 +433,7 @@ TEST_F(CudaLinear, TwoSmallDecodeLaunchesShareAMultiprocessor) {
         Runner gpu(ops());
         const auto weight = Pack(gpu, MakeWeight(format, 16, k, 1));
         tiles = cuda::AsCuda(*weight).tiles();
+        const bool in_planes = tiles.k_tiles != tiles.x_tiles;  // FP32
         const auto with_bytes = [&](int64_t bytes) {
           cuda::WeightTiles all = tiles;  // as if it had them
           all.row_tiles = static_cast<int>(bytes / tiles.row_tile_bytes);
@@ -429,8 +444,9 @@ TEST_F(CudaLinear, TwoSmallDecodeLaunchesShareAMultiprocessor) {
           const int tokens = static_cast<int>(m);
           if (norms && !cuda::NormsInDecode(tiles, {.weight = norm_weight.data()}, tokens))
             continue;
-          for (const auto& [all, blocks] : {std::pair(with_bytes(20 * kMegabyte), 2),
-                                            std::pair(with_bytes(200 * kMegabyte), 1)})
+          for (const auto& [all, blocks] :
+               {std::pair(with_bytes(20 * kMegabyte), 2),
+                std::pair(with_bytes(200 * kMegabyte), tokens == 1 && !in_planes ? 2 : 1)})
             EXPECT_EQ(
                 cuda::DecodeBlocksPerMultiprocessor(all, cuda::PlanDecode(all, tokens, norms)),
                 blocks)
