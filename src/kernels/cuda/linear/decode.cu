@@ -77,6 +77,10 @@ int MostShared(const WeightTiles& weight, int m, bool staged) {
 // of it would have to be there before the first product.
 constexpr int kMostStagedBytes = 72 * 1024;
 constexpr int kStagedRounds = 3;
+// A slice of BF16 has four stages, which would wait for their parts of x one after the other.
+int StagedRounds(const WeightTiles& weight, int m) {
+  return m == 1 && weight.format == TileFormat::kBf16 ? 2 : kStagedRounds;
+}
 // Where it is normed there, that alone is worth more.
 int MostNormedBytes(int m) { return (m == 1 ? 33 : 18) * 1024; }
 
@@ -227,7 +231,7 @@ bool StagesX(const WeightTiles& weight, int m) {
   if (PairsUp(weight, m)) return true;
   const int blocks = BlocksOf(weight, m);
   const int units = CeilDiv(weight.row_tiles, blocks) * weight.slices();
-  return MayStage(weight, m) && CeilDiv(units, kWarps) >= kStagedRounds &&
+  return MayStage(weight, m) && CeilDiv(units, kWarps) >= StagedRounds(weight, m) &&
          StagedBytes(weight.k, m) <= kMostStagedBytes &&
          PlanFor(weight, m, true, 1, blocks).shared_bytes <= MostShared(weight, m, true);
 }
