@@ -42,6 +42,30 @@ struct SliceCodes {
 // Normed rows in shared memory, so far apart that lanes of neighbouring rows read different banks.
 __host__ __device__ constexpr int NormedStride(int d) { return d + 8; }
 
+// Lanes whose bit `half` is 0 get sums of `low`, the others of `high`.
+__device__ __forceinline__ float AddHalves(float low, float high, int half, int lane) {
+  const bool is_high = (lane & half) != 0;
+  const float other = __shfl_xor_sync(kAllLanes, is_high ? low : high, half);
+  return (is_high ? high : low) + other;
+}
+
+// WarpSum of some values, in its order: in lane l that of value l / (32 / kValues). Every step adds
+// up two values at once, one in each half of the lanes that it pairs.
+template <int kValues>
+__device__ __forceinline__ float SumOfEach(const float (&values)[kValues], int lane) {
+  float sums[kValues];
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) sums[i] = values[i];
+  int half = 16;
+#pragma unroll
+  for (int count = kValues / 2; count > 0; count /= 2, half /= 2)
+#pragma unroll
+    for (int i = 0; i < count; ++i) sums[i] = AddHalves(sums[i], sums[i + count], half, lane);
+#pragma unroll
+  for (; half > 0; half /= 2) sums[0] += __shfl_xor_sync(kAllLanes, sums[0], half);
+  return sums[0];
+}
+
 // Rows of x (tokens, D), normed, into shared memory and from one block to those who come later. A
 // warp takes runs of 256 values, in the order of normalize.cuh.
 struct NormX {
@@ -137,7 +161,7 @@ struct NormX {
         if (real && token < tokens)
           *reinterpret_cast<uint4*>(rows + token * NormedStride(d) + at) = vectors[token];
       }
-      const float sum = SumTokens(squares);
+      const float sum = SumOfEach(squares, lane);
       if (lane % 4 == 0) sums[lane / 4 * runs + run] = sum;
     }
     __syncthreads();
@@ -172,26 +196,6 @@ struct NormX {
       }
     }
     __syncthreads();
-  }
-
-  // WarpSum of eight values, in its order: in lane l that of token l / 4. Every step adds up two
-  // tokens at once, one in each half of the lanes that it pairs.
-  __device__ __forceinline__ float SumTokens(const float (&values)[kTokens]) const {
-    static_assert(kTokens == 8);
-    float four[4], two[2];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) four[i] = AddHalves(values[i], values[i + 4], 16);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) two[i] = AddHalves(four[i], four[i + 2], 8);
-    float sum = AddHalves(two[0], two[1], 4);
-    sum += __shfl_xor_sync(kAllLanes, sum, 2);
-    return sum + __shfl_xor_sync(kAllLanes, sum, 1);
-  }
-  // Lanes whose bit `half` is 0 get sums of `low`, the others of `high`.
-  __device__ __forceinline__ float AddHalves(float low, float high, int half) const {
-    const bool is_high = (lane & half) != 0;
-    const float other = __shfl_xor_sync(kAllLanes, is_high ? low : high, half);
-    return (is_high ? high : low) + other;
   }
 };
 
@@ -279,6 +283,20 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 constexpr int kOneWarps = 8;  // at most
 
+// A whole slice. x: the lane's columns, in shared memory.
+__device__ __forceinline__ void MultiplySlice(const SliceCodes& codes, const uint4* x,
+                                              float (&sum)[4]) {
+#pragma unroll
+  for (int i = 0; i < kSliceTiles; ++i) {
+    const uint4 first = x[i * 8], second = x[i * 8 + 1];
+    const uint4(&c)[kVectors] = codes.codes[i];
+    ptx::MmaBf16(sum, {c[0].x, c[2].x, c[0].y, c[2].y}, first.x, first.y);
+    ptx::MmaBf16(sum, {c[0].z, c[2].z, c[0].w, c[2].w}, first.z, first.w);
+    ptx::MmaBf16(sum, {c[1].x, c[3].x, c[1].y, c[3].y}, second.x, second.y);
+    ptx::MmaBf16(sum, {c[1].z, c[3].z, c[1].w, c[3].w}, second.z, second.w);
+  }
+}
+
 // One token, normed, a warp per slice: a warp norms the run of x that its slice meets, and nothing
 // else. Few steps depend on one another between the wait and the logits.
 __global__ void __launch_bounds__(kOneWarps * 32, 1)
@@ -329,15 +347,7 @@ __global__ void __launch_bounds__(kOneWarps * 32, 1)
   __syncwarp();
   const auto* const x_lane = reinterpret_cast<const uint4*>(rows[warp] + lane % 4 * 16);
   float sum[4] = {};
-#pragma unroll
-  for (int i = 0; i < kSliceTiles; ++i) {
-    const uint4 first = x_lane[i * 8], second = x_lane[i * 8 + 1];
-    const uint4(&c)[kVectors] = codes.codes[i];
-    ptx::MmaBf16(sum, {c[0].x, c[2].x, c[0].y, c[2].y}, first.x, first.y);
-    ptx::MmaBf16(sum, {c[0].z, c[2].z, c[0].w, c[2].w}, first.z, first.w);
-    ptx::MmaBf16(sum, {c[1].x, c[3].x, c[1].y, c[3].y}, second.x, second.y);
-    ptx::MmaBf16(sum, {c[1].z, c[3].z, c[1].w, c[3].w}, second.z, second.w);
-  }
+  MultiplySlice(codes, x_lane, sum);
   if (lane % 4 == 0) {
     partials[warp][lane / 4] = sum[0];
     partials[warp][lane / 4 + 8] = sum[2];
@@ -351,12 +361,118 @@ __global__ void __launch_bounds__(kOneWarps * 32, 1)
   *logit = is_gate ? result : result + bias;
 }
 
-bool OneRouterTakes(const RouterParams& p) {
+// The same for several tokens, kTokens of them a block.
+template <int kTokens>
+__global__ void __launch_bounds__(kOneWarps * 32, 2)
+    FewRouterKernel(const __grid_constant__ RouterParams p) {
+  // Lanes of neighbouring rows read from different banks.
+  constexpr int kRowStride = kSliceColumns + 8;
+  // Values wait where their lane will norm them: there are not registers for all.
+  constexpr bool kWait = kTokens > 4;
+  __shared__ alignas(16) uint16_t rows[kOneWarps][kTokens][kRowStride];
+  __shared__ float partials[kOneWarps][kTokens * kTokenStride];
+  __shared__ float squares[kTokens][kOneWarps];
+  const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool is_gate = static_cast<int>(blockIdx.x) == p.router.row_tiles;
+  const WeightTiles& weight = is_gate ? p.gate : p.router;
+  const int row_tile = is_gate ? 0 : static_cast<int>(blockIdx.x);
+  const int slices = static_cast<int>(blockDim.x) / 32;
+  SliceCodes codes;
+  codes.Load(weight.data + row_tile * weight.row_tile_bytes + warp * weight.slice_stride(),
+             kSliceTiles, lane);
+  const int column = warp * kSliceColumns + lane * kVector;
+  // Of runs that there are not.
+  if (warp == 0 && lane >= slices && lane < kOneWarps)
+    for (int token = 0; token < kTokens; ++token) squares[token][lane] = 0.0f;
+  float norm_weight[kVector];
+  LoadF32x8(p.norm.weight + column, kVector, true, norm_weight);
+  const int row = threadIdx.x % kTileRows, n = row_tile * kTileRows + row;
+  float scale = 0.0f, bias = 0.0f;
+  if (n < weight.n) {
+    scale = weight.row_scales[n];
+    if (!is_gate && p.bias != nullptr) bias = p.bias[n];
+  }
+  const int first_token = static_cast<int>(blockIdx.y) * kTokens;
+  const int tokens = min(kTokens, static_cast<int>(p.t) - first_token);
+  int64_t x_stride = p.x_stride;
+  const int outputs = is_gate ? 1 : weight.n;
+  const uint16_t* x = p.x + first_token * x_stride + column;
+  uint16_t* normed =
+      blockIdx.x == 0 ? p.normed + int64_t{first_token} * p.router.k + column : nullptr;
+  float* logits = (is_gate ? p.gate_logits : p.logits) + int64_t{first_token} * outputs + n;
+  float eps = p.norm.eps, inverse_d = 1.0f / static_cast<float>(p.router.k);
+  const int d = p.router.k;
+  const NormStyle style = p.norm.style;
+  // Parameters come from memory when they are first read: not behind the wait.
+  asm volatile(""
+               : "+l"(x), "+l"(normed), "+l"(logits), "+l"(x_stride), "+f"(eps), "+f"(inverse_d));
+  ptx::WaitForPredecessor();
+  ptx::LaunchSuccessor();
+
+  // Rows past the last token's are copies of it.
+  uint4 vectors[kTokens];
+#pragma unroll
+  for (int token = 0; token < kTokens; ++token)
+    vectors[token] = __ldcg(reinterpret_cast<const uint4*>(x + min(token, tokens - 1) * x_stride));
+  float own[kTokens];
+#pragma unroll
+  for (int token = 0; token < kTokens; ++token) {
+    own[token] = AddSquares(vectors[token], 0.0f);
+    if (kWait) *reinterpret_cast<uint4*>(rows[warp][token] + lane * kVector) = vectors[token];
+  }
+  const float of_token = SumOfEach(own, lane);
+  if (lane % (32 / kTokens) == 0) squares[lane / (32 / kTokens)][warp] = of_token;
+  __syncthreads();
+  // Eight lanes a token.
+  constexpr int kAtOnce = kTokens < 4 ? kTokens : 4;
+  float inverses[kTokens / kAtOnce];
+#pragma unroll
+  for (int i = 0; i < kTokens / kAtOnce; ++i)
+    inverses[i] =
+        InverseRoot(SumOfRuns<kOneWarps>(squares[i * kAtOnce + lane / kOneWarps % kAtOnce], lane),
+                    inverse_d, eps);
+#pragma unroll
+  for (int token = 0; token < kTokens; ++token) {
+    if (token >= tokens) break;
+    const float inverse =
+        __shfl_sync(kAllLanes, inverses[token / kAtOnce], token % kAtOnce * kOneWarps);
+    auto* const place = reinterpret_cast<uint4*>(rows[warp][token] + lane * kVector);
+    const uint4 vector = NormVector(kWait ? *place : vectors[token], inverse, norm_weight, style);
+    *place = vector;
+    if (normed != nullptr) *reinterpret_cast<uint4*>(normed + int64_t{token} * d) = vector;
+  }
+  __syncwarp();
+  const auto* const x_lane =
+      reinterpret_cast<const uint4*>(rows[warp][min(lane / 4, tokens - 1)] + lane % 4 * 16);
+  float sum[4] = {};
+  MultiplySlice(codes, x_lane, sum);
+  if (lane % 4 * 2 < kTokens) {
+    float* const to = partials[warp] + lane % 4 * 2 * kTokenStride + lane / 4;
+    to[0] = sum[0];
+    to[8] = sum[2];
+    to[kTokenStride] = sum[1];
+    to[kTokenStride + 8] = sum[3];
+  }
+  __syncthreads();
+  if (n >= weight.n) return;
+#pragma unroll 1
+  for (int token = static_cast<int>(threadIdx.x) / kTileRows; token < tokens;
+       token += static_cast<int>(blockDim.x) / kTileRows) {
+    float result = 0.0f;
+#pragma unroll 8
+    for (int s = 0; s < slices; ++s) result += partials[s][token * kTokenStride + row];
+    result *= scale;
+    logits[int64_t{token} * outputs] = is_gate ? result : result + bias;
+  }
+}
+
+bool TakesWholeSlices(const RouterParams& p) {
   const auto whole = [](const WeightTiles& weight) {
     return weight.k % kSliceColumns == 0 && weight.slices() <= kOneWarps &&
            weight.k_tiles == weight.x_tiles;
   };
-  return p.t == 1 && p.norm.weight != nullptr && whole(p.router) &&
+  return p.norm.weight != nullptr && whole(p.router) &&
          (p.gate.data == nullptr || (whole(p.gate) && p.gate.k == p.router.k));
 }
 
@@ -391,10 +507,18 @@ void Router(const OpContext& context, const RouterParams& params) {
   const int gate = params.gate.data == nullptr ? 0 : 1;
   const dim3 grid(static_cast<unsigned>(params.router.row_tiles + gate),
                   static_cast<unsigned>((params.t + kTokens - 1) / kTokens));
-  if (OneRouterTakes(params)) {
+  const unsigned threads = static_cast<unsigned>(params.router.slices()) * 32;
+  if (TakesWholeSlices(params) && params.t == 1) {
     ShareMultiprocessor(OneRouterKernel, 0);
-    LaunchPdl(OneRouterKernel, dim3(grid.x), dim3(params.router.slices() * 32), 0,
-              StreamOf(context), params);
+    LaunchPdl(OneRouterKernel, dim3(grid.x), dim3(threads), 0, StreamOf(context), params);
+    return;
+  }
+  if (TakesWholeSlices(params)) {
+    const auto kernel = params.t == 2   ? FewRouterKernel<2>
+                        : params.t <= 4 ? FewRouterKernel<4>
+                                        : FewRouterKernel<kTokens>;
+    PreferSharedMemory(kernel, params.before_few);
+    LaunchPdl(kernel, grid, dim3(threads), 0, StreamOf(context), params);
     return;
   }
   if (params.before_few && params.t == 1) {
