@@ -240,6 +240,8 @@ __device__ __noinline__ inline int CollectByValue(const Routing& routing, const 
     const uint32_t key = e < experts ? OrderedKey(values[e]) : 0;
     const bool reaches = e < experts && key >= bound;
     const uint32_t lanes = __ballot_sync(kAllLanes, reaches);
+    // Keys come in the place of values that other lanes have read.
+    __syncwarp();
     if (reaches) {
       const int at = count + __popc(lanes & ((1u << lane) - 1));
       keys[at] = key;
@@ -247,7 +249,25 @@ __device__ __noinline__ inline int CollectByValue(const Routing& routing, const 
     }
     count += __popc(lanes);
   }
+  __syncwarp();
   return count;
+}
+
+// The weights of a token's experts, from their logits. By one warp. picked: (top_k), by rank.
+__device__ __forceinline__ void WeightsOf(const Routing& routing, const Scoring& score,
+                                          Picked* picked, float* weights) {
+  const int lane = threadIdx.x % 32, top_k = routing.top_k;
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int j = lane; j < top_k; j += 32) {
+    picked[j].logit = score(picked[j].logit);
+    sum += picked[j].logit;
+  }
+  sum = WarpSum(sum) + 1e-20f;
+  const float factor = routing.renormalize ? routing.scale / sum : routing.scale;
+#pragma unroll 1
+  for (int j = lane; j < top_k; j += 32) weights[picked[j].place] = picked[j].logit * factor;
+  __syncwarp();
 }
 
 // The token's experts in ascending order, and with kWeights their weights. By one warp. logits:
@@ -308,18 +328,10 @@ __device__ __forceinline__ void ChooseExperts(const Routing& routing, const floa
   }
   __syncwarp();
   if constexpr (kWeights) {
-    float sum = 0.0f;
+    if (!by_logit)
 #pragma unroll 1
-    for (int j = lane; j < top_k; j += 32) {
-      if (!by_logit) picked[j].logit = __ldcg(logits + picked[j].id);
-      picked[j].logit = score(picked[j].logit);
-      sum += picked[j].logit;
-    }
-    sum = WarpSum(sum) + 1e-20f;
-    const float factor = routing.renormalize ? routing.scale / sum : routing.scale;
-#pragma unroll 1
-    for (int j = lane; j < top_k; j += 32) weights[picked[j].place] = picked[j].logit * factor;
-    __syncwarp();
+      for (int j = lane; j < top_k; j += 32) picked[j].logit = __ldcg(logits + picked[j].id);
+    WeightsOf(routing, score, picked, weights);
   }
 }
 

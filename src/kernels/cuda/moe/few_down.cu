@@ -26,7 +26,8 @@ constexpr int kStagesAlone = 3;
 // banks.
 constexpr int kInputStride = kSliceColumns * 2 + 16;
 // Elements of the residual stream that a thread adds to.
-constexpr int kOwnOutputs = kFewTokens * kTileRows / kFewThreads;
+template <int kThreads>
+constexpr int kOwnOutputs = (kFewTokens * kTileRows + kThreads - 1) / kThreads;
 
 struct Plan {
   int32_t routed_slices = 0;
@@ -57,8 +58,9 @@ struct Unit {
   int group;
 
   // begin, end: of the warp's groups.
+  template <int kWarps>
   __device__ __forceinline__ void Step(int begin, int end) {
-    group += kFewWarps;
+    group += kWarps;
     if (group >= end) group = begin, ++set;
   }
 };
@@ -103,11 +105,12 @@ __device__ __forceinline__ void SyncPeers() {
 }
 
 // kWhole: F of all experts is a multiple of a slice.
-template <Formats kFormats, int kPeers, bool kWhole>
-__global__ void __launch_bounds__(kFewThreads, 2)
+template <Formats kFormats, int kPeers, bool kWhole, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, kWarps == kFewWarps ? 2 : 1)
     FewDownKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) std::byte memory[];
   using Stage = StageOf<kFormats, kPeers>;
+  constexpr int kThreads = kWarps * 32;
   constexpr int kSliceBytes = kSliceBytesOf<kFormats>;
   const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = threadIdx.x % 32;
@@ -121,14 +124,18 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   FewChoice choice;
   PlaceChoice(memory + plan.choice_at, p, true, &choice);
   auto* const outputs = reinterpret_cast<float*>(memory + plan.outputs_at);
-  const OwnExperts own(p.down, p.routing.experts);
-  ClearMasks(p, choice);
+  const OwnExperts<kThreads> own(p.down, p.routing.experts);
+  ClearMasks<kThreads>(p, choice);
   // There before the wait: few_tokens.h.
-  LoadChosen<true>(p, choice);
+  if (kWarps == kFewWarps && p.t <= kBesideTokens) {
+    Choose<kThreads, true>(p, choice, reinterpret_cast<float*>(memory));
+  } else {
+    LoadChosen<kThreads, true>(p, choice);
+  }
   if (static_cast<int>(threadIdx.x) < p.t)
     choice.shared_weights[threadIdx.x] =
         p.shared_logits != nullptr ? Sigmoid(__ldcg(p.shared_logits + threadIdx.x)) : 1.0f;
-  const FewCounts counts = FindGroups<true>(p, choice, own, p.shared.down.data);
+  const FewCounts counts = FindGroups<kThreads, true>(p, choice, own, p.shared.down.data);
   const FewGroup* const groups = choice.groups;
   const int begin_group = counts.groups * rank / kPeers + warp;
   const int end_group = counts.groups * (rank + 1) / kPeers;
@@ -138,7 +145,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   for (int g = lane; g < counts.groups; g += 32) rows = max(rows, groups[g].rows);
   rows = __reduce_max_sync(kAllLanes, rows);
   const int stage_bytes = Stage::Bytes(rows);
-  const int stages = min(kMostStages, plan.ring_bytes / (kFewWarps * stage_bytes));
+  const int stages = min(kMostStages, plan.ring_bytes / (kWarps * stage_bytes));
   const int ring = warp * stages * stage_bytes;
   const auto slices_of = [&](int group) {
     return group < counts.routed_groups ? plan.routed_slices : plan.shared_slices;
@@ -166,7 +173,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   const auto step = [&](Ahead& ahead) {
     ahead.data += kSliceBytes;
     if (++ahead.slice < slices_of(ahead.unit.group)) return;
-    ahead.unit.Step(begin_group, end_group);
+    ahead.unit.Step<kWarps>(begin_group, end_group);
     enter(ahead);
   };
   const uint32_t ring_address = ptx::SharedAddress(memory) + ring;
@@ -207,11 +214,11 @@ __global__ void __launch_bounds__(kFewThreads, 2)
     step(ahead);
   }
   // Written by nobody since the router's launch; past L1, as nothing was waited for.
-  uint16_t before[kOwnOutputs] = {};
+  uint16_t before[kOwnOutputs<kThreads>] = {};
   if (p.add) {
 #pragma unroll
-    for (int i = 0; i < kOwnOutputs; ++i) {
-      const int output = static_cast<int>(threadIdx.x) + i * kFewThreads;
+    for (int i = 0; i < kOwnOutputs<kThreads>; ++i) {
+      const int output = static_cast<int>(threadIdx.x) + i * kThreads;
       if (output < p.t * kTileRows)
         before[i] = __ldcg(p.out + output / kTileRows * p.d +
                            (first_set * kPeers + rank) * kTileRows + output % kTileRows);
@@ -298,14 +305,14 @@ __global__ void __launch_bounds__(kFewThreads, 2)
           ptx::StoreToPeer(to + 8 * sizeof(float), scales[part][1].Apply(total[part][2 + c]));
         }
       }
-      now.Step(begin_group, end_group);
+      now.Step<kWarps>(begin_group, end_group);
     }
     SyncPeers<kPeers>();
     const int shared_row = p.shared_f > 0 ? groups[counts.routed_groups].first_row : 0;
     const int tile = set * kPeers + rank;
 #pragma unroll
-    for (int i = 0; i < kOwnOutputs; ++i) {
-      const int output = static_cast<int>(threadIdx.x) + i * kFewThreads;
+    for (int i = 0; i < kOwnOutputs<kThreads>; ++i) {
+      const int output = static_cast<int>(threadIdx.x) + i * kThreads;
       if (output >= p.t * kTileRows) break;
       const int token = output / kTileRows, row = output % kTileRows;
       const int64_t at = int64_t{token} * p.d + tile * kTileRows + row;
@@ -325,16 +332,27 @@ __global__ void __launch_bounds__(kFewThreads, 2)
 // Blocks of a cluster: two, which halves what h costs, where there are clusters.
 int Peers() { return CurrentDevice().major >= 9 ? 2 : 1; }
 
+template <Formats kFormats, int kPeers, bool kWhole>
+auto KernelOf(int warps) {
+  return warps == kFewWarps ? FewDownKernel<kFormats, kPeers, kWhole, kFewWarps>
+                            : FewDownKernel<kFormats, kPeers, kWhole, kMoreWarps>;
+}
 template <Formats kFormats, int kPeers>
-auto KernelOf(bool whole) {
-  return whole ? FewDownKernel<kFormats, kPeers, true> : FewDownKernel<kFormats, kPeers, false>;
+auto KernelOf(bool whole, int warps) {
+  return whole ? KernelOf<kFormats, kPeers, true>(warps) : KernelOf<kFormats, kPeers, false>(warps);
 }
 template <Formats kFormats>
-auto KernelOf(int peers, bool whole) {
-  return peers == 2 ? KernelOf<kFormats, 2>(whole) : KernelOf<kFormats, 1>(whole);
+auto KernelOf(int peers, bool whole, int warps) {
+  return peers == 2 ? KernelOf<kFormats, 2>(whole, warps) : KernelOf<kFormats, 1>(whole, warps);
 }
 
-Plan MakePlan(const FewParams& p, const FewSets& sets) {
+// Of shared memory: a stage of every warp.
+int64_t LevelBytes(const FewParams& p, const FewSets& sets, int warps) {
+  return warps * (Peers() * (sets.down.slice_bytes + kTileRows * int64_t{sizeof(float)}) +
+                  GroupRows(p) * int64_t{kInputStride});
+}
+
+Plan MakePlan(const FewParams& p, const FewSets& sets, int warps) {
   Plan plan;
   plan.routed_slices = sets.down.slices;
   plan.shared_slices = p.shared_f > 0 ? sets.shared_down.slices : 0;
@@ -343,9 +361,8 @@ Plan MakePlan(const FewParams& p, const FewSets& sets) {
   plan.routed_tile_bytes = sets.down.tile_bytes;
   plan.shared_tile_bytes = sets.shared_down.tile_bytes;
   const int64_t rows = int64_t{p.t} * (p.routing.top_k + (p.shared_f > 0 ? 1 : 0));
-  const int64_t level =
-      kFewWarps * (Peers() * (sets.down.slice_bytes + kTileRows * int64_t{sizeof(float)}) +
-                   GroupRows(p) * int64_t{kInputStride});
+  const int64_t level = LevelBytes(p, sets, warps);
+  const auto scratch = int64_t{sizeof(float)} * ChooseScratch(p);
   const int64_t outputs = rows * kTileRows * int64_t{sizeof(float)};
   FewChoice ignored;
   const int64_t choice = PlaceChoice(nullptr, p, true, &ignored);
@@ -354,7 +371,7 @@ Plan MakePlan(const FewParams& p, const FewSets& sets) {
   const int64_t beside = whole - kReservedPerCta - FewGateUpSharedBytes(p, sets);
   const bool alone = p.t > kBesideTokens || beside < level;
   plan.ring_bytes = static_cast<int32_t>(
-      std::max(level, alone ? std::min(whole, kStagesAlone * level) : beside) / 16 * 16);
+      std::max({level, scratch, alone ? std::min(whole, kStagesAlone * level) : beside}) / 16 * 16);
   uint32_t used = 0;
   const auto take = [&](int64_t bytes) {
     const uint32_t at = used;
@@ -369,26 +386,33 @@ Plan MakePlan(const FewParams& p, const FewSets& sets) {
   return plan;
 }
 
+// Warps of a block: more where there are groups for them and each has two stages at least.
+int WarpsOf(const FewParams& p, const FewSets& sets) {
+  if (p.t <= kFewRows) return kFewWarps;
+  const int64_t level = LevelBytes(p, sets, kMoreWarps);
+  return MakePlan(p, sets, kMoreWarps).ring_bytes >= 2 * level ? kMoreWarps : kFewWarps;
+}
+
 }  // namespace
 
 bool FewDownFits(const FewParams& p, const FewSets& sets) {
-  return MakePlan(p, sets).shared_bytes <=
+  return MakePlan(p, sets, WarpsOf(p, sets)).shared_bytes <=
          static_cast<uint32_t>(CurrentDevice().shared_memory_per_block);
 }
 
 void FewDown(const OpContext& context, const FewParams& p, const FewSets& sets) {
-  const int peers = Peers();
+  const int peers = Peers(), warps = WarpsOf(p, sets);
   const bool whole =
       (sets.down.like.k_tiles | (p.shared_f > 0 ? sets.shared_down.like.k_tiles : 0)) %
           kSliceTiles ==
       0;
   const auto kernel = FormatsOf(sets.down) == Formats::kNvfp4
-                          ? KernelOf<Formats::kNvfp4>(peers, whole)
-                          : KernelOf<Formats::kMxfp4>(peers, whole);
-  const Plan plan = MakePlan(p, sets);
+                          ? KernelOf<Formats::kNvfp4>(peers, whole, warps)
+                          : KernelOf<Formats::kMxfp4>(peers, whole, warps);
+  const Plan plan = MakePlan(p, sets, warps);
   PreferSharedMemory(kernel);
   const int blocks = CurrentDevice().multiprocessors / peers * peers;
-  LaunchPdlCluster(kernel, static_cast<unsigned>(blocks), kFewThreads, static_cast<unsigned>(peers),
+  LaunchPdlCluster(kernel, static_cast<unsigned>(blocks), warps * 32, static_cast<unsigned>(peers),
                    plan.shared_bytes, StreamOf(context), p, plan);
 }
 

@@ -14,9 +14,11 @@ namespace nibble::kernels::cuda::moe {
 namespace {
 
 constexpr int kStages = 2;
-// Rows of x that are in shared memory at a time.
+// Rows of x that are in shared memory at a time: all tokens', which are asked for right behind the
+// wait, or those of some groups.
+__host__ __device__ constexpr bool StagesTokens(int t) { return t <= kBesideTokens; }
 __host__ __device__ constexpr int StagedRows(int t) {
-  return t <= 2 * kFewRows ? kFewRows : 2 * kFewRows;
+  return StagesTokens(t) ? t : t <= 2 * kFewRows ? kFewRows : 2 * kFewRows;
 }
 
 struct Plan {
@@ -25,6 +27,8 @@ struct Plan {
   int32_t tile_bytes = 0;
   int32_t routed_tiles = 0;  // items of a group
   int32_t shared_tiles = 0;
+  uint32_t routed_inverse = 0;  // ⌈2^32 / routed_tiles⌉
+  uint32_t shared_inverse = 0;
   int32_t x_stride = 0;
   // Shared memory, in bytes from its begin; the rings come first.
   uint32_t x_at = 0;  // (StagedRows), x_stride apart
@@ -51,7 +55,8 @@ struct Item {
     is_shared = index >= routed;
     const int at = is_shared ? index - routed : index;
     const int tiles = is_shared ? plan.shared_tiles : plan.routed_tiles;
-    const int of_kind = at / tiles;
+    const uint32_t inverse = is_shared ? plan.shared_inverse : plan.routed_inverse;
+    const int of_kind = tiles == 1 ? at : static_cast<int>(__umulhi(at, inverse));
     tile = at - of_kind * tiles;
     group = is_shared ? counts.routed_groups + of_kind : of_kind;
   }
@@ -63,12 +68,14 @@ __device__ __forceinline__ int EndOfGroup(const Plan& plan, const FewCounts& cou
                      : counts.routed_groups * plan.routed_tiles + shared * plan.shared_tiles;
 }
 
-// x of some rows; commits.
+// x of some rows, or of the first tokens where row_token is null; commits.
+template <int kWarps>
 __device__ __forceinline__ void CopyRows(const FewParams& p, const Plan& plan,
                                          const uint8_t* row_token, int rows, uint16_t* to) {
 #pragma unroll 1
-  for (int row = threadIdx.x / 32; row < rows; row += kFewWarps) {
-    const uint16_t* const from = p.x + row_token[row] * p.d;
+  for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
+    const int token = row_token == nullptr ? row : row_token[row];
+    const uint16_t* const from = p.x + token * p.d;
 #pragma unroll 4
     for (int i = threadIdx.x % 32 * 8; i < p.d; i += 32 * 8)
       ptx::CopyAsync16(to + row * plan.x_stride + i, from + i);
@@ -77,10 +84,11 @@ __device__ __forceinline__ void CopyRows(const FewParams& p, const Plan& plan,
 }
 
 // The same by loads, where waiting for copies would be waiting for weights, too.
+template <int kWarps>
 __device__ __forceinline__ void LoadRows(const FewParams& p, const Plan& plan,
                                          const uint8_t* row_token, int rows, uint16_t* to) {
 #pragma unroll 1
-  for (int row = threadIdx.x / 32; row < rows; row += kFewWarps) {
+  for (int row = threadIdx.x / 32; row < rows; row += kWarps) {
     const uint16_t* const from = p.x + row_token[row] * p.d;
 #pragma unroll 8
     for (int i = threadIdx.x % 32 * 8; i < p.d; i += 32 * 8)
@@ -140,28 +148,40 @@ __device__ __forceinline__ void StoreHidden(const FewParams& p, const FewGroup& 
 }
 
 // kWhole: D is a multiple of a slice.
-template <Formats kFormats, int kParts, bool kWhole>
-__global__ void __launch_bounds__(kFewThreads, 2)
+template <Formats kFormats, int kParts, bool kWhole, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, kWarps == kFewWarps ? 2 : 1)
     FewGateUpKernel(const __grid_constant__ FewParams p, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) std::byte memory[];
   using Stage = StageOf<kFormats, kParts>;
+  constexpr int kThreads = kWarps * 32;
   constexpr int kSliceBytes = kSliceBytesOf<kFormats>;
   const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = threadIdx.x % 32;
   FewChoice choice;
   PlaceChoice(memory + plan.choice_at, p, false, &choice);
   auto* const staged_x = reinterpret_cast<uint16_t*>(memory + plan.x_at);
-  const OwnExperts own(p.gate_up, p.routing.experts);
-  ClearMasks(p, choice);
+  const OwnExperts<kThreads> own(p.gate_up, p.routing.experts);
+  ClearMasks<kThreads>(p, choice);
   ptx::WaitForPredecessor();
-  LoadChosen<false>(p, choice);
-  const FewCounts counts = FindGroups<false>(p, choice, own, p.shared.gate.data);
+  const bool by_token = kWarps == kFewWarps && StagesTokens(p.t);
+  if (by_token) {
+    CopyRows<kWarps>(p, plan, nullptr, p.t, staged_x);
+    Choose<kThreads, false>(p, choice, reinterpret_cast<float*>(memory));
+  } else {
+    LoadChosen<kThreads, false>(p, choice);
+  }
+  const FewCounts counts = FindGroups<kThreads, false>(p, choice, own, p.shared.gate.data);
+  // What FewDown reads before it waits would otherwise be queued behind this kernel's weights.
+  ptx::LaunchSuccessor();
   const FewGroup* const groups = choice.groups;
   const int all_items = counts.routed_groups * plan.routed_tiles +
                         (counts.groups - counts.routed_groups) * plan.shared_tiles;
   const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
   const int begin = all_items * block / blocks, end = all_items * (block + 1) / blocks;
-  if (begin == end) return;
+  if (begin == end) {
+    ptx::WaitForCopies<0>();
+    return;
+  }
 
   // Items whose rows of x are in shared memory at a time: of as many groups as fit.
   struct Chunk {
@@ -176,8 +196,11 @@ __global__ void __launch_bounds__(kFewThreads, 2)
     while (group + 1 < counts.groups && rows_to(group + 1) <= StagedRows(p.t)) ++group;
     return Chunk{min(end, EndOfGroup(plan, counts, group)), first_row, rows_to(group)};
   };
-  Chunk chunk = next_chunk(begin);
-  CopyRows(p, plan, choice.row_token + chunk.first_row, chunk.rows, staged_x);
+  Chunk chunk = {end, 0, 0};
+  if (!by_token) {
+    chunk = next_chunk(begin);
+    CopyRows<kWarps>(p, plan, choice.row_token + chunk.first_row, chunk.rows, staged_x);
+  }
   const uint32_t ring = ptx::SharedAddress(memory) + warp * kStages * Stage::kBytes;
   Cursor ahead = {begin + warp};
   ahead.Enter(plan, kParts, counts, groups, end, lane);
@@ -195,7 +218,7 @@ __global__ void __launch_bounds__(kFewThreads, 2)
         for (int part = 0; part < kParts; ++part)
           CopyRowScales(to + Stage::kScalesAt + part * Stage::kScaleBytes - lane * 16,
                         ahead.scales + part * ahead.tiles * kTileRows, lane);
-        ahead.item += kFewWarps;
+        ahead.item += kWarps;
         ahead.Enter(plan, kParts, counts, groups, end, lane);
       }
     }
@@ -209,10 +232,11 @@ __global__ void __launch_bounds__(kFewThreads, 2)
   int item = begin + warp;
   while (true) {
 #pragma unroll 1
-    for (; item < chunk.end; item += kFewWarps) {
+    for (; item < chunk.end; item += kWarps) {
       const Item at(plan, counts, item);
       const FewGroup group = groups[at.group];
-      const int row = group.first_row + min(lane / 4, group.rows - 1) - chunk.first_row;
+      int row = group.first_row + min(lane / 4, group.rows - 1);
+      row = by_token ? choice.row_token[row] : row - chunk.first_row;
       const uint16_t* const x = staged_x + row * plan.x_stride + lane % 4 * 16;
       const float* gate_bias = nullptr;
       const float* up_bias = nullptr;
@@ -247,9 +271,6 @@ __global__ void __launch_bounds__(kFewThreads, 2)
         __syncwarp();
         fill(stage);
         stage = stage + 1 == kStages ? 0 : stage + 1;
-        // Not before: the start of FewDown's blocks would hold up this one's. Not much later: when
-        // the first of these end, two of those share a multiprocessor.
-        if (warp == 0 && item == begin && slice == 0) ptx::LaunchSuccessor();
         float sum[kParts][4] = {};
         uint4 columns[kSliceTiles][2];
         const auto load = [&](int i) {
@@ -268,18 +289,24 @@ __global__ void __launch_bounds__(kFewThreads, 2)
     if (chunk.end == end) break;
     __syncthreads();
     chunk = next_chunk(chunk.end);
-    LoadRows(p, plan, choice.row_token + chunk.first_row, chunk.rows, staged_x);
+    LoadRows<kWarps>(p, plan, choice.row_token + chunk.first_row, chunk.rows, staged_x);
     __syncthreads();
   }
 }
 
+template <Formats kFormats, int kParts, bool kWhole>
+auto KernelOf(int warps) {
+  return warps == kFewWarps ? FewGateUpKernel<kFormats, kParts, kWhole, kFewWarps>
+                            : FewGateUpKernel<kFormats, kParts, kWhole, kMoreWarps>;
+}
 template <Formats kFormats, int kParts>
-auto KernelOf(bool whole) {
-  return whole ? FewGateUpKernel<kFormats, kParts, true> : FewGateUpKernel<kFormats, kParts, false>;
+auto KernelOf(bool whole, int warps) {
+  return whole ? KernelOf<kFormats, kParts, true>(warps) : KernelOf<kFormats, kParts, false>(warps);
 }
 template <Formats kFormats>
-auto KernelOf(const FewParams& p, bool whole) {
-  return p.activation.gated() ? KernelOf<kFormats, 2>(whole) : KernelOf<kFormats, 1>(whole);
+auto KernelOf(const FewParams& p, bool whole, int warps) {
+  return p.activation.gated() ? KernelOf<kFormats, 2>(whole, warps)
+                              : KernelOf<kFormats, 1>(whole, warps);
 }
 
 int StageBytes(const FewParams& p, const WeightSet& set) {
@@ -288,13 +315,18 @@ int StageBytes(const FewParams& p, const WeightSet& set) {
 }
 
 // False where shared memory is too small.
-bool MakePlan(const FewParams& p, const FewSets& sets, Plan* plan) {
+bool MakePlan(const FewParams& p, const FewSets& sets, int warps, Plan* plan) {
   const WeightSet& set = sets.gate_up;
   plan->slices = set.slices;
   plan->k_tiles = set.like.k_tiles;
   plan->tile_bytes = set.tile_bytes;
   plan->routed_tiles = p.f / kTileRows;
   plan->shared_tiles = p.shared_f / kTileRows;
+  const auto inverse = [](int tiles) {
+    return tiles == 0 ? 0 : static_cast<uint32_t>(((uint64_t{1} << 32) + tiles - 1) / tiles);
+  };
+  plan->routed_inverse = inverse(plan->routed_tiles);
+  plan->shared_inverse = inverse(plan->shared_tiles);
   // Lanes of neighbouring rows read from different banks.
   plan->x_stride = p.d + 8;
   uint32_t used = 0;
@@ -303,13 +335,21 @@ bool MakePlan(const FewParams& p, const FewSets& sets, Plan* plan) {
     used += static_cast<uint32_t>((bytes + 15) / 16 * 16);
     return at;
   };
-  take(int64_t{kFewWarps} * kStages * StageBytes(p, set));
+  take(std::max(int64_t{warps} * kStages * StageBytes(p, set),
+                int64_t{sizeof(float)} * ChooseScratch(p)));
   plan->x_at = take(int64_t{2} * StagedRows(p.t) * plan->x_stride);
   FewChoice ignored;
   plan->choice_at = take(PlaceChoice(nullptr, p, false, &ignored));
   // More than half, so that no multiprocessor takes two blocks while another has none.
   plan->shared_bytes = std::max(used, static_cast<uint32_t>(WholeSplit() / 2));
   return used <= static_cast<uint32_t>(CurrentDevice().shared_memory_per_block);
+}
+
+// Returns the warps of a block; 0 where shared memory is too small for any plan.
+int MakePlan(const FewParams& p, const FewSets& sets, Plan* plan) {
+  if (p.t > kBesideTokens && p.t <= kFewRows && MakePlan(p, sets, kMoreWarps, plan))
+    return kMoreWarps;
+  return MakePlan(p, sets, kFewWarps, plan) ? kFewWarps : 0;
 }
 
 // Row tiles of down are what its blocks share out: many tokens go this way where they fill nearly
@@ -339,7 +379,7 @@ bool FewTakes(const FewParams& p, const FewSets& sets) {
     return false;
   if (p.t > kFewRows && !FillsMultiprocessors(p.d / kTileRows)) return false;
   Plan ignored;
-  return MakePlan(p, sets, &ignored) && FewDownFits(p, sets);
+  return MakePlan(p, sets, &ignored) > 0 && FewDownFits(p, sets);
 }
 
 int64_t FewGateUpSharedBytes(const FewParams& p, const FewSets& sets) {
@@ -350,13 +390,13 @@ int64_t FewGateUpSharedBytes(const FewParams& p, const FewSets& sets) {
 
 void FewGateUp(const OpContext& context, const FewParams& p, const FewSets& sets) {
   Plan plan;
-  MakePlan(p, sets, &plan);
+  const int warps = MakePlan(p, sets, &plan);
   const bool whole = plan.k_tiles % kSliceTiles == 0;
   const auto kernel = FormatsOf(sets.gate_up) == Formats::kNvfp4
-                          ? KernelOf<Formats::kNvfp4>(p, whole)
-                          : KernelOf<Formats::kMxfp4>(p, whole);
+                          ? KernelOf<Formats::kNvfp4>(p, whole, warps)
+                          : KernelOf<Formats::kMxfp4>(p, whole, warps);
   PreferSharedMemory(kernel);
-  LaunchPdl(kernel, static_cast<unsigned>(CurrentDevice().multiprocessors), kFewThreads,
+  LaunchPdl(kernel, static_cast<unsigned>(CurrentDevice().multiprocessors), warps * 32,
             plan.shared_bytes, StreamOf(context), p, plan);
 }
 

@@ -4,13 +4,14 @@
 //
 //   router -> logits -> ChooseForTokens -> ids -> FewGateUp: FC1, activation -> h -> FewDown: FC2,
 //                                                                                sum -> out
+//   up to kBesideTokens tokens: router -> logits -> FewGateUp -> h -> FewDown
 //
 // A warp sums whole rows: gate and up of 16 outputs side by side, or down of 16 outputs of an
 // expert. All slices of a row tile meet in its registers, in order.
 //
-// FewDown reads the choice before its own wait: it starts only when every block of FewGateUp has
-// let it, and these do so after their wait, when what came before has ended and what it wrote is
-// there. So its first weights come while FewGateUp still runs.
+// FewDown reads the choice, or logits, before its own wait: it starts only when every block of
+// FewGateUp has let it, and these do so after their wait, when what came before has ended and what
+// it wrote is there. So its first weights come while FewGateUp still runs.
 #pragma once
 
 #include "kernels/cuda/moe/expert_linears.h"
@@ -23,12 +24,14 @@ NIBBLE_HD constexpr int RoundUp(int value, int unit) { return (value + unit - 1)
 
 inline constexpr int kFewTokens = 64;
 inline constexpr int kFewExperts = 512;
-inline constexpr int kFewThreads = 256;
-inline constexpr int kFewWarps = kFewThreads / 32;
+// Warps of a block; more where it has a multiprocessor to itself and has been faster so.
+inline constexpr int kFewWarps = 8;
+inline constexpr int kMoreWarps = 12;
 // Rows of a group: what one MMA takes.
 inline constexpr int kFewRows = 8;
-// Up to so many tokens a block of each kernel shares a multiprocessor; with more, FewDown's ring
-// would be too short.
+// Up to so many tokens a block of each kernel shares a multiprocessor, and both choose by
+// themselves. With more, FewDown's ring would be too short; it then starts when FewGateUp's blocks
+// have ended, and a choice before its first copies would not be hidden.
 inline constexpr int kBesideTokens = 3;
 // Handed to the kernels by value: small, as they read it from a cold cache.
 struct FewParams {

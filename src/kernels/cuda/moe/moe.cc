@@ -174,7 +174,7 @@ class MoeRun {
       const FewParams few = FewOf();
       const FewSets sets = FewSetsOf();
       const bool one = OneTakes(few, sets);
-      if (!one && phases_.route) ChooseForTokens(context_, RouteOf());
+      if (t > kBesideTokens && phases_.route) ChooseForTokens(context_, RouteOf());
       if (phases_.gate_up) (one ? OneGateUp : FewGateUp)(context_, few, sets);
       if (phases_.down) (one ? OneDown : FewDown)(context_, few, sets);
       return;
