@@ -6,6 +6,7 @@
 #include "kernels/cuda/activation/activate.cuh"
 #include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear/with_format.h"
 #include "kernels/cuda/prefill/divisor.h"
 #include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/prefill/tile_product.cuh"
@@ -130,27 +131,9 @@ void LaunchShape(GroupedProblem problem, int rows, void* stream) {
 
 template <int kRowParts, int kTokens>
 void LaunchFormat(const GroupedProblem& problem, int rows, void* stream) {
-  const auto launch = [&]<TileFormat kFormat>() {
+  WithFormat(problem.weight.format, [&]<TileFormat kFormat>() {
     LaunchShape<TileShape<kFormat, kRowParts, 1, kTokens>>(problem, rows, stream);
-  };
-  switch (problem.weight.format) {
-    case TileFormat::kNvfp4:
-      return launch.template operator()<TileFormat::kNvfp4>();
-    case TileFormat::kMxfp4:
-      return launch.template operator()<TileFormat::kMxfp4>();
-    case TileFormat::kBf16:
-      return launch.template operator()<TileFormat::kBf16>();
-    case TileFormat::kFp8:
-      return launch.template operator()<TileFormat::kFp8>();
-    case TileFormat::kMxfp8:
-      return launch.template operator()<TileFormat::kMxfp8>();
-    case TileFormat::kFp8Groups:
-      return launch.template operator()<TileFormat::kFp8Groups>();
-    case TileFormat::kInt4:
-      return launch.template operator()<TileFormat::kInt4>();
-    case TileFormat::kInt8:
-      return launch.template operator()<TileFormat::kInt8>();
-  }
+  });
 }
 
 // Whether there are tiles of 96 rows. A shared expert of another format than the routed ones takes

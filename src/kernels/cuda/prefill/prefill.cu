@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "kernels/cuda/linear/weight.h"
+#include "kernels/cuda/linear/with_format.h"
 #include "kernels/cuda/prefill/dense_tiles.cuh"
 #include "kernels/cuda/prefill/turns.h"
 
@@ -62,25 +63,8 @@ constexpr int kLeastBandTokens = BandTiles(128) * 128;
 // The bands by which the tiles of a shape lay out the rest of x, or 0.
 int RestBandTokens(const WeightTiles& weight, int shape) {
   if (weight.row_tiles < kLeastRestRowTiles || weight.row_tiles > kMostRestRowTiles) return 0;
-  switch (weight.format) {
-    case TileFormat::kNvfp4:
-      return RestBandTokensOf<TileFormat::kNvfp4>(shape);
-    case TileFormat::kMxfp4:
-      return RestBandTokensOf<TileFormat::kMxfp4>(shape);
-    case TileFormat::kBf16:
-      return RestBandTokensOf<TileFormat::kBf16>(shape);
-    case TileFormat::kFp8:
-      return RestBandTokensOf<TileFormat::kFp8>(shape);
-    case TileFormat::kMxfp8:
-      return RestBandTokensOf<TileFormat::kMxfp8>(shape);
-    case TileFormat::kFp8Groups:
-      return RestBandTokensOf<TileFormat::kFp8Groups>(shape);
-    case TileFormat::kInt4:
-      return RestBandTokensOf<TileFormat::kInt4>(shape);
-    case TileFormat::kInt8:
-      return RestBandTokensOf<TileFormat::kInt8>(shape);
-  }
-  return 0;
+  return WithFormat(weight.format,
+                    [&]<TileFormat kFormat>() { return RestBandTokensOf<kFormat>(shape); });
 }
 
 }  // namespace
@@ -106,20 +90,13 @@ size_t PrefillWorkspace(int64_t max_m, int64_t max_k) {
 
 void LaunchPrefill(const PrefillParams& p, void* stream, int shape) {
   if (shape < 0) shape = BestShape(p.weight, p.m);
-  switch (p.weight.format) {
-    case TileFormat::kNvfp4:
-      return LaunchDense<TileFormat::kNvfp4>(p, stream, shape);
-    case TileFormat::kMxfp4:
-      return LaunchDense<TileFormat::kMxfp4>(p, stream, shape);
-    case TileFormat::kBf16:
-      return LaunchDense<TileFormat::kBf16>(p, stream, shape);
-    case TileFormat::kFp8:
-      return LaunchDense<TileFormat::kFp8>(p, stream, shape);
-    case TileFormat::kMxfp8:
-      return LaunchDense<TileFormat::kMxfp8>(p, stream, shape);
-    default:
-      return LaunchDenseGroups(p, stream, shape);
-  }
+  WithFormat(p.weight.format, [&]<TileFormat kFormat>() {
+    if constexpr (HasGroups(kFormat)) {
+      LaunchDenseGroups(p, stream, shape);
+    } else {
+      LaunchDense<kFormat>(p, stream, shape);
+    }
+  });
 }
 
 void Prefill(const OpContext& context, const LinearParams& params) {
