@@ -22,8 +22,8 @@ enum class Code {
   kNotFound,           // 404
   kTooLarge,           // 413
   kCancelled,          // 499: the client went away
-  kCorruption,         // 500: a file or tensor contradicts itself
-  kInternal,           // 500
+  kCorruption,         // 500: a file's or a tensor's values cannot be
+  kInternal,           // 503: our own fault
   kResourceExhausted,  // 503 with Retry-After: full, try again
   kUnavailable,        // 503: loading, draining, or a file that cannot be read
   kDeadline,           // 504

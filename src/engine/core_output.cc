@@ -12,6 +12,16 @@ double Seconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
+Error BrokenLogits(const std::string& model, int64_t position) {
+  return Error(
+      Code::kCorruption,
+      fmt::format(
+          "{}: logits at position {} are NaN or infinite, so no token can be drawn: weights "
+          "of the checkpoint are damaged, or activations overflow; fetch the checkpoint "
+          "anew, or try --activations 16, --kv-cache-dtype bf16 or another --device",
+          model, position));
+}
+
 bool Contains(const std::vector<int32_t>& tokens, int32_t token) {
   return std::ranges::find(tokens, token) != tokens.end();
 }
@@ -46,8 +56,10 @@ void Core::UseRow(const LaunchedStep& step, size_t row, Clock::time_point now) {
   const LogitsRow& use = step.rows[row];
   // Its end was not known yet when the step was launched.
   if (use.sequence->state == Sequence::State::kFinished) return;
-  if (use.sample) return Append(step, row, now);
   ActiveRequest& request = use.sequence->request;
+  if (step.results.broken(row))
+    return Fail(request, BrokenLogits(setup_.model->info().architecture, use.position));
+  if (use.sample) return Append(step, row, now);
   request.prompt_logprobs[use.position + 1] = step.results.logprob(row);
   if (request.request.on_prompt_logits)
     request.request.on_prompt_logits(use.position, HostLogits(row));

@@ -176,6 +176,48 @@ TEST_P(CoreProperty, AloneEqualsAmongOthersBitForBit) {
   }
 }
 
+// Rows that are no logits end their request, with all its choices, and no other: not those beside
+// them in a step, nor those that get their pages.
+TEST_P(CoreProperty, BrokenLogitsEndTheirRequestAlone) {
+  constexpr int32_t kBreaking = 290;
+  FakeModel::Options fake = kFake;
+  fake.breaking_token = kBreaking;
+  FakeModel model(fake), healthy(kFake);
+  const CoreRunner::Config config = {
+      .pages = 20, .max_sequences = 12, .eos = {kEos}, .launches_ahead = GetParam()};
+  CoreRunner runner(model, Bytes(), config), without(healthy, Bytes(), config);
+  Random random(31);
+  std::vector<std::shared_ptr<CheckingSink>> sinks, want;
+  for (int i = 0; i < 60; ++i) {
+    Request request = RandomRequest(random, {.vocab = kBreaking, .max_output = 40});
+    request.sampling.logit_bias.emplace_back(kBreaking, -1e30f);
+    if (i % 3 != 2) {
+      request.sink = want.emplace_back(std::make_shared<CheckingSink>(request.sampling.n));
+      without.Add(request);
+    } else {
+      want.emplace_back();
+      request.tokens[random.In(0, static_cast<int32_t>(request.tokens.size()) - 1)] = kBreaking;
+      if (request.sampling.max_tokens == 0) request.sampling.max_tokens = 1;
+    }
+    request.sink = sinks.emplace_back(std::make_shared<CheckingSink>(request.sampling.n));
+    runner.Add(std::move(request));
+  }
+  RunToEnd(runner);
+  RunToEnd(without);
+  for (size_t i = 0; i < sinks.size(); ++i) {
+    const auto got = sinks[i]->Wait();
+    if (want[i] != nullptr) {
+      ASSERT_TRUE(got) << got.error().message();
+      ExpectSame(*got, *want[i]->Wait(), true);
+    } else {
+      ASSERT_FALSE(got);
+      EXPECT_EQ(got.error().code(), Code::kCorruption);
+      EXPECT_EQ(got.error().message().find("FakeForCausalLM: logits at position "), 0u);
+    }
+  }
+  EXPECT_GE(runner.core->stats().requests_finished[static_cast<int>(FinishReason::kError)], 20);
+}
+
 // ONE-FORM: the same of a model that computes prompts in chunks, whose logits show the form of
 // every token before.
 TEST(CoreProperty, FormsOfTokensDoNotDependOnOthers) {

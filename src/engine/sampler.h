@@ -25,6 +25,8 @@ class SampledRows {
  public:
   // A sampled token, or the scored prompt token.
   int32_t token(size_t row) const { return sampled_[row].token; }
+  // The row was none of logits: nothing was sampled or scored (kernels::SampleRow).
+  bool broken(size_t row) const { return sampled_[row].broken; }
   uint64_t logits_hash(size_t row) const { return sampled_[row].logits_hash; }
   TokenLogprob logprob(size_t row) const;
 

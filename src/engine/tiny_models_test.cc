@@ -61,7 +61,19 @@ class TinyModelsTest : public ::testing::TestWithParam<Case> {
                               const models::DummyOptions& weights = {}) {
     auto checkpoint = models::MakeDummyCheckpoint(GetParam().config, weights);
     EXPECT_TRUE(checkpoint) << checkpoint.error().message();
-    auto model = models::LoadModel(**checkpoint,
+    std::vector<Generation> results;
+    for (auto& result : Run(requests, config, together, ops, **checkpoint)) {
+      EXPECT_TRUE(result) << result.error().message();
+      results.push_back(std::move(*result));
+    }
+    return results;
+  }
+
+  std::vector<Result<Generation>> Run(const std::vector<Request>& requests,
+                                      CoreRunner::Config config, bool together,
+                                      const kernels::OpTable* ops,
+                                      const formats::Checkpoint& checkpoint) {
+    auto model = models::LoadModel(checkpoint,
                                    {.ops = ops != nullptr ? ops : GetParam().ops, .pool = &pool_});
     EXPECT_TRUE(model) << model.error().message();
     config.pool = &pool_;
@@ -76,12 +88,8 @@ class TinyModelsTest : public ::testing::TestWithParam<Case> {
     }
     while (!runner.core->idle()) runner.Step();
     EXPECT_EQ(runner.core->CheckInvariants(), "");
-    std::vector<Generation> results;
-    for (const auto& sink : sinks) {
-      auto result = sink->Wait();
-      EXPECT_TRUE(result) << result.error().message();
-      results.push_back(std::move(*result));
-    }
+    std::vector<Result<Generation>> results;
+    for (const auto& sink : sinks) results.push_back(sink->Wait());
     return results;
   }
 
@@ -121,6 +129,73 @@ TEST_P(TinyModelsTest, AnswersDoNotDependOnBatchPagesChunksOrCache) {
     check("launched ahead",
           {.pages = 20, .max_sequences = 6, .max_step_tokens = 40, .launches_ahead = true}, true);
     check("alone with a warm cache", {.max_sequences = 1, .max_step_tokens = 33}, false);
+  }
+}
+
+// A token's row of the embedding is NaN.
+class DamagedCheckpoint final : public formats::Checkpoint {
+ public:
+  DamagedCheckpoint(const formats::Checkpoint& whole, int64_t token)
+      : whole_(whole), token_(token) {
+    path_ = whole.path();
+    config_ = whole.config();
+    tensors_.assign(whole.tensors().begin(), whole.tensors().end());
+  }
+  Result<std::string> ReadText(std::string_view name) const override {
+    return whole_.ReadText(name);
+  }
+  Result<formats::TensorData> Read(const formats::TensorEntry& entry) const override {
+    NIBBLE_ASSIGN(formats::TensorData read, whole_.Read(entry));
+    if (!entry.name.ends_with("embed_tokens.weight") && !entry.name.ends_with("embeddings.weight"))
+      return read;
+    const auto bytes = static_cast<size_t>(read.view.bytes());
+    const auto copy =
+        std::make_shared<std::vector<std::byte>>(read.view.data, read.view.data + bytes);
+    const size_t row = bytes / static_cast<size_t>(entry.shape[0]);
+    std::fill_n(copy->begin() + static_cast<int64_t>(token_ * row), row, std::byte{0xFF});
+    read.view.data = copy->data();
+    read.owner = copy;
+    return read;
+  }
+
+ private:
+  const formats::Checkpoint& whole_;
+  const int64_t token_;
+};
+
+// NaN in one request's rows, pages, states and choice of experts ends it and touches no other.
+TEST_P(TinyModelsTest, BrokenRequestsHarmNoOthers) {
+  constexpr int32_t kBroken = 11;
+  const auto checkpoint = *models::MakeDummyCheckpoint(GetParam().config);
+  if (checkpoint->Find("lm_head.weight") == nullptr)
+    GTEST_SKIP() << "the head is the embedding: what breaks a token breaks every row";
+  const DamagedCheckpoint damaged(*checkpoint, kBroken);
+  std::vector<Request> requests =
+      RandomRequests(8, 12, 1, {.max_prompt = 40, .max_output = 12, .text = false});
+  for (size_t i = 0; i < requests.size(); ++i) {
+    Request& request = requests[i];
+    std::ranges::replace(request.tokens, kBroken, kBroken + 1);
+    request.sampling.logit_bias.emplace_back(kBroken, -1e30f);
+    if (i % 2 == 0) continue;
+    request.tokens.back() = kBroken;
+    if (i % 4 == 1) request.tokens.front() = kBroken;
+  }
+  const CoreRunner::Config config = {.pages = 16, .max_model_len = 100, .max_sequences = 6};
+  const auto want = Run(requests, config, true, nullptr, *checkpoint);
+  for (const bool ahead : {false, true}) {
+    CoreRunner::Config few = config;
+    few.launches_ahead = ahead;
+    const auto got = Run(requests, few, true, nullptr, damaged);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      SCOPED_TRACE(testing::Message() << "request " << i << (ahead ? ", launched ahead" : ""));
+      if (i % 2 == 0) {
+        ASSERT_TRUE(got[i]) << got[i].error().message();
+        ExpectSame(*got[i], *want[i], true);
+      } else {
+        ASSERT_FALSE(got[i]);
+        EXPECT_EQ(got[i].error().code(), Code::kCorruption) << got[i].error().message();
+      }
+    }
   }
 }
 

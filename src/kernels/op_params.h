@@ -580,10 +580,13 @@ struct TokenBias {
 // Among equal logits the smaller id is the better one, everywhere. top-k keeps exactly k tokens,
 // top-p the fewest best ones whose mass reaches top_p, min-p those with at least min_p times the
 // best one's probability; the best token always stays. The draw walks the kept tokens in order of
-// id and takes the first whose cumulative mass exceeds uniform. A NaN logit counts as -inf, +inf as
-// the largest finite value. If bias, bans and mask leave no token, the result is the best raw
-// token that the mask allows (of all, if it allows none). Token ids in counts, bias and banned are
-// in [0, V).
+// id and takes the first whose cumulative mass exceeds uniform. If bias, bans and mask leave no
+// token, the result is the best raw token that the mask allows (of all, if it allows none). Token
+// ids in counts, bias and banned are in [0, V). What an edit makes NaN counts as -inf, +inf as the
+// largest finite value.
+//
+// Raw logits are finite or -inf, and one of them is finite. A row of others (a NaN, a +inf, nothing
+// but -inf) is `broken`: token and drawn token are 0, rank and logprob too, its best tokens none.
 //
 // A row with a drawn_slot leaves its token in drawn[drawn_slot], where a later embed finds it
 // though the host has not seen it. counts_drawn: what stands there before counts as one more output
@@ -611,6 +614,7 @@ struct SampledToken {
   int32_t token = 0;
   float logprob = 0.0f;      // of the raw logits
   int32_t rank = 0;          // 1 = the best raw token
+  bool broken = false;       // the raw logits are none: nothing was drawn
   uint64_t logits_hash = 0;  // HashLogits of the raw row (kernels/logits_hash.h)
 };
 

@@ -41,6 +41,7 @@ void ExpectSame(const SampleResult& got, const SampleResult& expected) {
     SCOPED_TRACE(testing::Message() << "row " << i);
     ASSERT_EQ(got.out[i].token, expected.out[i].token);
     ASSERT_EQ(got.out[i].rank, expected.out[i].rank);
+    ASSERT_EQ(got.out[i].broken, expected.out[i].broken);
     ASSERT_EQ(got.out[i].logits_hash, expected.out[i].logits_hash);
     ASSERT_TRUE(near(got.out[i].logprob, expected.out[i].logprob))
         << got.out[i].logprob << " instead of " << expected.out[i].logprob;
@@ -241,11 +242,9 @@ TEST_P(SampleParity, LargeVocabulary) {
 
 TEST_P(SampleParity, ExtremeLogits) {
   const std::vector<std::vector<float>> rows_of_logits = {
-      {NAN, NAN, NAN, NAN, NAN},
-      {-kInfinity, -kInfinity, -kInfinity, -kInfinity, -kInfinity},
-      {NAN, 1, kInfinity, kInfinity, -kInfinity},
-      {3e38f, -3e38f, 0, 3e38f, NAN},
-      {-3e38f, -3.4e38f, -kInfinity, NAN, -3e38f},
+      {3e38f, -3e38f, 0, 3e38f, -kInfinity},
+      {-3e38f, -3.4e38f, -kInfinity, -kInfinity, -3e38f},
+      {-kInfinity, -kInfinity, -kInfinity, 2, -kInfinity},
       {1e-40f, 0, -1e-40f, -0.0f, 1e-40f},
   };
   const std::vector<int32_t> all = {0, 1, 2, 3, 4};
@@ -260,8 +259,53 @@ TEST_P(SampleParity, ExtremeLogits) {
           SampleRow{.banned = all, .allowed_mask = &middle}, SampleRow{.bias = bias},
           SampleRow{.top_p = 0.0f, .min_p = 1.0f, .uniform = 0.99}}) {
       SCOPED_TRACE(testing::Message() << "first logit " << logits[0] << ", T " << row.temperature);
-      ExpectSame(RunSample(ops(), logits, 5, {row}, 5), RunSample(RefOps(), logits, 5, {row}, 5));
+      const SampleResult got = RunSample(ops(), logits, 5, {row}, 5);
+      ExpectSame(got, RunSample(RefOps(), logits, 5, {row}, 5));
+      EXPECT_FALSE(got.out[0].broken);
     }
+}
+
+// Wherever in a row something stands that is no logit, that row says so, whatever its settings are,
+// and the others are what they are without it.
+TEST_P(SampleParity, BrokenRowsSaySoAndHarmNoOthers) {
+  const int64_t vocab = 9000;
+  const std::vector<float> healthy = NoiseF32(21, 40 * vocab, 9.0f);
+  std::vector<int32_t> padding(100);
+  std::iota(padding.begin(), padding.end(), static_cast<int32_t>(vocab - 100));
+  std::vector<uint32_t> mask((vocab + 31) / 32, 0x5555'5555u);
+  std::vector<std::unique_ptr<RandomRow>> owners;
+  std::vector<SampleRow> greedy, rows;
+  std::vector<float> logits = healthy;
+  std::vector<int32_t> drawn(40, -7);
+  for (int64_t i = 0; i < 40; ++i) {
+    greedy.push_back({.temperature = 0, .banned = padding});
+    owners.push_back(std::make_unique<RandomRow>(700 + i, vocab));
+    rows.push_back(owners.back()->row);
+    if (i % 4 == 1) rows.back().allowed_mask = mask.data();
+    rows.back().drawn_slot = static_cast<int32_t>(i);
+    rows.back().counts_drawn = false;
+    float* row = &logits[i * vocab];
+    if (i % 2 == 0) continue;
+    if (i % 10 == 1) row[(i * 997) % vocab] = NAN;
+    if (i % 10 == 3) row[vocab - 1] = -NAN;  // padding
+    if (i % 10 == 5) row[(i * 997) % vocab] = kInfinity;
+    if (i % 10 == 7) std::fill_n(row, vocab, NAN);
+    if (i % 10 == 9) std::fill_n(row, vocab, -kInfinity);
+  }
+  for (const std::vector<SampleRow>& settings : {greedy, rows}) {
+    const SampleResult got = RunSample(ops(), logits, vocab, settings, 6, 3, drawn.data());
+    ExpectSame(got, RunSample(RefOps(), logits, vocab, settings, 6, 1, drawn.data()));
+    const SampleResult want = RunSample(ops(), healthy, vocab, settings, 6, 3, drawn.data());
+    for (int64_t i = 0; i < 40; ++i) {
+      SCOPED_TRACE(testing::Message() << "row " << i);
+      EXPECT_EQ(got.out[i].broken, i % 2 == 1);
+      EXPECT_EQ(got.out[i].token, i % 2 == 1 ? 0 : want.out[i].token);
+      EXPECT_EQ(got.out[i].logprob, i % 2 == 1 ? 0 : want.out[i].logprob);
+      EXPECT_TRUE(i % 2 == 0 || got.top_tokens[i * 6] == -1);
+    }
+  }
+  RunSample(ops(), logits, vocab, rows, 6, 3, drawn.data());
+  for (int64_t i = 1; i < 40; i += 2) EXPECT_EQ(drawn[i], 0);
 }
 
 // Chi-square of 40,000 draws against the exact distribution, fixed seeds.

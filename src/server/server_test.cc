@@ -119,6 +119,27 @@ TEST(Lifecycle, InternalErrorsAre503WithoutDetails) {
   EXPECT_EQ(response.body.find("secret"), std::string::npos);
 }
 
+TEST(Lifecycle, BrokenLogitsAre500WithTheReason) {
+  const std::string reason = "LlamaForCausalLM: logits at position 7 are NaN or infinite";
+  TestServer server([&](const engine::Request& request, FakeStream& stream) {
+    if (request.tokens.size() > 20) stream.Text("so far");
+    stream.Error(Code::kCorruption, reason);
+  });
+  const TestResponse whole = server.Post(kChatPath, kHello);
+  EXPECT_EQ(whole.status, 500);
+  EXPECT_EQ(ErrorOf(whole).at("type"), "InternalServerError");
+  EXPECT_EQ(ErrorOf(whole).at("message"), boost::json::string(reason));
+  const TestResponse streamed = server.Post(
+      kChatPath,
+      R"({"messages":[{"role":"user","content":"a longer text than that"}],"stream":true})");
+  EXPECT_EQ(streamed.status, 200);
+  const auto events = SseData(streamed.body);
+  ASSERT_GE(events.size(), 2u);
+  const auto error = boost::json::parse(events[events.size() - 2]).at("error");
+  EXPECT_EQ(error.at("code"), 500);
+  EXPECT_EQ(error.at("message"), boost::json::string(reason));
+}
+
 TEST(Drain, RunningAnswersFinishNewOnesAreRefused) {
   std::promise<void> go;
   std::shared_future<void> gone = go.get_future().share();

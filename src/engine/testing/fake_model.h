@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -29,6 +30,8 @@ class FakeModel : public models::Model {
     // It computes prompts in chunks, and its logits and state show which tokens were.
     bool chunks = false;
     int64_t rope_border = 0;
+    // After this one logits are NaN, whatever follows. None when negative.
+    int32_t breaking_token = -1;
   };
 
   explicit FakeModel(const Options& options) : options_(options) {
@@ -202,6 +205,8 @@ class FakeModel : public models::Model {
       logits[v] = static_cast<float>(bits >> 40) * (12.0f / 16777216.0f) - 6.0f;
     }
     if (options_.favourite >= 0) logits[options_.favourite] += options_.favour;
+    for (const int32_t token : history)
+      if (token == options_.breaking_token) logits[0] = std::numeric_limits<float>::quiet_NaN();
   }
 
   const Options options_;

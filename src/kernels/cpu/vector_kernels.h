@@ -72,8 +72,8 @@ struct VectorKernels {
   void (*gate_then_norm)(float* y, const uint16_t* z, const float* weight, int64_t n, float eps,
                          uint16_t* out);
 
-  // Sampling: logits where NaN reads as -inf and +inf as the largest finite value.
-  // The largest logit and its smallest index; index -1 if every logit is -inf.
+  // Sampling. The largest logit and its smallest index; index -1 if that is -inf, or +inf, which
+  // NaN counts as. The others expect finite logits and -inf.
   void (*best_logit)(const float* logits, int64_t n, float* value, int64_t* index);
   // out (n) = exp((logit - largest) * inverse_temperature); returns the sum.
   float (*softmax_weights)(const float* logits, int64_t n, float largest, float inverse_temperature,

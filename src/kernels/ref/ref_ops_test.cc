@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/logits_hash.h"
 #include "kernels/ops.h"
 #include "numerics/bf16.h"
 #include "numerics/e4m3.h"
@@ -204,14 +205,29 @@ TEST(RefSample, PenaltiesAndBias) {
 }
 
 TEST(RefSample, RowsWithNothingLeftHaveADefinedResult) {
-  const std::vector<float> logits = {1, 3, 2, NAN};
+  const std::vector<float> logits = {1, 3, 2, -kInfinity};
   const int32_t all[] = {0, 1, 2, 3};
   const uint32_t none = 0, second_half = 0b1100;
   EXPECT_EQ(SampleOne(logits, {.banned = all}).token, 1);
   EXPECT_EQ(SampleOne(logits, {.banned = all, .allowed_mask = &second_half}).token, 2);
   EXPECT_EQ(SampleOne(logits, {.allowed_mask = &none}).token, 1);
-  EXPECT_EQ(SampleOne({NAN, -kInfinity}, {}).token, 0);
-  EXPECT_EQ(SampleOne({0, kInfinity}, {.uniform = 0.5}).token, 1);
+  const TokenBias bias[] = {{0, kInfinity}, {1, NAN}, {2, 3e38f}};
+  EXPECT_EQ(SampleOne({0, 0, 3e38f}, {.temperature = 0, .bias = bias}).token, 0);
+  EXPECT_EQ(SampleOne({0, 0, 3e38f}, {.temperature = 0, .bias = {bias + 1, 1}}).token, 2);
+}
+
+TEST(RefSample, WhatIsNoRowOfLogitsIsBroken) {
+  for (const std::vector<float>& logits : {std::vector<float>{NAN, 1},
+                                           {1, -NAN, 2},
+                                           {0, kInfinity},
+                                           {NAN, -kInfinity},
+                                           {-kInfinity, -kInfinity}}) {
+    const SampledToken sampled = SampleOne(logits, {.uniform = 0.9});
+    EXPECT_TRUE(sampled.broken);
+    EXPECT_EQ(sampled.token, 0);
+    EXPECT_EQ(sampled.logits_hash, HashLogits(logits));
+  }
+  EXPECT_FALSE(SampleOne({-kInfinity, -3.4e38f}, {}).broken);
 }
 
 }  // namespace

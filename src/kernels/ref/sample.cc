@@ -14,11 +14,9 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// NaN counts as -inf and +inf as the largest finite value, so that every row has a defined result.
-std::vector<float> ReadRow(const float* logits, int64_t vocab) {
-  std::vector<float> row(logits, logits + vocab);
-  for (float& logit : row) logit = std::isnan(logit) ? kMinusInfinity : std::min(logit, FLT_MAX);
-  return row;
+bool IsBroken(const std::vector<float>& raw) {
+  return std::ranges::none_of(raw, [](float logit) { return logit > kMinusInfinity; }) ||
+         std::ranges::any_of(raw, [](float logit) { return !(logit <= FLT_MAX); });
 }
 
 bool IsAllowed(const SampleRow& row, int64_t token) {
@@ -37,7 +35,8 @@ std::vector<float> Process(const SampleRow& row, const int32_t* drawn, std::vect
     if (count > 0)
       logit -= row.frequency_penalty * static_cast<float>(count) + row.presence_penalty;
   });
-  return ReadRow(logits.data(), static_cast<int64_t>(logits.size()));
+  for (float& logit : logits) logit = std::isnan(logit) ? kMinusInfinity : std::min(logit, FLT_MAX);
+  return logits;
 }
 
 // Ids with a logit above -inf, the largest first, the smaller id first on ties.
@@ -58,7 +57,7 @@ int32_t Fallback(const SampleRow& row, const std::vector<float>& raw) {
   for (size_t token = 0; token < raw.size(); ++token)
     if (row.allowed_mask != nullptr && IsAllowed(row, static_cast<int64_t>(token)))
       return static_cast<int32_t>(token);
-  return order.empty() ? 0 : order.front();
+  return order.front();
 }
 
 int32_t Draw(const SampleRow& row, const int32_t* drawn, const std::vector<float>& raw) {
@@ -103,20 +102,24 @@ void Sample(const OpContext&, const SampleParams& p) {
   for (size_t r = 0; r < p.rows.size(); ++r) {
     const SampleRow& row = p.rows[r];
     const float* stored = p.logits + static_cast<int64_t>(r) * p.logits_stride;
-    const std::vector<float> raw = ReadRow(stored, p.vocab);
+    const std::vector<float> raw(stored, stored + p.vocab);
+    SampledToken& out = p.out[r];
+    out = {.broken = IsBroken(raw), .logits_hash = HashLogits(raw)};
+    if (!out.broken) out.token = Draw(row, p.drawn, raw);
+    if (row.drawn_slot >= 0) p.drawn[row.drawn_slot] = out.token;
+    if (p.top_tokens != nullptr) {
+      std::fill_n(p.top_tokens + r * p.max_top_logprobs, p.max_top_logprobs, -1);
+      std::fill_n(p.top_logprobs + r * p.max_top_logprobs, p.max_top_logprobs, kMinusInfinity);
+    }
+    if (out.broken) continue;
+
     const std::vector<int32_t> order = Ranked(raw);
-    double largest = order.empty() ? 0.0 : raw[order.front()];
+    const double largest = raw[order.front()];
     double sum = 0;
     for (int32_t token : order) sum += std::exp(raw[token] - largest);
     const auto logprob = [&](int32_t token) {
-      return order.empty() ? kMinusInfinity
-                           : static_cast<float>(raw[token] - largest - std::log(sum));
+      return static_cast<float>(raw[token] - largest - std::log(sum));
     };
-
-    SampledToken& out = p.out[r];
-    out.token = Draw(row, p.drawn, raw);
-    if (row.drawn_slot >= 0) p.drawn[row.drawn_slot] = out.token;
-    out.logits_hash = HashLogits({stored, static_cast<size_t>(p.vocab)});
     out.logprob = logprob(out.token);
     out.rank = 1;
     for (int64_t token = 0; token < p.vocab; ++token) {
@@ -124,11 +127,12 @@ void Sample(const OpContext&, const SampleParams& p) {
           raw[token] > raw[out.token] || (raw[token] == raw[out.token] && token < out.token);
       if (before) ++out.rank;
     }
-    for (int64_t i = 0; p.top_tokens != nullptr && i < p.max_top_logprobs; ++i) {
+    const int64_t wanted = std::min<int64_t>(row.top_logprobs, p.max_top_logprobs);
+    const auto found = static_cast<int64_t>(order.size());
+    for (int64_t i = 0; p.top_tokens != nullptr && i < std::min(wanted, found); ++i) {
       const int64_t at = static_cast<int64_t>(r) * p.max_top_logprobs + i;
-      const bool wanted = i < row.top_logprobs && i < static_cast<int64_t>(order.size());
-      p.top_tokens[at] = wanted ? order[i] : -1;
-      p.top_logprobs[at] = wanted ? logprob(order[i]) : kMinusInfinity;
+      p.top_tokens[at] = order[i];
+      p.top_logprobs[at] = logprob(order[i]);
     }
   }
 }

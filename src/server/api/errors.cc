@@ -21,6 +21,7 @@ int HttpStatus(Code code) {
     case Code::kDeadline:
       return 504;
     case Code::kCorruption:
+      return 500;
     case Code::kInternal:
     case Code::kResourceExhausted:
     case Code::kUnavailable:
@@ -44,6 +45,8 @@ std::string_view ErrorType(int status) {
     case 413:
     case 431:
       return "RequestTooLargeError";
+    case 500:
+      return "InternalServerError";
     case 503:
       return "ServiceUnavailableError";
     case 504:
@@ -68,12 +71,14 @@ std::string ErrorBody(int status, std::string_view message, std::string_view par
   return body;
 }
 
-// Our own faults may name files and tensors: those go to the log only.
+// What is not the client's doing is logged. Our own faults may name anything: the log alone does.
 std::string ErrorBody(const Error& error, std::string_view param) {
-  const bool ours = error.code() == Code::kInternal || error.code() == Code::kCorruption;
-  if (!ours) return ErrorBody(HttpStatus(error.code()), error.message(), param);
-  LogError("internal error: {}", error.message());
-  return ErrorBody(HttpStatus(error.code()), "internal error; the server's log says more", param);
+  const int status = HttpStatus(error.code());
+  const bool ours = error.code() == Code::kInternal;
+  if (ours || error.code() == Code::kCorruption)
+    LogError("{}: {}", CodeName(error.code()), error.message());
+  return ErrorBody(status, ours ? "internal error; the server's log says more" : error.message(),
+                   param);
 }
 
 namespace {

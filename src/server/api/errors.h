@@ -1,8 +1,9 @@
 // Errors as HTTP answers: {"error": {"message", "type", "param", "code"}}, code equal to the
 // status.
 //
-// The one table from Code to status and type. A client sees two 5xx only: 503 (full, loading,
-// draining, or the server's own fault, of which the log knows more) and 504 (deadline).
+// The one table from Code to status and type. A client sees three 5xx only: 503 (full, loading,
+// draining, or the server's own fault, of which the log knows more), 504 (deadline), and 500 (the
+// model computed no logits: trying again does not help).
 #pragma once
 
 #include <string>

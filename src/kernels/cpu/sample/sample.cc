@@ -68,28 +68,27 @@ class RowSampler {
     raw_ = p_.logits + index * p_.logits_stride;
     int64_t raw_best;
     kernels_.best_logit(raw_, vocab_, &raw_largest_, &raw_best);
-    log_sum_ = raw_best < 0 ? 0.0 : std::log(SumWeights(raw_, raw_largest_, 1.0f));
-
     SampledToken& out = p_.out[index];
-    out.token = Choose(row, raw_best);
-    out.logprob = Logprob(Read(raw_, out.token));
-    out.rank = out.token == raw_best ? 1 : Rank(out.token);
-    out.logits_hash = FinishLogitsHash(kernels_.sum_hash_terms(raw_, vocab_));
+    out = {.broken = raw_best < 0,
+           .logits_hash = FinishLogitsHash(kernels_.sum_hash_terms(raw_, vocab_))};
+    if (!out.broken) {
+      log_sum_ = std::log(SumWeights(raw_, raw_largest_, 1.0f));
+      out.token = Choose(row, raw_best);
+      out.logprob = Logprob(raw_[out.token]);
+      out.rank = out.token == raw_best ? 1 : Rank(out.token);
+    }
     if (row.drawn_slot >= 0) p_.drawn[row.drawn_slot] = out.token;
-    if (p_.top_tokens != nullptr) WriteTop(row, index);
+    if (p_.top_tokens != nullptr) WriteTop(out.broken ? 0 : row.top_logprobs, index);
   }
 
  private:
   static auto BetterIn(const float* logits) {
     return [logits](int32_t a, int32_t b) {
-      const float left = std::min(logits[a], FLT_MAX);
-      const float right = std::min(logits[b], FLT_MAX);
-      return left > right || (left == right && a < b);
+      return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
     };
   }
 
-  static float Read(const float* logits, int64_t token) {
-    const float logit = logits[token];
+  static float Clean(float logit) {
     return std::isnan(logit) ? kMinusInfinity : std::min(logit, FLT_MAX);
   }
 
@@ -99,23 +98,23 @@ class RowSampler {
   }
 
   int32_t Rank(int32_t token) const {
-    const float logit = Read(raw_, token);
+    const float logit = raw_[token];
     return static_cast<int32_t>(1 + kernels_.count_above(raw_, vocab_, logit) +
                                 kernels_.count_equal(raw_, token, logit));
   }
 
-  void WriteTop(const SampleRow& row, int64_t index) {
+  void WriteTop(int64_t wanted, int64_t index) {
     int32_t* tokens = p_.top_tokens + index * p_.max_top_logprobs;
     float* logprobs = p_.top_logprobs + index * p_.max_top_logprobs;
     std::fill_n(tokens, p_.max_top_logprobs, -1);
     std::fill_n(logprobs, p_.max_top_logprobs, kMinusInfinity);
-    const int64_t wanted = std::min<int64_t>(row.top_logprobs, p_.max_top_logprobs);
+    wanted = std::min(wanted, p_.max_top_logprobs);
     if (wanted <= 0) return;
     const int64_t found = CollectBest(raw_, wanted);
     std::sort(ids_, ids_ + found, BetterIn(raw_));
     for (int64_t i = 0; i < found; ++i) {
       tokens[i] = ids_[i];
-      logprobs[i] = Logprob(Read(raw_, ids_[i]));
+      logprobs[i] = Logprob(raw_[ids_[i]]);
     }
   }
 
@@ -143,7 +142,7 @@ class RowSampler {
       std::nth_element(ids_, ids_ + k - 1, ids_ + found, better);
       found = k;
       // Later ids lose ties, so only larger logits matter from here on.
-      threshold = std::min(logits[ids_[k - 1]], FLT_MAX);
+      threshold = logits[ids_[k - 1]];
     }
     if (found > k) {
       std::nth_element(ids_, ids_ + k - 1, ids_ + found, better);
@@ -170,15 +169,15 @@ class RowSampler {
   void Process(const SampleRow& row) {
     std::copy_n(raw_, vocab_, processed_);
     for (const TokenBias& bias : row.bias)
-      processed_[bias.token] = Read(processed_, bias.token) + bias.bias;
+      processed_[bias.token] = Clean(processed_[bias.token] + bias.bias);
     for (int32_t token : row.banned) processed_[token] = kMinusInfinity;
     if (row.allowed_mask != nullptr) ApplyMask(row.allowed_mask);
     ForEachCount(row, p_.drawn, [&](int32_t token, int32_t count) {
-      float logit = Read(processed_, token);
+      float logit = processed_[token];
       logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
       if (count > 0)
         logit -= row.frequency_penalty * static_cast<float>(count) + row.presence_penalty;
-      processed_[token] = logit;
+      processed_[token] = Clean(logit);
     });
   }
 
@@ -196,9 +195,8 @@ class RowSampler {
   int32_t Fallback(const SampleRow& row, int64_t raw_best) const {
     int64_t best = -1;
     for (int64_t token = 0; row.allowed_mask != nullptr && token < vocab_; ++token)
-      if (IsAllowed(row, token) && (best < 0 || Read(raw_, token) > Read(raw_, best))) best = token;
-    if (best < 0) best = std::max<int64_t>(raw_best, 0);
-    return static_cast<int32_t>(best);
+      if (IsAllowed(row, token) && (best < 0 || raw_[token] > raw_[best])) best = token;
+    return static_cast<int32_t>(best < 0 ? raw_best : best);
   }
 
   int32_t Draw(const SampleRow& row, const float* logits, float largest, int64_t best) {
@@ -215,7 +213,7 @@ class RowSampler {
     } else {
       count = CollectLikely(row, logits, largest, inverse, &mass);
     }
-    for (int64_t i = 0; i < count; ++i) weights_[i] = std::min(logits[ids_[i]], FLT_MAX);
+    for (int64_t i = 0; i < count; ++i) weights_[i] = logits[ids_[i]];
     kernels_.softmax_weights(weights_, count, largest, inverse, weights_);
     if (limits_k)
       for (int64_t i = 0; i < count; ++i) mass += weights_[i];
@@ -256,7 +254,7 @@ class RowSampler {
       std::iota(order_, order_ + count, 0);
     } else {
       const auto bucket_of = [&](int64_t i) {
-        const float nats = (largest - std::min(logits[ids_[i]], FLT_MAX)) * inverse;
+        const float nats = (largest - logits[ids_[i]]) * inverse;
         return static_cast<int>(std::min(nats * kBucketsPerNat, float{kBuckets - 1}));
       };
       std::array<double, kBuckets> sums{};
@@ -277,7 +275,7 @@ class RowSampler {
     for (int64_t i = 0; i < in_question; ++i) {
       better_mass += weights_[order_[i]];
       const int32_t token = ids_[order_[i]];
-      if (better_mass >= wanted || i == in_question - 1) return {Read(logits, token), token};
+      if (better_mass >= wanted || i == in_question - 1) return {logits[token], token};
     }
     return kKeepAll;
   }
@@ -286,7 +284,7 @@ class RowSampler {
   int64_t Keep(const float* logits, Cut cut, float min_p, int64_t count) {
     int64_t kept = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const float logit = Read(logits, ids_[i]);
+      const float logit = logits[ids_[i]];
       const bool within = logit > cut.logit || (logit == cut.logit && ids_[i] <= cut.token);
       if (!within || weights_[i] < min_p) continue;
       ids_[kept] = ids_[i];

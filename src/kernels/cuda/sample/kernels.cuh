@@ -9,7 +9,7 @@
 
 namespace nibble::kernels::cuda::sampling {
 
-// NaN counts as -inf, +inf as the largest finite value; zeros are alike.
+// Of edits: NaN counts as -inf, +inf as the largest finite value; zeros are alike.
 __device__ __forceinline__ float Clean(float logit) {
   return isnan(logit) ? -INFINITY : fminf(logit, FLT_MAX) + 0.0f;
 }
@@ -21,6 +21,9 @@ __device__ __forceinline__ uint64_t RankKey(float logit, int64_t token) {
   return (uint64_t{~ascending} << 32) | static_cast<uint32_t>(token);
 }
 __device__ constexpr uint64_t kNone = ~uint64_t{0};
+__device__ constexpr uint64_t kBroken =
+    0;  // better than any: a raw logit of the row is NaN or +inf
+__device__ __forceinline__ bool IsToken(uint64_t key) { return key != kNone && key != kBroken; }
 
 __device__ __forceinline__ int32_t TokenOf(uint64_t key) { return static_cast<int32_t>(key); }
 __device__ __forceinline__ float LogitOf(uint64_t key) {

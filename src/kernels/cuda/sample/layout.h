@@ -65,8 +65,8 @@ struct Search {
 };
 
 struct ChunkSurvey {
-  uint64_t best_raw;      // rank keys (kernels.cuh); kNone: no token above -inf
-  uint64_t best;          // after the edits
+  uint64_t best_raw;      // rank keys (kernels.cuh); kNone: no token above -inf; kBroken
+  uint64_t best;          // after the edits; kBroken as best_raw
   uint64_t best_allowed;  // raw ones that the mask allows, those at -inf included
   uint64_t hash_sum;      // of the chunk's terms (kernels/logits_hash.h)
   float raw_sum;          // of e^(raw - best raw of the chunk)

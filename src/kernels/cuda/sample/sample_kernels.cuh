@@ -117,19 +117,22 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
   const float* logits = g.logits + r * g.stride;
   float values[kPerThread];
   uint64_t hash = 0;
+  bool broken = false;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     const int token = TokenAt(chunk, i);
     const bool exists = token < g.vocab;
     const float raw = ptx::LoadHere(logits + (exists ? token : 0));
-    values[i] = exists ? Clean(raw) : -INFINITY;
+    broken = broken || !(raw <= FLT_MAX);
+    values[i] = exists ? raw + 0.0f : -INFINITY;
     if (exists) hash += LogitHashTerm(__float_as_uint(raw), static_cast<uint32_t>(token));
   }
   ClearSums(g);
 
   const auto finite = [&](int i) { return values[i] > -INFINITY; };
   ChunkSurvey survey = {};
-  survey.best_raw = Reduce(BestOfThread(values, chunk, finite), kNone, MinOf(), keys);
+  const uint64_t best_raw = broken ? kBroken : BestOfThread(values, chunk, finite);
+  survey.best_raw = Reduce(best_raw, kNone, MinOf(), keys);
   const float largest = LogitOf(survey.best_raw);
   float sum = 0.0f;
 #pragma unroll
@@ -166,8 +169,8 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
   if (end == g.vocab && (row == nullptr || row->changed == 0)) {
     survey.best = survey.best_raw;
   } else {
-    const uint64_t best =
-        BestOfThread(values, chunk, [&](int i) { return finite(i) && TokenAt(chunk, i) < end; });
+    const auto counts = [&](int i) { return finite(i) && TokenAt(chunk, i) < end; };
+    const uint64_t best = broken ? kBroken : BestOfThread(values, chunk, counts);
     survey.best = Reduce(best, kNone, MinOf(), keys);
   }
   if (threadIdx.x == 0) g.w.surveys[r * g.chunks + chunk] = survey;
@@ -186,7 +189,7 @@ class Sight {
                                           : g.logits + search.row * g.stride;
     const uint64_t key = BestOfChunks(g.w.surveys + search.row * g.chunks, g.chunks,
                                       raw ? &ChunkSurvey::best_raw : &ChunkSurvey::best);
-    empty_ = key == kNone;
+    empty_ = !IsToken(key);
     best_ = LogitOf(key);
   }
 
@@ -571,11 +574,8 @@ struct RawScale {
   float largest;
   float log_sum;
   uint64_t hash_sum;
-  bool empty;
 
-  __device__ float Logprob(float logit) const {
-    return empty ? -INFINITY : (logit - largest) - log_sum;
-  }
+  __device__ float Logprob(float logit) const { return (logit - largest) - log_sum; }
 };
 
 // Every warp works it out for itself, in the same order.
@@ -588,7 +588,7 @@ __device__ __forceinline__ RawScale ScaleOfRow(const Group& g, int r, uint64_t b
     hash += survey.hash_sum;
     if (survey.best_raw != kNone) sum += survey.raw_sum * expf(LogitOf(survey.best_raw) - largest);
   }
-  return {largest, logf(SumOf().OverWarp(sum)), SumOf().OverWarp(hash), best_raw == kNone};
+  return {largest, logf(SumOf().OverWarp(sum)), SumOf().OverWarp(hash)};
 }
 
 __device__ __forceinline__ int Choose(const Group& g, int r, uint64_t best_raw,
@@ -597,7 +597,7 @@ __device__ __forceinline__ int Choose(const Group& g, int r, uint64_t best_raw,
   const uint64_t best = BestOfChunks(surveys, g.chunks, &ChunkSurvey::best);
   if (best == kNone) {  // every token is ruled out
     const uint64_t allowed = BestOfChunks(surveys, g.chunks, &ChunkSurvey::best_allowed);
-    return allowed != kNone ? TokenOf(allowed) : best_raw != kNone ? TokenOf(best_raw) : 0;
+    return TokenOf(allowed != kNone ? allowed : best_raw);
   }
   const int s = g.row_table != nullptr ? g.row_table[r].search : -1;
   if (s < 0) return TokenOf(best);
@@ -622,18 +622,21 @@ __device__ __forceinline__ int BetterInRow(const Group& g, int r, int token, Cho
 __device__ __forceinline__ void ChooseOfRow(const Group& g, int r, ChooseShared& shared) {
   const uint64_t best_raw =
       BestOfChunks(g.w.surveys + r * g.chunks, g.chunks, &ChunkSurvey::best_raw);
-  const int token = Choose(g, r, best_raw, shared);
+  const bool broken = !IsToken(best_raw);
+  const int token = broken ? 0 : Choose(g, r, best_raw, shared);
   const RawScale scale = ScaleOfRow(g, r, best_raw);
-  const bool is_best = best_raw != kNone && token == TokenOf(best_raw);
+  const bool is_best = !broken && token == TokenOf(best_raw);
   int rank = 1;
-  if (!is_best && g.row_table == nullptr) rank += BetterInRow(g, r, token, shared);
+  if (!broken && !is_best && g.row_table == nullptr) rank += BetterInRow(g, r, token, shared);
   if (threadIdx.x != 0) return;
+  const float logit = g.logits[r * g.stride + token];
   g.results[r] = {.token = token,
-                  .logprob = scale.Logprob(Clean(g.logits[r * g.stride + token])),
-                  .rank = rank,
+                  .logprob = broken ? 0.0f : scale.Logprob(logit),
+                  .rank = broken ? 0 : rank,
+                  .broken = broken,
                   .logits_hash = FinishLogitsHash(scale.hash_sum)};
   if (g.drawn_slot[r] >= 0) g.drawn[g.drawn_slot[r]] = token;
-  g.w.chosen[r] = is_best ? -1 : token;
+  g.w.chosen[r] = broken || is_best ? -1 : token;
 }
 
 // The best raw tokens, in order.
