@@ -231,9 +231,12 @@ void FusionParity::ExpectFusedExperts(int64_t d) {
   }
 }
 
-// GPUs have a router of their own for one token of whole slices of 256 columns.
+// GPUs have routers of their own for one token: of whole slices of 256 columns, and of any up to
+// 3,072.
 TEST_P(FusionParity, ExpertsHaveTheBitsOfNormBlockAndSum) {
-  for (const int64_t d : {128, 512}) ExpectFusedExperts(d);
+  for (const int64_t d : {128, 320, 512}) ExpectFusedExperts(d);
+  // ref would take half a minute.
+  if (ops().backend == "cuda") ExpectFusedExperts(2880);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "kernels/cuda/moe/router.h"
 #include "kernels/cuda/norm/normalize.cuh"
 #include "kernels/cuda/norm/sum_of_runs.cuh"
+#include "kernels/cuda/ptx/async_copy.cuh"
 #include "kernels/cuda/ptx/mma.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 #include "kernels/cuda/shared_memory_split.h"
@@ -281,7 +282,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-constexpr int kOneWarps = 8;  // at most
+// At most: of whole slices alone, and of K of up to 3,072.
+constexpr int kOneWarps = 8;
+constexpr int kWideWarps = 12;
 
 // A whole slice. x: the lane's columns, in shared memory.
 __device__ __forceinline__ void MultiplySlice(const SliceCodes& codes, const uint4* x,
@@ -299,26 +302,52 @@ __device__ __forceinline__ void MultiplySlice(const SliceCodes& codes, const uin
 
 // One token, normed, a warp per slice: a warp norms the run of x that its slice meets, and nothing
 // else. Few steps depend on one another between the wait and the logits.
-__global__ void __launch_bounds__(kOneWarps * 32, 1)
+//
+// Of kWideWarps, so many registers would leave no room for the successor's CTA: a slice's last
+// k-tile and the norm's weights wait in shared memory.
+template <int kMostWarps>
+__global__ void __launch_bounds__(kMostWarps * 32, kMostWarps == kOneWarps ? 1 : 2)
     OneRouterKernel(const __grid_constant__ RouterParams p) {
   static_assert(kSliceColumns == kRunValues);
-  __shared__ alignas(16) uint16_t rows[kOneWarps][kSliceColumns];
-  __shared__ float partials[kOneWarps][kTileRows];
-  __shared__ float squares[kOneWarps];
+  constexpr bool kWide = kMostWarps > kOneWarps;
+  constexpr int kRuns = kWide ? 16 : 8;
+  constexpr int kWaiting = kWide ? kMostWarps : 1;
+  __shared__ alignas(16) uint16_t rows[kMostWarps][kSliceColumns];
+  __shared__ float partials[kMostWarps][kTileRows];
+  __shared__ float squares[kRuns];
+  __shared__ uint4 last_tiles[kWaiting][kVectors][32];
+  __shared__ alignas(16) float norm_weights[kWaiting][kSliceColumns];
   const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const bool is_gate = static_cast<int>(blockIdx.x) == p.router.row_tiles;
   const WeightTiles& weight = is_gate ? p.gate : p.router;
   const int row_tile = is_gate ? 0 : static_cast<int>(blockIdx.x);
   const int slices = static_cast<int>(blockDim.x) / 32;
-  SliceCodes codes;
-  codes.Load(weight.data + row_tile * weight.row_tile_bytes + warp * weight.slice_stride(),
-             kSliceTiles, lane);
+  const std::byte* const slice =
+      weight.data + row_tile * weight.row_tile_bytes + warp * weight.slice_stride();
   const int column = warp * kSliceColumns + lane * kVector;
-  // Of runs that there are not.
-  if (warp == 0 && lane >= slices && lane < kOneWarps) squares[lane] = 0.0f;
+  const bool real = !kWide || column < p.router.k;
+  SliceCodes codes;
   float norm_weight[kVector];
-  LoadF32x8(p.norm.weight + column, kVector, true, norm_weight);
+  if constexpr (kWide) {
+    const int tiles = weight.tiles_of(warp);
+    codes.Load(slice, min(tiles, kSliceTiles - 1), lane);
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const int at = ((kSliceTiles - 1) * kVectors + v) * 512 + lane * 16;
+      ptx::CopyAsync16OrZero(&last_tiles[warp][v][lane], slice + at, tiles == kSliceTiles);
+    }
+    // Zeros where there is no x: its rows meet the codes of whole slices.
+    float* const norm_to = norm_weights[warp] + lane * kVector;
+    ptx::CopyAsync16OrZero(norm_to, p.norm.weight + column, real);
+    ptx::CopyAsync16OrZero(norm_to + 4, p.norm.weight + column + 4, real);
+    ptx::CommitCopies();
+  } else {
+    codes.Load(slice, kSliceTiles, lane);
+    LoadF32x8(p.norm.weight + column, kVector, true, norm_weight);
+  }
+  // Of runs that there are not.
+  if (warp == 0 && lane >= slices && lane < kRuns) squares[lane] = 0.0f;
   const int n = row_tile * kTileRows + static_cast<int>(threadIdx.x);
   const bool finishes = threadIdx.x < kTileRows && n < weight.n;
   float scale = 0.0f, bias = 0.0f;
@@ -336,17 +365,26 @@ __global__ void __launch_bounds__(kOneWarps * 32, 1)
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
 
-  uint4 vector = __ldcg(reinterpret_cast<const uint4*>(x));
+  uint4 vector = {};
+  if (real) vector = __ldcg(reinterpret_cast<const uint4*>(x));
   const float own = WarpSum(AddSquares(vector, 0.0f));
   if (lane == 0) squares[warp] = own;
   __syncthreads();
-  vector = NormVector(vector, InverseRoot(SumOfRuns<kOneWarps>(squares, lane), inverse_d, eps),
+  if constexpr (kWide) {
+    ptx::WaitForCopies<0>();
+    LoadF32x8(norm_weights[warp] + lane * kVector, kVector, true, norm_weight);
+  }
+  vector = NormVector(vector, InverseRoot(SumOfRuns<kRuns>(squares, lane), inverse_d, eps),
                       norm_weight, style);
   *reinterpret_cast<uint4*>(rows[warp] + lane * kVector) = vector;
-  if (normed != nullptr) *reinterpret_cast<uint4*>(normed) = vector;
+  if (normed != nullptr && real) *reinterpret_cast<uint4*>(normed) = vector;
   __syncwarp();
   const auto* const x_lane = reinterpret_cast<const uint4*>(rows[warp] + lane % 4 * 16);
   float sum[4] = {};
+  if constexpr (kWide) {
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) codes.codes[kSliceTiles - 1][v] = last_tiles[warp][v][lane];
+  }
   MultiplySlice(codes, x_lane, sum);
   if (lane % 4 == 0) {
     partials[warp][lane / 4] = sum[0];
@@ -476,6 +514,15 @@ bool TakesWholeSlices(const RouterParams& p) {
          (p.gate.data == nullptr || (whole(p.gate) && p.gate.k == p.router.k));
 }
 
+// By kWideWarps at most.
+bool OneRouterTakes(const RouterParams& p) {
+  const auto takes = [](const WeightTiles& weight) {
+    return weight.slices() <= kWideWarps && weight.k_tiles == weight.x_tiles;
+  };
+  return p.t == 1 && p.norm.weight != nullptr && takes(p.router) &&
+         (p.gate.data == nullptr || (takes(p.gate) && p.gate.k == p.router.k));
+}
+
 bool Takes(const WeightTiles& weight, const uint16_t* x, int64_t stride) {
   return weight.format == TileFormat::kBf16 && weight.k % kTileColumns == 0 &&
          weight.slices() <= kMaxRouterSlices && stride % 8 == 0 &&
@@ -508,9 +555,11 @@ void Router(const OpContext& context, const RouterParams& params) {
   const dim3 grid(static_cast<unsigned>(params.router.row_tiles + gate),
                   static_cast<unsigned>((params.t + kTokens - 1) / kTokens));
   const unsigned threads = static_cast<unsigned>(params.router.slices()) * 32;
-  if (TakesWholeSlices(params) && params.t == 1) {
-    ShareMultiprocessor(OneRouterKernel, 0);
-    LaunchPdl(OneRouterKernel, dim3(grid.x), dim3(threads), 0, StreamOf(context), params);
+  if (OneRouterTakes(params)) {
+    const auto kernel =
+        TakesWholeSlices(params) ? OneRouterKernel<kOneWarps> : OneRouterKernel<kWideWarps>;
+    ShareMultiprocessor(kernel, 0);
+    LaunchPdl(kernel, dim3(grid.x), dim3(threads), 0, StreamOf(context), params);
     return;
   }
   if (TakesWholeSlices(params)) {
