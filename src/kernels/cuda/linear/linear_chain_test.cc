@@ -78,10 +78,13 @@ class Chain {
     ops_.activation(context(), {.gate_up = x(), .out = y(), .t = m, .f = f});
   }
 
-  void Turns(int64_t n, int64_t k, int index, int64_t m, const cuda::TurnPlan& plan) {
-    const cuda::PreparedTokens tokens =
-        cuda::PrepareTokens({.x = x(), .x_stride = k, .m = m, .k = k, .part_tokens = plan.tokens},
-                            workspace_.data(), ops_.device->stream());
+  cuda::PreparedTokens Prepare(int64_t k, int64_t m, const cuda::TurnPlan& plan) {
+    return cuda::PrepareTokens(
+        {.x = x(), .x_stride = k, .m = m, .k = k, .part_tokens = plan.tokens}, workspace_.data(),
+        ops_.device->stream());
+  }
+  void Turns(int64_t n, int64_t k, int index, int64_t m, const cuda::PreparedTokens& tokens,
+             const cuda::TurnPlan& plan) {
     cuda::LaunchTurns({.weight = tiles(n, k, index), .x = tokens, .y = y(), .y_stride = n, .m = m},
                       plan, ops_.device->stream());
   }
@@ -156,7 +159,8 @@ TEST(CudaLinearChain, DISABLED_BenchShapes) {
   }
 }
 
-// Every way in which a product of up to 64 tokens can be cut, with the preparation of tokens.
+// Every way in which a product of up to 64 tokens can be cut, with the preparation of tokens and
+// without it.
 TEST(CudaLinearChain, DISABLED_BenchTurnPlans) {
   const OpTable* ops = Gpu();
   if (ops == nullptr) GTEST_SKIP() << "no GPU";
@@ -166,6 +170,7 @@ TEST(CudaLinearChain, DISABLED_BenchTurnPlans) {
                           {5120, 2048},
                           {4096, 4096},
                           {12288, 2048},
+                          {4096, 14336},
                           {8192, 8192},
                           {28672, 8192},
                           {8192, 28672}}) {
@@ -176,23 +181,31 @@ TEST(CudaLinearChain, DISABLED_BenchTurnPlans) {
     fmt::print("{} x {}, read {:.1f} us\n", s.n, s.k,
                static_cast<double>(chain.bytes(s.n, s.k)) / ceiling * 1e6);
     for (const int64_t m : {16, 32, 64}) {
-      std::vector<std::pair<double, cuda::TurnPlan>> timed;
-      for (const cuda::TurnPlan& plan : cuda::TurnPlans(chain.tiles(s.n, s.k, 0), m)) {
-        const double time = chain.Time([&] {
-          for (int i = 0; i < launches; ++i) {
-            chain.Turns(s.n, s.k, i % count, m, plan);
-          }
+      struct Timed {
+        double all, product;
+        cuda::TurnPlan plan;
+      };
+      std::vector<Timed> timed;
+      const auto each = [&](auto&& launch) {
+        return chain.Time([&] {
+          for (int i = 0; i < launches; ++i) launch(i % count);
         }) / launches;
-        timed.emplace_back(time, plan);
+      };
+      for (const cuda::TurnPlan& plan : cuda::TurnPlans(chain.tiles(s.n, s.k, 0), m)) {
+        const double all =
+            each([&](int i) { chain.Turns(s.n, s.k, i, m, chain.Prepare(s.k, m, plan), plan); });
+        const cuda::PreparedTokens tokens = chain.Prepare(s.k, m, plan);
+        const double product = each([&](int i) { chain.Turns(s.n, s.k, i, m, tokens, plan); });
+        timed.push_back({all, product, plan});
       }
-      std::ranges::sort(timed, {}, [](const auto& t) { return t.first; });
-      for (size_t i = 0; i < std::min<size_t>(timed.size(), 2); ++i) {
-        const cuda::TurnPlan& plan = timed[i].second;
+      std::ranges::sort(timed, {}, &Timed::all);
+      for (size_t i = 0; i < std::min<size_t>(timed.size(), 3); ++i) {
+        const auto& [all, product, plan] = timed[i];
         fmt::print(
-            "  M {:2}: {:5.1f} us (estimated {:.1f}): {:2} tokens, {} groups, {:3} x {} "
-            "CTAs, {} passes of {}\n",
-            m, timed[i].first, plan.microseconds, plan.tokens, plan.groups, plan.row_ctas,
-            plan.parts, plan.passes, plan.pass_tiles);
+            "  M {:2}: {:5.1f} us, prepared before {:5.1f} (estimated {:.1f}): {:2} tokens, {} "
+            "groups, {:3} x {} CTAs, {} passes of {}\n",
+            m, all, product, plan.microseconds, plan.tokens, plan.groups, plan.row_ctas, plan.parts,
+            plan.passes, plan.pass_tiles);
       }
     }
   }
