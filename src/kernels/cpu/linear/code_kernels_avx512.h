@@ -23,6 +23,7 @@ struct FloatRuns {
   PanelRun bf16 = nullptr;
   PanelRun fp8 = nullptr;
   PanelRun int8_bf16 = nullptr;
+  PanelRun mxfp4 = nullptr;
 };
 
 struct IntRuns {
@@ -37,7 +38,7 @@ IntRuns Avx512IntBatchRuns();   // of tiles up to 7
 FloatRuns Avx512FloatStreamRuns();  // of one tile up to 8, without BF16
 FloatRuns Avx512FloatBatchRuns();   // of tiles up to 7
 
-FloatRuns Avx512Bf16BatchRuns();  // likewise by vdpbf16ps, without FP8
+FloatRuns Avx512Bf16BatchRuns();  // likewise by vdpbf16ps, MXFP4 instead of FP8
 
 CodeRuns Avx512StreamRuns();  // of one tile: up to 8 tokens, 3 as digits
 // By tiles of 16 tokens; one_tile's few tokens stream.

@@ -55,16 +55,18 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
       return Plan{digits, kernels.prepare_digits, sizeof(DigitBlock)};
     return Plan{kernel, kernels.prepare_int16, sizeof(Int16Block)};
   };
-  const auto with_exact = [&](const PanelKernel& int24, const PanelKernel& bf16) {
-    if (bf16.run != nullptr) return Plan{bf16, kernels.prepare_bf16, kernels.bf16_block_bytes};
+  const auto with_bf16 = [&](const PanelKernel& kernel, const PanelKernel& of_many = {}) {
+    const bool many = of_many.run != nullptr && m >= kManyTokens;
+    return Plan{many ? of_many : kernel, kernels.prepare_bf16, kernels.bf16_block_bytes};
+  };
+  const auto with_exact = [&](const PanelKernel& int24, const PanelKernel& bf16,
+                              const PanelKernel& of_many = {}) {
+    if (bf16.run != nullptr) return with_bf16(bf16, of_many);
     return Plan{int24, kernels.prepare_int24, sizeof(Int24Block)};
   };
   const auto with_int4 = [&](const PanelKernel& int24, const PanelKernel& bf16) {
-    if (bf16.run != nullptr) return Plan{bf16, kernels.prepare_bf16, kernels.bf16_block_bytes};
+    if (bf16.run != nullptr) return with_bf16(bf16);
     return Plan{int24, kernels.prepare_int24_sum, sizeof(Int24SumBlock)};
-  };
-  const auto with_bf16 = [&](const PanelKernel& kernel) {
-    return Plan{kernel, kernels.prepare_bf16, kernels.bf16_block_bytes};
   };
   const auto with_f32 = [&](const PanelKernel& kernel) {
     return Plan{kernel, kernels.prepare_f32, sizeof(F32Block)};
@@ -77,7 +79,7 @@ Plan PlanFor(const CpuPackedWeight& weight, int64_t m) {
     case WeightFormat::kMxfp4:
       if (int8) return with_int8(kernels.mxfp4_int8, kernels.mxfp4_requantized);
       if (int16) return with_int16(kernels.mxfp4_int16, kernels.mxfp4_digits);
-      return with_exact(kernels.mxfp4_int24, kernels.mxfp4_bf16);
+      return with_exact(kernels.mxfp4_int24, kernels.mxfp4_bf16, kernels.mxfp4_bf16_many);
     case WeightFormat::kBf16:
       return with_bf16(kernels.bf16);
     case WeightFormat::kFp8:

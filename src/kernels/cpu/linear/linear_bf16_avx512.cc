@@ -172,6 +172,7 @@ LinearKernels MakeTable() {
   const FloatRuns batch = Avx512Bf16BatchRuns();
   kernels.bf16 = BatchKernel<DenseBf16>(batch.bf16);
   kernels.int8_bf16 = BatchKernel<IntsBf16<8>>(batch.int8_bf16);
+  kernels.mxfp4_bf16_many = {.run = batch.mxfp4, .sizes = {1, 2, 3, 4, 5, 6, 7}};
   return kernels;
 }
 

@@ -57,6 +57,9 @@ struct PrepareJob {
 inline constexpr int64_t kPassTokens = 256;
 inline constexpr int64_t kWidePassTokens = 192;
 
+// So many pay for scaling codes in memory, where a kernel of fewer scales their sums.
+inline constexpr int64_t kManyTokens = 128;
+
 inline constexpr int kMaxTileSizes = 10;
 
 using PanelRun = void (*)(const PanelJob& job, int64_t panel_begin, int64_t panel_end);
@@ -102,6 +105,7 @@ struct LinearKernels {
   PanelKernel mxfp4_digits;
   PanelKernel mxfp4_int24;
   PanelKernel mxfp4_bf16;
+  PanelKernel mxfp4_bf16_many;  // optional: of kManyTokens and more; the same bits
   PanelKernel bf16;
   PanelKernel fp8;
   PanelKernel f16;
