@@ -183,7 +183,9 @@ static void CodesToBf16(const Code* codes, const Code* next, int64_t head_dim, u
   int64_t i = 0;
   for (; i + kCodesAtOnce <= n; i += kCodesAtOnce) {
     __builtin_prefetch(next + i, 0, 3);
-    NativeE4M3ToBf16(codes + i, out + i);
+    for (int half = 0; half < 2; ++half)
+      NativeStoreI32(reinterpret_cast<int32_t*>(out + i) + half * kLanes,
+                     NativeHalfOfE4M3Pairs(codes + i, half));
   }
   if (i < n) NativeStoreI32(reinterpret_cast<int32_t*>(out + i), NativeLoadE4M3Pairs(codes + i));
 }
@@ -227,6 +229,25 @@ struct DecodedKeys {
   KeyPair Load(int block, int64_t d, int /*step*/) const {
     __builtin_prefetch(ahead[block] + d * kBlockKeys, 0, 2);
     return LoadKeyPair(data + block * stride + d * kBlockKeys);
+  }
+};
+
+// Blocks of FP8, which become BF16 on the way.
+template <typename Code, int kBlocks>
+struct CodeKeys {
+  static constexpr int kStep = 4;  // 64 codes
+
+  const Code* data[kBlocks];
+  const Code* next[kBlocks];        // as in CodesToBf16
+  const std::byte* ahead[kBlocks];  // has as many codes
+
+  KeyPair Load(int block, int64_t d, int step) const {
+    const int64_t at = d * kBlockKeys;
+    if (step == 0) {
+      __builtin_prefetch(next[block] + at, 0, 3);
+      __builtin_prefetch(ahead[block] + at, 0, 2);
+    }
+    return {NativeHalfOfE4M3Pairs(data[block] + at, step / 2)};
   }
 };
 
@@ -403,6 +424,15 @@ static void ScoreBlocks(const AttentionChunk& c, BlockRange range, int32_t posit
     if constexpr (std::is_same_v<Element, uint16_t>) {
       return ScoreRows<kBlocks>(c, keys, position);
     } else if constexpr (kMultipliesPairs) {
+      if (c.rows <= kFewRows && head_dim % CodeKeys<Element, kBlocks>::kStep == 0) {
+        CodeKeys<Element, kBlocks> codes;
+        for (int b = 0; b < kBlocks; ++b) {
+          codes.data[b] = keys.data[b];
+          codes.next[b] = next(b);
+          codes.ahead[b] = keys.ahead[b];
+        }
+        return ScoreRows<kBlocks>(c, codes, position);
+      }
       auto* const data = reinterpret_cast<uint16_t*>(c.keys);
       DecodedKeys<kBlocks> decoded{.data = data, .stride = stride, .ahead = {}};
       for (int b = 0; b < kBlocks; ++b) {

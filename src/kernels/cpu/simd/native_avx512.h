@@ -148,12 +148,12 @@ NIBBLE_NATIVE NativeI NativeLoadE4M3Pairs(const uint8_t* p) {
   return _mm512_unpacklo_epi8(bytes.low, bytes.high);
 }
 
-// Sixty-four codes as BF16 of value * 2^-8, in order.
-NIBBLE_NATIVE void NativeE4M3ToBf16(const uint8_t* codes, uint16_t* out) {
+// The same of half `half` of 64 codes; for both halves most of the work is common.
+NIBBLE_NATIVE NativeI NativeHalfOfE4M3Pairs(const uint8_t* codes, int half) {
   const Bf16Bytes bytes = BytesOfE4M3(_mm512_permutexvar_epi64(
       _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(codes)));
-  _mm512_storeu_si512(out, _mm512_unpacklo_epi8(bytes.low, bytes.high));
-  _mm512_storeu_si512(out + 32, _mm512_unpackhi_epi8(bytes.low, bytes.high));
+  return half == 0 ? _mm512_unpacklo_epi8(bytes.low, bytes.high)
+                   : _mm512_unpackhi_epi8(bytes.low, bytes.high);
 }
 
 #if NIBBLE_MULTIPLIES_PAIRS
