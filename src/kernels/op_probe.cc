@@ -62,6 +62,12 @@ Kind Describe(const LinearParams& p, const OpProbe::InspectedStep&) {
   return {.n = p.weight->n(), .k = p.weight->k(), .bytes = BytesOf(p.weight)};
 }
 
+Kind Describe(const LinearPairParams& p, const OpProbe::InspectedStep&) {
+  return {.n = p.first.weight->n() + p.second.weight->n(),
+          .k = p.first.weight->k(),
+          .bytes = BytesOf(p.first.weight) + BytesOf(p.second.weight)};
+}
+
 Kind Describe(const HeadLinearParams& p, const OpProbe::InspectedStep&) {
   Kind kind = {.n = p.weights[0]->n(), .k = p.weights[0]->k()};
   for (const PackedWeight* weight : p.weights) kind.bytes += BytesOf(weight);
@@ -102,6 +108,8 @@ template <typename Params>
 int64_t TokensOf(const Params& p) {
   if constexpr (std::is_same_v<Params, LinearParams>) {
     return p.m;
+  } else if constexpr (std::is_same_v<Params, LinearPairParams>) {
+    return p.first.m;
   } else if constexpr (std::is_same_v<Params, SampleParams>) {
     return static_cast<int64_t>(p.rows.size());
   } else if constexpr (std::is_same_v<Params, GatherRowsParams>) {
@@ -183,6 +191,7 @@ OpProbe::OpProbe(const OpTable& inner) : inner_(inner), table_(inner) {
   NIBBLE_CHECK(active == nullptr, "one probe at a time");
   active = this;
   Wrap<LinearParams, &OpTable::linear>("linear");
+  Wrap<LinearPairParams, &OpTable::linear_pair>("linear_pair");
   Wrap<LinearParams, &OpTable::linear_w4a4>("linear_w4a4");
   Wrap<EmbedParams, &OpTable::embed>("embed");
   Wrap<RmsNormParams, &OpTable::rms_norm>("rms_norm");

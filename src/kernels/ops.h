@@ -26,6 +26,7 @@
 
 #include "base/error.h"
 #include "device/device.h"
+#include "kernels/linear_pair.h"
 #include "kernels/op_params.h"
 
 namespace nibble::kernels {
@@ -55,6 +56,8 @@ struct OpTable {
   bool packs_made_up = false;  // pack_weight takes QuantView.made_up
   size_t (*linear_workspace)(int64_t max_m, int64_t max_k) = nullptr;
   void (*linear)(const OpContext&, const LinearParams&) = nullptr;
+  // What two calls of linear give. Null where one launch of both gains nothing.
+  void (*linear_pair)(const OpContext&, const LinearPairParams&) = nullptr;
   // What a linear with an activation of F outputs needs beside linear_workspace, or that of
   // linear_w4a4 or linear_fp8.
   size_t (*activated_workspace)(int64_t max_m, int64_t f) = nullptr;

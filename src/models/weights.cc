@@ -114,6 +114,22 @@ void Linear::RunF32(const kernels::OpTable& ops, const kernels::OpContext& conte
   RunSegments(*this, ops, context, in, m, {.y_f32 = y, .stride = y_stride > 0 ? y_stride : n});
 }
 
+void RunPair(const StepContext& step, const LayerInput& in, const Linear& first, uint16_t* y,
+             const Linear& second, float* y_f32) {
+  const bool alike = first.segments.size() == 1 && second.segments.size() == 1;
+  if (step.ops.linear_pair == nullptr || step.has_prompts() || !alike) {
+    first.Run(step, in, {y});
+    return second.RunF32(step, in, y_f32);
+  }
+  first.Observe(step.ops, step.context, in, step.t);
+  second.Observe(step.ops, step.context, in, step.t);
+  step.ops.linear_pair(
+      step.context,
+      {.first = ParamsOf(first, first.segments[0], in, step.t, {.y = y, .stride = first.n}),
+       .second =
+           ParamsOf(second, second.segments[0], in, step.t, {.y_f32 = y_f32, .stride = second.n})});
+}
+
 kernels::ExpertWeights ExpertOf(const Linear& gate_up, const Linear& down) {
   NIBBLE_CHECK(gate_up.segments.size() <= 2 && down.segments.size() == 1,
                "an expert of {} and {} segments", gate_up.segments.size(), down.segments.size());

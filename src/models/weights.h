@@ -81,6 +81,10 @@ struct Linear {
               int64_t m, float* y, int64_t y_stride = 0) const;
 };
 
+// first.Run(step, in, {y}) and second.RunF32(step, in, y_f32), in one launch where that is faster.
+void RunPair(const StepContext& step, const LayerInput& in, const Linear& first, uint16_t* y,
+             const Linear& second, float* y_f32);
+
 struct LinearPart {
   std::string prefix;  // "model.layers.0.self_attn.q_proj": without ".weight"
   int64_t n = 0;       // rows as stored

@@ -56,6 +56,7 @@ Result<const OpTable*> CudaOps(int index) {
       .packs_made_up = true,
       .linear_workspace = cuda::LinearWorkspace,
       .linear = cuda::Linear,
+      .linear_pair = cuda::LinearPair,
       .activated_workspace = cuda::ActivatedWorkspace,
       .embed = cuda::Embed,
       .rms_norm = cuda::RmsNorm,

@@ -109,8 +109,7 @@ void GatedDeltaNet::Carve(ScratchArena& arena, const kernels::OpTable& ops,
 }
 
 void GatedDeltaNet::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
-  qkvz_.Run(step, in, {qkvz_out_});
-  ba_.RunF32(step, in, ba_out_);
+  RunPair(step, in, qkvz_, qkvz_out_, ba_, ba_out_);
   const StateLayer state = step.kv.state(state_);
   kernels::GatedDeltaNetParams params = Sizes(step.t);
   params.qkv = qkvz_out_;

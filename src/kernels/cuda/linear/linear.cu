@@ -68,23 +68,27 @@ LinearParams Part(const LinearParams& params, int64_t first, int64_t m) {
   return part;
 }
 
+DecodeArgs ArgsOf(const LinearParams& p) {
+  return {.weight = AsCuda(*p.weight).tiles(),
+          .x = p.x,
+          .x_stride = p.x_stride,
+          .norm = p.norm,
+          .bias = p.bias,
+          .y = p.y,
+          .y_f32 = p.y_f32,
+          .y_stride = p.y_stride,
+          .add = p.add,
+          .activates = p.activation != nullptr,
+          .activation = ActivationOf(p),
+          .m = static_cast<int>(p.m)};
+}
+
 // Up to kMaxDecodeTokens tokens.
 void Decode(const OpContext& context, const LinearParams& p) {
   const CudaWeight& weight = AsCuda(*p.weight);
   const WeightTiles& tiles = weight.tiles();
-  const int m = static_cast<int>(p.m);
-  DecodeArgs args = {.weight = tiles,
-                     .x = p.x,
-                     .x_stride = p.x_stride,
-                     .norm = p.norm,
-                     .bias = p.bias,
-                     .y = p.y,
-                     .y_f32 = p.y_f32,
-                     .y_stride = p.y_stride,
-                     .add = p.add,
-                     .activates = p.activation != nullptr,
-                     .activation = ActivationOf(p),
-                     .m = m};
+  DecodeArgs args = ArgsOf(p);
+  const int m = args.m;
   const DecodePlan plan = PlanDecode(tiles, m, p.norm.weight != nullptr);
   if (weight.transforms_x() || !DecodeTakes(tiles, p.x, p.x_stride, m)) {
     NIBBLE_CHECK(TransformedBytes(p.m, weight.k()) <= context.workspace_bytes,
@@ -165,6 +169,20 @@ void Linear(const OpContext& context, const LinearParams& params) {
     part.norm = {};
     LinearOfRows(rest, part);
   }
+}
+
+void LinearPair(const OpContext& context, const LinearPairParams& params) {
+  const LinearParams& first = params.first;
+  const bool plain = !AsCuda(*first.weight).transforms_x() &&
+                     !AsCuda(*params.second.weight).transforms_x() &&
+                     (first.norm.weight == nullptr || NormsItself(first));
+  if (first.m == 1 && plain &&
+      DecodeTakes(AsCuda(*first.weight).tiles(), first.x, first.x_stride, 1)) {
+    const DecodeArgs args = ArgsOf(first), second = ArgsOf(params.second);
+    if (OneTokenTakesBoth(args, second)) return LaunchOneTokenBoth(args, second, context.stream);
+  }
+  Linear(context, first);
+  Linear(context, params.second);
 }
 
 namespace {

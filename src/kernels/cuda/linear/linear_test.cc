@@ -224,13 +224,13 @@ TEST_F(CudaLinear, BitsDoNotDependOnTheNumberOfTokens) {
     }
 }
 
-// One token by a small weight has a kernel of its own, with one unit of a warp or two. A weight of
-// more than 24 MB has two CTAs on a multiprocessor, and x of more than 36 KB comes in chunks.
+// One token by a small weight has a kernel of its own, with one to three units of a warp. A weight
+// of more than 24 MB has two CTAs on a multiprocessor, and x of more than 36 KB comes in chunks.
 TEST_F(CudaLinear, OneTokenHasTheBitsOfTwo) {
   struct Shape {
     int64_t n, k;
   };
-  const Shape small[] = {{40, 2048}, {5000, 2048}, {600, 4096}};
+  const Shape small[] = {{40, 2048}, {5000, 2048}, {9210, 2048}, {600, 4096}, {5900, 4096}};
   struct Case {
     WeightFormat format;
     DType scale;
@@ -277,6 +277,59 @@ TEST_F(CudaLinear, OneTokenHasTheBitsOfTwo) {
             multiply(0, 2, both);
             for (const int64_t token : {0, 1}) multiply(token, 1, alone);
             ASSERT_EQ(both, alone);
+          }
+    }
+}
+
+// Whether one launch takes both or each has its own.
+TEST_F(CudaLinear, APairHasTheBitsOfEachAlone) {
+  struct Shape {
+    int64_t n, tail, k;
+  };
+  Runner gpu(ops());
+  for (const auto& [format, tail_format] : {std::pair(WeightFormat::kNvfp4, WeightFormat::kNvfp4),
+                                            std::pair(WeightFormat::kMxfp4, WeightFormat::kMxfp4),
+                                            std::pair(WeightFormat::kBf16, WeightFormat::kBf16),
+                                            std::pair(WeightFormat::kNvfp4, WeightFormat::kBf16)})
+    for (const auto& [n, tail, k] :
+         {Shape{40, 9, 2048}, Shape{8200, 40, 2048}, Shape{12288, 64, 2048}, Shape{600, 64, 4096},
+          Shape{300, 20, 1024}}) {
+      const auto weight = Pack(gpu, MakeWeight(format, n, k, 13));
+      const auto second = Pack(gpu, MakeWeight(tail_format, tail, k, 16));
+      const auto x = MakeActivations(2 * k, 14);
+      const std::vector<float> norm_weight = MakeBias(k), bias = MakeBias(n);
+      std::vector<std::byte> workspace(ops().linear_workspace(2, k));
+      const OpContext context = {.workspace = workspace.data(),
+                                 .workspace_bytes = workspace.size()};
+      for (const int64_t m : {1, 2})
+        for (const bool norms : {false, true})
+          for (const bool with_bias : {false, true}) {
+            SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " " << n << " + " << tail
+                                            << " x " << k << ", " << m << norms << with_bias);
+            std::vector<uint16_t> y(m * n), y_alone(m * n);
+            std::vector<float> tail_y(m * tail), tail_alone(m * tail);
+            LinearParams first = {.x = x.data(),
+                                  .x_stride = k,
+                                  .weight = weight.get(),
+                                  .bias = with_bias ? bias.data() : nullptr,
+                                  .y = y_alone.data(),
+                                  .y_stride = n,
+                                  .m = m};
+            if (norms) first.norm = {.weight = norm_weight.data(), .eps = 1e-6f};
+            LinearParams other = first;
+            other.weight = second.get();
+            other.bias = nullptr;
+            other.y = nullptr;
+            other.y_f32 = tail_alone.data();
+            other.y_stride = tail;
+            ops().linear(context, first);
+            ops().linear(context, other);
+            first.y = y.data();
+            other.y_f32 = tail_y.data();
+            ops().linear_pair(context, {.first = first, .second = other});
+            ASSERT_EQ(y, y_alone);
+            ASSERT_EQ(std::memcmp(tail_y.data(), tail_alone.data(), tail_y.size() * sizeof(float)),
+                      0);
           }
     }
 }

@@ -11,4 +11,9 @@ bool OneTokenTakes(const DecodeArgs& args);
 // What OneTokenTakes.
 void LaunchOneToken(const DecodeArgs& args, void* stream);
 
+// The same of two weights that meet one normed x, in one launch: `second` has FP32 outputs, the
+// format and K of `first`, and no bias.
+bool OneTokenTakesBoth(const DecodeArgs& first, const DecodeArgs& second);
+void LaunchOneTokenBoth(const DecodeArgs& first, const DecodeArgs& second, void* stream);
+
 }  // namespace nibble::kernels::cuda

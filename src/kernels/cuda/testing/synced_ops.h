@@ -45,6 +45,7 @@ inline const OpTable* SyncedOps() {
     OpTable t = *Table();
     t.variant = "cuda";  // names the tests, the same on every GPU
     Wrap<LinearParams, &OpTable::linear>(&t);
+    Wrap<LinearPairParams, &OpTable::linear_pair>(&t);
     Wrap<LinearParams, &OpTable::linear_w4a4>(&t);
     Wrap<LinearParams, &OpTable::linear_fp8>(&t);
     Wrap<EmbedParams, &OpTable::embed>(&t);
