@@ -4,8 +4,8 @@
 // no inline function that the linker could pick for an older processor.
 //
 // Bits: every kernel computes a (row, token) in the order that panel_loops.inc spells out, with one
-// rounding per fused multiply-add, so all instruction sets agree bit for bit (AMD's vdpbf16ps is
-// untested in that respect).
+// rounding per fused multiply-add, so all instruction sets agree bit for bit (AMD's vdpbf16ps, too,
+// but for subnormal numbers).
 #pragma once
 
 #include <cstddef>
