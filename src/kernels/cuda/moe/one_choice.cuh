@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/moe/choose.cuh"
 #include "kernels/cuda/moe/one_token.h"
+#include "kernels/cuda/ptx/copy_parts.cuh"
 #include "kernels/even_routing.h"
 
 namespace nibble::kernels::cuda::moe {
@@ -69,6 +70,15 @@ __device__ __forceinline__ uint32_t KeyOfChoice(const OneRouting& routing, int e
                                                 float logit) {
   if (routing.choice_bias == nullptr) return OrderedKey(logit);
   return OrderedKey(Sigmoid(logit) + routing.choice_bias[expert]);
+}
+
+// A bias into shared memory; none is 0.
+__device__ __forceinline__ void CopyBias(float* to, const float* bias, int n) {
+  if (bias == nullptr) {
+    *to = 0.0f;
+  } else {
+    ptx::CopyAsync4(to, bias + n);
+  }
 }
 
 // The rank of the thread's expert where benchmarks choose evenly (kernels/even_routing.h); top_k:

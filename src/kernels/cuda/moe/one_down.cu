@@ -33,10 +33,11 @@ struct Plan {
   int32_t shared_scales_at = 0;
   int32_t ranks = 0;
   // Shared memory, in bytes from its begin; slices with their inputs come first.
-  uint32_t partial_at = 0;  // (tiles, units, 16)
-  uint32_t scales_at = 0;   // (tiles, ranks, 16)
-  uint32_t biases_at = 0;   // the same, where experts may have some
-  uint32_t terms_at = 0;    // (top_k)
+  uint32_t partial_at = 0;        // (tiles, units, 16)
+  uint32_t scales_at = 0;         // (tiles, ranks, 16)
+  uint32_t biases_at = 0;         // the same, where experts may have some
+  uint32_t expert_biases_at = 0;  // (E) pointers
+  uint32_t terms_at = 0;          // (top_k)
   uint32_t choice_at = 0;
 };
 
@@ -137,6 +138,10 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
   const int expert = ExpertOfThread(p.routing);
   const bool has_expert = expert < p.routing.experts;
   const std::byte* const data = has_expert ? p.down[expert] : nullptr;
+  // Of the experts that will be chosen: a load behind weights would come late.
+  auto* const expert_biases = reinterpret_cast<const float**>(memory + plan.expert_biases_at);
+  const bool biased = p.experts != nullptr;
+  const float* const own_bias = biased && has_expert ? p.experts[expert].down_bias : nullptr;
   if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared_data};
   Cursor ahead = {0, warp};
   ahead.Settle(plan);
@@ -148,8 +153,10 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
                         : 0;
   const float shared_logit = p.shared_logits != nullptr ? __ldcg(p.shared_logits) : 0.0f;
   // The logits are there before the wait: few_tokens.h.
-  Choose(p.routing, has_expert ? __ldcg(p.routing.logits + expert) : 0.0f, data,
-         EvenRank(p.routing, expert), choice);
+  const float logit = has_expert ? __ldcg(p.routing.logits + expert) : 0.0f;
+  const int even_rank = EvenRank(p.routing, expert);
+  if (biased && has_expert) expert_biases[expert] = own_bias;
+  Choose(p.routing, logit, data, even_rank, choice);
 
   const uint32_t ring = ptx::SharedAddress(memory);
   const auto copy_weights = [&](const Cursor& at, int stage) {
@@ -196,15 +203,15 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
                        from + tile * kTileRows);
   }
   const int row = threadIdx.x % kTileRows, of_threads = threadIdx.x / kTileRows;
-  if (p.experts != nullptr) {
+  if (biased) {
 #pragma unroll 1
     for (int rank = of_threads; rank < plan.ranks; rank += kOneThreads / kTileRows) {
       const float* const bias =
-          rank == top_k ? p.shared_bias : p.experts[choice.ranks[rank].expert].down_bias;
+          rank == top_k ? p.shared_bias : expert_biases[choice.ranks[rank].expert];
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile)
-        biases[(tile * plan.ranks + rank) * kTileRows + row] =
-            bias == nullptr ? 0.0f : bias[(first_tile + tile) * kTileRows + row];
+        CopyBias(biases + (tile * plan.ranks + rank) * kTileRows + row, bias,
+                 (first_tile + tile) * kTileRows + row);
     }
   }
   if (warp == 0) FindTerms(p, choice, plan.routed_slices * kTileRows, terms);
@@ -268,7 +275,7 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
           partial + (tile * plan.units + rank * plan.routed_slices) * kTileRows + row;
       const int at = (tile * plan.ranks + rank) * kTileRows + row;
       RowScale scale = {scales[at]};
-      if (p.experts != nullptr) scale.bias = biases[at];
+      if (biased) scale.bias = biases[at];
       *sums = scale.Apply(AddSlices(sums, slices, kTileRows));
     }
   }
@@ -321,6 +328,7 @@ uint32_t MakePlan(const FewParams& p, const FewSets& sets, Plan* made) {
   const int64_t scale_bytes = int64_t{sizeof(float)} * most_tiles * plan.ranks * kTileRows;
   plan.scales_at = take(scale_bytes);
   plan.biases_at = take(p.biased ? scale_bytes : 0);
+  plan.expert_biases_at = take(p.biased ? p.routing.experts * int64_t{sizeof(float*)} : 0);
   plan.terms_at = take(int64_t{sizeof(Term)} * p.routing.top_k);
   plan.choice_at = take(OneChoice::Bytes(p.routing.experts));
   return used;

@@ -32,8 +32,10 @@ struct Plan {
   int32_t routed_scales_at = 0;  // bytes from a weight's begin to its row scales
   int32_t shared_scales_at = 0;
   // Shared memory, in bytes from its begin; the ring comes first.
-  uint32_t partial_at = 0;  // (items, units, 16)
-  uint32_t scales_at = 0;   // (gate and up, outputs of the block)
+  uint32_t partial_at = 0;        // (items, units, 16)
+  uint32_t scales_at = 0;         // (gate and up, outputs of the block)
+  uint32_t biases_at = 0;         // the same, where experts may have some
+  uint32_t expert_biases_at = 0;  // (E) pointers to gate's
   uint32_t x_at = 0;
   uint32_t choice_at = 0;
 };
@@ -87,6 +89,9 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneGateUpKernel(const __grid_c
   const int first_item = block * plan.share + min(block, plan.larger);
   const int items = plan.share + (block < plan.larger ? 1 : 0);
   const int units = items * plan.units;
+  // Of the experts that will be chosen: a load behind weights would come late.
+  auto* const expert_biases = reinterpret_cast<const float**>(memory + plan.expert_biases_at);
+  if (p.experts != nullptr && has_expert) expert_biases[expert] = p.experts[expert].gate_bias;
   Cursor ahead = {warp, 0, first_item, warp};
   ahead.Settle(plan, top_k);
   // The output that this thread finishes.
@@ -98,6 +103,7 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneGateUpKernel(const __grid_c
   if (threadIdx.x == 0) choice.ranks[top_k] = {p.shared_data};
   const uint32_t ring = ptx::SharedAddress(memory) + warp * kStages * kSliceBytes;
   float* const scales = reinterpret_cast<float*>(memory + plan.scales_at) + threadIdx.x;
+  float* const biases = reinterpret_cast<float*>(memory + plan.biases_at) + threadIdx.x;
   const float* const sums = partial + threadIdx.x / kTileRows * plan.units * kTileRows + row;
 
   ptx::WaitForPredecessor();
@@ -136,6 +142,14 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneGateUpKernel(const __grid_c
     ptx::CopyAsync8(scales, row_scales + n);
     if (gated) ptx::CopyAsync8(scales + kOneThreads, row_scales + (shared ? p.shared_f : p.f) + n);
   }
+  if (finishes && p.experts != nullptr) {
+    const bool shared = output.rank == top_k;
+    const float* const gate =
+        shared ? p.shared_gate_bias : expert_biases[choice.ranks[output.rank].expert];
+    const float* const up = shared ? p.shared_up_bias : gate == nullptr ? nullptr : gate + p.f;
+    CopyBias(biases, gate, n);
+    if (gated) CopyBias(biases + kOneThreads, up, n);
+  }
   ptx::CommitCopies();
   ptx::WaitForCopies<kStages + 1>();
   __syncthreads();  // x is there
@@ -166,13 +180,8 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneGateUpKernel(const __grid_c
     RowScale gate = {scales[0]}, up = {};
     if (gated) up.scale = scales[kOneThreads];
     if (p.experts != nullptr) {
-      const float *gate_bias = p.shared_gate_bias, *up_bias = p.shared_up_bias;
-      if (output.rank < top_k) {
-        const Expert& routed = p.experts[choice.ranks[output.rank].expert];
-        gate_bias = routed.gate_bias, up_bias = routed.up_bias;
-      }
-      if (gate_bias != nullptr) gate.bias = gate_bias[n];
-      if (gated && up_bias != nullptr) up.bias = up_bias[n];
+      gate.bias = biases[0];
+      if (gated) up.bias = biases[kOneThreads];
     }
     const float gate_sum = gate.Apply(AddSlices(sums, plan.slices, kTileRows));
     float up_sum = 0.0f;
@@ -213,6 +222,8 @@ uint32_t MakePlan(const FewParams& p, const WeightSet& set, Plan* plan) {
   take(int64_t{kWarps} * kStages * set.slice_bytes);
   plan->partial_at = take(int64_t{4} * (plan->share + 1) * plan->units * kTileRows);
   plan->scales_at = take(2 * kOneThreads * int64_t{sizeof(float)});
+  plan->biases_at = take(p.biased ? 2 * kOneThreads * int64_t{sizeof(float)} : 0);
+  plan->expert_biases_at = take(p.biased ? p.routing.experts * int64_t{sizeof(float*)} : 0);
   plan->x_at = take(int64_t{2} * plan->slices * kSliceColumns);
   plan->choice_at = take(OneChoice::Bytes(p.routing.experts));
   const bool fits = plan->share < kMostItems &&
