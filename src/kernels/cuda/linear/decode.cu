@@ -229,7 +229,7 @@ void SetSharedMemory(const void* kernel, const WeightTiles& weight, const Decode
 // Whether x goes through shared memory though it is not normed.
 bool StagesX(const WeightTiles& weight, int m) {
   if (PairsUp(weight, m)) return true;
-  const int blocks = BlocksOf(weight, m);
+  const int blocks = CurrentDevice().multiprocessors;
   const int units = CeilDiv(weight.row_tiles, blocks) * weight.slices();
   return MayStage(weight, m) && CeilDiv(units, kWarps) >= StagedRounds(weight, m) &&
          StagedBytes(weight.k, m) <= kMostStagedBytes &&

@@ -43,6 +43,15 @@ struct SliceCodes {
 // Normed rows in shared memory, so far apart that lanes of neighbouring rows read different banks.
 __host__ __device__ constexpr int NormedStride(int d) { return d + 8; }
 
+// A slice's sums, (8 tokens, 16 experts) over the lanes of a warp, into rows of tokens.
+__device__ __forceinline__ void StoreSums(const float (&sum)[4], float* partial, int lane) {
+  float* const to = partial + lane % 4 * 2 * kTokenStride + lane / 4;
+  to[0] = sum[0];
+  to[8] = sum[2];
+  to[kTokenStride] = sum[1];
+  to[kTokenStride + 8] = sum[3];
+}
+
 // Lanes whose bit `half` is 0 get sums of `low`, the others of `high`.
 __device__ __forceinline__ float AddHalves(float low, float high, int half, int lane) {
   const bool is_high = (lane & half) != 0;
@@ -262,11 +271,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       ptx::MmaBf16(sum, {c[1].x, c[3].x, c[1].y, c[3].y}, second.x, second.y);
       ptx::MmaBf16(sum, {c[1].z, c[3].z, c[1].w, c[3].w}, second.z, second.w);
     }
-    float* const to = partial[slice] + lane % 4 * 2 * kTokenStride + lane / 4;
-    to[0] = sum[0];
-    to[8] = sum[2];
-    to[kTokenStride] = sum[1];
-    to[kTokenStride + 8] = sum[3];
+    StoreSums(sum, partial[slice], lane);
   }
   __syncthreads();
   if (column < tokens && n < weight.n) {
@@ -485,13 +490,7 @@ __global__ void __launch_bounds__(kOneWarps * 32, 2)
       reinterpret_cast<const uint4*>(rows[warp][min(lane / 4, tokens - 1)] + lane % 4 * 16);
   float sum[4] = {};
   MultiplySlice(codes, x_lane, sum);
-  if (lane % 4 * 2 < kTokens) {
-    float* const to = partials[warp] + lane % 4 * 2 * kTokenStride + lane / 4;
-    to[0] = sum[0];
-    to[8] = sum[2];
-    to[kTokenStride] = sum[1];
-    to[kTokenStride + 8] = sum[3];
-  }
+  if (lane % 4 * 2 < kTokens) StoreSums(sum, partials[warp], lane);
   __syncthreads();
   if (n >= weight.n) return;
 #pragma unroll 1
