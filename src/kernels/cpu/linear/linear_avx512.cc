@@ -51,6 +51,8 @@ NIBBLE_INLINE Pairs IntPair(const std::byte* p, const PairZeros<kBits>& zeros) {
 //
 #include "kernels/cpu/linear/prepare_loops.inc"
 //
+#include "kernels/cpu/linear/prepare_avx512.inc"
+//
 #include "kernels/cpu/linear/int_loops.inc"
 
 int64_t ProbeInt8(int64_t iterations) {
@@ -108,8 +110,8 @@ LinearKernels MakeTable() {
       .int8_probe = ProbeInt8,
       .int16_probe = ProbeInt16,
       .bf16_probe = ProbeBf16,
-      .prepare_int8 = PrepareInt8<Int8Block>,
-      .prepare_int8_sum = PrepareInt8<Int8SumBlock>,
+      .prepare_int8 = PrepareInt8<Int8Block, QuantizeRegister>,
+      .prepare_int8_sum = PrepareInt8<Int8SumBlock, QuantizeRegister>,
       .prepare_int16 = PrepareInt16<Int16Block>,
       .prepare_digits = PrepareInt16<DigitBlock>,
       .prepare_int24 = PrepareInt24,
