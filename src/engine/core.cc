@@ -88,6 +88,8 @@ Core::Core(CoreSetup setup, models::KvPool pool, std::unique_ptr<Sampler> sample
       stats_(setup_.plan.max_model_len),
       launches_ahead_(setup_.launches_ahead.value_or(!setup_.model->ops().device->host_memory())),
       steps_(std::move(steps)) {
+  if (setup_.model->ops().device->host_memory())
+    populator_ = std::make_unique<PagePopulator>(pool_);
   stats_.kv_pages = pool_.pages();
   const auto sequences = static_cast<size_t>(setup_.options.max_sequences);
   view_.running.reserve(sequences);

@@ -37,6 +37,7 @@
 #include "engine/cache/kv_cache.h"
 #include "engine/cache/state_slots.h"
 #include "engine/launched_step.h"
+#include "engine/page_populator.h"
 #include "engine/prompt_budget.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -101,6 +102,7 @@ class Core {
   int64_t FormBorder(const Sequence& sequence) const {
     return sequence.FormBorder(prompt_chunk_, setup_.model->info().prompt_forms.any());
   }
+  int32_t AllocatePage();
   void Admit(Sequence& sequence);
   void Preempt(Sequence& sequence);
   void Enqueue(Sequence& sequence);
@@ -141,6 +143,7 @@ class Core {
   const int64_t prompt_chunk_;  // models::PromptChunk
   models::KvPool pool_;
   std::unique_ptr<Sampler> sampler_;
+  std::unique_ptr<PagePopulator> populator_;  // of the host's memory
   KvCache cache_;
   StateSlots states_;
   BatchBuilder batch_;

@@ -42,7 +42,7 @@ void Core::PlanStep(LaunchedStep& step, Clock::time_point now) {
       for (const Chunk& chunk : plan.chunks) {
         Sequence& sequence = *running_[chunk.index];
         if (sequence.length() > static_cast<int64_t>(sequence.pages.size()) * cache_.page_size())
-          sequence.pages.push_back(cache_.Allocate());
+          sequence.pages.push_back(AllocatePage());
         sequence.last_step = step_;
         if (!sequence.first_planned) {
           sequence.first_planned = now;
@@ -148,6 +148,12 @@ int64_t Core::PagesToAdmit(const Sequence& sequence) const {
   return pages;
 }
 
+int32_t Core::AllocatePage() {
+  const int32_t page = cache_.Allocate();
+  if (populator_ != nullptr) populator_->Reach(page);
+  return page;
+}
+
 // The head of the queue, whose shared_ FillView has found.
 void Core::Admit(Sequence& sequence) {
   waiting_.erase(waiting_.begin());
@@ -160,7 +166,7 @@ void Core::Admit(Sequence& sequence) {
     sequence.pages.push_back(page);
   }
   const auto shared = static_cast<int64_t>(shared_.size());
-  for (int64_t i = shared; i < pages; ++i) sequence.pages.push_back(cache_.Allocate());
+  for (int64_t i = shared; i < pages; ++i) sequence.pages.push_back(AllocatePage());
   const int64_t assumed = sequence.request.request.assumed_context;
   sequence.computed = std::max(shared * page_size, assumed - assumed % prompt_chunk_);
   if (states_.enabled()) {

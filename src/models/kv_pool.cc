@@ -69,10 +69,18 @@ Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, i
   if (!device.host_memory()) device.Clear(pool.memory_.data(), pool.memory_.size());
   std::byte* next = pool.memory_.data();
   for (const KvSpec& spec : info.kv) {
-    const int64_t half =
-        kernels::KvBytes(format, int64_t{spec.kv_heads} * spec.head_dim * page_size * pages);
-    pool.layers_.push_back({.k = next,
-                            .v = spec.shared_kv ? next : next + half,
+    const int64_t page_bytes =
+        kernels::KvBytes(format, int64_t{spec.kv_heads} * spec.head_dim * page_size);
+    std::byte* const keys = next;
+    next += page_bytes * pages;
+    pool.parts_.push_back({keys, page_bytes});
+    std::byte* const values = spec.shared_kv ? keys : next;
+    if (!spec.shared_kv) {
+      pool.parts_.push_back({values, page_bytes});
+      next += page_bytes * pages;
+    }
+    pool.layers_.push_back({.k = keys,
+                            .v = values,
                             .format = format,
                             .key_layout = KeysIn(spec, format, device),
                             .k_scale = spec.k_scale,
@@ -80,7 +88,6 @@ Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, i
                             .page_size = page_size,
                             .kv_heads = spec.kv_heads,
                             .head_dim = spec.head_dim});
-    next += spec.shared_kv ? half : 2 * half;
   }
   pool.state_base_ = pool.memory_.data() + page_memory;
   next = pool.state_base_;
@@ -93,38 +100,17 @@ Result<KvPool> KvPool::Create(const ModelInfo& info, kernels::KvFormat format, i
   return pool;
 }
 
-namespace {
-
-// Bytes of k (or of v) of one page in one layer.
-int64_t HalfPageBytes(const kernels::KvLayerView& layer) {
-  return kernels::KvBytes(layer.format, int64_t{layer.kv_heads} * layer.head_dim * layer.page_size);
-}
-
-// k, then v where it is other memory.
-std::vector<std::byte*> Halves(const kernels::KvLayerView& layer) {
-  if (layer.k == layer.v) return {layer.k};
-  return {layer.k, layer.v};
-}
-
-}  // namespace
-
 void KvPool::SavePage(int64_t page, std::byte* out) const {
-  for (const kernels::KvLayerView& layer : layers_) {
-    const int64_t bytes = HalfPageBytes(layer);
-    for (const std::byte* half : Halves(layer)) {
-      device_->Download(out, half + page * bytes, bytes);
-      out += bytes;
-    }
+  for (const Part& part : parts_) {
+    device_->Download(out, part.begin + page * part.page_bytes, part.page_bytes);
+    out += part.page_bytes;
   }
 }
 
 void KvPool::LoadPage(int64_t page, const std::byte* in) {
-  for (const kernels::KvLayerView& layer : layers_) {
-    const int64_t bytes = HalfPageBytes(layer);
-    for (std::byte* half : Halves(layer)) {
-      device_->Upload(half + page * bytes, in, bytes);
-      in += bytes;
-    }
+  for (const Part& part : parts_) {
+    device_->Upload(part.begin + page * part.page_bytes, in, part.page_bytes);
+    in += part.page_bytes;
   }
 }
 

@@ -128,6 +128,14 @@ class KvPool {
   void SavePage(int64_t page, std::byte* out) const;
   void LoadPage(int64_t page, const std::byte* in);
 
+  // Every layer's keys, and its values where they are other memory: pages() pages one after the
+  // other.
+  struct Part {
+    std::byte* begin = nullptr;
+    int64_t page_bytes = 0;
+  };
+  std::span<const Part> parts() const { return parts_; }
+
   // All recurrent layers' bytes of one slot.
   int64_t state_slots() const { return state_slots_; }
   int64_t state_bytes() const { return state_bytes_; }
@@ -146,6 +154,7 @@ class KvPool {
   int64_t state_slots_ = 0;
   int64_t state_bytes_ = 0;
   std::vector<kernels::KvLayerView> layers_;
+  std::vector<Part> parts_;
   int64_t pages_ = 0;
   int64_t page_bytes_ = 0;
   int32_t page_size_ = 0;
