@@ -121,7 +121,7 @@ void PrintSummary(const LoadedModel& model, const kernels::OpTable& ops) {
 
 // A small model is read from a large cache in part, and so is its probe; a large one is not.
 int64_t ProbeBytes(const models::ModelInfo& info) {
-  return std::clamp(info.weight_bytes, int64_t{1} << 28, int64_t{1} << 29);
+  return std::clamp(info.weight_bytes, int64_t{1} << 27, int64_t{1} << 29);
 }
 
 }  // namespace
