@@ -79,7 +79,10 @@ class AttentionRun {
         group_(params.q_heads / params.cache.kv_heads),
         tile_tokens_(std::max<int64_t>(1, kTargetRows / group_)),
         thread_floats_(ThreadFloats(tile_tokens_ * group_, head_dim_)) {
-    for (int64_t b = 0; b < p_.sequences; ++b) tiles_ += TilesOf(b);
+    for (int64_t b = 0; b < p_.sequences; ++b) {
+      tiles_ += TilesOf(b);
+      one_each_ = one_each_ && TilesOf(b) == p_.cache.kv_heads;
+    }
   }
 
   void Run() {
@@ -107,7 +110,12 @@ class AttentionRun {
   // Tiles are numbered by sequence, then by token, then by KV head.
   Tile TileAt(int64_t index) const {
     int64_t b = 0;
-    for (; index >= TilesOf(b); ++b) index -= TilesOf(b);
+    if (one_each_) {
+      b = index / p_.cache.kv_heads;
+      index %= p_.cache.kv_heads;
+    } else {
+      for (; index >= TilesOf(b); ++b) index -= TilesOf(b);
+    }
     const int64_t offset = index / p_.cache.kv_heads * tile_tokens_;
     const int64_t tokens = p_.q_start[b + 1] - p_.q_start[b];
     return {.sequence = b,
@@ -272,6 +280,7 @@ class AttentionRun {
   const int64_t tile_tokens_;
   const int64_t thread_floats_;
   int64_t tiles_ = 0;
+  bool one_each_ = true;  // per sequence and KV head
 };
 
 // The first tiles: their chunks in rounds of as many results as the workspace holds; after each
