@@ -12,6 +12,7 @@
 #include "kernels/cuda/linear/decode.h"
 #include "kernels/cuda/linear/one_token.h"
 #include "kernels/cuda/linear/prepare_x.h"
+#include "kernels/cuda/moe/router.h"
 #include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/prefill/turns.h"
@@ -171,6 +172,29 @@ void Linear(const OpContext& context, const LinearParams& params) {
   }
 }
 
+namespace {
+
+// Few rows of BF16 with FP32 outputs for one token, as b and a of Gated DeltaNet are: the router's
+// kernel. False: not taken.
+bool TookAsRouter(const OpContext& context, const LinearParams& p) {
+  if (p.m != 1 || p.y_f32 == nullptr || p.bias != nullptr || AsCuda(*p.weight).transforms_x())
+    return false;
+  const moe::RouterParams rows = {.router_x = p.x,
+                                  .router_stride = p.x_stride,
+                                  .router = AsCuda(*p.weight).tiles(),
+                                  .logits = p.y_f32,
+                                  .x = p.x,
+                                  .x_stride = p.x_stride,
+                                  .norm = p.norm,
+                                  .t = 1,
+                                  .before_linear = true};
+  if (!moe::OneRouterTakes(rows)) return false;
+  moe::Router(context, rows);
+  return true;
+}
+
+}  // namespace
+
 void LinearPair(const OpContext& context, const LinearPairParams& params) {
   const LinearParams& first = params.first;
   const bool plain = !AsCuda(*first.weight).transforms_x() &&
@@ -181,8 +205,11 @@ void LinearPair(const OpContext& context, const LinearPairParams& params) {
     const DecodeArgs args = ArgsOf(first), second = ArgsOf(params.second);
     if (OneTokenTakesBoth(args, second)) return LaunchOneTokenBoth(args, second, context.stream);
   }
+  // Before the other: then nothing stands between that and what reads both, and its weights come in
+  // meanwhile.
+  const bool second_done = TookAsRouter(context, params.second);
   Linear(context, first);
-  Linear(context, params.second);
+  if (!second_done) Linear(context, params.second);
 }
 
 namespace {

@@ -361,14 +361,15 @@ __global__ void __launch_bounds__(kMostWarps * 32, kMostWarps == kOneWarps ? 1 :
     if (!is_gate && p.bias != nullptr) bias = p.bias[n];
   }
   const uint16_t* x = p.x + column;
-  uint16_t* normed = blockIdx.x == 0 ? p.normed + column : nullptr;
+  uint16_t* normed = blockIdx.x == 0 && p.normed != nullptr ? p.normed + column : nullptr;
   float* logit = (is_gate ? p.gate_logits : p.logits) + n;
   float eps = p.norm.eps, inverse_d = 1.0f / static_cast<float>(p.router.k);
   const NormStyle style = p.norm.style;
   // Parameters come from memory when they are first read: not behind the wait.
   asm volatile("" : "+l"(x), "+l"(normed), "+l"(logit), "+f"(eps), "+f"(inverse_d));
+  if (p.before_linear) ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
-  ptx::LaunchSuccessor();
+  if (!p.before_linear) ptx::LaunchSuccessor();
 
   uint4 vector = {};
   if (real) vector = __ldcg(reinterpret_cast<const uint4*>(x));
@@ -514,7 +515,7 @@ bool TakesWholeSlices(const RouterParams& p) {
 }
 
 // By kWideWarps at most.
-bool OneRouterTakes(const RouterParams& p) {
+bool FitsOneRouter(const RouterParams& p) {
   const auto takes = [](const WeightTiles& weight) {
     return weight.slices() <= kWideWarps && weight.k_tiles == weight.x_tiles;
   };
@@ -549,12 +550,16 @@ bool RouterTakes(const RouterParams& p) {
          (p.gate.data == nullptr || Takes(p.gate, p.x, p.x_stride));
 }
 
+bool OneRouterTakes(const RouterParams& params) {
+  return FitsOneRouter(params) && RouterTakes(params);
+}
+
 void Router(const OpContext& context, const RouterParams& params) {
   const int gate = params.gate.data == nullptr ? 0 : 1;
   const dim3 grid(static_cast<unsigned>(params.router.row_tiles + gate),
                   static_cast<unsigned>((params.t + kTokens - 1) / kTokens));
   const unsigned threads = static_cast<unsigned>(params.router.slices()) * 32;
-  if (OneRouterTakes(params)) {
+  if (FitsOneRouter(params)) {
     const auto kernel =
         TakesWholeSlices(params) ? OneRouterKernel<kOneWarps> : OneRouterKernel<kWideWarps>;
     ShareMultiprocessor(kernel, 0);

@@ -18,9 +18,11 @@ struct RouterParams {
   float* gate_logits = nullptr;  // (T)
   // Of x, which router and gate both see: then router_x is x. The weight is 16-byte aligned.
   InputNorm norm;
-  uint16_t* normed = nullptr;  // (T, D): x, normed, for those who come later
+  uint16_t* normed =
+      nullptr;  // (T, D): x, normed, for those who come later; or null: OneRouterTakes
   int64_t t = 0;
-  bool before_few = false;  // FewGateUp follows
+  bool before_few = false;     // FewGateUp follows
+  bool before_linear = false;  // one whose weights may be asked for at once follows
   // Last: most blocks read nothing of it, and what they read late is in lines of the cache of
   // constants that they have read before.
   WeightTiles gate;  // (1, D); data null: none
@@ -31,6 +33,8 @@ inline constexpr int64_t kMaxRouterTokens = 1024;
 
 // Whether format, shape and alignment are those that Router knows; else the linear op does.
 bool RouterTakes(const RouterParams& params);
+// Also whether it is the kernel for one token and its norm, which needs no `normed`.
+bool OneRouterTakes(const RouterParams& params);
 void Router(const OpContext& context, const RouterParams& params);
 
 }  // namespace nibble::kernels::cuda::moe
