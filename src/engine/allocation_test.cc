@@ -56,7 +56,10 @@ class QuietModel : public models::Model {
   const models::ModelInfo& info() const override { return info_; }
   int64_t ActivationBytes(const models::MaxStep&) const override { return 0; }
   Status Prepare(const models::MaxStep&) override { return {}; }
-  const float* Forward(const models::Batch&, const models::KvPool&) override { return logits_; }
+  const float* Forward(const models::Batch& batch, const models::KvPool&) override {
+    if (batch.tail != nullptr) batch.tail->Launch(logits_, batch.drawn_slots.data());
+    return logits_;
+  }
   const kernels::OpTable& ops() const override { return ops_; }
 
  private:

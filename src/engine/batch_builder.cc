@@ -20,6 +20,7 @@ BatchBuilder::BatchBuilder(const StepLimits& limits, int32_t page_size, int64_t 
   kv_len_.reserve(limits.max_sequences);
   page_table_.reserve(limits.max_sequences * limits.max_pages);
   logits_rows_.reserve(limits.max_rows());
+  drawn_slots_.reserve(limits.max_rows());
   state_slots_.reserve(limits.max_sequences);
   chunked_.reserve(limits.max_sequences);
   prompt_tokens_.reserve(limits.max_sequences);
@@ -38,6 +39,7 @@ void BatchBuilder::Clear() {
   kv_len_.clear();
   page_table_.clear();
   logits_rows_.clear();
+  drawn_slots_.clear();
   state_slots_.clear();
   chunked_.clear();
   prompt_tokens_.clear();
@@ -76,6 +78,7 @@ void BatchBuilder::Add(Sequence& sequence, int64_t tokens) {
 
 void BatchBuilder::AddRow(Sequence& sequence, int64_t position, bool sample) {
   logits_rows_.push_back(static_cast<int32_t>(tokens_.size()) - 1);
+  drawn_slots_.push_back(sample ? sequence.drawn_slot : -1);
   rows_.push_back({&sequence, position, sample});
 }
 
@@ -99,7 +102,8 @@ models::Batch BatchBuilder::Finish(const int32_t* drawn) {
                          .prompt_tokens = prompt_tokens_,
                          .even_keys = even_keys_,
                          .drawn = drawn,
-                         .rope_sets = rope_sets_};
+                         .rope_sets = rope_sets_,
+                         .drawn_slots = drawn_slots_};
   for (const int32_t tokens : chunked_) {
     batch.chunked_sequences += tokens > 0 ? 1 : 0;
     batch.chunked_tokens += tokens;

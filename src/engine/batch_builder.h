@@ -64,6 +64,7 @@ class BatchBuilder {
   std::vector<int32_t> kv_len_;
   std::vector<int32_t> page_table_;
   std::vector<int32_t> logits_rows_;
+  std::vector<int32_t> drawn_slots_;
   std::vector<int32_t> state_slots_;
   std::vector<int32_t> chunked_;
   std::vector<int32_t> prompt_tokens_;

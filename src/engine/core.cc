@@ -126,7 +126,8 @@ void Core::Add(std::shared_ptr<ActiveRequest> request) {
 void Core::Step() {
   const Clock::time_point start = setup_.now();
   EndEarly(start);
-  LaunchedStep& step = in_flight_ == &steps_[0] ? steps_[1] : steps_[0];
+  // In turn, as models place a step's arrays: what they record knows both.
+  LaunchedStep& step = steps_[stats_.steps % steps_.size()];
   PlanStep(step, start);
   const bool has_work = batch_.tokens() > 0;
   if (has_work) Launch(step);
@@ -146,8 +147,11 @@ void Core::Launch(LaunchedStep& step) {
   Device& device = *setup_.model->ops().device;
   device.Set(*step.begin);
   step.rows.assign(batch_.rows().begin(), batch_.rows().end());
-  logits_ = setup_.model->Forward(batch_.Finish(sampler_->drawn()), pool_);
-  if (!step.rows.empty()) sampler_->Run(logits_, step.rows, &step.results);
+  models::Batch batch = batch_.Finish(sampler_->drawn());
+  const bool samples = !step.rows.empty();
+  if (samples) batch.tail = sampler_->Prepare(step.rows, &step.results);
+  logits_ = setup_.model->Forward(batch, pool_);
+  if (samples && batch.tail == nullptr) sampler_->Launch(logits_, nullptr);
   device.Set(*step.done);
   for (const LogitsRow& row : step.rows) {
     Sequence& sequence = *row.sequence;

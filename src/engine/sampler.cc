@@ -70,16 +70,30 @@ Sampler::Sampler(const kernels::OpTable& ops, const Options& options)
   forced_.resize(options.max_rows);
 }
 
-void Sampler::Run(const float* logits, std::span<const LogitsRow> rows, SampledRows* results) {
+models::StepTail* Sampler::Prepare(std::span<const LogitsRow> rows, SampledRows* results) {
   rows_.clear();
   results->rows_.clear();
-  bool wants_top = false;
+  results_ = results;
+  wants_top_ = false;
+  bool best = true;
   for (size_t r = 0; r < rows.size(); ++r) {
     rows_.push_back(rows[r].sample ? SamplingRow(rows[r]) : ScoringRow(rows[r], forced_[r]));
     results->rows_.push_back({.top_logprobs = rows_.back().top_logprobs,
                               .scored = rows[r].sample ? -1 : forced_[r].token});
-    wants_top = wants_top || rows_.back().top_logprobs > 0;
+    wants_top_ = wants_top_ || rows_.back().top_logprobs > 0;
+    best = best && TakesTheBest(rows_.back());
   }
+  return best ? this : nullptr;
+}
+
+// What kernels::SampleParams.drawn_slots speaks of.
+bool Sampler::TakesTheBest(const kernels::SampleRow& row) const {
+  return row.temperature == 0.0f && row.top_logprobs <= 0 && row.bias.empty() &&
+         row.counts.empty() && !row.counts_drawn && row.allowed_mask == nullptr &&
+         row.banned.data() == padding_.data();
+}
+
+void Sampler::Launch(const float* logits, const int32_t* drawn_slots) {
   const kernels::OpContext context{
       .pool = options_.pool == nullptr ? own_pool_.get() : options_.pool,
       .stream = ops_.device->stream(),
@@ -90,10 +104,11 @@ void Sampler::Run(const float* logits, std::span<const LogitsRow> rows, SampledR
                         .vocab = options_.vocab,
                         .rows = rows_,
                         .drawn = drawn_.as<int32_t>(),
-                        .out = results->sampled_.data(),
-                        .top_tokens = wants_top ? results->top_tokens_.data() : nullptr,
-                        .top_logprobs = wants_top ? results->top_logprobs_.data() : nullptr,
-                        .max_top_logprobs = options_.max_top_logprobs});
+                        .out = results_->sampled_.data(),
+                        .top_tokens = wants_top_ ? results_->top_tokens_.data() : nullptr,
+                        .top_logprobs = wants_top_ ? results_->top_logprobs_.data() : nullptr,
+                        .max_top_logprobs = options_.max_top_logprobs,
+                        .drawn_slots = drawn_slots});
 }
 
 kernels::SampleRow Sampler::SamplingRow(const LogitsRow& row) const {

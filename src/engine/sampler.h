@@ -1,8 +1,8 @@
 // Sampler: turns rows of logits into tokens and log-probabilities with the backend's sampling op.
 //
 // A prompt token is scored with the same op: a greedy row in which a bias makes that token the
-// largest; log-probability and rank are of the raw logits and know nothing of it. Run launches,
-// results are there when the device has passed it; drawn tokens also stay on the device, where the
+// largest; log-probability and rank are of the raw logits and know nothing of it. Results of a
+// Launch are there when the device has passed it; drawn tokens also stay on the device, where the
 // next step finds them before the host has seen them. Buffers are allocated for the largest step by
 // Create and MakeResults. Thread-safety: the engine thread's.
 #pragma once
@@ -17,10 +17,11 @@
 #include "device/buffer.h"
 #include "engine/batch_builder.h"
 #include "kernels/ops.h"
+#include "models/model.h"
 
 namespace nibble::engine {
 
-// What one Run gave. Its memory is written by the device.
+// What one Launch gave. Its memory is written by the device.
 class SampledRows {
  public:
   // A sampled token, or the scored prompt token.
@@ -46,7 +47,7 @@ class SampledRows {
   std::vector<Row> rows_;
 };
 
-class Sampler {
+class Sampler final : public models::StepTail {
  public:
   struct Options {
     int64_t vocab = 0;            // V: columns of the logits
@@ -60,11 +61,15 @@ class Sampler {
                                                  const Options& options);
   static int64_t Bytes(const kernels::OpTable& ops, const Options& options);
 
-  // Room for the results of a Run.
+  // Room for the results of a Launch.
   Result<SampledRows> MakeResults() const;
 
-  // logits (R, V), one row per LogitsRow. Launches; reads of the sequences what it needs at once.
-  void Run(const float* logits, std::span<const LogitsRow> rows, SampledRows* results);
+  // For the rows of a step, one per LogitsRow, before Launch: reads of the sequences what it needs.
+  // Returns the sampler where the step may take it as its tail: where all rows take the best token.
+  models::StepTail* Prepare(std::span<const LogitsRow> rows, SampledRows* results);
+  // logits (R, V) of the rows that were prepared last. drawn_slots: (R) on the device, or null.
+  void Launch(const float* logits, const int32_t* drawn_slots) override;
+  const void* key() const override { return results_->sampled_.data(); }
 
   // (max_sequences) on the device: the last token drawn for the sequence of each slot.
   const int32_t* drawn() const { return drawn_.as<int32_t>(); }
@@ -75,6 +80,7 @@ class Sampler {
  private:
   Sampler(const kernels::OpTable& ops, const Options& options);
   kernels::SampleRow SamplingRow(const LogitsRow& row) const;
+  bool TakesTheBest(const kernels::SampleRow& row) const;
   kernels::SampleRow ScoringRow(const LogitsRow& row, kernels::TokenBias& force) const;
 
   const kernels::OpTable& ops_;
@@ -83,8 +89,10 @@ class Sampler {
   Buffer workspace_;
   Buffer drawn_;
   std::vector<int32_t> padding_;
-  std::vector<kernels::SampleRow> rows_;
+  std::vector<kernels::SampleRow> rows_;    // as the rest, of Prepare
   std::vector<kernels::TokenBias> forced_;  // one per row
+  SampledRows* results_ = nullptr;
+  bool wants_top_ = false;
 };
 
 }  // namespace nibble::engine

@@ -630,6 +630,10 @@ struct SampleParams {
   int32_t* top_tokens = nullptr;
   float* top_logprobs = nullptr;
   int64_t max_top_logprobs = 0;
+  // (R) on the device: the rows' drawn_slot, or null. Launches of rows with a temperature of 0 and
+  // nothing beside it but bans of the last tokens read them there, so that a recording of these
+  // launches serves later rows of this kind; all other launches follow from `rows`.
+  const int32_t* drawn_slots = nullptr;
 };
 
 }  // namespace nibble::kernels

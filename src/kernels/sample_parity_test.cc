@@ -18,7 +18,7 @@ struct SampleResult {
 
 SampleResult RunSample(const OpTable& ops, const std::vector<float>& logits, int64_t vocab,
                        const std::vector<SampleRow>& rows, int64_t max_top = 0, int threads = 1,
-                       int32_t* drawn = nullptr) {
+                       int32_t* drawn = nullptr, const int32_t* drawn_slots = nullptr) {
   SampleResult result = {std::vector<SampledToken>(rows.size()),
                          std::vector<int32_t>(rows.size() * max_top),
                          std::vector<float>(rows.size() * max_top)};
@@ -31,7 +31,8 @@ SampleResult RunSample(const OpTable& ops, const std::vector<float>& logits, int
               .out = result.out.data(),
               .top_tokens = max_top > 0 ? result.top_tokens.data() : nullptr,
               .top_logprobs = max_top > 0 ? result.top_logprobs.data() : nullptr,
-              .max_top_logprobs = max_top});
+              .max_top_logprobs = max_top,
+              .drawn_slots = drawn_slots});
   return result;
 }
 
@@ -184,6 +185,34 @@ TEST_P(SampleParity, DrawnTokensCountBeforeTheHostHasSeenThem) {
     EXPECT_EQ(drawn[rows[i].drawn_slot + 1], -7);
     EXPECT_EQ(got.out[i].logits_hash, HashLogits({&logits[i * vocab], static_cast<size_t>(vocab)}));
   }
+}
+
+// A recording of plain rows meets later rows with other slots, which are on the device alone.
+TEST_P(SampleParity, RecordedLaunchesFindTheSlotsOnTheDevice) {
+  if (!ops().recordable) GTEST_SKIP() << "nothing is recorded";
+  const int64_t vocab = 9000;
+  constexpr int64_t kRows = 70;
+  const std::vector<float> logits = NoiseF32(16, kRows * vocab, 6.0f);
+  std::vector<SampleRow> rows(kRows);
+  std::vector<int32_t> drawn(2 * kRows, -7), slots(kRows), none(kRows, -1);
+  for (int64_t i = 0; i < kRows; ++i) {
+    rows[i] = {.temperature = 0.0f, .drawn_slot = static_cast<int32_t>(2 * i)};
+    slots[i] = static_cast<int32_t>(2 * (kRows - 1 - i) + 1);
+  }
+  const SampleResult got = RunSample(ops(), logits, vocab, rows, 0, 1, drawn.data(), slots.data());
+  ExpectSame(got, RunSample(RefOps(), logits, vocab,
+                            std::vector<SampleRow>(kRows, {.temperature = 0.0f})));
+  for (int64_t i = 0; i < kRows; ++i) {
+    EXPECT_EQ(drawn[slots[i]], got.out[i].token);
+    EXPECT_EQ(drawn[slots[i] - 1], -7);
+  }
+  std::ranges::fill(drawn, -7);
+  RunSample(ops(), logits, vocab, rows, 0, 1, drawn.data(), none.data());
+  EXPECT_EQ(std::ranges::count(drawn, -7), std::ssize(drawn));
+  // Rows of other kinds are not recorded: what they say themselves counts.
+  rows[0].temperature = 1.0f;
+  RunSample(ops(), logits, vocab, rows, 0, 1, drawn.data(), none.data());
+  EXPECT_NE(drawn[0], -7);
 }
 
 // Padding at the end of the vocabulary is banned in every row, and may hold the best raw logits.

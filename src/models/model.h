@@ -160,6 +160,16 @@ class KvPool {
   int32_t page_size_ = 0;
 };
 
+// What a caller launches behind a step's logits and wants recorded with the step.
+class StepTail {
+ public:
+  virtual ~StepTail() = default;
+  // drawn_slots: Batch.drawn_slots on the model's device. Not called for a recorded step.
+  virtual void Launch(const float* logits, const int32_t* drawn_slots) = 0;
+  // Tails with one key launch the same behind steps of one shape.
+  virtual const void* key() const = 0;
+};
+
 // One step: T tokens of B sequences, each a run of consecutive positions. Plain arrays, filled by
 // the engine.
 struct Batch {
@@ -171,6 +181,7 @@ struct Batch {
   std::span<const int32_t> page_table;  // (B, max_pages)
   int64_t max_pages = 0;
   std::span<const int32_t> logits_rows;  // (R): indices into tokens whose logits are wanted
+  bool all_rows = false;                 // they are 0, 1, ... T - 1; models find it out themselves
   // (B): a slot of the pool per sequence; empty for models without recurrent layers.
   std::span<const int32_t> state_slots;
   // (B) or empty: leading tokens of each sequence that are taken in chunks, as
@@ -189,6 +200,8 @@ struct Batch {
   // (B): which frequencies a LongRoPE model uses, 0 up to ModelInfo.rope_border, 1 beyond; empty:
   // 0.
   std::span<const uint8_t> rope_sets;
+  std::span<const int32_t> drawn_slots;  // (R) or empty: for the tail
+  StepTail* tail = nullptr;
 };
 
 // The largest step that a model is prepared for.
@@ -210,8 +223,9 @@ class Model {
   virtual Status Prepare(const MaxStep& max) = 0;
 
   // Computes the step, writes its k and v into the pool, and the wanted logits rows, (R, V) FP32,
-  // on the device of ops(). Allocates nothing but, on GPUs, a recording per new shape of a step.
-  // Returns a pointer that stays valid until the next call; the step may still be under way.
+  // on the device of ops(); launches the batch's tail behind them. Allocates nothing but, on GPUs,
+  // a recording per new shape of a step. Returns a pointer that stays valid until the next call;
+  // the step may still be under way.
   virtual const float* Forward(const Batch& batch, const KvPool& kv) = 0;
 
   // ---- The draft head of a checkpoint with an MTP module, if LoadOptions.draft asked for it.

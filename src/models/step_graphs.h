@@ -35,8 +35,10 @@ class StepGraphs {
     const Shape shape = {.arrays = batch.tokens.data(),
                          .tokens = tokens,
                          .rows = static_cast<int64_t>(batch.logits_rows.size()),
+                         .all_rows = batch.all_rows,
                          .page_stride = batch.max_pages,
                          .drawn = batch.drawn,
+                         .tail = batch.tail != nullptr ? batch.tail->key() : nullptr,
                          .pool = kv.id(),
                          .recording = kernels::RecordingNumber()};
     const auto [entry, first] = shapes_.try_emplace(shape);
@@ -56,8 +58,10 @@ class StepGraphs {
     const int32_t* arrays = nullptr;  // where StepInputs has put the batch
     int64_t tokens = 0;
     int64_t rows = 0;
+    bool all_rows = false;
     int64_t page_stride = 0;
     const int32_t* drawn = nullptr;
+    const void* tail = nullptr;
     uint64_t pool = 0;
     uint32_t recording = 0;
     auto operator<=>(const Shape&) const = default;

@@ -70,6 +70,27 @@ TEST_F(StepGraphsTest, TheSecondStepOfAShapeIsRecordedAndLaterOnesReplayed) {
   EXPECT_EQ(ran_, 7);
 }
 
+TEST_F(StepGraphsTest, TailsAndPickedRowsBelongToTheShape) {
+  struct Tail final : StepTail {
+    void Launch(const float*, const int32_t*) override {}
+    const void* key() const override { return this; }
+  };
+  Tail first, second;
+  const std::span<const int32_t> each = std::span(tokens_).first(2);
+  const auto step = [&](StepTail* tail, bool all_rows) {
+    graphs_.Run(
+        ops_,
+        {.tokens = each, .kv_len = each, .logits_rows = each, .all_rows = all_rows, .tail = tail},
+        kv_, [this] { ++ran_; });
+  };
+  for (StepTail* tail : {static_cast<StepTail*>(nullptr), static_cast<StepTail*>(&first),
+                         static_cast<StepTail*>(&second)})
+    for (const bool all_rows : {false, true}) step(tail, all_rows), step(tail, all_rows);
+  EXPECT_EQ(device_.recorded, 6);
+  step(&first, true);
+  EXPECT_EQ(device_.recorded, 6);
+}
+
 TEST_F(StepGraphsTest, TheShapesUsedLastKeepTheirRecordings) {
   const auto most = static_cast<int64_t>(StepGraphs::kMostShapes);
   for (int64_t n = 1; n <= most; ++n) Step(n), Step(n);

@@ -24,9 +24,17 @@ int64_t ArrayBytes(const MaxStep& max) {
   const int64_t sequences = max.sequences > 0 ? max.sequences : max.tokens;
   const int64_t per_token = 3 * sizeof(int32_t) + sizeof(int64_t);
   const int64_t per_sequence = 4 * sizeof(int32_t) + Stride(max.pages) * sizeof(int32_t);
-  constexpr int64_t kArrays = 10;
-  return Aligned(max.tokens * per_token + (sequences + 1) * per_sequence +
-                 max.rows * static_cast<int64_t>(sizeof(int32_t)) + kArrays * kAlignment);
+  const int64_t per_row = 2 * sizeof(int32_t);
+  constexpr int64_t kArrays = 11;
+  return Aligned(max.tokens * per_token + (sequences + 1) * per_sequence + max.rows * per_row +
+                 kArrays * kAlignment);
+}
+
+bool IsEveryToken(std::span<const int32_t> rows, size_t tokens) {
+  if (rows.size() != tokens) return false;
+  for (size_t i = 0; i < tokens; ++i)
+    if (rows[i] != static_cast<int32_t>(i)) return false;
+  return true;
 }
 
 }  // namespace
@@ -46,6 +54,7 @@ Status StepInputs::Prepare(Device& device, const MaxStep& max) {
 
 Batch StepInputs::Place(const Batch& batch, int64_t long_rows) {
   Batch placed = batch;
+  placed.all_rows = IsEveryToken(batch.logits_rows, batch.tokens.size());
   if (long_rows > 0 && !batch.rope_sets.empty()) {
     rope_rows_.assign(batch.positions.begin(), batch.positions.end());
     for (size_t b = 0; b < batch.rope_sets.size(); ++b) {
@@ -84,6 +93,7 @@ Batch StepInputs::Place(const Batch& batch, int64_t long_rows) {
   place(&placed.state_slots);
   place(&placed.chunked);
   place(&placed.even_keys);
+  place(&placed.drawn_slots);
   placed.max_pages = Stride(batch.max_pages);
   const auto sequences = static_cast<int64_t>(batch.kv_len.size());
   const int64_t at = reserve(sequences * placed.max_pages * static_cast<int64_t>(sizeof(int32_t)));

@@ -85,6 +85,7 @@ class FakeModel : public models::Model {
       }
     }
     Expect(row == batch.logits_rows.size(), "rows are not in order");
+    if (batch.tail != nullptr) batch.tail->Launch(logits_.data(), batch.drawn_slots.data());
     return logits_.data();
   }
 

@@ -218,7 +218,8 @@ const float* Decoder::Forward(const Batch& batch, const KvPool& kv) {
   const Batch placed = inputs_.Place(batch, info_.rope_long_rows);
   const auto launch = [&] {
     Embed(placed, x_);
-    RunStack(Step(placed, kv), stack_);
+    const float* logits = RunStack(Step(placed, kv), stack_);
+    if (placed.tail != nullptr) placed.tail->Launch(logits, placed.drawn_slots.data());
   };
   // What is recorded for a shape is a step of generated tokens.
   if (runs_.empty()) {
@@ -275,9 +276,16 @@ const float* Decoder::RunStack(const StepContext& step, const Stack& stack) {
   const auto rows = static_cast<int64_t>(step.batch.logits_rows.size());
   if (rows == 0) return logits_;
   const int32_t* picked = step.batch.logits_rows.data();
+  const bool all = step.batch.all_rows;
   if (draft_) {
-    ops_->gather_rows(context_, {.x = hidden_, .rows = picked, .out = normed_, .r = rows, .d = d});
-    RunHead(step, {normed_}, rows);
+    if (!all)
+      ops_->gather_rows(context_,
+                        {.x = hidden_, .rows = picked, .out = normed_, .r = rows, .d = d});
+    RunHead(step, {all ? hidden_ : normed_}, rows);
+    return logits_;
+  }
+  if (all) {
+    RunHead(step, Normed(x_, delta, stack.final_norm, rows), rows);
     return logits_;
   }
   ops_->gather_rows(context_, {.x = x_, .rows = picked, .out = row_x_, .r = rows, .d = d});

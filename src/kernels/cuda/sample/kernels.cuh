@@ -120,4 +120,19 @@ __device__ __forceinline__ uint64_t BestOfChunks(const ChunkSurvey* surveys, int
   return MinOf().OverWarp(best);
 }
 
+struct BestTokens {
+  uint64_t raw;
+  uint64_t edited;
+};
+// The row's best_raw and best, with one pass over its chunks.
+__device__ __forceinline__ BestTokens BestOfRow(const ChunkSurvey* surveys, int chunks) {
+  BestTokens best = {kNone, kNone};
+#pragma unroll 2
+  for (int c = static_cast<int>(threadIdx.x) % kWarp; c < chunks; c += kWarp) {
+    best.raw = MinOf()(best.raw, surveys[c].best_raw);
+    best.edited = MinOf()(best.edited, surveys[c].best);
+  }
+  return {MinOf().OverWarp(best.raw), MinOf().OverWarp(best.edited)};
+}
+
 }  // namespace nibble::kernels::cuda::sampling

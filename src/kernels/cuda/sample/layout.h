@@ -120,6 +120,7 @@ struct Group {
   int32_t* top_tokens;    // the group's, max_top_logprobs per row
   float* top_logprobs;
   int32_t* drawn;                 // of the caller, on the device
+  const int32_t* drawn_slots;     // the same as drawn_slot on the device, or null
   int32_t drawn_slot[kMaxGroup];  // -1: none
 };
 

@@ -137,10 +137,9 @@ int64_t MaxUploadBytes(int64_t vocab) {
   return Aligned(kTableBytes) + 2 * kAlign + std::max(one_row, int64_t{1} << 20);
 }
 
-PackedGroup Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top_logprobs,
-                 std::byte* upload, int64_t room) {
+PackedGroup FormGroup(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top_logprobs,
+                      int64_t room) {
   PackedGroup group;
-  bool plain = true;
   int64_t edits = 0;
   for (const SampleRow& row : rows) {
     const int64_t tops = WantedTops(row, max_top_logprobs);
@@ -151,12 +150,16 @@ PackedGroup Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top
     if (!fits) break;
     const int32_t end = EndOfUnbanned(row.banned, vocab);
     if (group.rows == 0) group.end = end;
-    plain = plain && end == group.end && IsPlain(row, tops, end, vocab);
+    group.plain = group.plain && end == group.end && IsPlain(row, tops, end, vocab);
     ++group.rows;
   }
   NIBBLE_CHECK(group.rows > 0, "a row's biases, bans and counts name tokens more than once");
-  if (plain) return group;
+  return group;
+}
 
+void Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top_logprobs,
+          std::byte* upload, PackedGroup* packed) {
+  PackedGroup& group = *packed;
   group.searches_at = Aligned(group.rows * static_cast<int64_t>(sizeof(Row)));
   auto* packed_rows = reinterpret_cast<Row*>(upload);
   auto* searches = reinterpret_cast<Search*>(upload + group.searches_at);
@@ -179,7 +182,6 @@ PackedGroup Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top
   for (int32_t i = 0; i < group.searches; ++i)
     group.histogram = group.histogram || searches[i].top_k > 0 || searches[i].limits_mass();
   group.bytes = group.edits_at + writer.bytes();
-  return group;
 }
 
 }  // namespace nibble::kernels::cuda::sampling

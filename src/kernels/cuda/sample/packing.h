@@ -14,17 +14,21 @@ namespace nibble::kernels::cuda::sampling {
 int64_t MaxUploadBytes(int64_t vocab);
 
 struct PackedGroup {
-  int32_t rows = 0;  // taken from the front
-  int32_t searches = 0;
-  int64_t bytes = 0;  // to upload: rows, searches, edits; 0: every row takes its best token,
+  int32_t rows = 0;   // taken from the front
+  bool plain = true;  // every row takes its best token
   int32_t end = 0;    // before this one
+  int32_t searches = 0;
+  int64_t bytes = 0;  // to upload: rows, searches, edits; of plain rows 0
   int64_t searches_at = 0;
   int64_t edits_at = 0;
   bool histogram = false;  // whether some search limits k or mass
 };
 
 // As many rows as fit: at most kMaxGroup, their upload in `room` bytes.
-PackedGroup Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top_logprobs,
-                 std::byte* upload, int64_t room);
+PackedGroup FormGroup(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top_logprobs,
+                      int64_t room);
+// The upload of rows that are not plain.
+void Pack(std::span<const SampleRow> rows, int64_t vocab, int64_t max_top_logprobs,
+          std::byte* upload, PackedGroup* group);
 
 }  // namespace nibble::kernels::cuda::sampling

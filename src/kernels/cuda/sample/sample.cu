@@ -110,7 +110,7 @@ void LaunchGroup(const Group& g, const PackedGroup& packed, cudaStream_t stream)
   constexpr int64_t kFetched = int64_t{kThreads} * 16;
   LaunchPdl(FetchKernel, static_cast<unsigned>((g.upload_bytes + kFetched - 1) / kFetched),
             kThreads, 0, stream, g);
-  LaunchPdl(SurveyKernel, rows, kThreads, 0, stream, g);
+  LaunchPdl(SurveyKernel, rows, kSurveyThreads, 0, stream, g);
   if (packed.histogram) LaunchPdl(HistogramKernel, searches, kThreads, 0, stream, g);
   LaunchPdl(CollectKernel, searches, kThreads, 0, stream, g);
   LaunchPdl(ChooseKernel, static_cast<unsigned>(g.rows + g.searches), kChooseThreads, 0, stream, g);
@@ -136,11 +136,14 @@ void Sample(const OpContext& context, const SampleParams& p) {
   size_t bytes = 0;
   const Workspace w = Arrange(context.workspace, std::min(total, kMaxGroup), p.vocab, &bytes);
   for (int64_t first = 0; first < total;) {
-    std::byte* upload = areas.Next(w.uploaded_bytes);
-    if (upload == nullptr) return;
-    const PackedGroup packed =
-        Pack(p.rows.subspan(first), p.vocab, max_top, upload, w.uploaded_bytes);
-    const bool uploads = packed.bytes > 0;
+    PackedGroup packed = FormGroup(p.rows.subspan(first), p.vocab, max_top, w.uploaded_bytes);
+    std::byte* upload = nullptr;
+    const bool uploads = !packed.plain;
+    if (uploads) {
+      upload = areas.Next(w.uploaded_bytes);
+      if (upload == nullptr) return;
+      Pack(p.rows.subspan(first, packed.rows), p.vocab, max_top, upload, &packed);
+    }
     Group group = {.logits = p.logits + first * p.logits_stride,
                    .stride = p.logits_stride,
                    .vocab = static_cast<int32_t>(p.vocab),
@@ -157,7 +160,9 @@ void Sample(const OpContext& context, const SampleParams& p) {
                    .results = p.out + first,
                    .top_tokens = max_top > 0 ? p.top_tokens + first * max_top : nullptr,
                    .top_logprobs = max_top > 0 ? p.top_logprobs + first * max_top : nullptr,
-                   .drawn = p.drawn};
+                   .drawn = p.drawn,
+                   .drawn_slots = uploads || p.drawn_slots == nullptr ? nullptr
+                                                                      : p.drawn_slots + first};
     for (int32_t r = 0; r < packed.rows; ++r) group.drawn_slot[r] = p.rows[first + r].drawn_slot;
     LaunchGroup(group, packed, StreamOf(context));
     if (uploads) areas.Fetched(StreamOf(context));

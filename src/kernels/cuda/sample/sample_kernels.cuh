@@ -10,11 +10,15 @@ namespace nibble::kernels::cuda::sampling {
 
 inline constexpr int kThreads = 256;
 inline constexpr int kPerThread = static_cast<int>(kChunk) / kThreads;
+// A step of greedy rows waits for the survey: few tokens of a thread, and so little code.
+inline constexpr int kSurveyThreads = 512;
+inline constexpr int kSurveyTokens = static_cast<int>(kChunk) / kSurveyThreads;
 inline constexpr int kChooseThreads = 512;
 
 // Token i of this thread in chunk c: neighbouring threads have neighbouring tokens.
+template <int kCtaThreads = kThreads>
 __device__ __forceinline__ int TokenAt(int chunk, int i) {
-  return chunk * static_cast<int>(kChunk) + i * kThreads + static_cast<int>(threadIdx.x);
+  return chunk * static_cast<int>(kChunk) + i * kCtaThreads + static_cast<int>(threadIdx.x);
 }
 
 // A logit, or -inf from `end` on.
@@ -41,17 +45,17 @@ __global__ void __launch_bounds__(kThreads) FetchKernel(Group g) {
 // The best of this thread's values, the first among equals, as a rank key; `keeps` says which
 // count.
 template <typename Keeps>
-__device__ __forceinline__ uint64_t BestOfThread(const float (&values)[kPerThread], int chunk,
+__device__ __forceinline__ uint64_t BestOfThread(const float (&values)[kSurveyTokens], int chunk,
                                                  Keeps keeps) {
   float best = 0.0f;
   int at = -1;
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
+  for (int i = 0; i < kSurveyTokens; ++i) {
     if (!keeps(i) || (at >= 0 && values[i] <= best)) continue;
     best = values[i];
     at = i;
   }
-  return at < 0 ? kNone : RankKey(best, TokenAt(chunk, at));
+  return at < 0 ? kNone : RankKey(best, TokenAt<kSurveyThreads>(chunk, at));
 }
 
 // Biases, bans and penalties of the tokens in [first, first + kChunk).
@@ -60,7 +64,7 @@ __device__ __forceinline__ void ApplyEdits(const Row& row, const std::byte* edit
                                            const int32_t* drawn, int first, float* processed) {
   const auto in_chunk = [&](int token) { return token >= first && token < first + kChunk; };
   const auto* biases = reinterpret_cast<const BiasEdit*>(edits + row.bias_at);
-  for (int i = static_cast<int>(threadIdx.x); i < row.biases; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < row.biases; i += kSurveyThreads) {
     const int token = biases[i].token;
     if (!in_chunk(token) || (i > 0 && biases[i - 1].token == token)) continue;
     float logit = processed[token];
@@ -69,7 +73,7 @@ __device__ __forceinline__ void ApplyEdits(const Row& row, const std::byte* edit
   }
   __syncthreads();
   const auto* banned = reinterpret_cast<const int32_t*>(edits + row.banned_at);
-  for (int i = static_cast<int>(threadIdx.x); i < row.banned; i += kThreads)
+  for (int i = static_cast<int>(threadIdx.x); i < row.banned; i += kSurveyThreads)
     if (in_chunk(banned[i])) processed[banned[i]] = -INFINITY;
   __syncthreads();
   const auto penalize = [&](int token, int count) {
@@ -82,7 +86,7 @@ __device__ __forceinline__ void ApplyEdits(const Row& row, const std::byte* edit
   const int unseen = row.unseen >= 0 ? drawn[row.unseen] : -1;
   bool listed = false;
   const auto* counts = reinterpret_cast<const CountEdit*>(edits + row.counts_at);
-  for (int i = static_cast<int>(threadIdx.x); i < row.counts; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < row.counts; i += kSurveyThreads) {
     const CountEdit seen = counts[i];
     const bool again = seen.token == unseen;
     listed = listed || again;
@@ -95,8 +99,9 @@ __device__ __forceinline__ void ApplyEdits(const Row& row, const std::byte* edit
 
 // What later kernels add to starts at zero.
 __device__ __forceinline__ void ClearSums(const Group& g) {
-  const int stride = static_cast<int>(gridDim.x * gridDim.y) * kThreads;
-  const int self = static_cast<int>((blockIdx.y * gridDim.x + blockIdx.x) * kThreads + threadIdx.x);
+  const int stride = static_cast<int>(gridDim.x * gridDim.y) * kSurveyThreads;
+  const int self =
+      static_cast<int>((blockIdx.y * gridDim.x + blockIdx.x) * kSurveyThreads + threadIdx.x);
   for (int i = self; i < g.searches * kBuckets; i += stride) {
     g.w.histogram_mass[i] = 0;
     g.w.histogram_count[i] = 0;
@@ -108,19 +113,19 @@ __device__ __forceinline__ void ClearSums(const Group& g) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
-  __shared__ uint64_t keys[kWarp];
+__global__ void __launch_bounds__(kSurveyThreads) SurveyKernel(Group g) {
+  __shared__ uint64_t keys[kWarp], best_keys[kWarp], hashes[kWarp];
   __shared__ float sums[kWarp];
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
   const int chunk = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
   const float* logits = g.logits + r * g.stride;
-  float values[kPerThread];
+  float values[kSurveyTokens];
   uint64_t hash = 0;
   bool broken = false;
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const int token = TokenAt(chunk, i);
+  for (int i = 0; i < kSurveyTokens; ++i) {
+    const int token = TokenAt<kSurveyThreads>(chunk, i);
     const bool exists = token < g.vocab;
     const float raw = ptx::LoadHere(logits + (exists ? token : 0));
     broken = broken || !(raw <= FLT_MAX);
@@ -130,27 +135,48 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
   ClearSums(g);
 
   const auto finite = [&](int i) { return values[i] > -INFINITY; };
+  const Row* row = g.row_table != nullptr ? &g.row_table[r] : nullptr;
+  const int end = row != nullptr ? row->end : g.end;
+  const bool changed = row != nullptr && row->changed != 0;
+  const auto before_end = [&](int i) {
+    return finite(i) && TokenAt<kSurveyThreads>(chunk, i) < end;
+  };
+  // The best of all and of those before `end` with one barrier, the sums with another.
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const auto of_warps = [&](const auto* shared, auto identity) {
+    return lane < kSurveyThreads / kWarp ? shared[lane] : identity;
+  };
   ChunkSurvey survey = {};
-  const uint64_t best_raw = broken ? kBroken : BestOfThread(values, chunk, finite);
-  survey.best_raw = Reduce(best_raw, kNone, MinOf(), keys);
+  const uint64_t own = MinOf().OverWarp(broken ? kBroken : BestOfThread(values, chunk, finite));
+  uint64_t own_before = own;
+  if (end != g.vocab && !changed)
+    own_before = MinOf().OverWarp(broken ? kBroken : BestOfThread(values, chunk, before_end));
+  hash = SumOf().OverWarp(hash);
+  if (lane == 0) keys[warp] = own, best_keys[warp] = own_before, hashes[warp] = hash;
+  __syncthreads();
+  survey.best_raw = MinOf().OverWarp(of_warps(keys, kNone));
   const float largest = LogitOf(survey.best_raw);
   float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i)
+  for (int i = 0; i < kSurveyTokens; ++i)
     if (finite(i)) sum += __expf(values[i] - largest);
-  survey.raw_sum = Reduce(sum, 0.0f, SumOf(), sums);
-  survey.hash_sum = Reduce(hash, uint64_t{0}, SumOf(), keys);
-
-  const Row* row = g.row_table != nullptr ? &g.row_table[r] : nullptr;
-  const int end = row != nullptr ? row->end : g.end;
+  sum = SumOf().OverWarp(sum);
+  if (lane == 0) sums[warp] = sum;
+  __syncthreads();
+  if (warp == 0) {
+    survey.best = MinOf().OverWarp(of_warps(best_keys, kNone));
+    survey.hash_sum = SumOf().OverWarp(of_warps(hashes, uint64_t{0}));
+    survey.raw_sum = SumOf().OverWarp(of_warps(sums, 0.0f));
+  }
   survey.best_allowed = kNone;
-  if (row != nullptr && row->changed != 0) {
+  if (changed) {
     float* processed = g.w.processed + int64_t{r} * g.vocab;
     const auto* mask = reinterpret_cast<const uint32_t*>(g.edits + row->mask_at);
     uint32_t allowed = 0;  // bit i: token i of this thread
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const int token = TokenAt(chunk, i);
+    for (int i = 0; i < kSurveyTokens; ++i) {
+      const int token = TokenAt<kSurveyThreads>(chunk, i);
       if (token >= g.vocab) continue;
       const bool stays = row->mask_at < 0 || ((mask[token / 32] >> (token % 32)) & 1u) != 0;
       allowed |= static_cast<uint32_t>(stays) << i;
@@ -164,13 +190,8 @@ __global__ void __launch_bounds__(kThreads) SurveyKernel(Group g) {
     __syncthreads();
     ApplyEdits(*row, g.edits, g.drawn, chunk * static_cast<int>(kChunk), processed);
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) values[i] = LogitBefore(processed, TokenAt(chunk, i), end);
-  }
-  if (end == g.vocab && (row == nullptr || row->changed == 0)) {
-    survey.best = survey.best_raw;
-  } else {
-    const auto counts = [&](int i) { return finite(i) && TokenAt(chunk, i) < end; };
-    const uint64_t best = broken ? kBroken : BestOfThread(values, chunk, counts);
+    for (int i = 0; i < kSurveyTokens; ++i) values[i] = LogitBefore(processed, TokenAt<kSurveyThreads>(chunk, i), end);
+    const uint64_t best = broken ? kBroken : BestOfThread(values, chunk, before_end);
     survey.best = Reduce(best, kNone, MinOf(), keys);
   }
   if (threadIdx.x == 0) g.w.surveys[r * g.chunks + chunk] = survey;
@@ -382,6 +403,7 @@ struct ChooseShared {
   uint64_t rest;
   int token;
   int gathered;
+  int drawn_slot;  // of the row, thread 0's
 };
 
 constexpr int kListedPerThread = kMaxListed / kChooseThreads;
@@ -591,12 +613,11 @@ __device__ __forceinline__ RawScale ScaleOfRow(const Group& g, int r, uint64_t b
   return {largest, logf(SumOf().OverWarp(sum)), SumOf().OverWarp(hash)};
 }
 
-__device__ __forceinline__ int Choose(const Group& g, int r, uint64_t best_raw,
+__device__ __forceinline__ int Choose(const Group& g, int r, uint64_t best_raw, uint64_t best,
                                       ChooseShared& shared) {
-  const ChunkSurvey* surveys = g.w.surveys + r * g.chunks;
-  const uint64_t best = BestOfChunks(surveys, g.chunks, &ChunkSurvey::best);
   if (best == kNone) {  // every token is ruled out
-    const uint64_t allowed = BestOfChunks(surveys, g.chunks, &ChunkSurvey::best_allowed);
+    const uint64_t allowed =
+        BestOfChunks(g.w.surveys + r * g.chunks, g.chunks, &ChunkSurvey::best_allowed);
     return TokenOf(allowed != kNone ? allowed : best_raw);
   }
   const int s = g.row_table != nullptr ? g.row_table[r].search : -1;
@@ -620,22 +641,21 @@ __device__ __forceinline__ int BetterInRow(const Group& g, int r, int token, Cho
 // The chosen token's result. Where it is not the best raw one RankKernel follows; but not for rows
 // that take the best token before the vocabulary's padding, which hardly ever differ.
 __device__ __forceinline__ void ChooseOfRow(const Group& g, int r, ChooseShared& shared) {
-  const uint64_t best_raw =
-      BestOfChunks(g.w.surveys + r * g.chunks, g.chunks, &ChunkSurvey::best_raw);
+  const auto [best_raw, best] = BestOfRow(g.w.surveys + r * g.chunks, g.chunks);
   const bool broken = !IsToken(best_raw);
-  const int token = broken ? 0 : Choose(g, r, best_raw, shared);
+  const int token = broken ? 0 : Choose(g, r, best_raw, best, shared);
   const RawScale scale = ScaleOfRow(g, r, best_raw);
   const bool is_best = !broken && token == TokenOf(best_raw);
   int rank = 1;
   if (!broken && !is_best && g.row_table == nullptr) rank += BetterInRow(g, r, token, shared);
   if (threadIdx.x != 0) return;
-  const float logit = g.logits[r * g.stride + token];
+  const float logit = is_best || broken ? LogitOf(best_raw) : g.logits[r * g.stride + token];
   g.results[r] = {.token = token,
                   .logprob = broken ? 0.0f : scale.Logprob(logit),
                   .rank = broken ? 0 : rank,
                   .broken = broken,
                   .logits_hash = FinishLogitsHash(scale.hash_sum)};
-  if (g.drawn_slot[r] >= 0) g.drawn[g.drawn_slot[r]] = token;
+  if (shared.drawn_slot >= 0) g.drawn[shared.drawn_slot] = token;
   g.w.chosen[r] = broken || is_best ? -1 : token;
 }
 
@@ -675,9 +695,11 @@ __device__ __forceinline__ void ListBest(const Group& g, int s, ChooseShared& sh
 // CTAs [0, R) choose tokens, the next S list the best ones.
 __global__ void __launch_bounds__(kChooseThreads) ChooseKernel(Group g) {
   __shared__ ChooseShared shared;
+  const int at = static_cast<int>(blockIdx.x);
+  if (threadIdx.x == 0 && at < g.rows)
+    shared.drawn_slot = g.drawn_slots != nullptr ? g.drawn_slots[at] : g.drawn_slot[at];
   ptx::WaitForPredecessor();
   ptx::LaunchSuccessor();
-  const int at = static_cast<int>(blockIdx.x);
   if (at < g.rows) {
     ChooseOfRow(g, at, shared);
   } else {
