@@ -30,6 +30,7 @@ OPCODES = {
     "OMMA": 0x47F,  # block-scaled FP4 MMA
     "F2FP": 0x23E,  # conversions of pairs
     "LDGSTS": 0xFAE,  # cp.async
+    "UBLKCP": 0x3BA,  # bulk copies
 }
 
 # VIMNMX.RELU clamps from both sides. nvcc 13.0 takes a predicate that it sets for `is the upper bound`, but it says that the
@@ -44,6 +45,7 @@ FAMILIES = {"120": "120f"}
 # Kernel, architectures (None: all), what at least one instance must hold.
 NEEDED = [
     ("decode::DecodeKernel", None, ["HMMA", "LDGSTS"]),
+    ("StreamTokenKernel", ["90a", "100a", "120f"], ["HMMA", "UBLKCP"]),
     ("TilesKernel", ["90a"], ["HGMMA", "LDGSTS"]),
     ("TurnsKernel", ["90a"], ["HGMMA", "LDGSTS"]),
     ("PrefillAttentionKernel", ["90a"], ["HGMMA"]),

@@ -40,9 +40,13 @@ int SharedOfMultiprocessor(int m) { return m == 1 ? kSplitOfOneToken : kSplitOfF
 // long as those two. What a second launch could load ahead is little beside so many bytes.
 constexpr int64_t kLoneBytes = int64_t{24} << 20;
 
+}  // namespace
+
 bool IsLone(const WeightTiles& weight) {
   return weight.row_tiles * weight.row_tile_bytes >= kLoneBytes;
 }
+
+namespace {
 
 bool MayStage(const WeightTiles& weight, int m) {
   return TokenTiles(m) == 1 && weight.k % kTileColumns == 0;

@@ -29,6 +29,9 @@ struct DecodeArgs {
   int m = 0;  // 1..64
 };
 
+// Whether the weight is so large that its launch has the multiprocessors to itself.
+bool IsLone(const WeightTiles& weight);
+
 // Whether every CTA can norm x of m tokens for itself, in shared memory.
 bool NormsInDecode(const WeightTiles& weight, const InputNorm& norm, int m);
 

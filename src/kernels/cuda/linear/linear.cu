@@ -12,6 +12,7 @@
 #include "kernels/cuda/linear/decode.h"
 #include "kernels/cuda/linear/one_token.h"
 #include "kernels/cuda/linear/prepare_x.h"
+#include "kernels/cuda/linear/stream_token.h"
 #include "kernels/cuda/moe/router.h"
 #include "kernels/cuda/norm/norm.h"
 #include "kernels/cuda/prefill/prefill.h"
@@ -104,6 +105,7 @@ void Decode(const OpContext& context, const LinearParams& p) {
     }
   }
   if (OneTokenTakes(args)) return LaunchOneToken(args, context.stream);
+  if (StreamTokenTakes(args)) return LaunchStreamToken(args, context.stream);
   LaunchDecode(args, plan, context.stream);
 }
 
@@ -204,6 +206,8 @@ void LinearPair(const OpContext& context, const LinearPairParams& params) {
       DecodeTakes(AsCuda(*first.weight).tiles(), first.x, first.x_stride, 1)) {
     const DecodeArgs args = ArgsOf(first), second = ArgsOf(params.second);
     if (OneTokenTakesBoth(args, second)) return LaunchOneTokenBoth(args, second, context.stream);
+    if (StreamTokenTakesBoth(args, second))
+      return LaunchStreamTokenBoth(args, second, context.stream);
   }
   // Before the other: then nothing stands between that and what reads both, and its weights come in
   // meanwhile.

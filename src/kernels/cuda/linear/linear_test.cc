@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/device_facts.h"
 #include "kernels/cuda/linear/decode.h"
+#include "kernels/cuda/linear/stream_token.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/testing/synced_ops.h"
 #include "kernels/linear_fixture.h"
@@ -224,8 +225,8 @@ TEST_F(CudaLinear, BitsDoNotDependOnTheNumberOfTokens) {
     }
 }
 
-// One token by a small weight has a kernel of its own, with one to three units of a warp. A weight
-// of more than 24 MB has two CTAs on a multiprocessor, and x of more than 36 KB comes in chunks.
+// One token by a small weight has a kernel of its own, with one to three units of a warp, and by
+// one of more than 24 MB another, where warps may share the slices of the last round.
 TEST_F(CudaLinear, OneTokenHasTheBitsOfTwo) {
   struct Shape {
     int64_t n, k;
@@ -236,14 +237,16 @@ TEST_F(CudaLinear, OneTokenHasTheBitsOfTwo) {
     DType scale;
     std::span<const Shape> shapes;
   };
-  const Shape large_nvfp4[] = {{12304, 4096}, {1600, 28672}}, large_bf16[] = {{6200, 2048}};
-  const Shape large_fp8[] = {{1000, 28736}};
+  const Shape large_4_bit[] = {{12304, 4096}, {1680, 28672}, {9700, 5120}, {6230, 8192}};
+  const Shape large_bf16[] = {{6200, 2048}, {1700, 8192}, {2880, 4096}},
+              large_fp8[] = {{1000, 28736}, {9300, 3072}};
   Runner gpu(ops());
   for (const auto& [format, scale, shapes] : {Case{WeightFormat::kNvfp4, DType::kF32, small},
                                               Case{WeightFormat::kMxfp4, DType::kF32, small},
                                               Case{WeightFormat::kFp8, DType::kF32, small},
                                               Case{WeightFormat::kFp8, DType::kF8E8M0, small},
-                                              Case{WeightFormat::kNvfp4, DType::kF32, large_nvfp4},
+                                              Case{WeightFormat::kNvfp4, DType::kF32, large_4_bit},
+                                              Case{WeightFormat::kMxfp4, DType::kF32, large_4_bit},
                                               Case{WeightFormat::kFp8, DType::kF32, large_fp8},
                                               Case{WeightFormat::kBf16, DType::kF32, large_bf16}})
     for (const auto& [n, k] : shapes) {
@@ -252,6 +255,9 @@ TEST_F(CudaLinear, OneTokenHasTheBitsOfTwo) {
       const auto weight = Pack(gpu, MakeWeight(format, n, k, 13, 0.02f, scales));
       const auto x = MakeActivations(2 * k, 14), before = MakeActivations(2 * n, 15);
       const std::vector<float> norm_weight = MakeBias(k), bias = MakeBias(n);
+      const auto fp32 = gpu.Linear(*weight, x),
+                 last = gpu.Linear(*weight, {x.begin() + k, x.end()});
+      ASSERT_EQ(std::memcmp(&fp32[n], last.data(), n * sizeof(float)), 0);
       std::vector<std::byte> workspace(ops().linear_workspace(2, k));
       for (const int norm : {-1, 0, 1, 2})
         for (const bool with_bias : {false, true})
@@ -504,6 +510,35 @@ TEST_F(CudaLinear, TwoSmallDecodeLaunchesShareAMultiprocessor) {
                 cuda::DecodeBlocksPerMultiprocessor(all, cuda::PlanDecode(all, tokens, norms)),
                 blocks)
                 << WeightFormatName(format) << " K=" << k << " M=" << m << " norms " << norms;
+        }
+      }
+}
+
+// Whatever the rest of shared memory is used for, there is room for rings that keep memory busy.
+TEST_F(CudaLinear, LargeWeightsStreamToOneTokenThroughTwoCtas) {
+  if (!cuda::HasLargeSharedMemory()) GTEST_SKIP() << "99 KB are one launch's";
+  Runner gpu(ops());
+  for (const WeightFormat format :
+       {WeightFormat::kNvfp4, WeightFormat::kMxfp4, WeightFormat::kBf16, WeightFormat::kFp8})
+    for (const int64_t k : {2048, 4096, 5120, 8192, 28672})
+      for (const int64_t n : {2880, 14000, 57344}) {
+        const auto weight = Pack(gpu, MakeWeight(format, 16, k, 1));
+        cuda::DecodeArgs args = {.weight = cuda::AsCuda(*weight).tiles(), .m = 1};
+        args.weight.row_tiles = static_cast<int>(n / cuda::kTileRows);  // as if it had them
+        const int64_t least = (format == WeightFormat::kBf16 ? int64_t{16} : int64_t{24}) << 20;
+        if (args.weight.row_tiles * args.weight.row_tile_bytes < least) continue;
+        const std::vector<float> norm_weight(k);
+        for (const bool norms : {false, true}) {
+          if (norms && k > 8192) continue;
+          if (norms) args.norm.weight = norm_weight.data();
+          SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " " << n << " x " << k);
+          // Sums of slices of so many row tiles leave no room.
+          if (n * k > int64_t{57344} * 8192) {
+            EXPECT_FALSE(cuda::StreamTokenTakes(args));
+            continue;
+          }
+          ASSERT_TRUE(cuda::StreamTokenTakes(args));
+          EXPECT_EQ(cuda::StreamTokenBlocksPerMultiprocessor(args), 2);
         }
       }
 }

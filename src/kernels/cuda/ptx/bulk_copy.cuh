@@ -38,14 +38,17 @@ __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, uint32_t bytes)
       : "memory");
 }
 
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
+__device__ __forceinline__ void BarrierWaitAt(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{.reg .pred done;\n"
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;}" ::"r"(SharedAddress(barrier)),
+      "@!done bra again;}" ::"r"(barrier),
       "r"(parity)
       : "memory");
+}
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
+  BarrierWaitAt(SharedAddress(barrier), parity);
 }
 
 // Whether the phase has ended; asked ahead of a wait, which it may spare.
@@ -91,6 +94,21 @@ __device__ __forceinline__ void BulkCopyIf(bool mine, void* shared, const void* 
       "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "r"(static_cast<uint32_t>(mine))
       : "memory");
 }
+// For a warp whose lanes are all here: one of them expects the bytes and copies them. ptxas knows
+// that it is one, and what else takes a loop over the lanes is two instructions. Addresses are of
+// shared memory.
+__device__ __forceinline__ void BulkCopyOfWarp(uint32_t shared, const void* global, uint32_t bytes,
+                                               uint32_t barrier) {
+  asm volatile(
+      "{.reg .pred one;\n"
+      "elect.sync _|one, 0xFFFFFFFF;\n"
+      "@one mbarrier.arrive.expect_tx.shared::cta.b64 _, [%3], %2;\n"
+      "@one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];}" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // Before others let wgmma or bulk copies touch what this thread's ordinary accesses and cp.async
 // wrote to shared memory.
 __device__ __forceinline__ void FenceAsyncProxy() {
