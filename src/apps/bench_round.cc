@@ -42,6 +42,7 @@ class Requests {
     request.sampling.seed = i;
     request.sampling.ignore_eos = true;
     request.sampling.max_tokens = answer_;
+    request.sampling.hashes_logits = true;
     auto sink = std::make_shared<engine::CollectingSink>(
         1, [seen = seen_, i](const engine::DeltaEvent& delta) { seen->Note(i, delta); });
     request.sink = sink;

@@ -94,6 +94,7 @@ Result<Answer> Conversation::Run(std::vector<int32_t> tokens, engine::SamplingPa
                                  const std::function<bool(std::string_view)>& on_text) {
   Answer answer;
   answer.prompt_tokens = static_cast<int64_t>(tokens.size());
+  sampling.hashes_logits = true;
   const auto queue = std::make_shared<EventQueue>();
   const Clock::time_point start = Clock::now();
   Clock::time_point first = start, last = start;

@@ -133,7 +133,7 @@ void Core::Append(const LaunchedStep& step, size_t row, Clock::time_point now) {
   Emit(sequence, sequence.text.TakeAll());
   done.stop_string = sequence.text.stop_string();
   done.reason = ends_by_token || !goes_on ? FinishReason::kStop : FinishReason::kLength;
-  done.logits_hash = step.results.logits_hash(row);
+  if (p.hashes_logits) done.logits_hash = step.results.logits_hash(row);
   Finish(sequence, std::move(done), now);
 }
 

@@ -50,6 +50,7 @@ struct SamplingParams {
 
   int32_t logprobs = -1;         // -1: none; n: the sampled token's and the n best
   int32_t prompt_logprobs = -1;  // the same for the prompt's tokens
+  bool hashes_logits = false;    // DoneEvent::logits_hash
 };
 
 struct TokenLogprob {
@@ -80,7 +81,8 @@ struct DoneEvent {
   std::string stop_string;            // which one ended it, or empty
   std::optional<int32_t> stop_token;  // a stop_token_ids entry ended it; absent for EOS
   int64_t completion_tokens = 0;
-  // kernels::HashLogits of the row that the last token was drawn from; absent when none was drawn.
+  // kernels::HashLogits of the row that the last token was drawn from; absent when none was drawn,
+  // or sampling.hashes_logits does not ask for it.
   std::optional<uint64_t> logits_hash;
 };
 struct StreamEvent {

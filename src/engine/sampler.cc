@@ -129,6 +129,7 @@ kernels::SampleRow Sampler::SamplingRow(const LogitsRow& row) const {
                           : std::span<const int32_t>(padding_),
           .uniform = UniformDraw(request.seed, sequence.choice, row.position + 1),
           .top_logprobs = p.logprobs,
+          .wants_hash = p.hashes_logits,
           .drawn_slot = sequence.drawn_slot,
           .counts_drawn = sequence.unseen > 0 && UsesPenalties(p)};
 }

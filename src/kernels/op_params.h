@@ -604,12 +604,16 @@ struct SampleRow {
   std::span<const int32_t>
       banned;  // logits set to -inf (min_tokens, padding rows of the vocabulary)
   const uint32_t* allowed_mask = nullptr;  // (⌈V/32⌉) bit set: allowed; null: all
-  double uniform = 0.0;       // in [0, 1): a pure function of seed, choice index and position
-  int32_t top_logprobs = -1;  // -1: none wanted; else the n best beside the sampled token
-  int32_t drawn_slot = -1;    // of SampleParams.drawn; its own, among the rows; -1: none
+  double uniform = 0.0;  // in [0, 1): a pure function of seed, choice index and position
+  // -1: no log-probabilities are wanted; else the sampled token's and those of the n best.
+  int32_t top_logprobs = -1;
+  bool wants_hash = false;
+  int32_t drawn_slot = -1;  // of SampleParams.drawn; its own, among the rows; -1: none
   bool counts_drawn = false;
 };
 
+// logprob and rank are told where the row has top_logprobs >= 0, logits_hash where it wants it, and
+// unspecified elsewhere.
 struct SampledToken {
   int32_t token = 0;
   float logprob = 0.0f;      // of the raw logits
@@ -632,7 +636,8 @@ struct SampleParams {
   int64_t max_top_logprobs = 0;
   // (R) on the device: the rows' drawn_slot, or null. Launches of rows with a temperature of 0 and
   // nothing beside it but bans of the last tokens read them there, so that a recording of these
-  // launches serves later rows of this kind; all other launches follow from `rows`.
+  // launches serves later rows of this kind: it tells what any of them may want of SampledToken.
+  // All other launches follow from `rows`.
   const int32_t* drawn_slots = nullptr;
 };
 

@@ -57,7 +57,7 @@ class Oracle {
       history.push_back(token);
       result.tokens.push_back(token);
       if (p.logprobs >= 0) result.logprobs.push_back(Score(logits, token, p.logprobs));
-      result.done.logits_hash = kernels::HashLogits(logits);
+      if (p.hashes_logits) result.done.logits_hash = kernels::HashLogits(logits);
       if (Ends(request, token, result)) break;
     }
     result.done.completion_tokens = static_cast<int64_t>(result.tokens.size());

@@ -69,11 +69,11 @@ class RowSampler {
     int64_t raw_best;
     kernels_.best_logit(raw_, vocab_, &raw_largest_, &raw_best);
     SampledToken& out = p_.out[index];
-    out = {.broken = raw_best < 0,
-           .logits_hash = FinishLogitsHash(kernels_.sum_hash_terms(raw_, vocab_))};
-    if (!out.broken) {
+    out = {.broken = raw_best < 0};
+    if (row.wants_hash) out.logits_hash = FinishLogitsHash(kernels_.sum_hash_terms(raw_, vocab_));
+    if (!out.broken) out.token = Choose(row, raw_best);
+    if (!out.broken && row.top_logprobs >= 0) {
       log_sum_ = std::log(SumWeights(raw_, raw_largest_, 1.0f));
-      out.token = Choose(row, raw_best);
       out.logprob = Logprob(raw_[out.token]);
       out.rank = out.token == raw_best ? 1 : Rank(out.token);
     }
