@@ -35,8 +35,9 @@ int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 constexpr int kWarpShift = 3;
 constexpr int kWarps = 1 << kWarpShift;
 constexpr int kThreads = kWarps * 32;
-constexpr int kMostStages = 4;  // of a warp's ring: with more, x stands behind their weights
-constexpr int kPlaces = 4;      // slices of x of a warp in shared memory
+constexpr int kMostStages = 6;   // of a warp's ring
+constexpr int kFirstStages = 4;  // those that are asked for before x, which comes after them
+constexpr int kPlaces = 4;       // slices of x of a warp in shared memory
 constexpr int kMostNormedRounds = kMaxFusedNormWidth / kSliceColumns / kWarps;
 static_assert(kMostNormedRounds <= kPlaces);
 
@@ -296,11 +297,14 @@ __global__ void __launch_bounds__(kThreads, 2) StreamTokenKernel(const __grid_co
   const uint32_t first_stage = ptx::SharedAddress(shared.ring);
   const uint32_t first_barrier = ptx::SharedAddress(filled[warp]);
   const uint32_t end_barrier = first_barrier + p.stages * 8;
+  const auto fill = [&](int begin, int end) {
 #pragma unroll 1
-  for (int s = 0; s < p.stages; s += S::kParts)
+    for (int s = begin; s < end; s += S::kParts)
 #pragma unroll
-    for (int part = 0; part < S::kParts; ++part)
-      requests.Next(first_stage + (s + part) * S::kBytes, first_barrier + (s + part) * 8, part);
+      for (int part = 0; part < S::kParts; ++part)
+        requests.Next(first_stage + (s + part) * S::kBytes, first_barrier + (s + part) * 8, part);
+  };
+  fill(0, min(p.stages, kFirstStages));
   ptx::LaunchSuccessor();
   RequestScales<kPair>(p, walk, shared);
 
@@ -312,6 +316,7 @@ __global__ void __launch_bounds__(kThreads, 2) StreamTokenKernel(const __grid_co
     if (r < walk.rounds)
       vectors[r] =
           __ldcg(reinterpret_cast<const uint4*>(p.x + walk.slice(r) * kSliceColumns) + lane);
+  fill(kFirstStages, p.stages);
   if (p.add)
     for (int i = static_cast<int>(threadIdx.x); i < walk.tiles; i += kThreads)
       ptx::PrefetchL1(p.y + (walk.first_tile + i) * kTileRows);
@@ -378,12 +383,7 @@ __global__ void __launch_bounds__(kThreads, 2) StreamTokenKernel(const __grid_co
         ptx::BarrierWaitAt(barrier, parity);
         const Held<kFormat> held(static_cast<const std::byte*>(__cvta_shared_to_generic(stage)),
                                  lane);
-#pragma unroll
-        for (int i = 0; i < S::kTiles; ++i) {
-          const int t = part * S::kTiles + i;
-          held.Multiply(i, t, columns[t], sums);
-        }
-        // Fragments were made of all that the lanes have read.
+        ptx::FenceAsyncProxy();  // all of it has been read
         __syncwarp();
         requests.Next(stage, barrier, part);
         stage += S::kBytes;
@@ -392,6 +392,11 @@ __global__ void __launch_bounds__(kThreads, 2) StreamTokenKernel(const __grid_co
           stage = first_stage;
           barrier = first_barrier;
           parity ^= 1;
+        }
+#pragma unroll
+        for (int i = 0; i < S::kTiles; ++i) {
+          const int t = part * S::kTiles + i;
+          held.Multiply(i, t, columns[t], sums);
         }
       }
       if (lane % 4 == 0) {
