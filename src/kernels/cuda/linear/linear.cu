@@ -189,7 +189,7 @@ bool TookAsRouter(const OpContext& context, const LinearParams& p) {
                                   .x_stride = p.x_stride,
                                   .norm = p.norm,
                                   .t = 1,
-                                  .before_linear = true};
+                                  .before_weights = true};
   if (!moe::OneRouterTakes(rows)) return false;
   moe::Router(context, rows);
   return true;

@@ -243,6 +243,7 @@ class MoeRun {
                            .normed = scratch_.normed,
                            .t = t_,
                            .before_few = RunsFew(),
+                           .before_weights = RunsFew(),
                            .gate = gated ? AsCuda(*p_.shared_gate).tiles() : WeightTiles{}};
     const bool transformed =
         AsCuda(*p_.router).transforms_x() || (gated && AsCuda(*p_.shared_gate).transforms_x());

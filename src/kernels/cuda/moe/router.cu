@@ -367,9 +367,9 @@ __global__ void __launch_bounds__(kMostWarps * 32, kMostWarps == kOneWarps ? 1 :
   const NormStyle style = p.norm.style;
   // Parameters come from memory when they are first read: not behind the wait.
   asm volatile("" : "+l"(x), "+l"(normed), "+l"(logit), "+f"(eps), "+f"(inverse_d));
-  if (p.before_linear) ptx::LaunchSuccessor();
+  if (p.before_weights) ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
-  if (!p.before_linear) ptx::LaunchSuccessor();
+  if (!p.before_weights) ptx::LaunchSuccessor();
 
   uint4 vector = {};
   if (real) vector = __ldcg(reinterpret_cast<const uint4*>(x));

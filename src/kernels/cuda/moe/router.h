@@ -21,8 +21,10 @@ struct RouterParams {
   uint16_t* normed =
       nullptr;  // (T, D): x, normed, for those who come later; or null: OneRouterTakes
   int64_t t = 0;
-  bool before_few = false;     // FewGateUp follows
-  bool before_linear = false;  // one whose weights may be asked for at once follows
+  bool before_few = false;  // FewGateUp follows
+  // What follows may start before the wait of one token's kernel: a large launch, whose first steps
+  // need no room beside this one.
+  bool before_weights = false;
   // Last: most blocks read nothing of it, and what they read late is in lines of the cache of
   // constants that they have read before.
   WeightTiles gate;  // (1, D); data null: none
