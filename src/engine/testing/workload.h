@@ -228,6 +228,7 @@ inline void ExpectSame(const Generation& got, const Generation& want, bool bits)
     EXPECT_EQ(a.done.stop_token, b.done.stop_token);
     EXPECT_EQ(a.done.completion_tokens, b.done.completion_tokens);
     EXPECT_EQ(a.done.logits_hash, b.done.logits_hash) << "choice " << c;
+    if (a.tokens.empty()) EXPECT_FALSE(a.done.logits_hash.has_value()) << "choice " << c;
     ASSERT_EQ(a.logprobs.size(), b.logprobs.size());
     for (size_t i = 0; i < a.logprobs.size(); ++i) ExpectSame(a.logprobs[i], b.logprobs[i], bits);
   }

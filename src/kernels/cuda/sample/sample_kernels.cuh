@@ -190,7 +190,8 @@ __global__ void __launch_bounds__(kSurveyThreads) SurveyKernel(Group g) {
     __syncthreads();
     ApplyEdits(*row, g.edits, g.drawn, chunk * static_cast<int>(kChunk), processed);
 #pragma unroll
-    for (int i = 0; i < kSurveyTokens; ++i) values[i] = LogitBefore(processed, TokenAt<kSurveyThreads>(chunk, i), end);
+    for (int i = 0; i < kSurveyTokens; ++i)
+      values[i] = LogitBefore(processed, TokenAt<kSurveyThreads>(chunk, i), end);
     const uint64_t best = broken ? kBroken : BestOfThread(values, chunk, before_end);
     survey.best = Reduce(best, kNone, MinOf(), keys);
   }
