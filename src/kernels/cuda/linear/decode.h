@@ -32,6 +32,14 @@ struct DecodeArgs {
 // Whether the weight is so large that its launch has the multiprocessors to itself.
 bool IsLone(const WeightTiles& weight);
 
+// Whether one launch can take both weights: the second has FP32 outputs, the format and K of the
+// first, and no bias.
+inline bool MeetOneX(const DecodeArgs& first, const DecodeArgs& second) {
+  return second.y_f32 != nullptr && second.bias == nullptr &&
+         first.weight.format == second.weight.format &&
+         first.weight.row_tile_bytes == second.weight.row_tile_bytes;
+}
+
 // Whether every CTA can norm x of m tokens for itself, in shared memory.
 bool NormsInDecode(const WeightTiles& weight, const InputNorm& norm, int m);
 

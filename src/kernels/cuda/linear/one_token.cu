@@ -377,10 +377,7 @@ void LaunchOneToken(const DecodeArgs& args, void* stream) { LaunchBoth(args, nul
 
 bool OneTokenTakesBoth(const DecodeArgs& first, const DecodeArgs& second) {
   const Launch launch = PlanOf(first, &second);
-  return second.y_f32 != nullptr && second.bias == nullptr &&
-         first.weight.format == second.weight.format &&
-         first.weight.row_tile_bytes == second.weight.row_tile_bytes &&
-         launch.units == kMostUnits && Takes(first, launch);
+  return MeetOneX(first, second) && launch.units == kMostUnits && Takes(first, launch);
 }
 void LaunchOneTokenBoth(const DecodeArgs& first, const DecodeArgs& second, void* stream) {
   LaunchBoth(first, &second, stream);

@@ -564,9 +564,7 @@ int StreamTokenBlocksPerMultiprocessor(const DecodeArgs& args) {
 }
 
 bool StreamTokenTakesBoth(const DecodeArgs& first, const DecodeArgs& second) {
-  return first.y != nullptr && !first.activates && second.y_f32 != nullptr &&
-         second.bias == nullptr && first.weight.format == second.weight.format &&
-         first.weight.row_tile_bytes == second.weight.row_tile_bytes &&
+  return MeetOneX(first, second) && first.y != nullptr && !first.activates &&
          PlanOf(first, &second).kernel != nullptr;
 }
 void LaunchStreamTokenBoth(const DecodeArgs& first, const DecodeArgs& second, void* stream) {
