@@ -13,9 +13,9 @@
 // has used a slot asks for what comes into it next, once all have used it. (A warp of its own for
 // that would cost every other one a quarter of its registers.)
 //
-// Clusters that share a row group among CTAs were slower: a total takes a microsecond to a peer. So
-// were clusters whose CTAs bring each other the tokens, though for tens of tokens these are more
-// bytes than the weights: their slots are free only when both CTAs have used them.
+// Where rows are few, two CTAs may have the same ones: turn_pairs.cuh. Clusters whose CTAs bring
+// each other the tokens were slower, though for tens of tokens these are more bytes than the
+// weights: their slots are free only when both CTAs have used them.
 #pragma once
 
 #include <algorithm>
@@ -36,6 +36,9 @@ struct TurnShape {
   static constexpr int kTurns = kTurnsOfGroup;
   static constexpr int kW = kGroups * kTurns;  // warpgroups
   static constexpr int kThreads = kW * kWarpgroupThreads;
+  // Of a thread, at most. Where they are enough, 8 K stay for a CTA of the kernel that lays out the
+  // next tokens.
+  static constexpr int kRegisters = (kN == 64 && kGroups == 4 ? 64 : 56) * 1024 / kThreads / 8 * 8;
 
   using Ring = SliceRing<kFormat>;
   static constexpr int kWeightBytes = kW * 4 * Ring::kBytes;
@@ -259,6 +262,12 @@ struct TokenCopies {
 
   __device__ __forceinline__ void Fill(int slice, int slot) const {
     const int tiles = weight.tiles_of(slice);
+    if constexpr (Shape::kFormat != TileFormat::kBf16) {  // others have one plane
+      ptx::BulkCopyOfWarp(ptx::SharedAddress(storage.tokens) + slot * Shape::kSlotBytes,
+                          x + int64_t{slice} * Shape::kSlotBytes, tiles * Shape::kTileBytes,
+                          ptx::SharedAddress(storage.full + slot));
+      return;
+    }
     ptx::BarrierExpectIf(threadIdx.x % 32 == 0, storage.full + slot, tiles * Shape::kTileBytes);
     int x_tile = slice * kSliceTiles;
     while (x_tile >= x_tiles) x_tile -= x_tiles;
@@ -285,8 +294,8 @@ struct TurnConsumer {
   const TurnStorage<Shape>& storage;
   UnitWeights<Shape>& weights;
   const TokenCopies<Shape>& copies;
-  const uint64_t tokens;     // descriptor of slot 0
-  const bool copies_tokens;  // this warp
+  const uint64_t tokens;  // descriptor of slot 0
+  const int copier;       // this warp fills slots that are this modulo 4; -1: none
   SlotOf<Shape::kSlots> at;
   SlotOf<Shape::kSlots> refilled;  // next
   UnitWalk refill;                 // what comes there
@@ -295,12 +304,12 @@ struct TurnConsumer {
 
   __device__ __forceinline__ TurnConsumer(const TurnStorage<Shape>& s, UnitWeights<Shape>& w,
                                           const TokenCopies<Shape>& c, const UnitWalk& units,
-                                          int turn, bool copier)
+                                          int turn, int first_slot)
       : storage(s),
         weights(w),
         copies(c),
         tokens(ptx::WgmmaDescriptor(s.tokens)),
-        copies_tokens(copier),
+        copier(first_slot),
         refill(units),
         scales(FirstScales()) {
     at.Advance(turn);
@@ -322,7 +331,7 @@ struct TurnConsumer {
   // groups use the slot, too, a little later.
   __device__ __forceinline__ void Refill() {
     if (refill.done()) return;
-    if (copies_tokens) {
+    if ((refilled.slot & 3) == copier) {
       ptx::BarrierWait(storage.free + refilled.slot, refilled.phase);
       copies.Fill(refill.slice, refilled.slot);
     }
@@ -371,7 +380,7 @@ struct TurnConsumer {
     }
     ptx::WgmmaWait<0>();
     ptx::WgmmaPin(sum);
-    if (unit.left() > Shape::kSlots) Release();
+    Release();
     if (Shape::kGroups == 1) Refill();
     at.Advance(Shape::kTurns);
   }
@@ -389,18 +398,25 @@ struct TurnWork {
   const int group;
   const int turn;
 
-  // y of a pass, from its finished total.
-  __device__ __forceinline__ void StorePass(int pass, const float (&total)[Shape::kN / 2]) const {
-    const DenseOutput out = OutputOf(p, min(p.weight.n, rows.PassEnd(pass) * kTileRows));
+  // What becomes of the sums of a pass.
+  __device__ __forceinline__ TileEnd EndOfPass(int pass) const {
     const TileWork work = {.row_scales = p.weight.row_scales,
                            .bias = p.bias,
                            .row_tile = rows.begin + pass * rows.pass_tiles,
                            .tokens = static_cast<int>(p.m)};
-    const TileEnd end = EndOf<Shape::kN>(work, out, group, part);
+    return EndOf<Shape::kN>(work, OutputOfPass(pass), group, part);
+  }
+  __device__ __forceinline__ DenseOutput OutputOfPass(int pass) const {
+    return OutputOf(p, min(p.weight.n, rows.PassEnd(pass) * kTileRows));
+  }
+  // y of a pass, from its finished total.
+  __device__ __forceinline__ void StorePass(int pass, const float (&total)[Shape::kN / 2],
+                                            const TileEnd& end) const {
     // Another warpgroup of the row group may have stored the pass before.
     if (Shape::kTurns > 1 && pass > 0) ptx::BarrierWait(storage.stored + group, (pass - 1) & 1);
-    Store<Shape::kN>(out, total, end, storage.staging + group * Shape::kStagingBytes,
-                     kStagingBarrier + group * Shape::kTurns + turn);
+    Store<Shape::kN>(OutputOfPass(pass), total, end,
+                     storage.staging + group * Shape::kStagingBytes,
+                     kStagingBarrier + group);
     if (Shape::kTurns > 1 && threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.stored + group);
   }
 
@@ -422,7 +438,7 @@ struct TurnWork {
       for (int slot = 0; slot < Shape::kSlots && !unit.done(); ++slot, unit.Next())
         copies.Fill(unit.slice, slot);
     }
-    TurnConsumer<Shape> consumer(storage, weights, copies, walk, turn, group == 0 && warp == 0);
+    TurnConsumer<Shape> consumer(storage, weights, copies, walk, turn, group == 0 ? warp : -1);
     if constexpr (Shape::kTurns == 1) {
       AddUp(consumer, walk);
     } else {
@@ -442,13 +458,15 @@ struct TurnWork {
 #pragma unroll
         for (int i = 0; i < Shape::kN / 2; ++i) total[i] += sum[i];
       }
-      StorePass(walk.pass - 1, total);
+      StorePass(walk.pass - 1, total, EndOfPass(walk.pass - 1));
     }
   }
   __device__ __forceinline__ void Relay(TurnConsumer<Shape>& consumer, UnitWalk walk) const {
     const TotalRelay<Shape> relay(storage, group, turn);
     for (bool begun = false; !walk.done(); walk.Next(), begun = true) {
       float sum[Shape::kN / 2];
+      TileEnd end = {};
+      if (walk.last()) end = EndOfPass(walk.pass);
       consumer.Multiply(walk, begun, sum);
       if (!walk.first()) relay.Receive(sum);
       if (!walk.last()) {
@@ -457,7 +475,7 @@ struct TurnWork {
         continue;
       }
       if (walk.slices > 1 && walk.pass + 1 < walk.passes) relay.HandOnPlace();
-      StorePass(walk.pass, sum);
+      StorePass(walk.pass, sum, end);
     }
   }
 };
@@ -466,7 +484,7 @@ struct TurnWork {
 
 // CTAs (along rows, parts of the tokens).
 template <typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
+__global__ void __maxnreg__(Shape::kRegisters)
     TurnsKernel(const __grid_constant__ PrefillParams p, const __grid_constant__ TurnPlan plan) {
 #ifdef NIBBLE_HAVE_WGMMA
   extern __shared__ std::byte turn_memory[];
