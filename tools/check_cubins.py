@@ -48,6 +48,7 @@ NEEDED = [
     ("StreamTokenKernel", ["90a", "100a", "120f"], ["HMMA", "UBLKCP"]),
     ("TilesKernel", ["90a"], ["HGMMA", "LDGSTS"]),
     ("TurnsKernel", ["90a"], ["HGMMA", "LDGSTS"]),
+    ("PairsKernel", ["90a"], ["HGMMA", "LDGSTS", "UBLKCP"]),
     ("PrefillAttentionKernel", ["90a"], ["HGMMA"]),
     ("fp8::ScaledTilesKernel", ["90a"], ["QGMMA", "LDGSTS"]),
     ("w4a4::LinearKernel", ["120f"], ["OMMA", "LDGSTS"]),

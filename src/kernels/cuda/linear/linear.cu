@@ -39,7 +39,7 @@ double DecodeMicroseconds(const WeightTiles& weight, int64_t m) {
 
 bool PrefillIsFaster(const WeightTiles& weight, int64_t m) {
   if (m == 1 || !HasPrefill(weight)) return false;
-  if (m > kMaxTurnTokens) return true;
+  if (m > kMaxDecodeTokens) return true;
   return HasTurns(weight.format) &&
          BestTurnPlan(weight, m).microseconds < DecodeMicroseconds(weight, m);
 }

@@ -159,7 +159,7 @@ TEST(CudaLinearChain, DISABLED_BenchShapes) {
   }
 }
 
-// Every way in which a product of up to 64 tokens can be cut, with the preparation of tokens and
+// Every way in which a product of up to 128 tokens can be cut, with the preparation of tokens and
 // without it.
 TEST(CudaLinearChain, DISABLED_BenchTurnPlans) {
   const OpTable* ops = Gpu();
@@ -180,7 +180,7 @@ TEST(CudaLinearChain, DISABLED_BenchTurnPlans) {
     const int launches = std::max(count, 16);
     fmt::print("{} x {}, read {:.1f} us\n", s.n, s.k,
                static_cast<double>(chain.bytes(s.n, s.k)) / ceiling * 1e6);
-    for (const int64_t m : {16, 32, 64}) {
+    for (const int64_t m : {16, 32, 64, 128}) {
       struct Timed {
         double all, product;
         cuda::TurnPlan plan;
@@ -203,9 +203,9 @@ TEST(CudaLinearChain, DISABLED_BenchTurnPlans) {
         const auto& [all, product, plan] = timed[i];
         fmt::print(
             "  M {:2}: {:5.1f} us, prepared before {:5.1f} (estimated {:.1f}): {:2} tokens, {} "
-            "groups, {:3} x {} CTAs, {} passes of {}\n",
-            m, all, product, plan.microseconds, plan.tokens, plan.groups, plan.row_ctas, plan.parts,
-            plan.passes, plan.pass_tiles);
+            "groups, {:3} x {} x {} CTAs, {} passes of {}\n",
+            m, all, product, plan.microseconds, plan.tokens, plan.groups, plan.row_ctas,
+            plan.splits, plan.parts, plan.passes, plan.pass_tiles);
       }
     }
   }

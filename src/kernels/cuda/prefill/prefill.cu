@@ -43,6 +43,17 @@ int BestShape(const WeightTiles& weight, int64_t m) {
   return best;
 }
 
+// Whether turns multiply M tokens, or tiles. Of more than 64 each weight is decoded twice, which
+// pays where tiles are few; measured with 4 bits alone.
+bool TakesTurns(const WeightTiles& weight, int64_t m) {
+  if (m > kMaxTurnTokens || !HasTurns(weight.format)) return false;
+  if (m <= kMaxTurnTokens / 2) return true;
+  constexpr double kPreparation = 5.0;  // of tokens
+  return CodeBytes(weight.format) <= 512 &&
+         BestTurnPlan(weight, m).microseconds <
+             kPreparation + Microseconds(kShapes[BestShape(weight, m)], weight, m);
+}
+
 int64_t MostBytesAtOnce(int64_t k) {
   return std::max(kBytesAtOnce, PreparedBytes(kTokensAtOnce, k));
 }
@@ -109,7 +120,7 @@ void Prefill(const OpContext& context, const LinearParams& params) {
   const int64_t at_once = TokensAtOnce(params.m, weight.k());
   for (int64_t token = 0; token < params.m; token += at_once) {
     const int64_t m = std::min(at_once, params.m - token);
-    const bool turns = m <= kMaxTurnTokens && HasTurns(weight.tiles().format);
+    const bool turns = TakesTurns(weight.tiles(), m);
     const TurnPlan plan = turns ? BestTurnPlan(weight.tiles(), m) : TurnPlan{};
     const int shape = turns ? 0 : BestShape(weight.tiles(), m);
     const PreparedTokens x =

@@ -116,22 +116,26 @@ TEST_F(CudaPrefill, HasTheBitsOfFewTokens) {
       }
 }
 
-// However a launch for up to 64 tokens is cut.
+// However a launch for up to 128 tokens is cut; by pairs of CTAs also where the last round of
+// slices has few of them, and where it has more.
 TEST_F(CudaPrefill, EveryPlanOfTurnsHasTheBitsOfFewTokens) {
   Runner gpu(ops());
   uint32_t seed = 1;
   for (const WeightFormat format : kFormats)
     for (const BlockScales& scales : ScalesOf(format))
-      for (const auto& [n, k] :
-           {std::pair<int64_t, int64_t>{40, 192}, {3000, 1120}, {18000, 576}}) {
+      for (const auto& [n, k] : {std::pair<int64_t, int64_t>{40, 192},
+                                 {3000, 1120},
+                                 {600, 5440},
+                                 {200, 4192},
+                                 {18000, 576}}) {
         const Stored stored = MakeWeight(format, n, k, ++seed, 0.003f, scales);
         const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
         const cuda::WeightTiles& tiles = cuda::AsCuda(*weight).tiles();
         if (!cuda::HasTurns(tiles.format)) continue;
-        for (const int64_t m : {5, 16, 27, 64}) {
+        for (const int64_t m : {5, 16, 27, 64, 100}) {
           const auto x = MakeActivations(m * k, 7);
           const auto few = Linear<uint16_t>(*weight, x, 0, 0, {}, true);
-          std::vector<std::byte> memory(cuda::PreparedBytes(64, k) + cuda::kPieceBytes);
+          std::vector<std::byte> memory(cuda::PreparedBytes(128, k) + cuda::kPieceBytes);
           const auto address = reinterpret_cast<uintptr_t>(memory.data());
           std::byte* const aligned =
               memory.data() + (cuda::kPieceBytes - address % cuda::kPieceBytes) % cuda::kPieceBytes;
@@ -139,7 +143,7 @@ TEST_F(CudaPrefill, EveryPlanOfTurnsHasTheBitsOfFewTokens) {
             SCOPED_TRACE(testing::Message()
                          << WeightFormatName(format) << " M " << m << ", N " << n << ", K " << k
                          << ", " << plan.tokens << " tokens, " << plan.groups << " groups, "
-                         << plan.row_ctas << " CTAs");
+                         << plan.row_ctas << " x " << plan.splits << " CTAs");
             std::vector<uint16_t> y(m * n, 0xFFFF);
             const cuda::PreparedTokens prepared = cuda::PrepareTokens(
                 {.x = x.data(), .x_stride = k, .m = m, .k = k, .part_tokens = plan.tokens}, aligned,

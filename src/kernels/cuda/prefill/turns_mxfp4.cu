@@ -1,9 +1,11 @@
-#include "kernels/cuda/prefill/turns.cuh"
+#include "kernels/cuda/prefill/turn_pairs.cuh"
 
 namespace nibble::kernels::cuda {
 
 void LaunchMxfp4Turns(const PrefillParams& params, const TurnPlan& plan, void* stream) {
-  LaunchTurnFormat<TileFormat::kMxfp4>(params, plan, static_cast<cudaStream_t>(stream));
+  const auto s = static_cast<cudaStream_t>(stream);
+  if (plan.splits == 2) return LaunchPairFormat<TileFormat::kMxfp4>(params, plan, s);
+  LaunchTurnFormat<TileFormat::kMxfp4>(params, plan, s);
 }
 
 }  // namespace nibble::kernels::cuda
