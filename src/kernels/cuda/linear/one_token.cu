@@ -16,6 +16,7 @@
 #include "kernels/cuda/linear/decode_kernels.h"
 #include "kernels/cuda/linear/fragments.cuh"
 #include "kernels/cuda/linear/one_token.h"
+#include "kernels/cuda/linear/warp_stages.cuh"
 #include "kernels/cuda/norm/normalize.cuh"
 #include "kernels/cuda/norm/sum_of_runs.cuh"
 #include "kernels/cuda/ptx/async_copy.cuh"
@@ -57,10 +58,6 @@ struct Args {
   bool add = false;  // to y
 };
 
-constexpr int SliceBytes(TileFormat format) {
-  return kSliceTiles * CodeBytes(format) + ScaleBytes(format, 0);
-}
-
 // A slice in a warp's registers: a lane's codes and scales.
 template <TileFormat kFormat>
 struct HeldSlice {
@@ -84,7 +81,7 @@ struct NoSlice {
 template <TileFormat kFormat, int kUnits, bool kNorms>
 __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_constant__ Args p) {
   constexpr int kPerTile = decode::VectorsPerTile(kFormat);
-  constexpr int kSliceBytes = SliceBytes(kFormat);
+  constexpr int kSliceBytes = WholeSliceBytes(kFormat);
   // Then all warps have units for both stages, and there may be a second weight.
   constexpr bool kHolds = kUnits > kStages;
   // Whether x is asked for before the weights are waited for, which come after it as a rule.
@@ -93,6 +90,7 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
   __shared__ alignas(16) uint16_t x_slices[kWarps][kSliceColumns];
   __shared__ float partials[kHolds ? 1 : kUnits * kWarps][kTileRows];
   [[maybe_unused]] __shared__ float squares[kWarps];
+  __shared__ uint64_t barriers[kWarps][kStages];
 
   const int warp = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 32, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -103,6 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
   const int slice = warp & (slices - 1);
   const int units = tiles << p.slice_shift;
   std::byte* const ring = reinterpret_cast<std::byte*>(memory) + warp * kSliceBytes;
+  WarpStages<kFormat, kStages> weights(barriers[warp], lane);
   bool has[kUnits];
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) has[u] = warp + u * kWarps < units;
@@ -112,18 +111,18 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
       const bool tail = kHolds && tile >= p.tail_tile;
       const std::byte* const from = (tail ? p.tail_data : p.data) +
                                     int64_t{tail ? tile - p.tail_tile : tile} * p.row_tile_bytes +
-                                    (slice * kSliceBytes + lane * 16);
-      const uint32_t to = ptx::SharedAddress(ring) + u % kStages * kWarps * kSliceBytes + lane * 16;
-#pragma unroll
-      for (int v = 0; v < kSliceTiles * kPerTile; ++v)
-        ptx::CopyAsync16To(to + v * 512, from + v * 512);
-      constexpr int kCodes = kSliceTiles * kPerTile * 512;
-      if (lane * 16 < ScaleBytes(kFormat, 0)) ptx::CopyAsync16To(to + kCodes, from + kCodes);
+                                    slice * kSliceBytes;
+      weights.Request(u % kStages,
+                      ptx::SharedAddress(ring) + u % kStages * kWarps * kSliceBytes, from,
+                      kSliceTiles, lane);
     }
     ptx::CommitCopies();
   };
+  // Of three slices one goes first: x, which waits for the predecessor's end, comes late when too
+  // much has been asked for before it.
+  constexpr int kFirst = kHolds ? 1 : std::min(kUnits, kStages);
 #pragma unroll
-  for (int u = 0; u < kUnits && u < kStages; ++u) request(u);
+  for (int u = 0; u < kFirst; ++u) request(u);
   ptx::LaunchSuccessor();
 
   // The row that this thread finishes.
@@ -162,13 +161,20 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
     ptx::WaitForPredecessor();
     vector = __ldcg(reinterpret_cast<const uint4*>(x));
     if (add) old = __ldcg(static_cast<const uint16_t*>(y));
+#pragma unroll
+    for (int u = kFirst; u < kUnits && u < kStages; ++u) request(u);
   };
   if constexpr (kAsksFirst) ask_for_x();
-  ptx::WaitForCopies<kHolds ? kStages - 1 : 0>();
-  __syncwarp();
+  if constexpr (kHolds) {
+    if (has[0]) weights.template Wait<kStages - 1>(0);
+  } else {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u)
+      if (has[u]) weights.template Wait<0>(u);
+  }
   [[maybe_unused]] const std::conditional_t<kHolds, HeldSlice<kFormat>, NoSlice> held(ring, lane);
   if constexpr (kHolds) {
-    __syncwarp();
+    weights.Free();
     request(kStages);
   } else {
     // The first k-tiles are decoded before x is there.
@@ -203,8 +209,7 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
   };
   if constexpr (kHolds) {
     // What is in registers and in the other stage, then what came last.
-    ptx::WaitForCopies<1>();
-    __syncwarp();
+    if (has[1]) weights.template Wait<1>(1);
 #pragma unroll
     for (int t = 0; t < kSliceTiles; ++t) {
       const uint4 low = x_lane[t * 8], high = x_lane[t * 8 + 1];
@@ -213,8 +218,7 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
       decode_tile(1, t);
       multiply(1, low, high);
     }
-    ptx::WaitForCopies<0>();
-    __syncwarp();
+    if (has[2]) weights.template Wait<0>(0);
 #pragma unroll
     for (int t = 0; t < kSliceTiles; ++t) {
       const uint4 low = x_lane[t * 8], high = x_lane[t * 8 + 1];
@@ -318,7 +322,7 @@ Launch PlanOf(const WeightTiles& weight, int row_tiles, bool norms) {
 // Two launches share a multiprocessor.
 bool Fits(const Launch& launch) {
   const int sums = launch.units > kStages ? kTileRows : launch.units * kWarps * kTileRows;
-  const int static_bytes = kWarps * kSliceColumns * 2 + (sums + kWarps) * 4;
+  const int static_bytes = kWarps * (kSliceColumns * 2 + kStages * 8) + (sums + kWarps) * 4;
   return launch.kernel != nullptr &&
          launch.shared_bytes + static_bytes + kReservedPerCta <=
              std::min(CurrentDevice().shared_memory_per_block, kSplitOfOneToken / 2);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear/warp_stages.cuh"
 #include "kernels/cuda/moe/one_choice.cuh"
 #include "kernels/cuda/moe/one_slice.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
@@ -38,6 +39,7 @@ struct Plan {
   uint32_t biases_at = 0;         // the same, where experts may have some
   uint32_t expert_biases_at = 0;  // (E) pointers
   uint32_t terms_at = 0;          // (top_k)
+  uint32_t barriers_at = 0;       // (warps, stages)
   uint32_t choice_at = 0;
 };
 
@@ -146,6 +148,8 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
   Cursor ahead = {0, warp};
   ahead.Settle(plan);
   Cursor now = ahead;
+  WarpStages<kOnlyFormat<kFormats>, kStages> weights(
+      reinterpret_cast<uint64_t*>(memory + plan.barriers_at) + warp * kStages, lane);
   // Written by nobody since the router's launch; past L1, as nothing was waited for. Before any
   // weight is asked for: what comes behind them holds up its warp wherever that waits for a load.
   uint16_t before = p.add && static_cast<int>(threadIdx.x) < tiles * kTileRows
@@ -164,11 +168,10 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
     const bool shared = place.rank == top_k;
     const int tile_bytes = shared ? plan.shared_tile_bytes : plan.routed_tile_bytes;
     const int k_tiles = shared ? plan.shared_k_tiles : plan.routed_k_tiles;
-    CopyOneSlice<kFormats>(ring + (stage * kWarps + warp) * kStageBytes,
-                           choice.ranks[place.rank].data +
-                               int64_t{first_tile + at.tile} * tile_bytes +
-                               place.slice * kSliceBytes,
-                           min(k_tiles - place.slice * kSliceTiles, kSliceTiles), lane);
+    weights.Request(stage, ring + (stage * kWarps + warp) * kStageBytes,
+                    choice.ranks[place.rank].data + int64_t{first_tile + at.tile} * tile_bytes +
+                        place.slice * kSliceBytes,
+                    min(k_tiles - place.slice * kSliceTiles, kSliceTiles), lane);
   };
   // Zeros where the slice is short.
   const auto copy_input = [&](const Cursor& at, int stage) {
@@ -235,10 +238,11 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
   };
 #pragma unroll 1
   while (now.tile < tiles) {
-    ptx::WaitForCopies<0>();
-    __syncwarp();
     Cursor next = now;
     step(next);
+    ptx::WaitForCopies<0>();
+    weights.template Wait<0>(0);
+    if (next.tile < tiles) weights.template Wait<0>(1);
     float* const to = partial + (now.tile * plan.units + now.unit) * kTileRows;
     if (next.tile < tiles) {
       const OneSlice<kFormats> slices[2] = {{mine, lane}, {mine + kNext, lane}};
@@ -254,7 +258,7 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
       StoreOneSum(to, sums[0], lane);
     }
     now = next;
-    __syncwarp();
+    weights.Free();
 #pragma unroll
     for (int s = 0; s < kStages; ++s) {
       if (ahead.tile >= tiles) break;
@@ -330,6 +334,7 @@ uint32_t MakePlan(const FewParams& p, const FewSets& sets, Plan* made) {
   plan.biases_at = take(p.biased ? scale_bytes : 0);
   plan.expert_biases_at = take(p.biased ? p.routing.experts * int64_t{sizeof(float*)} : 0);
   plan.terms_at = take(int64_t{sizeof(Term)} * p.routing.top_k);
+  plan.barriers_at = take(int64_t{sizeof(uint64_t)} * kWarps * kStages);
   plan.choice_at = take(OneChoice::Bytes(p.routing.experts));
   return used;
 }

@@ -2,13 +2,13 @@
 // columns, times the one row of x. The order of summation is that of weight_tiles.h.
 #pragma once
 
+#include "kernels/cuda/linear/warp_stages.cuh"
 #include "kernels/cuda/moe/slice.cuh"
 
 namespace nibble::kernels::cuda::moe {
 
 template <Formats kFormats>
-inline constexpr int kSliceBytesOf =
-    kSliceTiles * CodeBytes(kOnlyFormat<kFormats>) + ScaleBytes(kOnlyFormat<kFormats>, 0);
+inline constexpr int kSliceBytesOf = WholeSliceBytes(kOnlyFormat<kFormats>);
 
 // Starts the copy of a slice of `tiles` k-tiles to shared memory; the caller commits. Scales lie
 // behind room for four k-tiles, as they do in memory where there are as many.

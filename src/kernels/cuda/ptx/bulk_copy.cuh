@@ -112,6 +112,27 @@ __device__ __forceinline__ void BulkCopyOfWarp(uint32_t shared, const void* glob
       : "memory");
 }
 
+// The same for two neighbours in global memory that go to different places.
+__device__ __forceinline__ void BulkCopiesOfWarp(uint32_t first, const void* global,
+                                                 uint32_t first_bytes, uint32_t second,
+                                                 uint32_t second_bytes, uint32_t barrier) {
+  asm volatile(
+      "{.reg .pred one;\n"
+      ".reg .u32 bytes;\n"
+      ".reg .u64 from;\n"
+      "elect.sync _|one, 0xFFFFFFFF;\n"
+      "add.u32 bytes, %2, %4;\n"
+      "cvt.u64.u32 from, %2;\n"
+      "add.u64 from, from, %1;\n"
+      "@one mbarrier.arrive.expect_tx.shared::cta.b64 _, [%5], bytes;\n"
+      "@one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%5];\n"
+      "@one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%3], [from], %4, "
+      "[%5];}" ::"r"(first),
+      "l"(global), "r"(first_bytes), "r"(second), "r"(second_bytes), "r"(barrier)
+      : "memory");
+}
+
 // Before others let wgmma or bulk copies touch what this thread's ordinary accesses and cp.async
 // wrote to shared memory.
 __device__ __forceinline__ void FenceAsyncProxy() {

@@ -1,0 +1,88 @@
+// Slices of a weight on their way to one warp of the kernels for one token, each in a stage of
+// shared memory. A slice is one bulk copy where there are such copies: no thread waits until its
+// loads are taken, as it does when memory is busy, and a neighbour's loads do not stand behind
+// them. Elsewhere it is copies of the lanes (cp.async), in groups that the caller commits.
+#pragma once
+
+#include "kernels/cuda/linear/weight_tiles.h"
+#include "kernels/cuda/ptx/async_copy.cuh"
+#include "kernels/cuda/ptx/bulk_copy.cuh"
+
+namespace nibble::kernels::cuda {
+
+// Bytes of a whole slice of a row tile, in memory and in a stage: k-tiles, then scales.
+constexpr int WholeSliceBytes(TileFormat format) {
+  return kSliceTiles * CodeBytes(format) + ScaleBytes(format, 0);
+}
+
+template <TileFormat kFormat, int kStages>
+class WarpStages {
+ public:
+  // barriers: (kStages) of this warp, in shared memory. By whole warps, as all of this.
+  __device__ __forceinline__ WarpStages(uint64_t* barriers, int lane) {
+#if __CUDA_ARCH__ >= 900
+    first_barrier_ = ptx::SharedAddress(barriers);
+    if (lane < kStages) ptx::BarrierInit(barriers + lane, 1);
+    ptx::FenceBarrierInit();
+    __syncwarp();
+#endif
+  }
+
+  // Asks for a slice of `tiles` k-tiles, up to four: scales lie behind room for four, in memory
+  // behind those that are there. stage: its address in shared memory.
+  __device__ __forceinline__ void Request(int index, uint32_t stage, const std::byte* slice,
+                                          int tiles, int lane) {
+    constexpr int kCodes = CodeBytes(kFormat), kScales = ScaleBytes(kFormat, 0);
+#if __CUDA_ARCH__ >= 900
+    const uint32_t barrier = first_barrier_ + index * 8;
+    if (kScales == 0 || tiles == kSliceTiles) {
+      ptx::BulkCopyOfWarp(stage, slice, tiles * kCodes + kScales, barrier);
+    } else {
+      ptx::BulkCopiesOfWarp(stage, slice, tiles * kCodes, stage + kSliceTiles * kCodes, kScales,
+                            barrier);
+    }
+#else
+    static_assert(kCodes % 512 == 0 && kScales <= 512);
+    const uint32_t to = stage + lane * 16;
+    const std::byte* const from = slice + lane * 16;
+    if (tiles == kSliceTiles) {
+#pragma unroll
+      for (int at = 0; at < kSliceTiles * kCodes; at += 512)
+        ptx::CopyAsync16To(to + at, from + at);
+    } else {
+#pragma unroll 1
+      for (int at = 0; at < tiles * kCodes; at += 512) ptx::CopyAsync16To(to + at, from + at);
+    }
+    if (lane * 16 < kScales)
+      ptx::CopyAsync16To(to + kSliceTiles * kCodes, from + tiles * kCodes);
+#endif
+  }
+
+  // Until the stage's slice is there. kLater: groups that were committed behind its own.
+  template <int kLater>
+  __device__ __forceinline__ void Wait(int index) {
+#if __CUDA_ARCH__ >= 900
+    ptx::BarrierWaitAt(first_barrier_ + index * 8, parities_ >> index & 1);
+    parities_ ^= 1u << index;
+#else
+    ptx::WaitForCopies<kLater>();
+#endif
+    __syncwarp();
+  }
+
+  // Once stages have been read, before they are asked for again.
+  __device__ __forceinline__ static void Free() {
+#if __CUDA_ARCH__ >= 900
+    ptx::FenceAsyncProxy();
+#endif
+    __syncwarp();
+  }
+
+ private:
+#if __CUDA_ARCH__ >= 900
+  uint32_t first_barrier_;
+  uint32_t parities_ = 0;
+#endif
+};
+
+}  // namespace nibble::kernels::cuda
