@@ -48,7 +48,7 @@ int BestShape(const WeightTiles& weight, int64_t m) {
 bool TakesTurns(const WeightTiles& weight, int64_t m) {
   if (m > kMaxTurnTokens || !HasTurns(weight.format)) return false;
   if (m <= kMaxTurnTokens / 2) return true;
-  constexpr double kPreparation = 5.0;  // of tokens
+  constexpr double kPreparation = 4.6;  // of tokens
   return CodeBytes(weight.format) <= 512 &&
          BestTurnPlan(weight, m).microseconds <
              kPreparation + Microseconds(kShapes[BestShape(weight, m)], weight, m);

@@ -29,7 +29,7 @@ double UnitMicroseconds(const WeightTiles& weight, const TurnPlan& plan) {
   if (plan.splits == 2) return plan.tokens == 32 || plan.tokens == 128 ? 1.85 : 1.5;
   if (TurnsOf(weight.format, plan.tokens, plan.groups) == 1)
     return plan.tokens == 16 ? 1.35 : plan.tokens == 32 ? 1.42 : 1.75;
-  if (plan.tokens < 64) return plan.tokens == 16 ? 1.4 : 1.55;
+  if (plan.tokens < 64) return plan.tokens == 16 ? 1.37 : 1.55;
   return plan.groups == 1 ? 1.8 : 2.4;
 }
 
@@ -47,7 +47,7 @@ double CrowdedMicroseconds(const WeightTiles& weight, int64_t m, const TurnPlan&
 // On an H100: whichever of memory, L2 and the multiprocessors needs most, and a little of the
 // second.
 double Microseconds(const WeightTiles& weight, int64_t m, const TurnPlan& plan) {
-  constexpr double kPreparation = 5.0;
+  constexpr double kPreparation = 4.6;
   constexpr double kLastTotal = 0.4;                      // through the warpgroups of a pair
   constexpr double kMemoryRate = 3.0e6, kL2Rate = 8.0e6;  // bytes per µs
   const int tiles = plan.share + (plan.larger > 0 ? 1 : 0);
