@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/device_facts.h"
 #include "kernels/cuda/linear/linear.h"
 #include "kernels/cuda/linear/weight.h"
 #include "kernels/cuda/prefill/prefill.h"
@@ -97,6 +98,32 @@ class CudaPrefill : public testing::Test {
     const auto few = Linear<T>(weight, x, x_gap, y_gap, bias, true);
     ASSERT_EQ(std::memcmp(many.data(), few.data(), many.size() * sizeof(T)), 0);
   }
+
+  // Of all plans of turns, for a weight that has them.
+  void ExpectBitsOfEveryPlan(const PackedWeight& weight, int64_t m) const {
+    const cuda::WeightTiles& tiles = cuda::AsCuda(weight).tiles();
+    const int64_t n = weight.n(), k = weight.k();
+    const auto x = MakeActivations(m * k, 7);
+    const auto few = Linear<uint16_t>(weight, x, 0, 0, {}, true);
+    std::vector<std::byte> memory(cuda::PreparedBytes(128, k) + cuda::kPieceBytes);
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    std::byte* const aligned =
+        memory.data() + (cuda::kPieceBytes - address % cuda::kPieceBytes) % cuda::kPieceBytes;
+    for (const cuda::TurnPlan& plan : cuda::TurnPlans(tiles, m)) {
+      SCOPED_TRACE(testing::Message() << "M " << m << ", N " << n << ", K " << k << ", "
+                                      << plan.tokens << " tokens, " << plan.groups << " groups, "
+                                      << plan.row_ctas << " x " << plan.splits << " CTAs");
+      std::vector<uint16_t> y(m * n, 0xFFFF);
+      const cuda::PreparedTokens prepared = cuda::PrepareTokens(
+          {.x = x.data(), .x_stride = k, .m = m, .k = k, .part_tokens = plan.tokens}, aligned,
+          ops().device->stream());
+      cuda::LaunchTurns({.weight = tiles, .x = prepared, .y = y.data(), .y_stride = n, .m = m},
+                        plan, ops().device->stream());
+      ops().device->Synchronize();
+      ASSERT_EQ(ops().device->failure(), "");
+      ASSERT_EQ(y, few);
+    }
+  }
 };
 
 TEST_F(CudaPrefill, HasTheBitsOfFewTokens) {
@@ -128,35 +155,29 @@ TEST_F(CudaPrefill, EveryPlanOfTurnsHasTheBitsOfFewTokens) {
                                  {600, 5440},
                                  {200, 4192},
                                  {18000, 576}}) {
+        SCOPED_TRACE(WeightFormatName(format));
         const Stored stored = MakeWeight(format, n, k, ++seed, 0.003f, scales);
         const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
-        const cuda::WeightTiles& tiles = cuda::AsCuda(*weight).tiles();
-        if (!cuda::HasTurns(tiles.format)) continue;
+        if (!cuda::HasTurns(cuda::AsCuda(*weight).tiles().format)) continue;
         for (const int64_t m : {5, 16, 27, 64, 100}) {
-          const auto x = MakeActivations(m * k, 7);
-          const auto few = Linear<uint16_t>(*weight, x, 0, 0, {}, true);
-          std::vector<std::byte> memory(cuda::PreparedBytes(128, k) + cuda::kPieceBytes);
-          const auto address = reinterpret_cast<uintptr_t>(memory.data());
-          std::byte* const aligned =
-              memory.data() + (cuda::kPieceBytes - address % cuda::kPieceBytes) % cuda::kPieceBytes;
-          for (const cuda::TurnPlan& plan : cuda::TurnPlans(tiles, m)) {
-            SCOPED_TRACE(testing::Message()
-                         << WeightFormatName(format) << " M " << m << ", N " << n << ", K " << k
-                         << ", " << plan.tokens << " tokens, " << plan.groups << " groups, "
-                         << plan.row_ctas << " x " << plan.splits << " CTAs");
-            std::vector<uint16_t> y(m * n, 0xFFFF);
-            const cuda::PreparedTokens prepared = cuda::PrepareTokens(
-                {.x = x.data(), .x_stride = k, .m = m, .k = k, .part_tokens = plan.tokens}, aligned,
-                ops().device->stream());
-            cuda::LaunchTurns(
-                {.weight = tiles, .x = prepared, .y = y.data(), .y_stride = n, .m = m}, plan,
-                ops().device->stream());
-            ops().device->Synchronize();
-            ASSERT_EQ(ops().device->failure(), "");
-            ASSERT_EQ(y, few);
-          }
+          ExpectBitsOfEveryPlan(*weight, m);
+          if (HasFatalFailure()) return;
         }
       }
+}
+
+// Shares of three and five row groups, where in the last pass only one has something to do.
+TEST_F(CudaPrefill, PassesWithoutRowsOfAGroupHaveTheBitsOfFewTokens) {
+  Runner gpu(ops());
+  const int64_t groups_of_all = int64_t{64} * cuda::CurrentDevice().multiprocessors;
+  for (const int64_t groups : {3, 5}) {
+    const Stored stored = MakeWeight(WeightFormat::kNvfp4, groups * groups_of_all, 576, 1, 0.003f);
+    const auto weight = gpu.Pack({&stored.view, 1}, ActivationFormat::kBf16);
+    for (const int64_t m : {16, 32, 64}) {
+      ExpectBitsOfEveryPlan(*weight, m);
+      if (HasFatalFailure()) return;
+    }
+  }
 }
 
 // Whatever tiles a product is cut into, two or three per SM, with whole slices of K and with a

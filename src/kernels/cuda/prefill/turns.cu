@@ -86,7 +86,8 @@ std::vector<TurnPlan> TurnPlans(const WeightTiles& weight, int64_t m) {
           plan.larger = weight.row_tiles % plan.row_ctas;
           const int largest = plan.share + (plan.larger > 0 ? 1 : 0);
           plan.passes = CeilDiv(largest, groups * kGroupTiles);
-          plan.pass_tiles = CeilDiv(largest, plan.passes);
+          // In whole row groups, so that of the last pass as many as possible have nothing to do.
+          plan.pass_tiles = CeilDiv(CeilDiv(largest, plan.passes), kGroupTiles) * kGroupTiles;
           plan.microseconds = Microseconds(weight, m, plan);
           plans.push_back(plan);
           if (tiles == whole_tiles) break;

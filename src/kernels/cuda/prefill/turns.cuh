@@ -142,6 +142,10 @@ struct RowShare {
   __device__ __forceinline__ int PassEnd(int pass) const {
     return min(end, begin + (pass + 1) * pass_tiles);
   }
+  // Whether a row group has tiles in a pass. Of the last one it may have none.
+  __device__ __forceinline__ bool Has(int pass, int group) const {
+    return begin + pass * pass_tiles + group * (kWarpgroupRows / kTileRows) < PassEnd(pass);
+  }
 };
 
 // A warp's weights: those of the warpgroup's units. A place is filled k-tile by k-tile where a warp
@@ -327,6 +331,15 @@ struct TurnConsumer {
   __device__ __forceinline__ void Release() const {
     if (threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.free + at.slot);
   }
+  // A unit in which the row group has no tiles. That its tokens are there says that the slot's unit
+  // before has been released by all.
+  __device__ __forceinline__ void PassOver(const UnitWalk& unit) {
+    if (unit.left() > Shape::kSlots) {
+      ptx::BarrierWait(storage.full + at.slot, at.phase);
+      Release();
+    }
+    at.Advance(Shape::kTurns);
+  }
   // What comes into the slot of the warpgroup's last unit: at the end of it, or where other row
   // groups use the slot, too, a little later.
   __device__ __forceinline__ void Refill() {
@@ -447,7 +460,7 @@ struct TurnWork {
   }
   __device__ __forceinline__ void AddUp(TurnConsumer<Shape>& consumer, UnitWalk walk) const {
     bool begun = false;
-    while (!walk.done()) {
+    while (!walk.done() && rows.Has(walk.pass, group)) {
       float total[Shape::kN / 2], sum[Shape::kN / 2];
 #pragma unroll
       for (int i = 0; i < Shape::kN / 2; ++i) total[i] = 0.0f;
@@ -460,10 +473,15 @@ struct TurnWork {
       }
       StorePass(walk.pass - 1, total, EndOfPass(walk.pass - 1));
     }
+    for (; !walk.done(); walk.Next()) consumer.PassOver(walk);
   }
   __device__ __forceinline__ void Relay(TurnConsumer<Shape>& consumer, UnitWalk walk) const {
     const TotalRelay<Shape> relay(storage, group, turn);
     for (bool begun = false; !walk.done(); walk.Next(), begun = true) {
+      if (Shape::kGroups > 1 && !rows.Has(walk.pass, group)) {
+        consumer.PassOver(walk);
+        continue;
+      }
       float sum[Shape::kN / 2];
       TileEnd end = {};
       if (walk.last()) end = EndOfPass(walk.pass);
@@ -474,7 +492,8 @@ struct TurnWork {
         relay.Send(sum);
         continue;
       }
-      if (walk.slices > 1 && walk.pass + 1 < walk.passes) relay.HandOnPlace();
+      if (walk.slices > 1 && walk.pass + 1 < walk.passes && rows.Has(walk.pass + 1, group))
+        relay.HandOnPlace();
       StorePass(walk.pass, sum, end);
     }
   }
