@@ -1,6 +1,7 @@
 // attention with `rope` and `gate`: what it writes and returns has the bits of rope_and_cache,
 // attention and sigmoid_gate in turn, on every backend, and a sequence's do not depend on the
 // batch.
+#include "kernels/linear_fixture.h"
 #include "kernels/parity_fixture.h"
 
 namespace nibble::kernels {
@@ -81,10 +82,10 @@ struct StepResult {
 };
 
 // The last q_len tokens of every sequence as one step over pages in which all earlier keys lie and
-// all else is NaN. `fused`: one op.
+// all else is NaN. `fused`: one op, whose output lies in `layout`.
 StepResult RunStep(const OpTable& ops, const StepCase& c,
                    const std::vector<AttentionSequence>& sequences, bool fused,
-                   int32_t page_size = 16, int threads = 1) {
+                   int32_t page_size = 16, int threads = 1, ActivationLayout layout = {}) {
   const AttentionShape& shape = c.shape;
   const int64_t dh = shape.head_dim, count = static_cast<int64_t>(sequences.size());
   const int64_t q_width = shape.q_heads * dh, kv_width = shape.kv_heads * dh;
@@ -96,7 +97,8 @@ StepResult RunStep(const OpTable& ops, const StepCase& c,
     max_positions = std::max<int64_t>(max_positions, s.kv_len);
   }
   const int64_t bytes = KvBytes(shape.format, max_pages * count * shape.kv_heads * page_size * dh);
-  StepResult result = {std::vector<uint16_t>(tokens * q_width),
+  const int64_t parts = layout.rows() ? tokens : (tokens + 127) / 128 * 128;
+  StepResult result = {std::vector<uint16_t>(parts * q_width),
                        std::vector<std::byte>(bytes, std::byte{0xFF}),
                        std::vector<std::byte>(bytes, std::byte{0xFF})};
   const KvLayerView cache = {.k = result.k.data(),
@@ -167,6 +169,7 @@ StepResult RunStep(const OpTable& ops, const StepCase& c,
                                .gate = gate,
                                .gate_stride = stride,
                                .out = result.out.data(),
+                               .out_layout = layout,
                                .t = tokens,
                                .sequences = count,
                                .q_start = q_start.data(),
@@ -285,6 +288,43 @@ TEST_P(AttentionStepParity, IsTheSameInAnyBatch) {
       const std::vector<uint16_t> alone = RunStep(ops(), c, {batch[i]}, true, 16).out;
       EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + i * width))
           << "sequence " << i;
+    }
+  }
+}
+
+// A linear makes the same of what is laid out for it as of rows.
+TEST_P(AttentionStepParity, MayLayOutItsOutput) {
+  if (ops().x_layout == nullptr) GTEST_SKIP() << "rows alone";
+  ThreadPool pool(2);
+  for (const StepCase& c : kCases) {
+    const int64_t width = int64_t{c.shape.q_heads} * c.shape.head_dim;
+    if (width % 64 != 0) continue;
+    const int64_t n = (int64_t{16} << 20) / width;
+    const Stored stored = MakeWeight(WeightFormat::kNvfp4, n, width, 1, 0.003f);
+    const auto weight = std::move(*ops().pack_weight({.parts = {&stored.view, 1}, .pool = &pool}));
+    // A token of each sequence, and several of some.
+    for (const auto& [count, q_len] : {std::pair<int, int>{64, 1}, {37, 1}, {20, 3}}) {
+      SCOPED_TRACE(testing::Message() << c.name << ", " << count << " sequences of " << q_len);
+      std::vector<AttentionSequence> batch;
+      for (int id = 1; id <= count; ++id)
+        batch.push_back({static_cast<uint64_t>(id), id % 4 == 0 ? q_len : 1, id * 5});
+      int64_t m = 0;
+      for (const AttentionSequence& sequence : batch) m += sequence.q_len;
+      const ActivationLayout layout = ops().x_layout(*weight, m);
+      ASSERT_FALSE(layout.rows());
+      const auto product = [&](ActivationLayout x_layout) {
+        const StepResult step = RunStep(ops(), c, batch, true, 16, 1, x_layout);
+        std::vector<uint16_t> y(m * n);
+        ops().linear(DirtyContext(1, ops().linear_workspace(m, width)), {.x = step.out.data(),
+                                                                         .x_stride = width,
+                                                                         .x_layout = x_layout,
+                                                                         .weight = weight.get(),
+                                                                         .y = y.data(),
+                                                                         .y_stride = n,
+                                                                         .m = m});
+        return y;
+      };
+      ASSERT_EQ(product(layout), product({}));
     }
   }
 }

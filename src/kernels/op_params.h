@@ -106,6 +106,18 @@ struct Activation {
   int64_t inputs(int64_t f) const { return gated() ? 2 * f : f; }
 };
 
+// How an activation lies that one op writes and one linear alone reads: rows, as everywhere, or
+// parts of so many tokens in an order of the backend's own (OpTable.x_layout), which that linear
+// reads without a pass over it. The last part is a whole one, whose tokens past M mean nothing.
+struct ActivationLayout {
+  int32_t part_tokens = 0;  // 0: rows
+
+  bool rows() const { return part_tokens == 0; }
+  bool operator==(const ActivationLayout&) const = default;
+};
+// Of any layout, a divisor of this: for tokens rounded up to it a buffer has room.
+inline constexpr int64_t kMostPartTokens = 128;
+
 // y (M, N) = norm(x) (M, K) Wᵀ + bias. FP32 accumulation. A weight with column_order or
 // input_multiplier applies them to the normed x first (tensor/quant_view.h). With add,
 // y += result instead, both rounded to BF16: how a block adds to the residual stream. With an
@@ -114,12 +126,14 @@ struct Activation {
 struct LinearParams {
   const uint16_t* x = nullptr;  // (M, K) BF16
   int64_t x_stride = 0;
+  ActivationLayout x_layout;  // not rows: without a norm, x_stride is not read
   InputNorm norm;
   const PackedWeight* weight = nullptr;  // (N, K)
   const float* bias = nullptr;           // (N) or null
   uint16_t* y = nullptr;                 // (M, N) BF16, or
   float* y_f32 = nullptr;                // (M, N) FP32: exactly one of the two is set
   int64_t y_stride = 0;
+  ActivationLayout y_layout;               // not rows: with an activation
   bool add = false;                        // with y alone
   const Activation* activation = nullptr;  // with y alone, not with add, y_stride N / 2; or null
   int64_t m = 0;
@@ -435,6 +449,7 @@ struct AttentionParams {
   int64_t gate_stride = 0;
   const uint16_t* q = nullptr;  // (T, Hq, Dh)
   uint16_t* out = nullptr;      // (T, Hq, Dh)
+  ActivationLayout out_layout;  // of rows of Hq * Dh columns
   int64_t t = 0;
   int64_t sequences = 0;                // B, with a token each at least
   const int32_t* q_start = nullptr;     // (B + 1)

@@ -56,6 +56,10 @@ struct OpTable {
   bool packs_made_up = false;  // pack_weight takes QuantView.made_up
   size_t (*linear_workspace)(int64_t max_m, int64_t max_k) = nullptr;
   void (*linear)(const OpContext&, const LinearParams&) = nullptr;
+  // How linear reads m tokens of x best: LinearParams.x_layout is this or rows, and so is the
+  // layout in which a linear with an activation or an attention may be asked to write x. Null: rows
+  // alone.
+  ActivationLayout (*x_layout)(const PackedWeight& weight, int64_t m) = nullptr;
   // What two calls of linear give. Null where one launch of both gains nothing.
   void (*linear_pair)(const OpContext&, const LinearPairParams&) = nullptr;
   // What a linear with an activation of F outputs needs beside linear_workspace, or that of

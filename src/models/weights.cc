@@ -13,6 +13,7 @@ struct Destination {
   int64_t stride = 0;
   bool add = false;
   const kernels::Activation* activation = nullptr;
+  kernels::ActivationLayout layout;
 };
 
 // A segment's part of all m rows.
@@ -21,12 +22,14 @@ kernels::LinearParams ParamsOf(const Linear& linear, const Linear::Segment& segm
   const int64_t row = segment.first_row;
   return {.x = in.x,
           .x_stride = linear.k,
+          .x_layout = in.layout,
           .norm = in.norm,
           .weight = segment.weight.get(),
           .bias = linear.bias.empty() ? nullptr : linear.bias.data() + row,
           .y = out.y == nullptr ? nullptr : out.y + row,
           .y_f32 = out.y_f32 == nullptr ? nullptr : out.y_f32 + row,
           .y_stride = out.stride,
+          .y_layout = out.layout,
           .add = out.add,
           .activation = out.activation,
           .m = m};
@@ -101,8 +104,18 @@ void Linear::Run(const StepContext& step, const LayerInput& in, const LayerOutpu
 }
 
 void Linear::RunActivated(const StepContext& step, const LayerInput& in,
-                          const kernels::Activation& activation, uint16_t* y) const {
-  RunSegments(*this, step, in, {.y = y, .stride = n / 2, .activation = &activation});
+                          const kernels::Activation& activation, uint16_t* y,
+                          kernels::ActivationLayout y_layout) const {
+  RunSegments(*this, step, in,
+              {.y = y, .stride = n / 2, .activation = &activation, .layout = y_layout});
+}
+
+// Rows, where roles divide them, several weights read them, or somebody looks at them.
+kernels::ActivationLayout Linear::XLayout(const StepContext& step) const {
+  if (step.ops.x_layout == nullptr || step.has_prompts() || segments.size() != 1 ||
+      observer != nullptr)
+    return {};
+  return step.ops.x_layout(*segments[0].weight, step.t);
 }
 
 void Linear::RunF32(const StepContext& step, const LayerInput& in, float* y) const {

@@ -32,8 +32,9 @@ class LinearObserver {
 
 // What a linear or a block reads, and the norm that x goes through first.
 struct LayerInput {
-  const uint16_t* x = nullptr;  // (M, K) BF16
-  kernels::InputNorm norm;      // weight null: none
+  const uint16_t* x = nullptr;       // (M, K) BF16
+  kernels::InputNorm norm;           // weight null: none
+  kernels::ActivationLayout layout;  // not rows: without a norm, into one linear alone
 };
 
 // Where a result goes: y = result or, with add, y += result.
@@ -75,7 +76,10 @@ struct Linear {
   // y (T, N / 2) = the activation of gate and up, where they share a packed weight.
   bool activates() const { return is_gate_up && segments.size() == 1; }
   void RunActivated(const StepContext& step, const LayerInput& in,
-                    const kernels::Activation& activation, uint16_t* y) const;
+                    const kernels::Activation& activation, uint16_t* y,
+                    kernels::ActivationLayout y_layout) const;
+  // How x of all rows of a step is best laid out by the op that writes it.
+  kernels::ActivationLayout XLayout(const StepContext& step) const;
   // y (M, N) FP32, rows y_stride apart (0: N).
   void RunF32(const kernels::OpTable& ops, const kernels::OpContext& context, const LayerInput& in,
               int64_t m, float* y, int64_t y_stride = 0) const;

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/capability.h"
 #include "kernels/cuda/fp8/fp8.h"
 #include "kernels/cuda/gated_delta_net/gated_delta_net.h"
 #include "kernels/cuda/gather_rows/gather_rows.h"
@@ -82,6 +83,7 @@ Result<const OpTable*> CudaOps(int index) {
       .sample_workspace = cuda::SampleWorkspace,
       .sample = cuda::Sample,
   };
+  if (HasWgmma(cuda::CurrentCapability())) table.x_layout = cuda::XLayout;
   if (cuda::HasW4a4()) {
     table.linear_w4a4_workspace = cuda::LinearW4a4Workspace;
     table.linear_w4a4 = cuda::LinearW4a4;

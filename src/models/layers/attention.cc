@@ -104,7 +104,7 @@ void Attention::Carve(ScratchArena& arena, const kernels::OpTable& ops, const St
   const int64_t kv_width = kv_share_.count * config_.head_dim;
   arena.Take(&qkv_out_, sizes.t * (q_width * (config_.output_gate ? 2 : 1) + 2 * kv_width));
   arena.Take(&q_, sizes.t * q_width);
-  arena.Take(&attention_, sizes.t * q_width);
+  arena.Take(&attention_, sizes.LaidOutTokens(ops) * q_width);
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
   arena.NeedWorkspace(sizes.LinearWorkspace(ops, std::max(config_.hidden_size, q_width)));
   arena.NeedWorkspace(ops.attention_workspace(
@@ -146,13 +146,14 @@ void Attention::Forward(const StepContext& step, const LayerInput& in, const Lay
     attention.gate_stride = qkv_.n;
   }
   attention.out = attention_;
+  attention.out_layout = output_.XLayout(step);
   attention.q_heads = q_heads;
   attention.scale = static_cast<float>(scale);
   attention.window = config_.window;
   attention.chunk = config_.chunk;
   attention.sinks = config_.sinks ? sinks_.data() : nullptr;
   step.ops.attention(step.context, attention);
-  step.RunReduced(output_, attention_, partial_, out);
+  step.RunReduced(output_, {.x = attention_, .layout = attention.out_layout}, partial_, out);
 }
 
 }  // namespace nibble::models

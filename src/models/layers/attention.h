@@ -72,7 +72,7 @@ class Attention final : public Block {
 
   uint16_t* qkv_out_ = nullptr;    // (T, qkv_.n)
   uint16_t* q_ = nullptr;          // (T, Hq, Dh)
-  uint16_t* attention_ = nullptr;  // (T, Hq, Dh)
+  uint16_t* attention_ = nullptr;  // (T, Hq, Dh), as output_ reads it best
   float* partial_ = nullptr;       // (T, D)
 };
 

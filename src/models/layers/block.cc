@@ -6,6 +6,11 @@
 
 namespace nibble::models {
 
+int64_t StepSizes::LaidOutTokens(const kernels::OpTable& ops) const {
+  constexpr int64_t kPart = kernels::kMostPartTokens;
+  return ops.x_layout == nullptr ? t : (t + kPart - 1) / kPart * kPart;
+}
+
 size_t StepSizes::LinearWorkspace(const kernels::OpTable& ops, int64_t max_k) const {
   size_t bytes = ops.linear_workspace(t, max_k);
   if (prompt_forms.w4a4) bytes = std::max(bytes, ops.linear_w4a4_workspace(t, max_k));
@@ -13,11 +18,11 @@ size_t StepSizes::LinearWorkspace(const kernels::OpTable& ops, int64_t max_k) co
   return bytes;
 }
 
-void StepContext::RunReduced(const Linear& linear, const uint16_t* x, float* partial,
+void StepContext::RunReduced(const Linear& linear, const LayerInput& in, float* partial,
                              const LayerOutput& out) const {
-  if (!tp.active()) return linear.Run(*this, {x}, out);
+  if (!tp.active()) return linear.Run(*this, in, out);
   NIBBLE_CHECK(!out.add, "a sum over ranks cannot be added to the residual stream");
-  linear.RunF32(*this, {x}, partial);
+  linear.RunF32(*this, in, partial);
   Reduce(partial, t * linear.n, out.y);
 }
 

@@ -24,6 +24,8 @@ struct StepSizes {
   int threads = 1;
   PromptForms prompt_forms;  // ModelInfo's
 
+  // Tokens of a tensor that one op writes and one linear reads (kernels::ActivationLayout).
+  int64_t LaidOutTokens(const kernels::OpTable& ops) const;
   // Of a linear of all tokens, whatever their roles.
   size_t LinearWorkspace(const kernels::OpTable& ops, int64_t max_k) const;
 };
@@ -49,9 +51,9 @@ struct StepContext {
   std::span<const RowRun> runs;  // of all t rows; empty: all of them generated
 
   bool has_prompts() const { return !runs.empty(); }
-  // out = x (T, K) Wᵀ of a linear whose columns are divided among ranks, summed over them.
+  // out = in (T, K) Wᵀ of a linear whose columns are divided among ranks, summed over them.
   // partial: (T, N) scratch, used with more than one rank alone; then out cannot add.
-  void RunReduced(const Linear& linear, const uint16_t* x, float* partial,
+  void RunReduced(const Linear& linear, const LayerInput& in, float* partial,
                   const LayerOutput& out) const;
   // y (n) = the sum of `partial` over ranks, rounded.
   void Reduce(float* partial, int64_t n, uint16_t* y) const;

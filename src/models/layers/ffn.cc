@@ -45,14 +45,16 @@ void FeedForward::Carve(ScratchArena& arena, const kernels::OpTable& ops, const 
   } else {
     arena.Take(&hidden_, sizes.t * config_.activation.inputs(share_.count));
   }
-  arena.Take(&activated_, sizes.t * share_.count);
+  arena.Take(&activated_, sizes.LaidOutTokens(ops) * share_.count);
   if (tp_.active()) arena.Take(&partial_, sizes.t * config_.hidden_size);
   arena.NeedWorkspace(workspace);
 }
 
 void FeedForward::Forward(const StepContext& step, const LayerInput& in, const LayerOutput& out) {
+  kernels::ActivationLayout layout;
   if (gate_up_.activates()) {
-    gate_up_.RunActivated(step, in, config_.activation, activated_);
+    layout = down_.XLayout(step);
+    gate_up_.RunActivated(step, in, config_.activation, activated_, layout);
   } else {
     gate_up_.Run(step, in, {hidden_});
     step.ops.activation(step.context, {.gate_up = hidden_,
@@ -61,7 +63,7 @@ void FeedForward::Forward(const StepContext& step, const LayerInput& in, const L
                                        .f = share_.count,
                                        .activation = config_.activation});
   }
-  step.RunReduced(down_, activated_, partial_, out);
+  step.RunReduced(down_, {.x = activated_, .layout = layout}, partial_, out);
 }
 
 }  // namespace nibble::models

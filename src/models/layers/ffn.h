@@ -39,7 +39,7 @@ class FeedForward final : public Block {
   Linear down_;     // (D, F of this rank)
 
   uint16_t* hidden_ = nullptr;     // (T, 2F or F), where gate_up_ does not activate
-  uint16_t* activated_ = nullptr;  // (T, F)
+  uint16_t* activated_ = nullptr;  // (T, F), as down_ reads it best
   float* partial_ = nullptr;       // (T, D)
 };
 

@@ -131,7 +131,7 @@ void GatedDeltaNet::Forward(const StepContext& step, const LayerInput& in, const
   params.recurrent_state = state.recurrent;
   params.out = mixed_;
   step.ops.gated_delta_net(step.context, params);
-  step.RunReduced(output_, mixed_, partial_, out);
+  step.RunReduced(output_, {mixed_}, partial_, out);
 }
 
 }  // namespace nibble::models

@@ -99,7 +99,7 @@ void Mamba2::Forward(const StepContext& step, const LayerInput& in, const LayerO
   params.recurrent_state = state.recurrent;
   params.out = mixed_;
   step.ops.mamba2(step.context, params);
-  step.RunReduced(output_, mixed_, partial_, out);
+  step.RunReduced(output_, {mixed_}, partial_, out);
 }
 
 Status CheckShares(const TensorParallel& tp, const Mamba2Config& mamba) {

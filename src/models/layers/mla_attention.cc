@@ -198,7 +198,7 @@ void MlaAttention::Forward(const StepContext& step, const LayerInput& in, const 
                                       .y_stride = heads * config_.v_dim,
                                       .y_head_stride = config_.v_dim,
                                       .t = step.t});
-  step.RunReduced(output_, heads_, partial_, out);
+  step.RunReduced(output_, {heads_}, partial_, out);
 }
 
 MlaConfig ReadMlaConfig(ConfigReader& config, int64_t hidden_size, int64_t max_positions) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/check.h"
 #include "kernels/cuda/activation/activation.h"
 #include "kernels/cuda/attention/attention_problem.cuh"
 #include "kernels/cuda/attention/merge_partials.cuh"
@@ -10,7 +11,9 @@
 #include "kernels/cuda/attention/step_launch.h"
 #include "kernels/cuda/attention/step_problem.cuh"
 #include "kernels/cuda/attention/tile_launch.h"
+#include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/prefill/turns.h"
 #include "kernels/cuda/rope/rope.h"
 #include "kernels/cuda/rope/rope_head.cuh"
 
@@ -97,14 +100,49 @@ int32_t MaxHeadDim() {
   return 16 * p.dim_atoms;
 }
 
+namespace {
+
+// Of rows that another op will find laid out.
+size_t RowsBytes(int64_t t, int32_t q_heads, int32_t head_dim) {
+  return static_cast<size_t>(t * q_heads * head_dim) * sizeof(uint16_t);
+}
+
+// By way of rows at the end of the workspace.
+void AttentionThenLayOut(const OpContext& context, const AttentionParams& params) {
+  const size_t bytes = RowsBytes(params.t, params.q_heads, params.cache.head_dim);
+  NIBBLE_CHECK(bytes <= context.workspace_bytes, "attention of {} tokens: workspace of {} bytes",
+               params.t, context.workspace_bytes);
+  OpContext rest = context;
+  rest.workspace_bytes = (context.workspace_bytes - bytes) / 64 * 64;
+  AttentionParams rows = params;
+  rows.out = reinterpret_cast<uint16_t*>(context.workspace + rest.workspace_bytes);
+  rows.out_layout = {};
+  Attention(rest, rows);
+  const int64_t width = int64_t{params.q_heads} * params.cache.head_dim;
+  PrepareTokens({.x = rows.out,
+                 .x_stride = width,
+                 .m = params.t,
+                 .k = width,
+                 .part_tokens = params.out_layout.part_tokens},
+                reinterpret_cast<std::byte*>(params.out), context.stream);
+}
+
+}  // namespace
+
+// Layouts other than rows are of up to kMaxTurnTokens tokens.
 size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim) {
   const int64_t entry_bytes = PartialFloats(kSplitTileRows, DimAtoms(head_dim)) * 4;
   const int64_t most = head_dim == kLatentDim ? kMaxLatentWorkspace : kMaxWorkspace;
-  return static_cast<size_t>(std::min(most, max_t * q_heads * kUnitsWanted * entry_bytes));
+  const size_t rows =
+      HasWgmma(CurrentCapability())
+          ? RowsBytes(std::min<int64_t>(max_t, kMaxTurnTokens), q_heads, head_dim) + 64
+          : 0;
+  return static_cast<size_t>(std::min(most, max_t * q_heads * kUnitsWanted * entry_bytes)) + rows;
 }
 
 void Attention(const OpContext& context, const AttentionParams& params) {
   if (params.t == 0) return;
+  if (!params.out_layout.rows() && !StepTakes(params)) return AttentionThenLayOut(context, params);
   AttentionProblem p = ProblemOf(context, params);
   if (StepTakes(params)) {
     switch (params.cache.format) {

@@ -135,6 +135,7 @@ void LaunchStep(const OpContext& context, const AttentionParams& params,
   p.v_side = SideOf(p.rope.cache.v, p.rope.cache.v_scale);
   p.gate = params.gate;
   p.gate_stride = params.gate_stride;
+  p.places = PlacesOf(params.out, params.out_layout, int64_t{p.q_heads} * p.head_dim);
   const int64_t max_keys = params.max_pages * params.cache.page_size;
   if (p.head_dim == 64) LaunchStepOf<kFormat, 4>(context, p, max_keys);
   if (p.head_dim == 128) LaunchStepOf<kFormat, 8>(context, p, max_keys);

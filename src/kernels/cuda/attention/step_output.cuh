@@ -20,6 +20,7 @@ class StepOutput {
     head_dim_ = p.head_dim;
     value_scale_ = p.value_scale;
     sinks_ = p.sinks != nullptr ? p.sinks + Head(0) : nullptr;
+    laid_out_ = p.places.data != nullptr;
     asm volatile("" : "+l"(out_), "+r"(head_dim_), "+f"(value_scale_), "+l"(sinks_));
   }
 
@@ -47,6 +48,10 @@ class StepOutput {
                                       : ToBf16(TimesSigmoid(ptx::RoundBf16(value),
                                                             ptx::FirstBf16(gates_[2 * which + e])));
       }
+      if (laid_out_) {
+        StoreLaidOut(e, x);
+        continue;
+      }
       uint16_t* out = out_ + e * head_dim_;
       if constexpr (kFormat != KvFormat::kBf16) {
         *reinterpret_cast<uint32_t*>(out + StepDim<kFormat>(slice_, g_, 0)) = x[0] | uint32_t{x[1]}
@@ -64,6 +69,16 @@ class StepOutput {
     return kv_head_ * p_.heads_per_kv + query_ + e;
   }
 
+  __device__ __forceinline__ void StoreLaidOut(int e, const uint16_t (&x)[2]) const {
+    const int column = Head(e) * head_dim_ + StepDim<kFormat>(slice_, g_, 0);
+    if constexpr (kFormat != KvFormat::kBf16) {
+      *p_.places.Pair(sequence_, column) = x[0] | uint32_t{x[1]} << 16;
+    } else {
+      *p_.places.Element(sequence_, column) = x[0];
+      *p_.places.Element(sequence_, column + 8) = x[1];
+    }
+  }
+
   const StepProblem& p_;
   int sequence_;
   int kv_head_;
@@ -72,6 +87,7 @@ class StepOutput {
   int query_;
   uint16_t* out_;  // of the first query
   int head_dim_;
+  bool laid_out_;
   float value_scale_;
   const float* sinks_;  // of the first query, or null
   uint16_t gates_[4] = {};

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/attention/attention_problem.cuh"
+#include "kernels/cuda/prefill/token_places.cuh"
 #include "kernels/cuda/rope/cache_write.cuh"
 #include "kernels/op_params.h"
 
@@ -19,6 +20,7 @@ struct StepProblem : AttentionProblem {
   const uint16_t* gate;
   int64_t gate_stride;
   int32_t slices_shift;  // log2 of the slices that a CTA of a cluster merges
+  TokenPlaces places;    // of the output, where it is laid out
 };
 
 // Positions that the newest token of a sequence sees.

@@ -196,6 +196,117 @@ TEST_F(CudaActivatedLinear, EveryPlan) {
     }
 }
 
+// y in a layout is what the pass over it makes of rows, whichever kernel multiplies, and by the
+// kernels that store it so themselves however they are cut.
+TEST_F(CudaActivatedLinear, LaidOutForTheNext) {
+  if (ops().x_layout == nullptr) GTEST_SKIP() << "a GPU without layouts";
+  const Activation activation;
+  void* const stream = ops().device->stream();
+  for (const WeightFormat format : {WeightFormat::kNvfp4, WeightFormat::kInt4})
+    for (const auto& [f, k] : {std::pair<int64_t, int64_t>{64, 192}, {1472, 1120}, {9024, 320}}) {
+      const GateUp weight(ops(), format, f, k, ScalesOf(format)[0]);
+      const cuda::WeightTiles& tiles = cuda::AsCuda(*weight.paired).tiles();
+      for (const int64_t m : {5, 27, 64, 100}) {
+        const auto x = MakeActivations(m * k, 7);
+        LinearParams params = {.x = x.data(),
+                               .x_stride = k,
+                               .weight = weight.paired.get(),
+                               .activation = &activation,
+                               .m = m};
+        const auto rows = Call(ops().linear, ops().linear_workspace, params, f);
+        for (const int part_tokens : {16, 128}) {
+          const int64_t padded = (m + part_tokens - 1) / part_tokens * part_tokens;
+          const auto laid_out = [&](const auto& lay_out) {
+            std::vector<uint16_t> y(padded * f);
+            lay_out(y);
+            ops().device->Synchronize();
+            EXPECT_EQ(ops().device->failure(), "");
+            return y;
+          };
+          const auto expected = laid_out([&](std::vector<uint16_t>& y) {
+            cuda::PrepareTokens(
+                {.x = rows.data(), .x_stride = f, .m = m, .k = f, .part_tokens = part_tokens},
+                reinterpret_cast<std::byte*>(y.data()), stream);
+          });
+          params.y_layout = {part_tokens};
+          SCOPED_TRACE(testing::Message() << WeightFormatName(format) << " M " << m << ", F " << f
+                                          << ", parts of " << part_tokens);
+          ASSERT_EQ(laid_out([&](std::vector<uint16_t>& y) {
+                      const size_t bytes =
+                          ops().linear_workspace(m, k) + ops().activated_workspace(m, f);
+                      std::vector<std::byte> memory(bytes, std::byte{0xFF});
+                      params.y = y.data();
+                      ops().linear(
+                          {.stream = stream, .workspace = memory.data(), .workspace_bytes = bytes},
+                          params);
+                    }),
+                    expected);
+          if (!cuda::HasTurns(tiles.format)) continue;
+          std::vector<std::byte> memory(cuda::PreparedBytes(m + 127, k));
+          for (const cuda::TurnPlan& plan : cuda::TurnPlans(tiles, m)) {
+            SCOPED_TRACE(testing::Message() << plan.tokens << " tokens, " << plan.groups
+                                            << " groups, " << plan.row_ctas << " CTAs");
+            ASSERT_EQ(
+                laid_out([&](std::vector<uint16_t>& y) {
+                  const cuda::PreparedTokens prepared = cuda::PrepareTokens(
+                      {.x = x.data(), .x_stride = k, .m = m, .k = k, .part_tokens = plan.tokens},
+                      memory.data(), stream);
+                  cuda::LaunchTurns({.weight = tiles,
+                                     .x = prepared,
+                                     .y = y.data(),
+                                     .activates = true,
+                                     .activation = activation,
+                                     .y_layout = {part_tokens},
+                                     .m = m},
+                                    plan, stream);
+                }),
+                expected);
+          }
+        }
+      }
+    }
+}
+
+// And the next linear reads it so.
+TEST_F(CudaActivatedLinear, ReadsWhatIsLaidOut) {
+  if (ops().x_layout == nullptr) GTEST_SKIP() << "a GPU without layouts";
+  const Activation activation;
+  constexpr int64_t kF = 1472, kK = 320, kN = 24000;
+  const GateUp gate_up(ops(), WeightFormat::kNvfp4, kF, kK, {});
+  const Stored stored = MakeWeight(WeightFormat::kNvfp4, kN, kF, 5, 0.003f);
+  const auto down = std::move(*ops().pack_weight({.parts = {&stored.view, 1}}));
+  for (const int64_t m : {27, 33, 64}) {
+    SCOPED_TRACE(testing::Message() << "M " << m);
+    const auto x = MakeActivations(m * kK, 7);
+    const auto block = [&](ActivationLayout layout) {
+      const size_t bytes = std::max(ops().linear_workspace(m, kF), ops().linear_workspace(m, kK)) +
+                           ops().activated_workspace(m, kF);
+      std::vector<std::byte> memory(bytes, std::byte{0xFF});
+      const OpContext context = {.workspace = memory.data(), .workspace_bytes = bytes};
+      std::vector<uint16_t> between(64 * kF, 0x7FC0), y(m * kN, 0x7FC0);
+      ops().linear(context, {.x = x.data(),
+                             .x_stride = kK,
+                             .weight = gate_up.paired.get(),
+                             .y = between.data(),
+                             .y_stride = kF,
+                             .y_layout = layout,
+                             .activation = &activation,
+                             .m = m});
+      ops().linear(context, {.x = between.data(),
+                             .x_stride = kF,
+                             .x_layout = layout,
+                             .weight = down.get(),
+                             .y = y.data(),
+                             .y_stride = kN,
+                             .m = m});
+      return y;
+    };
+    const ActivationLayout layout = ops().x_layout(*down, m);
+    ASSERT_FALSE(layout.rows());
+    ASSERT_EQ(block(layout), block({}));
+  }
+}
+
 TEST_F(CudaActivatedLinear, InE4m3) {
   if (ops().linear_fp8 == nullptr) GTEST_SKIP() << "no GPU that multiplies FP8";
   for (const BlockScales& scales : {BlockScales{DType::kBF16}, {DType::kBF16, 128, 128}})

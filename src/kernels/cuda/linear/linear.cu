@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "kernels/activated_linear.h"
 #include "kernels/cuda/activation/activation.h"
+#include "kernels/cuda/capability.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear/decode.h"
 #include "kernels/cuda/linear/one_token.h"
@@ -149,11 +150,59 @@ void LinearOfRows(const OpContext& context, const LinearParams& params) {
 
 }  // namespace
 
+namespace {
+
+// Of rows that another op will find laid out.
+size_t RowsBytes(int64_t m, int64_t f) {
+  return (static_cast<size_t>(m * f) * sizeof(uint16_t) + 63) / 64 * 64;
+}
+
+// Whether the kernel that multiplies stores y as y_layout says.
+bool StoresLaidOut(const LinearParams& p) {
+  const WeightTiles& tiles = AsCuda(*p.weight).tiles();
+  return !ComposesActivation(p) && PrefillIsFaster(tiles, p.m) && TakesTurns(tiles, p.m);
+}
+
+// By way of rows in the workspace.
+void LinearThenLayOut(const OpContext& context, const LinearParams& params) {
+  const int64_t f = params.weight->n() / 2;
+  const size_t bytes = RowsBytes(params.m, f);
+  NIBBLE_CHECK(bytes <= context.workspace_bytes, "{} tokens of {}: workspace of {} bytes", params.m,
+               f, context.workspace_bytes);
+  auto* const rows = reinterpret_cast<uint16_t*>(context.workspace);
+  OpContext rest = context;
+  rest.workspace += bytes;
+  rest.workspace_bytes -= bytes;
+  LinearParams product = params;
+  product.y = rows;
+  product.y_stride = f;
+  product.y_layout = {};
+  Linear(rest, product);
+  PrepareTokens(
+      {.x = rows, .x_stride = f, .m = params.m, .k = f, .part_tokens = params.y_layout.part_tokens},
+      reinterpret_cast<std::byte*>(params.y), context.stream);
+}
+
+}  // namespace
+
+// Layouts other than rows are of up to kMaxTurnTokens tokens.
 size_t ActivatedWorkspace(int64_t max_m, int64_t f) {
-  return f % kPairedRows == 0 ? 0 : GateUpBytes(max_m, f);
+  const size_t laid_out =
+      HasWgmma(CurrentCapability()) ? RowsBytes(std::min<int64_t>(max_m, kMaxTurnTokens), f) : 0;
+  return laid_out + (f % kPairedRows == 0 ? 0 : GateUpBytes(max_m, f));
+}
+
+ActivationLayout XLayout(const PackedWeight& packed, int64_t m) {
+  const CudaWeight& weight = AsCuda(packed);
+  const WeightTiles& tiles = weight.tiles();
+  if (weight.transforms_x() || weight.k() % kTileColumns != 0 || !PrefillIsFaster(tiles, m) ||
+      !TakesTurns(tiles, m))
+    return {};
+  return {.part_tokens = BestTurnPlan(tiles, m).tokens};
 }
 
 void Linear(const OpContext& context, const LinearParams& params) {
+  if (!params.y_layout.rows() && !StoresLaidOut(params)) return LinearThenLayOut(context, params);
   if (ComposesActivation(params))
     return LinearThenActivation(context, params, Linear, ApplyActivation);
   if (params.norm.weight == nullptr || NormsItself(params)) return LinearOfRows(context, params);

@@ -15,6 +15,7 @@ Result<std::unique_ptr<PackedWeight>> PackWeight(const PackParams& params);
 
 size_t LinearWorkspace(int64_t max_m, int64_t max_k);
 void Linear(const OpContext& context, const LinearParams& params);
+ActivationLayout XLayout(const PackedWeight& weight, int64_t m);
 void LinearPair(const OpContext& context, const LinearPairParams& params);
 // Of FP8 and W4A4 linears, too.
 size_t ActivatedWorkspace(int64_t max_m, int64_t f);

@@ -19,7 +19,7 @@ struct DenseProblem {
 
   __device__ __forceinline__ const WeightTiles& like() const { return p.weight; }
   __device__ __forceinline__ const PreparedTokens& tokens() const { return p.x; }
-  __device__ __forceinline__ DenseOutput output() const { return OutputOf(p, p.weight.n); }
+  __device__ __forceinline__ DenseOutput output() const { return DenseOutputOf(p, p.weight.n); }
   __host__ __device__ __forceinline__ int count() const { return cut.count(); }
   __device__ __forceinline__ TileWork At(int index) const {
     const DenseTile tile = cut.At(index, p.m);

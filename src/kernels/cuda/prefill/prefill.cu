@@ -43,17 +43,6 @@ int BestShape(const WeightTiles& weight, int64_t m) {
   return best;
 }
 
-// Whether turns multiply M tokens, or tiles. Of more than 64 each weight is decoded twice, which
-// pays where tiles are few; measured with 4 bits alone.
-bool TakesTurns(const WeightTiles& weight, int64_t m) {
-  if (m > kMaxTurnTokens || !HasTurns(weight.format)) return false;
-  if (m <= kMaxTurnTokens / 2) return true;
-  constexpr double kPreparation = 4.6;  // of tokens
-  return CodeBytes(weight.format) <= 512 &&
-         BestTurnPlan(weight, m).microseconds <
-             kPreparation + Microseconds(kShapes[BestShape(weight, m)], weight, m);
-}
-
 int64_t MostBytesAtOnce(int64_t k) {
   return std::max(kBytesAtOnce, PreparedBytes(kTokensAtOnce, k));
 }
@@ -78,9 +67,31 @@ int RestBandTokens(const WeightTiles& weight, int shape) {
                     [&]<TileFormat kFormat>() { return RestBandTokensOf<kFormat>(shape); });
 }
 
+// x as another op has laid it out.
+PreparedTokens AlreadyPrepared(const LinearParams& params, const TurnPlan& plan) {
+  NIBBLE_CHECK(params.x_layout.part_tokens == plan.tokens && params.norm.weight == nullptr,
+               "x in parts of {} tokens for a linear of parts of {}", params.x_layout.part_tokens,
+               plan.tokens);
+  auto* const data = reinterpret_cast<std::byte*>(const_cast<uint16_t*>(params.x));
+  return {.data = data,
+          .groups = plan.tokens / kGroupTokens,
+          .tiles = CeilDiv(params.weight->k(), kTileColumns)};
+}
+
 }  // namespace
 
 bool HasTurns(TileFormat format) { return HasWgmma(CurrentCapability()) && !HasGroups(format); }
+
+// Of more than 64 tokens each weight is decoded twice, which pays where tiles are few; measured with
+// 4 bits alone.
+bool TakesTurns(const WeightTiles& weight, int64_t m) {
+  if (m > kMaxTurnTokens || !HasTurns(weight.format)) return false;
+  if (m <= kMaxTurnTokens / 2) return true;
+  constexpr double kPreparation = 4.6;  // of tokens
+  return CodeBytes(weight.format) <= 512 &&
+         BestTurnPlan(weight, m).microseconds <
+             kPreparation + Microseconds(kShapes[BestShape(weight, m)], weight, m);
+}
 
 int PrefillShapes(TileFormat format) {
   return static_cast<int>(std::size(kShapes)) - (HasGroups(format) ? 1 : 0);
@@ -124,16 +135,18 @@ void Prefill(const OpContext& context, const LinearParams& params) {
     const TurnPlan plan = turns ? BestTurnPlan(weight.tiles(), m) : TurnPlan{};
     const int shape = turns ? 0 : BestShape(weight.tiles(), m);
     const PreparedTokens x =
-        PrepareTokens({.x = params.x + token * params.x_stride,
-                       .x_stride = params.x_stride,
-                       .m = m,
-                       .k = weight.k(),
-                       .column_order = weight.column_order(),
-                       .input_multiplier = weight.input_multiplier(),
-                       .norm = params.norm,
-                       .part_tokens = plan.tokens,
-                       .band_tokens = turns ? 0 : RestBandTokens(weight.tiles(), shape)},
-                      aligned, context.stream);
+        params.x_layout.rows()
+            ? PrepareTokens({.x = params.x + token * params.x_stride,
+                             .x_stride = params.x_stride,
+                             .m = m,
+                             .k = weight.k(),
+                             .column_order = weight.column_order(),
+                             .input_multiplier = weight.input_multiplier(),
+                             .norm = params.norm,
+                             .part_tokens = plan.tokens,
+                             .band_tokens = turns ? 0 : RestBandTokens(weight.tiles(), shape)},
+                            aligned, context.stream)
+            : AlreadyPrepared(params, plan);
     const int64_t first = token * params.y_stride;
     const PrefillParams product = {
         .weight = weight.tiles(),
@@ -145,6 +158,7 @@ void Prefill(const OpContext& context, const LinearParams& params) {
         .add = params.add,
         .activates = params.activation != nullptr,
         .activation = ActivationOf(params),
+        .y_layout = params.y_layout,
         .m = m};
     if (turns) {
       LaunchTurns(product, plan, context.stream);

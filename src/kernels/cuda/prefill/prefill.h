@@ -13,11 +13,13 @@ namespace nibble::kernels::cuda {
 bool HasPrefill(const WeightTiles& weight);
 // And those of turns.h for up to kMaxTurnTokens tokens.
 bool HasTurns(TileFormat format);
+// Whether these multiply M tokens, or tiles.
+bool TakesTurns(const WeightTiles& weight, int64_t m);
 
 // For any m <= max_m, k <= max_k.
 size_t PrefillWorkspace(int64_t max_m, int64_t max_k);
 
-// params.weight is a CudaWeight with HasPrefill(its tiles).
+// params.weight is a CudaWeight with HasPrefill(its tiles). Layouts other than rows: of turns.
 void Prefill(const OpContext& context, const LinearParams& params);
 
 struct PrefillParams {
@@ -30,6 +32,7 @@ struct PrefillParams {
   bool add = false;        // to y
   bool activates = false;  // rows are paired, y holds N / 2 outputs of `activation`
   Activation activation;
+  ActivationLayout y_layout;  // not rows: with `activates`, in turns
   int64_t m = 0;
 };
 

@@ -8,6 +8,7 @@
 #include "kernels/cuda/bf16_vector.cuh"
 #include "kernels/cuda/prefill/prefill.h"
 #include "kernels/cuda/prefill/tile_sums.cuh"
+#include "kernels/cuda/prefill/token_places.cuh"
 #include "kernels/cuda/ptx/bulk_copy.cuh"
 #include "kernels/cuda/ptx/convert.cuh"
 #include "kernels/cuda/ptx/wgmma.cuh"
@@ -40,8 +41,17 @@ struct DenseOutput : TileOutput {
 };
 
 // n: rows of W that are stored.
-__device__ __forceinline__ DenseOutput OutputOf(const PrefillParams& p, int n) {
+__device__ __forceinline__ DenseOutput DenseOutputOf(const PrefillParams& p, int n) {
   return {{p.y, p.y_f32, p.y_stride, n, p.add}, p.activates ? p.weight.n / 2 : 0, p.activation};
+}
+
+// And y may be laid out for the next linear, if an activation makes it.
+struct LayingOutput : DenseOutput {
+  TokenPlaces places;
+};
+
+__device__ __forceinline__ LayingOutput LayingOutputOf(const PrefillParams& p, int n) {
+  return {DenseOutputOf(p, n), PlacesOf(p.y, p.y_layout, p.weight.n / 2)};
 }
 
 #ifdef NIBBLE_HAVE_WGMMA
@@ -185,8 +195,8 @@ __device__ __forceinline__ void Stage(const float (&total)[kN / 2], const TileEn
 }
 
 // Of paired rows: of each two chunks the first has gates, the second what they let through.
-template <int kN, int kThreads>
-__device__ __forceinline__ void StoreActivated(const DenseOutput& out, const TilePlace& tile,
+template <int kN, int kThreads, typename Output>
+__device__ __forceinline__ void StoreActivated(const Output& out, const TilePlace& tile,
                                                const std::byte* staging) {
   constexpr int kPairs = kWarpgroupRows / kTileRows;
   const int thread = threadIdx.x % kThreads;
@@ -201,8 +211,14 @@ __device__ __forceinline__ void StoreActivated(const DenseOutput& out, const Til
     const auto chunk = [&](int index) {
       return *reinterpret_cast<const uint4*>(staged + (index ^ t % 8) * 16);
     };
-    StoreBf16x8(out.y + (tile.first + t) * out.stride + PairedOutput(row),
-                Activate(out.activation, chunk(2 * pair), chunk(2 * pair + 1)), kPairedRows,
+    const uint4 values = Activate(out.activation, chunk(2 * pair), chunk(2 * pair + 1));
+    if constexpr (std::is_same_v<Output, LayingOutput>) {
+      if (out.places.data != nullptr) {
+        out.places.Store8(tile.first + t, PairedOutput(row), values);
+        continue;
+      }
+    }
+    StoreBf16x8(out.y + (tile.first + t) * out.stride + PairedOutput(row), values, kPairedRows,
                 aligned);
   }
 }
@@ -211,7 +227,7 @@ __device__ __forceinline__ void StoreActivated(const DenseOutput& out, const Til
 template <int kN, int kThreads, typename Output>
 __device__ __forceinline__ void StoreStaged(const Output& out, const TilePlace& tile,
                                             const std::byte* staging) {
-  if constexpr (std::is_same_v<Output, DenseOutput>)
+  if constexpr (std::is_base_of_v<DenseOutput, Output>)
     if (out.f > 0) return StoreActivated<kN, kThreads>(out, tile, staging);
   constexpr int kStep = kThreads / 8;  // tokens at a time
   // Of these, so that loads do not wait for one another; what a single warp's registers hold.

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/norm/normalize.cuh"
+#include "kernels/cuda/prefill/token_places.cuh"
 #include "kernels/cuda/ptx/cluster.cuh"
 #include "kernels/cuda/ptx/pdl.cuh"
 
@@ -28,11 +29,7 @@ struct Layout {
   __device__ __forceinline__ uint4* Place(int64_t token, int tile, int chunk) const {
     if constexpr (kRows)
       return reinterpret_cast<uint4*>(out + (token * tiles + tile) * 128) + chunk;
-    const int row = static_cast<int>(token % kGroupTokens);
-    const int group = static_cast<int>(token / kGroupTokens);
-    const int part = group / part_groups;
-    const int64_t piece = int64_t{part * tiles + tile} * part_groups + (group - part * part_groups);
-    return reinterpret_cast<uint4*>(out + piece * kPieceBytes + row * 128) + (chunk ^ row);
+    return TokenPlaces{out, tiles, part_groups}.Chunk(token, tile, chunk);
   }
 };
 

@@ -35,7 +35,7 @@ struct RestOfTokens {
 };
 
 struct PreparedTokens {
-  std::byte* data = nullptr;  // 1024-byte aligned
+  std::byte* data = nullptr;  // 16-byte aligned
   int32_t groups = 0;         // ⌈M / 8⌉, or of a part
   int32_t tiles = 0;          // ⌈K / 64⌉
   RestOfTokens rest;
@@ -72,7 +72,7 @@ bool PreparationNorms(const PrepareTokensParams& params);
 void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream);
 
 // `memory`: PreparedBytes(m, k), m rounded up to whole parts, and DoneBytes(m, band_tokens);
-// 1024-byte aligned.
+// 16-byte aligned.
 PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream);
 
 }  // namespace nibble::kernels::cuda

@@ -360,7 +360,7 @@ __global__ void __maxnreg__(Shape::kRegisters)
                            warp == turn);
   PairConsumer<Shape> consumer(weights, tokens);
   PairRelay<Shape> relay(storage, turn, rank);
-  const DenseOutput out = OutputOf(p, min(p.weight.n, rows.end * kTileRows));
+  const LayingOutput out = LayingOutputOf(p, min(p.weight.n, rows.end * kTileRows));
   const TileWork work = {.row_scales = p.weight.row_scales,
                          .bias = p.bias,
                          .row_tile = rows.begin,

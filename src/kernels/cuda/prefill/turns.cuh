@@ -419,8 +419,8 @@ struct TurnWork {
                            .tokens = static_cast<int>(p.m)};
     return EndOf<Shape::kN>(work, OutputOfPass(pass), group, part);
   }
-  __device__ __forceinline__ DenseOutput OutputOfPass(int pass) const {
-    return OutputOf(p, min(p.weight.n, rows.PassEnd(pass) * kTileRows));
+  __device__ __forceinline__ LayingOutput OutputOfPass(int pass) const {
+    return LayingOutputOf(p, min(p.weight.n, rows.PassEnd(pass) * kTileRows));
   }
   // y of a pass, from its finished total.
   __device__ __forceinline__ void StorePass(int pass, const float (&total)[Shape::kN / 2],
