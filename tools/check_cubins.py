@@ -46,6 +46,8 @@ FAMILIES = {"120": "120f"}
 NEEDED = [
     ("decode::DecodeKernel", None, ["HMMA", "LDGSTS"]),
     ("StreamTokenKernel", ["90a", "100a", "120f"], ["HMMA", "UBLKCP"]),
+    ("OneTokenKernel", ["90a", "100a", "120f"], ["HMMA", "UBLKCP"]),
+    ("moe::OneDownKernel", ["90a", "100a", "120f"], ["HMMA", "UBLKCP"]),
     ("TilesKernel", ["90a"], ["HGMMA", "LDGSTS"]),
     ("TurnsKernel", ["90a"], ["HGMMA", "LDGSTS"]),
     ("PairsKernel", ["90a"], ["HGMMA", "LDGSTS", "UBLKCP"]),

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
   const int slice = warp & (slices - 1);
   const int units = tiles << p.slice_shift;
   std::byte* const ring = reinterpret_cast<std::byte*>(memory) + warp * kSliceBytes;
-  WarpStages<kFormat, kStages> weights(barriers[warp], lane);
+  const WarpStages<kFormat, kStages> weights(barriers[warp], lane);
   bool has[kUnits];
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) has[u] = warp + u * kWarps < units;
@@ -166,11 +166,11 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
   };
   if constexpr (kAsksFirst) ask_for_x();
   if constexpr (kHolds) {
-    if (has[0]) weights.template Wait<kStages - 1>(0);
+    if (has[0]) weights.template Wait<kStages - 1>(0, 0);
   } else {
 #pragma unroll
     for (int u = 0; u < kUnits; ++u)
-      if (has[u]) weights.template Wait<0>(u);
+      if (has[u]) weights.template Wait<0>(u, 0);
   }
   [[maybe_unused]] const std::conditional_t<kHolds, HeldSlice<kFormat>, NoSlice> held(ring, lane);
   if constexpr (kHolds) {
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
   };
   if constexpr (kHolds) {
     // What is in registers and in the other stage, then what came last.
-    if (has[1]) weights.template Wait<1>(1);
+    if (has[1]) weights.template Wait<1>(1, 0);
 #pragma unroll
     for (int t = 0; t < kSliceTiles; ++t) {
       const uint4 low = x_lane[t * 8], high = x_lane[t * 8 + 1];
@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
       decode_tile(1, t);
       multiply(1, low, high);
     }
-    if (has[2]) weights.template Wait<0>(0);
+    if (has[2]) weights.template Wait<0>(0, 1);
 #pragma unroll
     for (int t = 0; t < kSliceTiles; ++t) {
       const uint4 low = x_lane[t * 8], high = x_lane[t * 8 + 1];

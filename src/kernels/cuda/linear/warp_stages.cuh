@@ -31,7 +31,7 @@ class WarpStages {
   // Asks for a slice of `tiles` k-tiles, up to four: scales lie behind room for four, in memory
   // behind those that are there. stage: its address in shared memory.
   __device__ __forceinline__ void Request(int index, uint32_t stage, const std::byte* slice,
-                                          int tiles, int lane) {
+                                          int tiles, int lane) const {
     constexpr int kCodes = CodeBytes(kFormat), kScales = ScaleBytes(kFormat, 0);
 #if __CUDA_ARCH__ >= 900
     const uint32_t barrier = first_barrier_ + index * 8;
@@ -58,12 +58,12 @@ class WarpStages {
 #endif
   }
 
-  // Until the stage's slice is there. kLater: groups that were committed behind its own.
+  // Until the stage's slice is there. parity: 0 for the first that was asked for there, then 1, 0, …
+  // kLater: groups that were committed behind its own.
   template <int kLater>
-  __device__ __forceinline__ void Wait(int index) {
+  __device__ __forceinline__ void Wait(int index, uint32_t parity) const {
 #if __CUDA_ARCH__ >= 900
-    ptx::BarrierWaitAt(first_barrier_ + index * 8, parities_ >> index & 1);
-    parities_ ^= 1u << index;
+    ptx::BarrierWaitAt(first_barrier_ + index * 8, parity);
 #else
     ptx::WaitForCopies<kLater>();
 #endif
@@ -81,7 +81,6 @@ class WarpStages {
  private:
 #if __CUDA_ARCH__ >= 900
   uint32_t first_barrier_;
-  uint32_t parities_ = 0;
 #endif
 };
 

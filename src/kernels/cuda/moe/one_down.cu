@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
   Cursor ahead = {0, warp};
   ahead.Settle(plan);
   Cursor now = ahead;
-  WarpStages<kOnlyFormat<kFormats>, kStages> weights(
+  const WarpStages<kOnlyFormat<kFormats>, kStages> weights(
       reinterpret_cast<uint64_t*>(memory + plan.barriers_at) + warp * kStages, lane);
   // Written by nobody since the router's launch; past L1, as nothing was waited for. Before any
   // weight is asked for: what comes behind them holds up its warp wherever that waits for a load.
@@ -236,13 +236,15 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneDownKernel(const __grid_con
   const auto input = [](const std::byte* stage) {
     return reinterpret_cast<const uint16_t*>(stage + kSliceBytes);
   };
+  uint32_t parity = 0;
 #pragma unroll 1
   while (now.tile < tiles) {
     Cursor next = now;
     step(next);
     ptx::WaitForCopies<0>();
-    weights.template Wait<0>(0);
-    if (next.tile < tiles) weights.template Wait<0>(1);
+    weights.template Wait<0>(0, parity);
+    if (next.tile < tiles) weights.template Wait<0>(1, parity);
+    parity ^= 1;
     float* const to = partial + (now.tile * plan.units + now.unit) * kTileRows;
     if (next.tile < tiles) {
       const OneSlice<kFormats> slices[2] = {{mine, lane}, {mine + kNext, lane}};
