@@ -157,10 +157,12 @@ size_t RowsBytes(int64_t m, int64_t f) {
   return (static_cast<size_t>(m * f) * sizeof(uint16_t) + 63) / 64 * 64;
 }
 
-// Whether the kernel that multiplies stores y as y_layout says.
+// Whether the kernel that multiplies stores y as y_layout says. Pairs of CTAs could, but no GPU has
+// shown yet that they do.
 bool StoresLaidOut(const LinearParams& p) {
   const WeightTiles& tiles = AsCuda(*p.weight).tiles();
-  return !ComposesActivation(p) && PrefillIsFaster(tiles, p.m) && TakesTurns(tiles, p.m);
+  return !ComposesActivation(p) && PrefillIsFaster(tiles, p.m) && TakesTurns(tiles, p.m) &&
+         BestTurnPlan(tiles, p.m).splits == 1;
 }
 
 // By way of rows in the workspace.
@@ -192,13 +194,17 @@ size_t ActivatedWorkspace(int64_t max_m, int64_t f) {
   return laid_out + (f % kPairedRows == 0 ? 0 : GateUpBytes(max_m, f));
 }
 
+// Larger parts have not been compared with the pass on a GPU.
+constexpr int kMostPartTokens = 64;
+
 ActivationLayout XLayout(const PackedWeight& packed, int64_t m) {
   const CudaWeight& weight = AsCuda(packed);
   const WeightTiles& tiles = weight.tiles();
   if (weight.transforms_x() || weight.k() % kTileColumns != 0 || !PrefillIsFaster(tiles, m) ||
       !TakesTurns(tiles, m))
     return {};
-  return {.part_tokens = BestTurnPlan(tiles, m).tokens};
+  const int tokens = BestTurnPlan(tiles, m).tokens;
+  return {.part_tokens = tokens <= kMostPartTokens ? tokens : 0};
 }
 
 void Linear(const OpContext& context, const LinearParams& params) {
