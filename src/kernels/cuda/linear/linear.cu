@@ -195,7 +195,7 @@ size_t ActivatedWorkspace(int64_t max_m, int64_t f) {
 }
 
 // Larger parts have not been compared with the pass on a GPU.
-constexpr int kMostPartTokens = 64;
+constexpr int kComparedPartTokens = 64;
 
 ActivationLayout XLayout(const PackedWeight& packed, int64_t m) {
   const CudaWeight& weight = AsCuda(packed);
@@ -204,7 +204,7 @@ ActivationLayout XLayout(const PackedWeight& packed, int64_t m) {
       !TakesTurns(tiles, m))
     return {};
   const int tokens = BestTurnPlan(tiles, m).tokens;
-  return {.part_tokens = tokens <= kMostPartTokens ? tokens : 0};
+  return {.part_tokens = tokens <= kComparedPartTokens ? tokens : 0};
 }
 
 void Linear(const OpContext& context, const LinearParams& params) {
