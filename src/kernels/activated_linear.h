@@ -3,13 +3,12 @@
 
 #include "base/check.h"
 #include "kernels/op_params.h"
+#include "kernels/workspace.h"
 
 namespace nibble::kernels {
 
 // Of gate and up, (M, 2F) BF16, in the workspace.
-inline size_t GateUpBytes(int64_t m, int64_t f) {
-  return (static_cast<size_t>(m * 2 * f) * sizeof(uint16_t) + 63) / 64 * 64;
-}
+inline size_t GateUpBytes(int64_t m, int64_t f) { return Bf16RowsBytes(m, 2 * f); }
 
 // linear(context, params without the activation), then activate(context, ActivationParams). Gate
 // and up lie at the start of the workspace, what follows is the linear's.
@@ -22,14 +21,11 @@ void LinearThenActivation(const OpContext& context, const LinearParams& params,
                "gate and up of {} tokens, {} wide: workspace of {} bytes", params.m, n,
                context.workspace_bytes);
   auto* const gate_up = reinterpret_cast<uint16_t*>(context.workspace);
-  OpContext rest = context;
-  rest.workspace += bytes;
-  rest.workspace_bytes -= bytes;
   LinearParams product = params;
   product.activation = nullptr;
   product.y = gate_up;
   product.y_stride = n;
-  linear(rest, product);
+  linear(Behind(context, bytes), product);
   activate(context, ActivationParams{.gate_up = gate_up,
                                      .out = params.y,
                                      .t = params.m,

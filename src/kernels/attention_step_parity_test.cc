@@ -97,8 +97,9 @@ StepResult RunStep(const OpTable& ops, const StepCase& c,
     max_positions = std::max<int64_t>(max_positions, s.kv_len);
   }
   const int64_t bytes = KvBytes(shape.format, max_pages * count * shape.kv_heads * page_size * dh);
-  const int64_t parts = layout.rows() ? tokens : (tokens + 127) / 128 * 128;
-  StepResult result = {std::vector<uint16_t>(parts * q_width),
+  // Room for whole parts of any layout.
+  const int64_t room = (tokens + kMostPartTokens - 1) / kMostPartTokens * kMostPartTokens;
+  StepResult result = {std::vector<uint16_t>((layout.rows() ? tokens : room) * q_width),
                        std::vector<std::byte>(bytes, std::byte{0xFF}),
                        std::vector<std::byte>(bytes, std::byte{0xFF})};
   const KvLayerView cache = {.k = result.k.data(),

@@ -16,6 +16,7 @@
 #include "kernels/cuda/prefill/turns.h"
 #include "kernels/cuda/rope/rope.h"
 #include "kernels/cuda/rope/rope_head.cuh"
+#include "kernels/workspace.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -102,14 +103,10 @@ int32_t MaxHeadDim() {
 
 namespace {
 
-// Of rows that another op will find laid out.
-size_t RowsBytes(int64_t t, int32_t q_heads, int32_t head_dim) {
-  return static_cast<size_t>(t * q_heads * head_dim) * sizeof(uint16_t);
-}
-
 // By way of rows at the end of the workspace.
 void AttentionThenLayOut(const OpContext& context, const AttentionParams& params) {
-  const size_t bytes = RowsBytes(params.t, params.q_heads, params.cache.head_dim);
+  const int64_t width = int64_t{params.q_heads} * params.cache.head_dim;
+  const size_t bytes = Bf16RowsBytes(params.t, width);
   NIBBLE_CHECK(bytes <= context.workspace_bytes, "attention of {} tokens: workspace of {} bytes",
                params.t, context.workspace_bytes);
   OpContext rest = context;
@@ -118,13 +115,7 @@ void AttentionThenLayOut(const OpContext& context, const AttentionParams& params
   rows.out = reinterpret_cast<uint16_t*>(context.workspace + rest.workspace_bytes);
   rows.out_layout = {};
   Attention(rest, rows);
-  const int64_t width = int64_t{params.q_heads} * params.cache.head_dim;
-  PrepareTokens({.x = rows.out,
-                 .x_stride = width,
-                 .m = params.t,
-                 .k = width,
-                 .part_tokens = params.out_layout.part_tokens},
-                reinterpret_cast<std::byte*>(params.out), context.stream);
+  LayOutRows(rows.out, params.t, width, params.out_layout, params.out, context.stream);
 }
 
 }  // namespace
@@ -135,7 +126,8 @@ size_t AttentionWorkspace(int, int64_t max_t, int32_t q_heads, int32_t head_dim)
   const int64_t most = head_dim == kLatentDim ? kMaxLatentWorkspace : kMaxWorkspace;
   const size_t rows =
       HasWgmma(CurrentCapability())
-          ? RowsBytes(std::min<int64_t>(max_t, kMaxTurnTokens), q_heads, head_dim) + 64
+          ? Bf16RowsBytes(std::min<int64_t>(max_t, kMaxTurnTokens), int64_t{q_heads} * head_dim) +
+                64
           : 0;
   return static_cast<size_t>(std::min(most, max_t * q_heads * kUnitsWanted * entry_bytes)) + rows;
 }

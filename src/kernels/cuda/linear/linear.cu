@@ -148,15 +148,6 @@ void LinearOfRows(const OpContext& context, const LinearParams& params) {
   }
 }
 
-}  // namespace
-
-namespace {
-
-// Of rows that another op will find laid out.
-size_t RowsBytes(int64_t m, int64_t f) {
-  return (static_cast<size_t>(m * f) * sizeof(uint16_t) + 63) / 64 * 64;
-}
-
 // Whether the kernel that multiplies stores y as y_layout says. Pairs of CTAs could, but no GPU has
 // shown yet that they do.
 bool StoresLaidOut(const LinearParams& p) {
@@ -168,29 +159,25 @@ bool StoresLaidOut(const LinearParams& p) {
 // By way of rows in the workspace.
 void LinearThenLayOut(const OpContext& context, const LinearParams& params) {
   const int64_t f = params.weight->n() / 2;
-  const size_t bytes = RowsBytes(params.m, f);
+  const size_t bytes = Bf16RowsBytes(params.m, f);
   NIBBLE_CHECK(bytes <= context.workspace_bytes, "{} tokens of {}: workspace of {} bytes", params.m,
                f, context.workspace_bytes);
   auto* const rows = reinterpret_cast<uint16_t*>(context.workspace);
-  OpContext rest = context;
-  rest.workspace += bytes;
-  rest.workspace_bytes -= bytes;
   LinearParams product = params;
   product.y = rows;
   product.y_stride = f;
   product.y_layout = {};
-  Linear(rest, product);
-  PrepareTokens(
-      {.x = rows, .x_stride = f, .m = params.m, .k = f, .part_tokens = params.y_layout.part_tokens},
-      reinterpret_cast<std::byte*>(params.y), context.stream);
+  Linear(Behind(context, bytes), product);
+  LayOutRows(rows, params.m, f, params.y_layout, params.y, context.stream);
 }
 
 }  // namespace
 
 // Layouts other than rows are of up to kMaxTurnTokens tokens.
 size_t ActivatedWorkspace(int64_t max_m, int64_t f) {
-  const size_t laid_out =
-      HasWgmma(CurrentCapability()) ? RowsBytes(std::min<int64_t>(max_m, kMaxTurnTokens), f) : 0;
+  const size_t laid_out = HasWgmma(CurrentCapability())
+                              ? Bf16RowsBytes(std::min<int64_t>(max_m, kMaxTurnTokens), f)
+                              : 0;
   return laid_out + (f % kPairedRows == 0 ? 0 : GateUpBytes(max_m, f));
 }
 
@@ -216,9 +203,7 @@ void Linear(const OpContext& context, const LinearParams& params) {
   NIBBLE_CHECK(LinearWorkspace(params.m, k) <= context.workspace_bytes,
                "linear of {} tokens: workspace of {} bytes", params.m, context.workspace_bytes);
   auto* const normed = reinterpret_cast<uint16_t*>(context.workspace);
-  OpContext rest = context;
-  rest.workspace += NormedBytes(params.m, k);
-  rest.workspace_bytes -= NormedBytes(params.m, k);
+  const OpContext rest = Behind(context, NormedBytes(params.m, k));
   for (int64_t token = 0; token < params.m; token += kNormedTokens) {
     LinearParams part = Part(params, token, std::min(kNormedTokens, params.m - token));
     NormRows(context, params.norm, part.x, part.x_stride, part.m, k, normed);

@@ -112,9 +112,8 @@ __global__ void __launch_bounds__(kThreads, 2) OneTokenKernel(const __grid_const
       const std::byte* const from = (tail ? p.tail_data : p.data) +
                                     int64_t{tail ? tile - p.tail_tile : tile} * p.row_tile_bytes +
                                     slice * kSliceBytes;
-      weights.Request(u % kStages,
-                      ptx::SharedAddress(ring) + u % kStages * kWarps * kSliceBytes, from,
-                      kSliceTiles, lane);
+      weights.Request(u % kStages, ptx::SharedAddress(ring) + u % kStages * kWarps * kSliceBytes,
+                      from, kSliceTiles, lane);
     }
     ptx::CommitCopies();
   };

@@ -15,6 +15,27 @@ constexpr int WholeSliceBytes(TileFormat format) {
   return kSliceTiles * CodeBytes(format) + ScaleBytes(format, 0);
 }
 
+// Starts the lanes' copies of a slice of `tiles` k-tiles to a stage; the caller commits. Scales lie
+// behind room for four k-tiles, in memory behind those that are there.
+template <TileFormat kFormat>
+__device__ __forceinline__ void CopySliceByLanes(uint32_t stage, const std::byte* slice, int tiles,
+                                                 int lane) {
+  constexpr int kCodes = CodeBytes(kFormat), kVectors = kCodes / 512;  // of a k-tile; of a lane
+  constexpr int kScaleVectors = ScaleBytes(kFormat, 0) / 16;
+  static_assert(kCodes % 512 == 0 && kScaleVectors <= 32);
+  const uint32_t to = stage + lane * 16;
+  const std::byte* from = slice + lane * 16;
+  if (tiles == kSliceTiles) {
+#pragma unroll
+    for (int i = 0; i < kSliceTiles * kVectors; ++i)
+      ptx::CopyAsync16To(to + i * 512, from + i * 512);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < tiles * kVectors; ++i) ptx::CopyAsync16To(to + i * 512, from + i * 512);
+  }
+  if (lane < kScaleVectors) ptx::CopyAsync16To(to + kSliceTiles * kCodes, from + tiles * kCodes);
+}
+
 template <TileFormat kFormat, int kStages>
 class WarpStages {
  public:
@@ -28,12 +49,12 @@ class WarpStages {
 #endif
   }
 
-  // Asks for a slice of `tiles` k-tiles, up to four: scales lie behind room for four, in memory
-  // behind those that are there. stage: its address in shared memory.
+  // Asks for a slice of `tiles` k-tiles, up to four, which lies there as CopySliceByLanes leaves
+  // it. stage: its address in shared memory.
   __device__ __forceinline__ void Request(int index, uint32_t stage, const std::byte* slice,
                                           int tiles, int lane) const {
-    constexpr int kCodes = CodeBytes(kFormat), kScales = ScaleBytes(kFormat, 0);
 #if __CUDA_ARCH__ >= 900
+    constexpr int kCodes = CodeBytes(kFormat), kScales = ScaleBytes(kFormat, 0);
     const uint32_t barrier = first_barrier_ + index * 8;
     if (kScales == 0 || tiles == kSliceTiles) {
       ptx::BulkCopyOfWarp(stage, slice, tiles * kCodes + kScales, barrier);
@@ -42,24 +63,12 @@ class WarpStages {
                             barrier);
     }
 #else
-    static_assert(kCodes % 512 == 0 && kScales <= 512);
-    const uint32_t to = stage + lane * 16;
-    const std::byte* const from = slice + lane * 16;
-    if (tiles == kSliceTiles) {
-#pragma unroll
-      for (int at = 0; at < kSliceTiles * kCodes; at += 512)
-        ptx::CopyAsync16To(to + at, from + at);
-    } else {
-#pragma unroll 1
-      for (int at = 0; at < tiles * kCodes; at += 512) ptx::CopyAsync16To(to + at, from + at);
-    }
-    if (lane * 16 < kScales)
-      ptx::CopyAsync16To(to + kSliceTiles * kCodes, from + tiles * kCodes);
+    CopySliceByLanes<kFormat>(stage, slice, tiles, lane);
 #endif
   }
 
-  // Until the stage's slice is there. parity: 0 for the first that was asked for there, then 1, 0, …
-  // kLater: groups that were committed behind its own.
+  // Until the stage's slice is there. parity: 0 for the first that was asked for there, then 1, 0,
+  // … kLater: groups that were committed behind its own.
   template <int kLater>
   __device__ __forceinline__ void Wait(int index, uint32_t parity) const {
 #if __CUDA_ARCH__ >= 900

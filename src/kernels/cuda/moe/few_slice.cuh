@@ -7,7 +7,7 @@
 
 namespace nibble::kernels::cuda::moe {
 
-// Starts the copy of a slice of `tiles` k-tiles to a stage, as CopyOneSlice does. stage, slice:
+// Starts the copy of a slice of `tiles` k-tiles to a stage, as CopySliceByLanes does. stage, slice:
 // both behind what earlier lanes copy, 16 bytes each. kWhole, here and below: slices are of four.
 template <Formats kFormats, bool kWhole>
 __device__ __forceinline__ void CopyFewSlice(uint32_t stage, const std::byte* slice, int tiles,

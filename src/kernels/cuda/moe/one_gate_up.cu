@@ -124,8 +124,9 @@ __global__ void __launch_bounds__(kOneThreads, 2) OneGateUpKernel(const __grid_c
       const std::byte* const from = choice.ranks[ahead.rank].data +
                                     (ahead.tile * plan.tile_bytes + (up ? up_bytes : 0)) +
                                     slice * kSliceBytes;
-      CopyOneSlice<kFormats>(ring + stage * kSliceBytes, from,
-                             min(plan.k_tiles - slice * kSliceTiles, kSliceTiles), lane);
+      CopySliceByLanes<kOnlyFormat<kFormats>>(ring + stage * kSliceBytes, from,
+                                              min(plan.k_tiles - slice * kSliceTiles, kSliceTiles),
+                                              lane);
       ahead.unit += kWarps, ahead.of_item += kWarps;
       ahead.Settle(plan, top_k);
     }

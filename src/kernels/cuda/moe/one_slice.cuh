@@ -10,26 +10,6 @@ namespace nibble::kernels::cuda::moe {
 template <Formats kFormats>
 inline constexpr int kSliceBytesOf = WholeSliceBytes(kOnlyFormat<kFormats>);
 
-// Starts the copy of a slice of `tiles` k-tiles to shared memory; the caller commits. Scales lie
-// behind room for four k-tiles, as they do in memory where there are as many.
-template <Formats kFormats>
-__device__ __forceinline__ void CopyOneSlice(uint32_t stage, const std::byte* slice, int tiles,
-                                             int lane) {
-  constexpr int kTile = CodeBytes(kOnlyFormat<kFormats>);
-  constexpr int kScaleVectors = ScaleBytes(kOnlyFormat<kFormats>, 0) / 16;
-  static_assert(kTile == 512);
-  const uint32_t to = stage + lane * 16;
-  const std::byte* from = slice + lane * 16;
-  if (tiles == kSliceTiles) {
-#pragma unroll
-    for (int i = 0; i < kSliceTiles; ++i) ptx::CopyAsync16To(to + i * kTile, from + i * kTile);
-  } else {
-#pragma unroll 1
-    for (int i = 0; i < tiles; ++i) ptx::CopyAsync16To(to + i * kTile, from + i * kTile);
-  }
-  if (lane < kScaleVectors) ptx::CopyAsync16To(to + kSliceTiles * kTile, from + tiles * kTile);
-}
-
 // A lane's codes and scales of a slice. What lies in the place of k-tiles that are not there is
 // finite and meets zeros of x.
 template <Formats kFormats>

@@ -256,4 +256,10 @@ PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memor
   return {.data = memory, .groups = of_part, .tiles = layout.tiles};
 }
 
+void LayOutRows(const uint16_t* rows, int64_t m, int64_t k, ActivationLayout layout, uint16_t* out,
+                void* stream) {
+  PrepareTokens({.x = rows, .x_stride = k, .m = m, .k = k, .part_tokens = layout.part_tokens},
+                reinterpret_cast<std::byte*>(out), stream);
+}
+
 }  // namespace nibble::kernels::cuda

@@ -75,4 +75,8 @@ void PermuteRows(const PrepareTokensParams& params, uint16_t* out, void* stream)
 // 16-byte aligned.
 PreparedTokens PrepareTokens(const PrepareTokensParams& params, std::byte* memory, void* stream);
 
+// Rows, (m, k) dense, to `out` as `layout` says, which is not rows: for the linear that reads them.
+void LayOutRows(const uint16_t* rows, int64_t m, int64_t k, ActivationLayout layout, uint16_t* out,
+                void* stream);
+
 }  // namespace nibble::kernels::cuda

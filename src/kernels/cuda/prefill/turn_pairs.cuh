@@ -130,9 +130,9 @@ struct PairWeights : Shape::Ring {
                                          const RunWalk<Shape>& slices, int row_tile, bool has_rows)
       : Ring(memory), walk(slices) {
     if (has_rows)
-      this->ReadFrom(weight.data + row_tile * weight.row_tile_bytes +
-                         int64_t{walk.slice} * Ring::kSliceBytes,
-                     weight.k_tiles - walk.slice * kSliceTiles);
+      this->ReadFrom(
+          weight.data + row_tile * weight.row_tile_bytes + int64_t{walk.slice} * Ring::kSliceBytes,
+          weight.k_tiles - walk.slice * kSliceTiles);
     for (int i = 0; i < Ring::kPlaces; ++i) HasReadSlice();
   }
   __device__ __forceinline__ void HasReadSlice() {
@@ -155,11 +155,11 @@ struct PairTokens {
   const uint64_t descriptor;  // of slot 0
   const std::byte* const x;   // of the part
   const int x_tiles;
-  const bool copies;              // this warp
-  SlotOf<Shape::kSlots> at;       // to be read next
+  const bool copies;               // this warp
+  SlotOf<Shape::kSlots> at;        // to be read next
   SlotOf<Shape::kSlots> refilled;  // next
-  RunWalk<Shape> walk;            // of what comes there
-  int piece = 0;                  // of the slice
+  RunWalk<Shape> walk;             // of what comes there
+  int piece = 0;                   // of the slice
 
   __device__ __forceinline__ PairTokens(const PairStorage<Shape>& storage, const PrefillParams& p,
                                         const RunWalk<Shape>& slices, int turn, int part,
@@ -307,9 +307,9 @@ struct PairConsumer {
         ptx::WgmmaFence();
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          ptx::WgmmaBf16<Shape::kN>(
-              sum, a[u % 2][j], ptx::WgmmaDescriptorAt(tokens.Tile(u % kSlotTiles), 32 * j),
-              u > 0 || j > 0);
+          ptx::WgmmaBf16<Shape::kN>(sum, a[u % 2][j],
+                                    ptx::WgmmaDescriptorAt(tokens.Tile(u % kSlotTiles), 32 * j),
+                                    u > 0 || j > 0);
         ptx::WgmmaCommit();
         if (u > 0) ptx::WgmmaWait<1>();
       } else {
@@ -356,8 +356,7 @@ __global__ void __maxnreg__(Shape::kRegisters)
                              walk, row_tile, row_tile < rows.end);
   ptx::LaunchSuccessor();
   ptx::WaitForPredecessor();
-  PairTokens<Shape> tokens(storage, p, walk, turn, static_cast<int>(blockIdx.y),
-                           warp == turn);
+  PairTokens<Shape> tokens(storage, p, walk, turn, static_cast<int>(blockIdx.y), warp == turn);
   PairConsumer<Shape> consumer(weights, tokens);
   PairRelay<Shape> relay(storage, turn, rank);
   const LayingOutput out = LayingOutputOf(p, min(p.weight.n, rows.end * kTileRows));

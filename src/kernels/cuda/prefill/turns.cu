@@ -58,8 +58,8 @@ double Microseconds(const WeightTiles& weight, int64_t m, const TurnPlan& plan) 
                     plan.row_ctas * plan.parts * (weight_bytes + x_bytes) / kL2Rate,
                     plan.passes * UnitsOfWarpgroup(weight, plan) * UnitMicroseconds(weight, plan)};
   std::ranges::sort(needs);
-  return kPreparation + (plan.splits > 1 ? kLastTotal : 0.0) + needs[2] + (plan.splits > 1 ? 0.1 : 0.25) * needs[1] +
-         CrowdedMicroseconds(weight, m, plan);
+  return kPreparation + (plan.splits > 1 ? kLastTotal : 0.0) + needs[2] +
+         (plan.splits > 1 ? 0.1 : 0.25) * needs[1] + CrowdedMicroseconds(weight, m, plan);
 }
 
 }  // namespace

@@ -427,8 +427,7 @@ struct TurnWork {
                                             const TileEnd& end) const {
     // Another warpgroup of the row group may have stored the pass before.
     if (Shape::kTurns > 1 && pass > 0) ptx::BarrierWait(storage.stored + group, (pass - 1) & 1);
-    Store<Shape::kN>(OutputOfPass(pass), total, end,
-                     storage.staging + group * Shape::kStagingBytes,
+    Store<Shape::kN>(OutputOfPass(pass), total, end, storage.staging + group * Shape::kStagingBytes,
                      kStagingBarrier + group);
     if (Shape::kTurns > 1 && threadIdx.x % 32 == 0) ptx::BarrierArrive(storage.stored + group);
   }
